@@ -1,0 +1,38 @@
+"""The families: each one's defaults, its Hugging Face config mapping and its table of parameter names."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxformer.families import gpt2, llama
+from jaxformer.families.base import Family
+from jaxformer.models.config import TransformerConfig
+from jaxformer.models.transformer import Decoder
+from jaxformer.schema import UserError, nearest
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (gpt2.FAMILY, llama.FAMILY)}
+
+
+def get_family(name: str) -> Family:
+    """The family called ``name``.
+
+    Raises:
+        UserError: if there is none; names the nearest.
+    """
+    if name not in FAMILIES:
+        raise UserError(f"model.type is {name!r}, expected one of {', '.join(FAMILIES)}{nearest(name, FAMILIES)}")
+    return FAMILIES[name]
+
+
+def model_config(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys given over the defaults of the family they name, not validated yet."""
+    family = get_family(str(keys.get("type", "gpt2")))
+    return {**family.defaults, **keys, "type": family.name}
+
+
+def build_model(config: TransformerConfig) -> Decoder:
+    """The model a configuration describes: a Flax module, ``model.init`` and ``model.apply`` are pure functions."""
+    get_family(config.type)
+    return Decoder(config)
+
+
+__all__ = ["FAMILIES", "Family", "build_model", "get_family", "model_config"]

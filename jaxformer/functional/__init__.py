@@ -1,0 +1,71 @@
+"""The mathematics of the Transformer as pure functions on arrays: no Flax, no configuration objects."""
+
+from jaxformer.functional.attention import (
+    KeyValue,
+    append_key_value,
+    dot_product_attention,
+    merge_heads,
+    multi_head_attention,
+    project_heads,
+)
+from jaxformer.functional.dropout import dropout, example_keys
+from jaxformer.functional.feed_forward import ACTIVATIONS, feed_forward, gelu, gelu_tanh, linear, relu, silu
+from jaxformer.functional.losses import (
+    IGNORE,
+    HeadWeights,
+    TokenLoss,
+    chunked_cross_entropy,
+    cross_entropy,
+    head_logits,
+)
+from jaxformer.functional.mask import MASKED, Mask, position_ids_from_mask
+from jaxformer.functional.norm import layer_norm, rms_norm
+from jaxformer.functional.positions import (
+    Rotary,
+    RotaryScaling,
+    apply_rotary,
+    learned_positions,
+    rotary_angles,
+    rotary_frequencies,
+    sinusoidal_positions,
+)
+from jaxformer.functional.sampling import sample_token, top_k_logits, top_p_logits
+
+__all__ = [
+    "ACTIVATIONS",
+    "IGNORE",
+    "MASKED",
+    "HeadWeights",
+    "KeyValue",
+    "Mask",
+    "Rotary",
+    "RotaryScaling",
+    "TokenLoss",
+    "append_key_value",
+    "apply_rotary",
+    "chunked_cross_entropy",
+    "cross_entropy",
+    "dot_product_attention",
+    "dropout",
+    "example_keys",
+    "feed_forward",
+    "gelu",
+    "gelu_tanh",
+    "head_logits",
+    "layer_norm",
+    "learned_positions",
+    "linear",
+    "merge_heads",
+    "multi_head_attention",
+    "position_ids_from_mask",
+    "project_heads",
+    "relu",
+    "rms_norm",
+    "rotary_angles",
+    "rotary_frequencies",
+    "sample_token",
+    "silu",
+    "sinusoidal_positions",
+    "top_k_logits",
+    "top_p_logits",
+]

@@ -1,0 +1,67 @@
+"""GPT-2 (Radford et al. 2019): learned positions, pre-norm LayerNorm, GELU by tanh, biases, tied head."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxformer.families.base import Family, Name
+from jaxformer.models.config import TransformerConfig
+
+DEFAULTS = {
+    "hidden_size": 768,
+    "num_layers": 12,
+    "num_heads": 12,
+    "max_length": 1024,
+    "norm": "layer_norm",
+    "norm_epsilon": 1e-5,
+    "activation": "gelu_tanh",
+    "gated": False,
+    "use_bias": True,
+    "positions": "learned",
+    "tie_embeddings": True,
+}
+
+ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
+
+
+def from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of ``TransformerConfig`` from a GPT-2 ``config.json``."""
+    return {
+        "type": "gpt2",
+        "vocab_size": hf["vocab_size"],
+        "hidden_size": hf["n_embd"],
+        "num_layers": hf["n_layer"],
+        "num_heads": hf["n_head"],
+        "intermediate_size": hf.get("n_inner"),
+        "max_length": hf["n_positions"],
+        "norm_epsilon": hf["layer_norm_epsilon"],
+        "activation": ACTIVATIONS[hf["activation_function"]],
+        "tie_embeddings": hf.get("tie_word_embeddings", True),
+        "initializer_range": hf["initializer_range"],
+    }
+
+
+def names(config: TransformerConfig) -> list[Name]:
+    """GPT-2 stores its linear kernels as ``[in, out]`` (Conv1D), so nothing is transposed but an untied head."""
+    table = [
+        Name("embeddings/token/embedding", "transformer.wte.weight"),
+        Name("embeddings/position/embedding", "transformer.wpe.weight"),
+        Name("final_norm/scale", "transformer.ln_f.weight"),
+        Name("final_norm/bias", "transformer.ln_f.bias"),
+    ]
+    if not config.tie_embeddings:
+        table.append(Name("lm_head/kernel", "lm_head.weight", transposed=True))
+    block = "transformer.h.{}."
+    for ours, theirs in (("attention_norm", "ln_1"), ("feed_forward_norm", "ln_2")):
+        table.append(Name(f"layers/{ours}/scale", f"{block}{theirs}.weight"))
+        table.append(Name(f"layers/{ours}/bias", f"{block}{theirs}.bias"))
+    linears = {"attention/output": "attn.c_proj", "feed_forward/up": "mlp.c_fc", "feed_forward/down": "mlp.c_proj"}
+    for ours, theirs in linears.items():
+        table.append(Name(f"layers/{ours}/kernel", f"{block}{theirs}.weight"))
+        table.append(Name(f"layers/{ours}/bias", f"{block}{theirs}.bias"))
+    for index, ours in enumerate(("query", "key", "value")):
+        table.append(Name(f"layers/attention/{ours}/kernel", f"{block}attn.c_attn.weight", part=(index, 3)))
+        table.append(Name(f"layers/attention/{ours}/bias", f"{block}attn.c_attn.bias", part=(index, 3)))
+    return table
+
+
+FAMILY = Family("gpt2", DEFAULTS, from_hf, names)

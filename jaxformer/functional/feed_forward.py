@@ -1,0 +1,80 @@
+"""The position-wise feed-forward network, plain and gated, and its activations."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float
+
+from jaxformer.functional.dropout import dropout
+
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Exact GELU, ``x * Phi(x)`` with the normal distribution function (Hendrycks, Gimpel 2016)."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def gelu_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """GELU by tanh, ``x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3)))`` (Hendrycks, Gimpel 2016, section 2)."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+def silu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """SiLU (swish), ``x * sigmoid(x)`` (Elfwing, Uchibe, Doya 2017)."""
+    return jax.nn.silu(x)
+
+
+def relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """ReLU, ``max(x, 0)``."""
+    return jax.nn.relu(x)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "silu": silu,
+    "relu": relu,
+}
+
+
+def linear(x: Float[Array, "*batch D"], weights: Mapping[str, Any]) -> Float[Array, "*batch F"]:
+    """``x @ kernel + bias`` with ``kernel [D, F]`` and, where present, ``bias [F]``, in the dtype of ``x``."""
+    y = x @ weights["kernel"].astype(x.dtype)
+    if "bias" in weights:
+        y = y + weights["bias"].astype(x.dtype)
+    return y
+
+
+def feed_forward(
+    x: Float[Array, "B T D"],
+    weights: Mapping[str, Any],
+    *,
+    activation: str = "gelu",
+    dropout_rate: float = 0.0,
+    dropout_keys: Array | None = None,
+) -> Float[Array, "B T D"]:
+    """Feed-forward network: ``act(x W_up + b) W_down + b``, or gated ``(act(x W_gate) * (x W_up)) W_down``.
+
+    Vaswani et al. 2017, "Attention Is All You Need", equation 2; gated: Shazeer 2020, "GLU Variants Improve
+    Transformer", equation 6. The gate is applied when ``weights`` has one.
+
+    Args:
+        x: the hidden states.
+        weights: ``{"up": {"kernel" [D, F], "bias" [F]}, "down": {"kernel" [F, D], "bias" [D]}}`` and, if gated,
+            ``"gate"`` like ``"up"``; every bias may be absent.
+        activation: one of ``ACTIVATIONS``.
+        dropout_rate: dropout on the inner activations, as in the original T5; most models have 0.
+        dropout_keys: one key per example, or None for evaluation.
+
+    Returns:
+        An array like ``x``, same dtype.
+
+    Raises:
+        ValueError: if the activation is unknown.
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"feed_forward: activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
+    act = ACTIVATIONS[activation]
+    up = linear(x, weights["up"])
+    inner = act(linear(x, weights["gate"])) * up if "gate" in weights else act(up)
+    return linear(dropout(inner, dropout_rate, dropout_keys), weights["down"])

@@ -1,0 +1,186 @@
+"""Cross-entropy over a vocabulary: whole, and in chunks of tokens so that all logits never exist at once."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+IGNORE = -100  # label of a token that is not trained, as in PyTorch and Hugging Face
+
+
+class TokenLoss(NamedTuple):
+    """Sums over tokens; the caller divides ``total`` by a count once, over all devices and micro-batches.
+
+    Attributes:
+        total: what is minimised, label smoothing and z-loss included, nats.
+        cross_entropy: the plain negative log-likelihood of the labels, nats.
+        tokens: number of trained tokens.
+    """
+
+    total: Float[Array, ""]
+    cross_entropy: Float[Array, ""]
+    tokens: Float[Array, ""]
+
+
+def cross_entropy(
+    logits: Float[Array, "*tokens V"],
+    labels: Int[Array, "*tokens"],
+    *,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> TokenLoss:
+    """Cross-entropy of the labels, summed over the tokens whose label is not -100; float32.
+
+    Per token ``-(1-a) log p[label] - a/V sum_v log p[v] + z (log Z)^2`` with ``log p = logits - log Z``.
+    Label smoothing ``a``: Szegedy et al. 2016, section 7; z-loss: Chowdhery et al. 2022, "PaLM", section 5.
+
+    Args:
+        logits: any float dtype.
+        labels: -100 where nothing is trained; such tokens give exactly 0 and a zero gradient, whatever their logits.
+        label_smoothing: ``a`` above, in ``[0, 1)``.
+        z_loss: ``z`` above, PaLM uses 1e-4.
+
+    Raises:
+        ValueError: if ``label_smoothing`` is not in ``[0, 1)``.
+    """
+    if not 0.0 <= label_smoothing < 1.0:
+        raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}, expected 0 <= label_smoothing < 1")
+    trained = labels != IGNORE
+    # Replaced before the exponential: 0 * nan would be nan in the gradient of a masked token.
+    logits = jnp.where(trained[..., None], logits.astype(jnp.float32), 0.0)
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    label_logits = jnp.take_along_axis(logits, jnp.where(trained, labels, 0)[..., None], axis=-1)[..., 0]
+    nll = log_z - label_logits
+    loss = nll
+    if label_smoothing:
+        loss = (1 - label_smoothing) * nll + label_smoothing * (log_z - jnp.mean(logits, axis=-1))
+    if z_loss:
+        loss = loss + z_loss * jnp.square(log_z)
+    return TokenLoss(
+        jnp.sum(jnp.where(trained, loss, 0.0)),
+        jnp.sum(jnp.where(trained, nll, 0.0)),
+        jnp.sum(trained, dtype=jnp.float32),
+    )
+
+
+class HeadWeights(NamedTuple):
+    """The output layer: ``kernel`` is ``[D, V]``, or the tied embedding ``[V, D]`` (``tied``); ``bias [V]`` or None."""
+
+    kernel: Any
+    bias: Any = None
+    tied: bool = False
+
+
+def head_logits(hidden: Float[Array, "*tokens D"], head: HeadWeights) -> Float[Array, "*tokens V"]:
+    """``hidden @ kernel + bias``: the product in the dtype of ``hidden``, the logits float32."""
+    pattern = "...d,vd->...v" if head.tied else "...d,dv->...v"
+    logits = jnp.einsum(pattern, hidden, head.kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return logits if head.bias is None else logits + head.bias.astype(jnp.float32)
+
+
+def chunked_cross_entropy(
+    hidden: Float[Array, "B T D"],
+    head: HeadWeights,
+    labels: Int[Array, "B T"],
+    *,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    chunk_tokens: int = 1024,
+) -> TokenLoss:
+    """``cross_entropy(head_logits(hidden, head), labels)`` with at most ``chunk_tokens`` tokens' logits in memory.
+
+    When differentiated, the gradient of each chunk is taken in the forward pass, while its logits are at hand, and
+    only scaled in the backward pass: no logits are kept and none are computed twice. The gradient of the head's
+    weights is summed over chunks in float32. Only ``total`` has a gradient; the function can be differentiated once.
+
+    Args:
+        hidden: last hidden states.
+        head: the output layer.
+        labels: -100 where nothing is trained.
+        label_smoothing: as in ``cross_entropy``.
+        z_loss: as in ``cross_entropy``.
+        chunk_tokens: tokens per chunk; a chunk is ``ceil(chunk_tokens / B)`` columns of the batch, so that a batch
+            that is sharded over devices stays so.
+
+    Raises:
+        ValueError: if ``chunk_tokens`` is below 1.
+    """
+    if chunk_tokens < 1:
+        raise ValueError(f"chunked_cross_entropy: chunk_tokens is {chunk_tokens}, expected at least 1")
+    B, T, _ = hidden.shape
+    columns = min(T, -(-chunk_tokens // B))
+    # As even as possible, so that little of the last chunk is padding.
+    chunks = -(-T // columns)
+    columns = -(-T // chunks)
+    return _chunked(hidden, head.kernel, head.bias, labels, (head.tied, label_smoothing, z_loss, columns))
+
+
+def _chunk_loss(weights: tuple[Any, Any, Any], labels: Array, static: tuple[bool, float, float, int]) -> TokenLoss:
+    hidden, kernel, bias = weights
+    tied, label_smoothing, z_loss, _ = static
+    logits = head_logits(hidden, HeadWeights(kernel, bias, tied))
+    return cross_entropy(logits, labels, label_smoothing=label_smoothing, z_loss=z_loss)
+
+
+def _split(hidden: Array, labels: Array, columns: int) -> tuple[Array, Array]:
+    """``[B, T, ...]`` to ``[chunks, B, columns, ...]``, padded with ignored tokens."""
+    B, T, D = hidden.shape
+    chunks = -(-T // columns)
+    padding = chunks * columns - T
+    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0))).reshape(B, chunks, columns, D)
+    labels = jnp.pad(labels, ((0, 0), (0, padding)), constant_values=IGNORE).reshape(B, chunks, columns)
+    return hidden.swapaxes(0, 1), labels.swapaxes(0, 1)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _chunked(
+    hidden: Array, kernel: Array, bias: Any, labels: Array, static: tuple[bool, float, float, int]
+) -> TokenLoss:
+    def step(sums: TokenLoss, chunk: tuple[Array, Array]) -> tuple[TokenLoss, None]:
+        loss = _chunk_loss((chunk[0], kernel, bias), chunk[1], static)
+        return TokenLoss(*(a + b for a, b in zip(sums, loss, strict=True))), None
+
+    columns = static[3]
+    if columns == hidden.shape[1]:
+        return _chunk_loss((hidden, kernel, bias), labels, static)
+    zero = jnp.zeros((), jnp.float32)
+    return lax.scan(step, TokenLoss(zero, zero, zero), _split(hidden, labels, columns))[0]
+
+
+def _chunked_forward(
+    hidden: Array, kernel: Array, bias: Any, labels: Array, static: tuple[bool, float, float, int]
+) -> tuple[TokenLoss, Any]:
+    def value_and_gradient(hidden: Array, labels: Array) -> tuple[TokenLoss, Any]:
+        def total(weights: tuple[Any, Any, Any]) -> tuple[Array, TokenLoss]:
+            loss = _chunk_loss(weights, labels, static)
+            return loss.total, loss
+
+        (_, loss), gradients = jax.value_and_grad(total, has_aux=True)((hidden, kernel, bias))
+        return loss, gradients
+
+    columns = static[3]
+    B, T, D = hidden.shape
+    if columns == T:
+        loss, gradients = value_and_gradient(hidden, labels)
+        return loss, gradients
+
+    def step(sums: Any, chunk: tuple[Array, Array]) -> tuple[Any, Array]:
+        loss, (d_hidden, d_kernel, d_bias) = value_and_gradient(*chunk)
+        return jax.tree.map(jnp.add, sums, (loss, d_kernel, d_bias)), d_hidden
+
+    zero = jnp.zeros((), jnp.float32)
+    start = (TokenLoss(zero, zero, zero), jnp.zeros_like(kernel), None if bias is None else jnp.zeros_like(bias))
+    (loss, d_kernel, d_bias), d_hidden = lax.scan(step, start, _split(hidden, labels, columns))
+    d_hidden = d_hidden.swapaxes(0, 1).reshape(B, -1, D)[:, :T]
+    return loss, (d_hidden, d_kernel, d_bias)
+
+
+def _chunked_backward(static: Any, gradients: Any, cotangents: TokenLoss) -> tuple[Any, Any, Any, None]:
+    d_hidden, d_kernel, d_bias = jax.tree.map(lambda g: (g * cotangents.total).astype(g.dtype), gradients)
+    return d_hidden, d_kernel, d_bias, None
+
+
+_chunked.defvjp(_chunked_forward, _chunked_backward)

@@ -1,0 +1,115 @@
+"""Attention masks as small values: what may attend to what, turned into an array only where one is needed.
+
+Booleans, True means "may attend". A ``Mask`` is a pytree; its static part (causal, window) lets an attention
+implementation skip blocks of the score matrix, its array part (padding, segments) is data.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+# The library's one "minus infinity" for scores and logits. It is finite, so that inf - inf never makes a nan, and far
+# from the float32 limit, so that sums of a few of them stay finite.
+MASKED = -1e30
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[
+        "key_valid",
+        "query_segments",
+        "key_segments",
+        "query_offset",
+        "query_positions",
+        "key_positions",
+    ],
+    meta_fields=["causal", "window"],
+)
+@dataclass(frozen=True)
+class Mask:
+    """Which key each query may attend to; the conditions given are joined by "and".
+
+    Attributes:
+        causal: query ``t`` sees key ``s`` only if ``s <= t + query_offset``.
+        window: query and key must be less than ``window`` positions apart (on both sides when not causal), so a
+            token sees itself and ``window - 1`` neighbours on a side.
+        key_valid: ``[B, S]``, False at padding keys.
+        query_segments: ``[B, T]``, document number of each query token in a packed row, 0 for padding.
+        key_segments: ``[B, S]``, the same for keys; both or neither. Padding sees nothing and is seen by nothing.
+        query_offset: index among the keys of the first query; above 0 when a cache holds earlier keys.
+        query_positions: ``[B, T]`` positions to measure ``window`` with where they differ from the index, which
+            happens when a cache has padding between a prompt and its continuation.
+        key_positions: ``[B, S]``, the same for keys; both or neither.
+    """
+
+    causal: bool = False
+    window: int | None = None
+    key_valid: Bool[Array, "B S"] | None = None
+    query_segments: Int[Array, "B T"] | None = None
+    key_segments: Int[Array, "B S"] | None = None
+    query_offset: int | Int[Array, ""] = 0
+    query_positions: Int[Array, "B T"] | None = None
+    key_positions: Int[Array, "B S"] | None = None
+
+    @property
+    def key_padding(self) -> Bool[Array, "B S"] | None:
+        """``[B, S]``, True at keys that hold data; None if every key does."""
+        valid = self.key_valid
+        if self.key_segments is not None:
+            in_document = self.key_segments > 0
+            valid = in_document if valid is None else valid & in_document
+        return valid
+
+    def block(
+        self, query_start: int, query_stop: int, key_start: int, key_stop: int
+    ) -> Bool[Array, "#B query key"] | None:
+        """The part of the mask for these queries and keys; None if it is True everywhere by construction.
+
+        Returns:
+            ``[B or 1, query_stop - query_start, key_stop - key_start]``.
+        """
+        parts = []
+        query = jnp.arange(query_start, query_stop)[None, :, None] + self.query_offset
+        key = jnp.arange(key_start, key_stop)[None, None, :]
+        if self.causal:
+            parts.append(key <= query)
+        if self.window is not None:
+            if self.query_positions is not None and self.key_positions is not None:
+                query = self.query_positions[:, query_start:query_stop, None]
+                key = self.key_positions[:, None, key_start:key_stop]
+            parts.append(jnp.abs(query - key) < self.window)
+        if self.key_valid is not None:
+            parts.append(self.key_valid[:, None, key_start:key_stop])
+        if self.query_segments is not None and self.key_segments is not None:
+            query_segment = self.query_segments[:, query_start:query_stop, None]
+            parts.append((query_segment == self.key_segments[:, None, key_start:key_stop]) & (query_segment > 0))
+        if not parts:
+            return None
+        mask = parts[0]
+        for part in parts[1:]:
+            mask = mask & part
+        return mask
+
+    def array(self, query_length: int, key_length: int) -> Bool[Array, "#B T S"] | None:
+        """The whole mask, ``[B or 1, T, S]``; None if it is True everywhere by construction.
+
+        >>> Mask(causal=True, window=2).array(3, 3)[0].astype(int)
+        Array([[1, 0, 0],
+               [1, 1, 0],
+               [0, 1, 1]], dtype=int32)
+        """
+        return self.block(0, query_length, 0, key_length)
+
+
+def position_ids_from_mask(attention_mask: Int[Array, "B T"] | Bool[Array, "B T"]) -> Int[Array, "B T"]:
+    """Positions that count real tokens only, so that padding on either side moves nothing; padding gets 0.
+
+    >>> position_ids_from_mask(jnp.array([[0, 0, 1, 1], [1, 1, 1, 0]]))
+    Array([[0, 0, 0, 1],
+           [0, 1, 2, 0]], dtype=int32)
+    """
+    real = attention_mask.astype(jnp.int32)
+    return (jnp.cumsum(real, axis=-1) - 1) * real

@@ -1,0 +1,286 @@
+"""Text to token ids and back: five kinds trained on the run's own corpus, or one loaded from a `tokenizer.json`.
+
+Every trained kind is lossless. Byte, BPE, WordPiece and Unigram work on the 256 byte-level characters (GPT-2, Radford et
+al. 2019, section 2.2), all of which are always in the vocabulary, so any text at all comes back exactly; `character` brings
+back every character it saw in training.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import tokenizers as hf
+from pydantic import Field, model_validator
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from jaxformer.schema import Schema, UserError
+
+FILE_NAME = "tokenizer.json"
+EOS = "<|endoftext|>"
+UNKNOWN_CHARACTER = "<|unk|>"
+WORDPIECE_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+UNIGRAM_SPECIALS = ["<pad>", "</s>", "<unk>"]
+# The names under which a loaded tokenizer.json may keep its end of text, the more telling ones first.
+EOS_NAMES = (EOS, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+# WordPiece turns a longer word into [UNK] and takes quadratic time on it, so that longer words are cut here.
+WORDPIECE_LONGEST_WORD = 100
+
+
+class TokenizerConfig(Schema):
+    """Which tokenizer a run uses."""
+
+    type: Literal["byte", "character", "bpe", "wordpiece", "unigram", "file"] = Field(
+        "bpe", description="kind of tokenizer: trained on the run's own training text, or `file` to load a tokenizer.json"
+    )
+    vocab_size: int = Field(
+        4096,
+        ge=1,
+        description="vocabulary of bpe, wordpiece and unigram; byte and character have as many tokens as they need",
+    )
+    path: str | None = Field(None, description="type file: a tokenizer.json, or a folder that holds one")
+
+    @model_validator(mode="after")
+    def _path_goes_with_file(self) -> "TokenizerConfig":
+        if self.type == "file" and self.path is None:
+            raise ValueError("type is 'file' but path is not set: give a tokenizer.json or a folder that holds one")
+        if self.type != "file" and self.path is not None:
+            raise ValueError(f"path is {self.path!r} but type is {self.type!r}, which is trained: set type to 'file'")
+        return self
+
+
+class Tokenizer:
+    """An immutable tokenizer that adds nothing to the text and treats all of it as text.
+
+    `encode` never adds special tokens, never truncates or pads, and encodes a literal `<|endoftext|>` in the text as the
+    ordinary characters it consists of: only the library itself places special ids.
+
+    Attributes:
+        vocab_size: Largest id plus one, what an embedding table must hold.
+        eos_id: Id of the end of a document, or None if the tokenizer has none.
+        fingerprint: sha256 over the canonical JSON: the same for the same tokenizer, wherever it was saved.
+    """
+
+    def __init__(self, backend: hf.Tokenizer) -> None:
+        """Takes over `backend`, a tokenizer of the `tokenizers` library."""
+        # A downloaded tokenizer.json may carry both, and would then cut off the text without a word.
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True
+        self._backend = backend
+        # Not the number of tokens: the ids of a loaded vocabulary may have gaps.
+        self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        ids = (backend.token_to_id(name) for name in EOS_NAMES)
+        self.eos_id: int | None = next((i for i in ids if i is not None), None)
+        canonical = json.dumps(json.loads(backend.to_str()), sort_keys=True, ensure_ascii=False)
+        self.fingerprint: str = hashlib.sha256(canonical.encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`."""
+        return list(self._backend.encode(text, add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each of `texts`, encoded on all cores."""
+        # The "fast" variant is the same but for the offsets into the text, which nobody reads here.
+        return [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """The text of `ids`; special tokens are left out unless asked for."""
+        return str(self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens))
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes `folder/tokenizer.json`, whole or not at all, and returns its path."""
+        path = Path(folder) / FILE_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{FILE_NAME}.{os.getpid()}")
+        temporary.write_text(self._backend.to_str(pretty=True), encoding="utf-8")
+        temporary.replace(path)
+        return path
+
+
+def build_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer that `config` asks for: loaded if its type is `file` (`texts` is then not read), else trained."""
+    return load_tokenizer(config.path) if config.path is not None else train_tokenizer(config, texts)
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Loads a `tokenizer.json`, or the one in a folder.
+
+    Raises:
+        UserError: There is no such file, or it is not a tokenizer of the `tokenizers` library.
+    """
+    file = Path(path).expanduser()
+    if file.is_dir():
+        file = file / FILE_NAME
+    if not file.is_file():
+        raise UserError(f"no tokenizer at {file}: give a {FILE_NAME} file or a folder that holds one")
+    try:
+        return Tokenizer(hf.Tokenizer.from_str(file.read_text(encoding="utf-8")))
+    except Exception as error:  # the library raises plain Exception
+        raise UserError(f"{file} is not a valid {FILE_NAME} of the `tokenizers` library: {error}") from error
+
+
+def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+    """Trains a tokenizer of `config.type`; the same texts in the same order give the same tokenizer.
+
+    The texts are read once and not kept. The vocabulary is smaller than `config.vocab_size` if the texts hold no more
+    pieces to learn.
+
+    Raises:
+        UserError: The texts are empty, or `config.vocab_size` cannot hold the bytes and the special tokens.
+    """
+    train = _TRAINERS[config.type]
+    counted = _Counted(texts)
+    tokenizer = train(config.vocab_size, counted)
+    if counted.characters == 0:
+        raise UserError("cannot train a tokenizer: got no text, expected at least one character; check data.path")
+    return Tokenizer(tokenizer)
+
+
+class _Counted:
+    """Passes texts on and counts their characters."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.texts = texts
+        self.characters = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self.texts:
+            self.characters += len(text)
+            yield text
+
+
+def _byte_characters() -> list[str]:
+    """The character that stands for each byte in the byte-level alphabet, in the order of the bytes.
+
+    Printable bytes stand for themselves, the others take the characters from U+0100 on (Radford et al. 2019, GPT-2).
+    """
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+def _require_vocab_size(kind: str, vocab_size: int, smallest: int) -> None:
+    if vocab_size < smallest:
+        raise UserError(
+            f"tokenizer.vocab_size is {vocab_size}, but {kind} needs at least {smallest} "
+            "for the bytes and its special tokens: raise it, or set tokenizer.type to 'byte'"
+        )
+
+
+def _byte_level(model: models.Model, use_regex: bool = True) -> hf.Tokenizer:
+    tokenizer = hf.Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _train_byte(vocab_size: int, texts: Iterable[str]) -> hf.Tokenizer:
+    for text in texts:  # nothing to learn, but an empty corpus must be noticed
+        if text:
+            break
+    vocab = {character: byte for byte, character in enumerate(_byte_characters())}
+    tokenizer = _byte_level(models.BPE(vocab=vocab, merges=[]), use_regex=False)
+    tokenizer.add_special_tokens([EOS])
+    return tokenizer
+
+
+def _train_character(vocab_size: int, texts: Iterable[str]) -> hf.Tokenizer:
+    seen: set[str] = set()
+    for text in texts:
+        seen.update(text)
+    vocab = {token: i for i, token in enumerate([*sorted(seen), EOS, UNKNOWN_CHARACTER])}
+    tokenizer = hf.Tokenizer(models.WordLevel(vocab, unk_token=UNKNOWN_CHARACTER))
+    # Unlike ".", this also takes line ends; unlike r"\X", it never joins characters.
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(hf.Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([EOS, UNKNOWN_CHARACTER])
+    return tokenizer
+
+
+def _train_bpe(vocab_size: int, texts: Iterable[str]) -> hf.Tokenizer:
+    _require_vocab_size("bpe", vocab_size, 256 + 1)
+    tokenizer = _byte_level(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[EOS], initial_alphabet=_byte_characters(), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _train_wordpiece(vocab_size: int, texts: Iterable[str]) -> hf.Tokenizer:
+    """WordPiece over bytes. Each byte has two pieces: one that begins a word and one, "##x", that continues it."""
+    starts = _byte_characters()
+    continuations = ["##" + character for character in starts]
+    _require_vocab_size("wordpiece", vocab_size, len(WORDPIECE_SPECIALS) + 2 * 256)
+    # No word begins with "##" if every "#" is a word by itself: the decoder may then remove "##" wherever a token
+    # begins with it.
+    split = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split("#", "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            pre_tokenizers.FixedLength(length=WORDPIECE_LONGEST_WORD),
+        ]
+    )
+    learner = hf.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    learner.pre_tokenizer = split
+    # The continuations are named to the trainer as special tokens only because that gives them a place in the vocabulary
+    # before training: else it holds those it happens to meet, numbered in the random order of a hash table, and breaks
+    # ties between merges by these numbers.
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[*WORDPIECE_SPECIALS, *continuations],
+        initial_alphabet=starts,
+        show_progress=False,
+    )
+    learner.train_from_iterator(texts, trainer)
+    tokenizer = hf.Tokenizer(
+        models.WordPiece(learner.get_vocab(), unk_token="[UNK]", max_input_chars_per_word=WORDPIECE_LONGEST_WORD)
+    )
+    tokenizer.pre_tokenizer = split
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(hf.Regex("^##"), ""), decoders.ByteLevel()])
+    tokenizer.add_special_tokens(WORDPIECE_SPECIALS)
+    return tokenizer
+
+
+def _train_unigram(vocab_size: int, texts: Iterable[str]) -> hf.Tokenizer:
+    """Unigram (Kudo 2018) over bytes."""
+    _require_vocab_size("unigram", vocab_size, len(UNIGRAM_SPECIALS) + 256)
+    learner = _byte_level(models.Unigram())
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocab_size,
+        special_tokens=UNIGRAM_SPECIALS,
+        unk_token="<unk>",
+        initial_alphabet=_byte_characters(),
+        show_progress=False,
+    )
+    learner.train_from_iterator(texts, trainer)
+    pieces = json.loads(learner.to_str())["model"]["vocab"][len(UNIGRAM_SPECIALS) :]
+    specials = [(token, 0.0) for token in UNIGRAM_SPECIALS]
+    unknown = UNIGRAM_SPECIALS.index("<unk>")
+    tokenizer = _byte_level(models.Unigram([*specials, *_canonical(pieces)], unk_id=unknown))
+    tokenizer.add_special_tokens(UNIGRAM_SPECIALS)
+    return tokenizer
+
+
+def _canonical(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """The same pieces with the traces of the trainer's hash order removed, so that training twice gives one tokenizer.
+
+    The trainer sums in random order, which moves scores by about 1e-11, and gives the bytes it never saw the lowest score
+    plus a step of 0.0001 each, in random order too.
+    """
+    lowest = min(score for _, score in pieces)
+    unseen = 0.0001 * 256
+    rounded = [(p, round(lowest if len(p) == 1 and s < lowest + unseen else s, 6)) for p, s in pieces]
+    return sorted(rounded, key=lambda piece: (-piece[1], piece[0]))
+
+
+_TRAINERS: dict[str, Callable[[int, Iterable[str]], hf.Tokenizer]] = {
+    "byte": _train_byte,
+    "character": _train_character,
+    "bpe": _train_bpe,
+    "wordpiece": _train_wordpiece,
+    "unigram": _train_unigram,
+}

@@ -1,14 +1,15 @@
 """Text to token ids and back: five kinds trained on the run's own corpus, or one loaded from a `tokenizer.json`.
 
-Every trained kind is lossless. Byte, BPE, WordPiece and Unigram work on the 256 byte-level characters (GPT-2, Radford et
-al. 2019, section 2.2), all of which are always in the vocabulary, so any text at all comes back exactly; `character` brings
-back every character it saw in training.
+Every trained kind is lossless. Byte, BPE, WordPiece and Unigram work on the 256 byte-level characters (GPT-2, Radford
+et al. 2019, section 2.2), all of which are always in the vocabulary, so any text at all comes back exactly; `character`
+brings back every character it saw in training.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -33,7 +34,8 @@ class TokenizerConfig(Schema):
     """Which tokenizer a run uses."""
 
     type: Literal["byte", "character", "bpe", "wordpiece", "unigram", "file"] = Field(
-        "bpe", description="kind of tokenizer: trained on the run's own training text, or `file` to load a tokenizer.json"
+        "bpe",
+        description="kind of tokenizer: trained on the run's own training text, or `file` to load a tokenizer.json",
     )
     vocab_size: int = Field(
         4096,
@@ -54,8 +56,8 @@ class TokenizerConfig(Schema):
 class Tokenizer:
     """An immutable tokenizer that adds nothing to the text and treats all of it as text.
 
-    `encode` never adds special tokens, never truncates or pads, and encodes a literal `<|endoftext|>` in the text as the
-    ordinary characters it consists of: only the library itself places special ids.
+    `encode` never adds special tokens, never truncates or pads, and encodes a literal `<|endoftext|>` in the text as
+    the ordinary characters it consists of: only the library itself places special ids.
 
     Attributes:
         vocab_size: Largest id plus one, what an embedding table must hold.
@@ -131,25 +133,18 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
     Raises:
         UserError: The texts are empty, or `config.vocab_size` cannot hold the bytes and the special tokens.
     """
-    train = _TRAINERS[config.type]
-    counted = _Counted(texts)
-    tokenizer = train(config.vocab_size, counted)
-    if counted.characters == 0:
+    if config.type == "file":
+        raise UserError("tokenizer.type is 'file', which is loaded, not trained")
+    return Tokenizer(_TRAINERS[config.type](config.vocab_size, _require_text(texts)))
+
+
+def _require_text(texts: Iterable[str]) -> Iterator[str]:
+    """The texts that are not empty; an error if there is none."""
+    present = (text for text in texts if text)
+    first = next(present, None)
+    if first is None:
         raise UserError("cannot train a tokenizer: got no text, expected at least one character; check data.path")
-    return Tokenizer(tokenizer)
-
-
-class _Counted:
-    """Passes texts on and counts their characters."""
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        self.texts = texts
-        self.characters = 0
-
-    def __iter__(self) -> Iterator[str]:
-        for text in self.texts:
-            self.characters += len(text)
-            yield text
+    return chain([first], present)
 
 
 def _byte_characters() -> list[str]:
@@ -178,9 +173,6 @@ def _byte_level(model: models.Model, use_regex: bool = True) -> hf.Tokenizer:
 
 
 def _train_byte(vocab_size: int, texts: Iterable[str]) -> hf.Tokenizer:
-    for text in texts:  # nothing to learn, but an empty corpus must be noticed
-        if text:
-            break
     vocab = {character: byte for byte, character in enumerate(_byte_characters())}
     tokenizer = _byte_level(models.BPE(vocab=vocab, merges=[]), use_regex=False)
     tokenizer.add_special_tokens([EOS])
@@ -226,9 +218,9 @@ def _train_wordpiece(vocab_size: int, texts: Iterable[str]) -> hf.Tokenizer:
     )
     learner = hf.Tokenizer(models.WordPiece(unk_token="[UNK]"))
     learner.pre_tokenizer = split
-    # The continuations are named to the trainer as special tokens only because that gives them a place in the vocabulary
-    # before training: else it holds those it happens to meet, numbered in the random order of a hash table, and breaks
-    # ties between merges by these numbers.
+    # The continuations are named to the trainer as special tokens only because that gives them a place in the
+    # vocabulary before training: else it holds those it happens to meet, numbered in the random order of a hash table,
+    # and breaks ties between merges by these numbers.
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         special_tokens=[*WORDPIECE_SPECIALS, *continuations],
@@ -260,21 +252,24 @@ def _train_unigram(vocab_size: int, texts: Iterable[str]) -> hf.Tokenizer:
     pieces = json.loads(learner.to_str())["model"]["vocab"][len(UNIGRAM_SPECIALS) :]
     specials = [(token, 0.0) for token in UNIGRAM_SPECIALS]
     unknown = UNIGRAM_SPECIALS.index("<unk>")
-    tokenizer = _byte_level(models.Unigram([*specials, *_canonical(pieces)], unk_id=unknown))
+    learned = _canonical(pieces, vocab_size - len(specials))
+    tokenizer = _byte_level(models.Unigram([*specials, *learned], unk_id=unknown))
     tokenizer.add_special_tokens(UNIGRAM_SPECIALS)
     return tokenizer
 
 
-def _canonical(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
-    """The same pieces with the traces of the trainer's hash order removed, so that training twice gives one tokenizer.
+def _canonical(pieces: list[tuple[str, float]], limit: int) -> list[tuple[str, float]]:
+    """At most `limit` of the pieces, without the traces of the trainer's hash order, so that training twice agrees.
 
-    The trainer sums in random order, which moves scores by about 1e-11, and gives the bytes it never saw the lowest score
-    plus a step of 0.0001 each, in random order too.
+    The trainer sums in random order, which moves scores by about 1e-11, and gives the bytes it never saw the lowest
+    score plus a step of 0.0001 each, in random order too. It also keeps pieces too many when `limit` is near 256.
     """
     lowest = min(score for _, score in pieces)
     unseen = 0.0001 * 256
     rounded = [(p, round(lowest if len(p) == 1 and s < lowest + unseen else s, 6)) for p, s in pieces]
-    return sorted(rounded, key=lambda piece: (-piece[1], piece[0]))
+    # The bytes first, so that what is cut off is never one of them.
+    kept = sorted(rounded, key=lambda piece: (len(piece[0]) > 1, -piece[1], piece[0]))[:limit]
+    return sorted(kept, key=lambda piece: (-piece[1], piece[0]))
 
 
 _TRAINERS: dict[str, Callable[[int, Iterable[str]], hf.Tokenizer]] = {

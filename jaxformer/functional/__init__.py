@@ -29,6 +29,7 @@ from jaxformer.functional.positions import (
     rotary_frequencies,
     sinusoidal_positions,
 )
+from jaxformer.functional.random import purpose_key
 from jaxformer.functional.sampling import sample_token, top_k_logits, top_p_logits
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "multi_head_attention",
     "position_ids_from_mask",
     "project_heads",
+    "purpose_key",
     "relu",
     "rms_norm",
     "rotary_angles",

@@ -38,7 +38,7 @@ class AttentionRequest(NamedTuple):
 def _blocked_refusal(request: AttentionRequest) -> str | None:
     if not request.mask.causal:
         return "the mask is not causal, so no block of scores can be left out"
-    if not isinstance(request.mask.query_offset, int) or request.mask.query_offset != 0:
+    if request.mask.query_offset is not None:
         return "the queries start at an offset (a cache), so the blocks on the diagonal are not known ahead"
     if request.query_length != request.key_length:
         return f"queries ({request.query_length}) and keys ({request.key_length}) differ in number"

@@ -121,6 +121,8 @@ def chunked_cross_entropy(
 def _chunk_loss(weights: tuple[Any, Any, Any], labels: Array, static: tuple[bool, float, float, int]) -> TokenLoss:
     hidden, kernel, bias = weights
     tied, label_smoothing, z_loss, _ = static
+    # Whatever an ignored token holds, 0 * nan must not reach the gradient of the kernel.
+    hidden = jnp.where((labels != IGNORE)[..., None], hidden, 0)
     logits = head_logits(hidden, HeadWeights(kernel, bias, tied))
     return cross_entropy(logits, labels, label_smoothing=label_smoothing, z_loss=z_loss)
 

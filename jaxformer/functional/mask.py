@@ -39,7 +39,8 @@ class Mask:
         key_valid: ``[B, S]``, False at padding keys.
         query_segments: ``[B, T]``, document number of each query token in a packed row, 0 for padding.
         key_segments: ``[B, S]``, the same for keys; both or neither. Padding sees nothing and is seen by nothing.
-        query_offset: index among the keys of the first query; above 0 when a cache holds earlier keys.
+        query_offset: index among the keys of the first query, where a cache holds earlier keys; None is 0 and, unlike
+            a number, stays known when the mask passes through a transformation such as remat.
         query_positions: ``[B, T]`` positions to measure ``window`` with where they differ from the index, which
             happens when a cache has padding between a prompt and its continuation.
         key_positions: ``[B, S]``, the same for keys; both or neither.
@@ -50,7 +51,7 @@ class Mask:
     key_valid: Bool[Array, "B S"] | None = None
     query_segments: Int[Array, "B T"] | None = None
     key_segments: Int[Array, "B S"] | None = None
-    query_offset: int | Int[Array, ""] = 0
+    query_offset: int | Int[Array, ""] | None = None
     query_positions: Int[Array, "B T"] | None = None
     key_positions: Int[Array, "B S"] | None = None
 
@@ -70,9 +71,19 @@ class Mask:
 
         Returns:
             ``[B or 1, query_stop - query_start, key_stop - key_start]``.
+
+        Raises:
+            ValueError: if segments or positions are given for queries only or for keys only.
         """
+        for what in ("segments", "positions"):
+            query_side, key_side = getattr(self, f"query_{what}"), getattr(self, f"key_{what}")
+            if (query_side is None) != (key_side is None):
+                given = "key" if query_side is None else "query"
+                raise ValueError(f"mask: only {given}_{what} is given, expected query_{what} and key_{what} or neither")
         parts = []
-        query = jnp.arange(query_start, query_stop)[None, :, None] + self.query_offset
+        query = jnp.arange(query_start, query_stop)[None, :, None]
+        if self.query_offset is not None:
+            query = query + self.query_offset
         key = jnp.arange(key_start, key_stop)[None, None, :]
         if self.causal:
             parts.append(key <= query)

@@ -25,6 +25,8 @@ def top_p_logits(logits: Float[Array, "B V"], p: float) -> Float[Array, "B V"]:
     """
     if not 0.0 < p <= 1.0:
         raise ValueError(f"top_p_logits: p is {p}, expected 0 < p <= 1")
+    if p == 1.0:
+        return logits  # a rounded sum reaches 1 before the last token
     order = jnp.argsort(-logits, axis=-1)
     probabilities = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1).astype(jnp.float32), axis=-1)
     # A token stays if what comes before it has not reached p yet, so the first always stays.

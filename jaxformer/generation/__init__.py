@@ -1,0 +1,5 @@
+"""Text from models."""
+
+from jaxformer.generation.sample import sample
+
+__all__ = ["sample"]

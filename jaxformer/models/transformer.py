@@ -197,24 +197,36 @@ class Decoder(nn.Module):
         """Last hidden states and output layer: what ``functional.chunked_cross_entropy`` takes."""
         return self.hidden_states(*args, **kwargs)[0], self.head_weights()
 
-    def __call__(self, *args: Any, **kwargs: Any) -> CausalLMOutput:
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        cache: KVCache | None = None,
+        example_ids: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> CausalLMOutput:
         """Logits of the next token at every position.
 
         ``model.apply({"params": params}, input_ids=...)`` evaluates; for training pass ``deterministic=False`` and
         ``rngs={"dropout": key}``.
 
         Args:
-            *args: as ``**kwargs``, in this order.
-            **kwargs: ``input_ids [B, T]``; ``attention_mask [B, T]``, 1 at real tokens, padding on any side;
-                ``position_ids [B, T]``, default: counts real tokens, after those in the cache; ``segment_ids [B, T]``
-                of packed documents, 0 for padding (give their ``position_ids`` too); ``cache`` from ``init_cache``;
-                ``example_ids [B]``, numbers the rows' dropout is drawn by, default ``arange(B)``;
-                ``deterministic``, False in training.
+            input_ids: ``[B, T]``.
+            attention_mask: ``[B, T]``, 1 at real tokens, padding on any side; default: all real.
+            position_ids: ``[B, T]``; default: counts real tokens, after those in the cache.
+            segment_ids: ``[B, T]``, document of each token in a packed row, 0 for padding; give position_ids too.
+            cache: keys and values of earlier tokens, from ``init_cache``.
+            example_ids: ``[B]``, the numbers the rows' dropout is drawn by; default ``arange(B)``.
+            deterministic: False in training: dropout is on.
 
         Raises:
             ValueError: if the row is longer than ``max_length`` or the cache, or a cache meets packed documents.
         """
-        hidden, cache = self.hidden_states(*args, **kwargs)
+        hidden, cache = self.hidden_states(
+            input_ids, attention_mask, position_ids, segment_ids, cache, example_ids, deterministic
+        )
         return CausalLMOutput(F.head_logits(hidden, self.head_weights()), hidden, cache)
 
 

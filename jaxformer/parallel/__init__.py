@@ -1,0 +1,1 @@
+"""Devices: the mesh and the table from logical axes to mesh axes."""

@@ -1,0 +1,1 @@
+"""Configuration, state, step, optimizer, loop, checkpoints, metrics."""

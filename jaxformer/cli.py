@@ -1,0 +1,186 @@
+"""The command line: ``python train.py`` and ``jaxformer train``."""
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jaxformer.schema import UserError
+
+EXIT_USER_ERROR = 2
+EXIT_SIGNAL = {"SIGTERM": 143, "SIGINT": 130}
+
+
+class _HelpAction(argparse.Action):
+    """``--help`` lists every key of the configuration, which is only imported for it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """Prints the help and exits."""
+        parser.print_help()
+        print("\nkeys, with type, default and meaning:\n")
+        print(key_help())
+        parser.exit()
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors are one line."""
+
+    def error(self, message: str) -> Any:
+        """Prints it and exits with code 2."""
+        self.exit(EXIT_USER_ERROR, f"error: {message}; {self.prog} --help lists options and keys\n")
+
+
+def parse_arguments(arguments: Sequence[str], program: str) -> argparse.Namespace:
+    """The options of a training run."""
+    parser = _Parser(
+        prog=program,
+        description="Train a Transformer. Run the same command again to go on where it stopped.",
+        usage=f"{program} --config FILE [key.path=value ...] [options]",
+        add_help=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file; see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="keys laid over the file's")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("--dry-run", action="store_true", help="print what the run would cost, from shapes, and stop")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks and what the library chose")
+    parser.add_argument("-h", "--help", action=_HelpAction, nargs=0, help="show options and every key")
+    return parser.parse_intermixed_args(list(arguments))
+
+
+def key_help() -> str:
+    """Every key of the configuration, a line each: path, type, default, meaning."""
+    from pydantic_core import PydanticUndefined
+
+    from jaxformer.training.config import RunConfig, config_keys
+
+    lines = []
+    section = None
+    for path, field in config_keys(RunConfig):
+        if path.split(".")[0] != section:
+            section = path.split(".")[0]
+            lines.append("")
+        default = "required" if field.default is PydanticUndefined else field.default
+        if field.default_factory is not None:
+            default = field.default_factory()
+        shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
+        lines.append(f"  {path}  ({_type_name(field.annotation)}, {shown})\n      {field.description or ''}")
+    return "\n".join(lines[1:])
+
+
+def _type_name(annotation: Any) -> str:
+    """A type as a user would write it.
+
+    >>> _type_name(int | None), _type_name(str)
+    ('int or null', 'str')
+    """
+    from types import NoneType, UnionType
+    from typing import Literal, Union, get_args, get_origin
+
+    if annotation is NoneType:
+        return "null"
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return " | ".join(map(str, get_args(annotation)))
+    if origin in (Union, UnionType):
+        return " or ".join(_type_name(part) for part in get_args(annotation))
+    if origin is list:
+        return f"list of {_type_name(get_args(annotation)[0])}"
+    return getattr(annotation, "__name__", str(annotation))
+
+
+def train_command(arguments: Sequence[str], program: str = "train.py") -> int:
+    """Runs one training command and returns its exit code."""
+    options = parse_arguments(arguments, program)
+    return guarded(lambda: _train(options), options.debug)
+
+
+def guarded(command: Callable[[], int], debug: bool) -> int:
+    """Runs a command; whatever goes wrong is one line on standard error, with a traceback only in debug."""
+    try:
+        return command()
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("\nstopped at once; the last checkpoint is intact, run the same command to go on", file=sys.stderr)
+        return EXIT_SIGNAL["SIGINT"]
+    except Exception as error:
+        if debug:
+            raise
+        text = " ".join(str(error).split())[:500]
+        print(f"error: {type(error).__name__}: {text}; run again with --debug for the traceback", file=sys.stderr)
+        return 1
+
+
+def _train(options: argparse.Namespace) -> int:
+    if options.config is None and not options.overrides and not options.print_config:
+        raise UserError("no --config given, expected a YAML file, for instance --config configs/gpt_nano.yaml")
+    from jaxformer.training.memory import keep_freed_memory
+
+    # Before JAX allocates anything.
+    keep_freed_memory()
+    from jaxformer.training.config import dump_config, load_config
+
+    config = load_config(options.config, options.overrides)
+    if options.print_config:
+        print(dump_config(config), end="")
+        return 0
+    from jaxformer.training.console import Display, show_warnings
+    from jaxformer.training.plan import idle_accelerator, plan
+    from jaxformer.training.run import prepare
+
+    display = Display()
+    show_warnings(display.console, options.debug)
+    idle = idle_accelerator()
+    if idle is not None:
+        display.warn(f"running on the CPU although this machine has {idle}")
+    run = prepare(config, display)
+    if options.dry_run:
+        display.facts(plan(run))
+        return 0
+    return _run(run, display)
+
+
+def _run(run: Any, display: Any) -> int:
+    import math
+
+    from jaxformer.training.loop import train
+    from jaxformer.training.state import count_parameters
+
+    c = run.config
+    display.facts(
+        {
+            "model": f"{c.model.type}, {count_parameters(run.abstract.params):,} parameters",
+            "data": f"{run.corpus.name}, {run.train_cache.num_tokens:,} tokens to train on",
+            "run": f"{c.training.steps:,} steps of {c.training.batch_size} x {c.sequence_length} tokens on "
+            f"{run.mesh.size} {run.mesh.devices.flat[0].platform} device(s) into {run.folder}",
+        }
+    )
+    result = train(run, display)
+    if result.stopped_by is not None:
+        display.say(f"{result.stopped_by}: saved step {result.step} in {result.folder}; run the same command to go on")
+        return EXIT_SIGNAL[result.stopped_by]
+    if result.sample is not None:
+        display.console.rule("sample", style="dim")
+        display.say(result.sample)
+        display.console.rule(style="dim")
+    if result.loss is not None:
+        display.say(f"validation loss {result.loss:.4f} (perplexity {math.exp(min(result.loss, 50)):.2f})")
+    display.say(f"everything is in {result.folder}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {"train": train_command}
+
+
+def main() -> None:
+    """Entry point of ``jaxformer``."""
+    name, *rest = sys.argv[1:] or ["--help"]
+    if name not in COMMANDS:
+        asked = name in ("-h", "--help")
+        print(f"usage: jaxformer {{{','.join(COMMANDS)}}} ...; jaxformer train --help says more", file=sys.stderr)
+        sys.exit(0 if asked else EXIT_USER_ERROR)
+    sys.exit(COMMANDS[name](rest, f"jaxformer {name}"))

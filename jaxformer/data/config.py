@@ -1,0 +1,50 @@
+"""What a run trains on and how it is laid out in rows."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from jaxformer.schema import Schema
+
+
+class DataConfig(Schema):
+    """The corpus, its split, its layout in rows, and the loader."""
+
+    source: Literal["auto", "python_stdlib", "text", "json", "csv", "parquet", "huggingface"] = Field(
+        "auto",
+        description="kind of corpus; auto: Python's standard library without a path, else by suffix or folder content",
+    )
+    path: str | None = Field(
+        None,
+        description="a file, a folder or a glob; for huggingface a `save_to_disk` folder or a dataset `name[:config]`",
+    )
+    validation_path: str | None = Field(None, description="validation corpus of the same kind; else it is split off")
+    text_column: str = Field("text", description="column (JSON key) with the text")
+    validation_fraction: float = Field(
+        0.05, ge=0, lt=1, description="part split off for validation, unless the source brings its own"
+    )
+    split: Literal["auto", "hash", "tail"] = Field(
+        "auto",
+        description="hash: whole documents by a hash of their name; tail: the last characters of the only document; "
+        "auto: tail if there is one document, else hash",
+    )
+    layout: Literal["packed", "stream"] = Field(
+        "packed", description="packed: no attention across documents; stream: one contiguous text, as nanoGPT does"
+    )
+    cache_dir: str | None = Field(
+        None,
+        description="folder of the token cache; else $JAXFORMER_CACHE, $XDG_CACHE_HOME/jaxformer, ~/.cache/jaxformer",
+    )
+    num_threads: int = Field(2, ge=0, description="threads that make batches; 0: made when the step asks for them")
+    prefetch: int = Field(8, ge=1, description="batches kept ready ahead of the step")
+
+    def cache_folder(self) -> Path:
+        """The folder of the token cache: `cache_dir`, else what the environment says."""
+        if self.cache_dir is not None:
+            return Path(self.cache_dir).expanduser()
+        if own := os.environ.get("JAXFORMER_CACHE"):
+            return Path(own).expanduser()
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        return Path(base).expanduser() / "jaxformer"

@@ -1,0 +1,199 @@
+"""Checkpoints: Orbax underneath (asynchronous, atomic), and a list of files that tells a damaged one from a good."""
+
+import json
+import logging
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from jaxformer.schema import UserError
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "files.json"
+
+
+def _file_sizes(folder: Path) -> dict[str, int]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".partial")
+    return {str(p.relative_to(folder)): p.stat().st_size for p in files}
+
+
+def find_damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files, in words that name the file; None if nothing is.
+
+    A checkpoint whose process died after Orbax committed it and before its list was written has no list; it is whole,
+    since Orbax commits by renaming, and what else may be wrong shows in loading.
+    """
+    manifest = folder / MANIFEST
+    if not manifest.exists():
+        return None
+    try:
+        expected: dict[str, int] = json.loads(manifest.read_text(encoding="utf-8"))
+    except ValueError:
+        return f"{manifest} is not readable"
+    for name, size in expected.items():
+        file = folder / name
+        if not file.exists():
+            return f"{file} is missing"
+        if file.stat().st_size != size:
+            return f"{file} has {file.stat().st_size} bytes, expected {size}"
+    return None
+
+
+class Checkpoints:
+    """The checkpoints of one run, ``folder/<step>/``: the newest ``keep_last`` and the ``keep_best`` of lowest loss."""
+
+    def __init__(self, folder: Path, keep_last: int = 2, keep_best: int = 1) -> None:
+        self.folder = folder
+        policies = ocp.training.preservation_policies
+        best = policies.BestN(
+            get_metric_fn=lambda metrics: metrics["loss"],
+            reverse=True,  # the last of descending losses are the best
+            n=keep_best,
+            keep_checkpoints_without_metrics=False,
+        )
+        policy = policies.AnyPreservationPolicy([policies.LatestN(keep_last), best])
+        self._open: Callable[[], Any] = lambda: ocp.training.Checkpointer(
+            folder.absolute(), preservation_policy=policy, cleanup_tmp_directories=True
+        )
+        self._checkpointer = self._open()
+        self._lock = threading.Lock()
+        self._pending: tuple[int, Any] | None = None
+
+    def steps(self) -> list[int]:
+        """Steps of the committed checkpoints, oldest first."""
+        return sorted(int(p.name) for p in self.folder.glob("*") if p.name.isdigit())
+
+    def save(self, step: int, state: Any, loss: float | None = None) -> None:
+        """Starts writing; returns once the values are safe from the next step's donation.
+
+        Args:
+            step: name of the checkpoint; one that exists is left as it is, since a step has one state.
+            state: tree of arrays.
+            loss: validation loss, by which the best are kept; None counts as no candidate.
+
+        Raises:
+            UserError: if this or the previous checkpoint could not be written.
+        """
+        self.wait()
+        if step in self.steps():
+            return
+        try:
+            metrics = None if loss is None else {"loss": loss}
+            response = self._checkpointer.save_async(step, state, metrics=metrics)
+            response.on_complete(lambda _: self._list_files(step))
+            self._pending = (step, response)
+        except Exception as error:
+            raise self._failed(step, error) from error
+
+    def wait(self) -> None:
+        """Waits for the checkpoint being written, and lists its files.
+
+        Raises:
+            UserError: if it could not be written; names the last good one.
+        """
+        if self._pending is None:
+            return
+        (step, response), self._pending = self._pending, None
+        try:
+            response.result()
+            self._list_files(step)
+        except Exception as error:
+            raise self._failed(step, error) from error
+
+    def _list_files(self, step: int) -> None:
+        """Writes the list of a committed checkpoint's files, once; called by Orbax's thread and by ``wait``."""
+        folder = self.folder / str(step)
+        manifest = folder / MANIFEST
+        with self._lock:
+            if folder.exists() and not manifest.exists():
+                partial = manifest.with_suffix(".partial")
+                partial.write_text(json.dumps(_file_sizes(folder), indent=1), encoding="utf-8")
+                partial.replace(manifest)
+
+    def _failed(self, step: int, error: Exception) -> UserError:
+        good = [s for s in self.steps() if s != step and find_damage(self.folder / str(s)) is None]
+        last = f"the last good one is step {good[-1]}" if good else "there is no earlier one"
+        text = " ".join(str(error).split())
+        reason = "the disk is full" if _is_disk_full(error) else text[:300] or type(error).__name__
+        return UserError(
+            f"checkpoint of step {step} could not be written to {self.folder}: {reason}; {last}; "
+            "make room and run the same command to go on"
+        )
+
+    def restore(self, abstract: Any) -> tuple[int, Any] | None:
+        """The newest checkpoint that is whole, as (step, state), each array with the sharding ``abstract`` asks for.
+
+        A damaged one is named in a warning, set aside as ``damaged-<step>`` and the one before it is tried.
+
+        Raises:
+            UserError: if checkpoints exist and none can be used, or the state has other shapes.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            folder = self.folder / str(step)
+            damage = find_damage(folder)
+            if damage is None:
+                try:
+                    self._check_shapes(step, abstract)
+                    return step, self._checkpointer.load(step, abstract)
+                except UserError:
+                    raise
+                except Exception as error:  # what Orbax raises for a damaged file depends on the file
+                    damage = f"{folder} cannot be loaded: {' '.join(str(error).split())[:300]}"
+            logger.warning("checkpoint of step %d is damaged: %s; trying the one before it", step, damage)
+            self._set_aside(folder)
+        if steps:
+            raise UserError(f"no checkpoint in {self.folder} can be used, expected one; choose another output_dir")
+        return None
+
+    def _set_aside(self, folder: Path) -> None:
+        self._checkpointer.close()
+        target = folder.with_name(f"damaged-{folder.name}")
+        if target.exists():
+            shutil.rmtree(target)
+        folder.rename(target)
+        self._checkpointer = self._open()
+
+    def _check_shapes(self, step: int, abstract: Any) -> None:
+        """Orbax's own message for another shape is unreadable, so trees are compared first."""
+        saved = _named_shapes(self._checkpointer.metadata(step).metadata)
+        wanted = _named_shapes(abstract)
+        changed = sorted(name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name))
+        if changed:
+            name = changed[0]
+            raise UserError(
+                f"checkpoint of step {step}: {name} is {saved.get(name, 'absent')}, expected "
+                f"{wanted.get(name, 'absent')} ({len(changed)} differ); use the config it was made with"
+            )
+
+    def close(self) -> None:
+        """Waits for what is being written and lets go of the folder."""
+        try:
+            self.wait()
+        finally:
+            self._checkpointer.close()
+
+
+def _named_shapes(tree: Any) -> dict[str, str]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {
+        "/".join(str(getattr(part, "name", getattr(part, "key", getattr(part, "idx", part)))) for part in path): (
+            f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+        )
+        for path, leaf in leaves
+    }
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if getattr(error, "errno", None) == 28 or "No space left" in str(error) or "ENOSPC" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,226 @@
+"""The run's configuration: sections of typed keys, read from YAML and ``key.path=value`` overrides."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from jaxformer.data.config import DataConfig
+from jaxformer.families import model_config
+from jaxformer.models.config import TransformerConfig
+from jaxformer.parallel.mesh import ParallelConfig
+from jaxformer.schema import Schema, UserError
+from jaxformer.tasks import TaskConfig
+from jaxformer.tokenizers import TokenizerConfig
+from jaxformer.training.optimizer import OptimizerConfig, ScheduleConfig
+
+
+class TrainingConfig(Schema):
+    """How long, how much at once, and what is kept."""
+
+    steps: int = Field(1000, ge=1, description="updates of the whole run")
+    batch_size: int = Field(32, ge=1, description="rows of the global batch, over all devices and accumulated parts")
+    sequence_length: int | None = Field(None, ge=2, description="tokens of a row; default: model.max_length")
+    accumulate: int = Field(1, ge=1, description="parts the batch is processed in, one after the other; same result")
+    log_every: int = Field(10, ge=1, description="steps between training records")
+    eval_every: int | None = Field(None, ge=1, description="steps between evaluations; default: at the end only")
+    eval_batch_size: int | None = Field(None, ge=1, description="rows of an evaluation batch; default: batch_size")
+    save_every: int | None = Field(None, ge=1, description="steps between checkpoints; default: at the end only")
+    keep_last: int = Field(2, ge=1, description="newest checkpoints kept")
+    keep_best: int = Field(1, ge=0, description="checkpoints with the lowest validation loss kept beside them")
+    early_stopping: int | None = Field(None, ge=1, description="evaluations in a row without a new best; then stop")
+    max_nonfinite: int = Field(10, ge=1, description="updates in a row skipped for inf or nan before the run stops")
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="average of the weights, used in evaluation")
+
+
+class LoggingConfig(Schema):
+    """Where metrics go beside metrics.jsonl."""
+
+    tensorboard: bool = Field(True, description="event files in output_dir/tensorboard")
+    wandb: bool = Field(False, description="Weights & Biases, if installed")
+    project: str = Field("jaxformer", description="wandb project")
+
+
+class SampleConfig(Schema):
+    """The text shown at the end of a run."""
+
+    prompt: str = Field("\n", description="what the sample continues")
+    max_new_tokens: int = Field(200, ge=0, description="length of the sample, tokens; 0: no sample")
+    temperature: float = Field(0.8, ge=0, description="0: the most probable token")
+    top_k: int | None = Field(None, ge=1, description="draw among the k most probable tokens")
+    top_p: float | None = Field(None, gt=0, le=1, description="draw among the most probable tokens that reach p")
+
+
+class RunConfig(Schema):
+    """Everything a run depends on."""
+
+    output_dir: str = Field("runs/default", description="folder of the run; default: runs/ and the config file's name")
+    seed: int = Field(0, ge=0, lt=2**32, description="of every random draw")
+    model: TransformerConfig = Field(default_factory=TransformerConfig)
+    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    task: TaskConfig = Field(default_factory=TaskConfig)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+    logging: LoggingConfig = Field(default_factory=LoggingConfig)
+    sample: SampleConfig = Field(default_factory=SampleConfig)
+
+    @property
+    def sequence_length(self) -> int:
+        """T, resolved."""
+        return self.training.sequence_length or self.model.max_length
+
+    @model_validator(mode="before")
+    @classmethod
+    def _family_defaults(cls, keys: Any) -> Any:
+        model = keys.get("model", {}) if isinstance(keys, dict) else {}
+        return {**keys, "model": model_config(model)} if isinstance(model, dict) else keys
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "RunConfig":
+        t, model = self.training, self.model
+        if t.batch_size % t.accumulate:
+            raise ValueError(
+                f"training.batch_size is {t.batch_size} and training.accumulate {t.accumulate}, expected a multiple"
+            )
+        if self.sequence_length > model.max_length:
+            raise ValueError(
+                f"training.sequence_length is {t.sequence_length}, expected at most model.max_length {model.max_length}"
+            )
+        if t.early_stopping is not None and t.eval_every is None:
+            raise ValueError("training.early_stopping is given without training.eval_every; give both")
+        return self
+
+
+def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> RunConfig:
+    """Reads a YAML file and lays ``key.path=value`` overrides over it.
+
+    Raises:
+        UserError: one line that names the file (or the command line), the key, what was got and what was expected.
+    """
+    keys = {} if path is None else read_yaml(Path(path))
+    if path is not None:
+        keys.setdefault("output_dir", f"runs/{Path(path).stem}")
+    overridden = set()
+    for override in overrides:
+        overridden.add(_apply_override(keys, override))
+    return parse_config(keys, str(path) if path is not None else "the defaults", overridden)
+
+
+def parse_config(keys: Mapping[str, Any], origin: str, overridden: Iterable[str] = ()) -> RunConfig:
+    """The validated configuration; ``origin`` and ``overridden`` say in an error where a key came from."""
+    try:
+        return RunConfig.model_validate(dict(keys))
+    except ValidationError as error:
+        raise UserError(_explain(error, origin, set(overridden))) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping a YAML file holds.
+
+    Raises:
+        UserError: if the file is missing, is not YAML or holds something else.
+    """
+    try:
+        keys = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else "; check the path"
+        raise UserError(f"config file {path} does not exist{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"config file {path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" line {mark.line + 1}" if mark else ""
+        raise UserError(f"config file {path}{place} is not valid YAML: {getattr(error, 'problem', error)}") from None
+    if keys is None:
+        return {}
+    if not isinstance(keys, dict):
+        raise UserError(f"config file {path} holds a {type(keys).__name__}, expected keys and values")
+    return keys
+
+
+def dump_config(config: RunConfig) -> str:
+    """The configuration with every default written out, as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply_override(keys: dict[str, Any], override: str) -> str:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise UserError(f"override {override!r} has no value, expected key.path=value, for instance training.steps=100")
+    *sections, last = name.split(".")
+    for section in sections:
+        inner = keys.setdefault(section, {})
+        if inner is None:
+            inner = keys[section] = {}
+        if not isinstance(inner, dict):
+            raise UserError(f"override {override!r}: {section} is a value, expected a section")
+        keys = inner
+    try:
+        keys[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        keys[last] = text
+    return name
+
+
+def _explain(error: ValidationError, origin: str, overridden: set[str]) -> str:
+    # Unknown keys come first: a misspelt key often makes another look missing.
+    errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    first = errors[0]
+    key = ".".join(str(part) for part in first["loc"])
+    # A validator of a whole section reports the section; the message then names the keys.
+    where = "the command line" if any(name == key or name.startswith(f"{key}.") for name in overridden) else origin
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"{where}: unknown key {key}{_suggest(first['loc'])}{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{where}: {key + ': ' if key else ''}{message}{more}"
+    message = message.removeprefix("Input ").replace("should be", "expected")
+    return f"{where}: {key} is {first['input']!r}, {message}{more}"
+
+
+def _suggest(location: tuple[int | str, ...]) -> str:
+    """The nearest known key: in the same section first, then anywhere (a right key in the wrong section)."""
+    section: type[BaseModel] | None = RunConfig
+    for part in location[:-1]:
+        section = _section(section, str(part)) if section is not None else None
+    wrong = str(location[-1])
+    if section is not None:
+        near = difflib.get_close_matches(wrong, section.model_fields, n=1)
+        if near:
+            return "; did you mean " + ".".join([*(str(part) for part in location[:-1]), near[0]]) + "?"
+    paths = [path for path, _ in config_keys(RunConfig)]
+    near = [path for path in paths if path.rpartition(".")[2] == wrong]
+    near = near or difflib.get_close_matches(".".join(map(str, location)), paths, n=1)
+    return f"; did you mean {near[0]}?" if near else "; train.py --help lists every key"
+
+
+def _section(model: type[BaseModel], name: str) -> type[BaseModel] | None:
+    """The section a key holds, if it holds one (optional ones included)."""
+    field = model.model_fields.get(name)
+    if field is None:
+        return None
+    annotation: Any = field.annotation
+    for candidate in getattr(annotation, "__args__", (annotation,)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def config_keys(model: type[BaseModel], prefix: str = "") -> list[tuple[str, Any]]:
+    """Every key of the configuration as (dotted path, pydantic field), sections flattened."""
+    keys: list[tuple[str, Any]] = []
+    for name, field in model.model_fields.items():
+        inner = _section(model, name)
+        if inner is None:
+            keys.append((prefix + name, field))
+        else:
+            keys.extend(config_keys(inner, f"{prefix}{name}."))
+    return keys

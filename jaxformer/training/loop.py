@@ -1,0 +1,285 @@
+"""The training loop: step, log, evaluate, save, stop, in that order."""
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from jaxformer.data.loader import load
+from jaxformer.generation import sample
+from jaxformer.parallel.mesh import BATCH
+from jaxformer.schema import UserError
+from jaxformer.training.checkpoint import Checkpoints
+from jaxformer.training.console import Display, number
+from jaxformer.training.flops import flops_per_token, peak_flops
+from jaxformer.training.metrics import MetricsLog
+from jaxformer.training.run import CHECKPOINTS, Run, open_folder
+from jaxformer.training.state import init_state
+from jaxformer.training.step import StepMetrics, make_eval_step, make_train_step
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+        step: batches consumed.
+        loss: last validation loss, nats per token; None if nothing was evaluated.
+        sample: text drawn at the end, if the run came to its end.
+        folder: where everything lies.
+        stopped_by: name of the signal that ended the run early, or None.
+    """
+
+    step: int
+    loss: float | None
+    sample: str | None
+    folder: Path
+    stopped_by: str | None
+
+
+class StopRequest:
+    """SIGTERM and Ctrl-C ask for a stop after the current step; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+
+    def _ask(self, number: int, _: Any) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number).name
+
+    @contextmanager
+    def listening(self) -> Iterator["StopRequest"]:
+        """Listens while the block runs; only the main thread can."""
+        try:
+            before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        except ValueError:  # not the main thread: whoever runs it decides when to stop
+            before = {}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@dataclass
+class Clock:
+    """Time spent in training itself, without evaluation and saving, and in waiting for data."""
+
+    training: float = 0.0
+    waiting: float = 0.0
+    steps: int = 0
+    _since: float = field(default_factory=time.perf_counter)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time in the block does not count as training."""
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
+
+    def lap(self) -> None:
+        """Books the time since the last lap."""
+        now = time.perf_counter()
+        self.training, self._since = now - self._since, now
+
+    def reset(self) -> None:
+        """Starts a new interval."""
+        self.waiting, self.steps, self._since = 0.0, 0, time.perf_counter()
+
+
+class Trainer:
+    """One process's part of a run: compiled steps, state, logs and checkpoints."""
+
+    def __init__(self, run: Run, display: Display, stop: StopRequest) -> None:
+        """Restores the newest whole checkpoint of the run's folder, or starts a new state."""
+        c = run.config
+        self.run, self.display, self.stop = run, display, stop
+        self.checkpoints = Checkpoints(run.folder / CHECKPOINTS, c.training.keep_last, c.training.keep_best)
+        restored = self.checkpoints.restore(run.abstract)
+        if restored is None:
+            self.step, self.state = 0, init_state(run.model, run.optimizer, c.seed, run.abstract)
+        else:
+            self.step, self.state = restored
+            display.say(f"resuming at step {self.step} of {c.training.steps}")
+        self.log = MetricsLog(run.folder, c.logging, self.step, c.model_dump(mode="json"))
+        step = make_train_step(
+            run.model,
+            run.task,
+            run.optimizer,
+            seed=c.seed,
+            accumulate=c.training.accumulate,
+            ema_decay=c.training.ema_decay,
+        )
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, run.abstract)
+        self.train_step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+        self.eval_step = jax.jit(make_eval_step(run.model, run.task))
+        self.flops_per_step = c.training.batch_size * c.sequence_length
+        self.flops_per_step *= flops_per_token(c.model, run.abstract.params, c.sequence_length)
+        self.clock = Clock()
+
+    def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """A batch on the devices, its rows split over them."""
+        sharding = NamedSharding(self.run.mesh, BATCH)
+        return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+
+    def train(self) -> None:
+        """Runs the remaining steps, or until asked to stop."""
+        c = self.run.config
+        t, data = c.training, c.data
+        batches = load(self.run.train_batches, self.step, data.num_threads, data.prefetch)
+        first = self.step
+        try:
+            while self.step < t.steps and not self.stopping:
+                before = time.perf_counter()
+                batch = self.put(next(batches))
+                self.clock.waiting += time.perf_counter() - before
+                self.state, metrics = self.train_step(self.state, batch)
+                self.step += 1
+                self.clock.steps += 1
+                if self.step == first + 1:
+                    # The first step compiles; the clock starts behind it.
+                    jax.block_until_ready(metrics)
+                    self.clock.reset()
+                if self.step % t.log_every == 0 or self.step in (1, t.steps):
+                    self.record(metrics)
+                loss = self.evaluate() if self.due(t.eval_every) else None
+                if self.due(t.save_every):
+                    self.save(loss)
+            if self.stopping:
+                self.save(None)
+        finally:
+            batches.close()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a signal or early stopping ends the run now."""
+        return self.stop.signal is not None or self.stale
+
+    @property
+    def stale(self) -> bool:
+        """Whether the last ``early_stopping`` evaluations brought no new best; a function of the records alone."""
+        patience = self.run.config.training.early_stopping
+        losses = self.log.losses("eval")
+        return patience is not None and len(losses) > patience and min(losses) < min(losses[-patience:])
+
+    def due(self, every: int | None) -> bool:
+        """Whether something done every so many steps is due; everything is at the last step."""
+        return self.step == self.run.config.training.steps or (every is not None and self.step % every == 0)
+
+    def record(self, metrics: StepMetrics) -> None:
+        """Writes the record of this step and shows it. The loss is this step's own, so a resumed run repeats it."""
+        c, clock = self.run.config, self.clock
+        metrics = jax.device_get(metrics)
+        clock.lap()
+        values = {name: float(total / max(metrics.weight, 1.0)) for name, total in metrics.sums.items()}
+        in_a_row, skipped = int(metrics.skipped_in_a_row), int(metrics.skipped)
+        if in_a_row >= c.training.max_nonfinite:
+            raise UserError(
+                f"loss or gradient was inf or nan in each of {in_a_row} steps from step {self.step - in_a_row + 1} on "
+                f"(training.max_nonfinite is {c.training.max_nonfinite}); lower optimizer.learning_rate, add "
+                "schedule.warmup_steps, or look at the data of these steps"
+            )
+        record: dict[str, Any] = {"step": self.step, "split": "train", **values}
+        record["learning_rate"] = float(self.run.schedule(self.step - 1 - skipped))
+        record["gradient_norm"] = float(metrics.gradient_norm)
+        record["trained_tokens"] = int(metrics.weight)
+        if skipped:
+            record["skipped_updates"] = skipped
+        seconds = clock.training / clock.steps if clock.steps else math.nan
+        if clock.steps:
+            tokens = c.training.batch_size * c.sequence_length
+            record |= {
+                "tokens_per_second": tokens / seconds,
+                "model_flops_per_second": self.flops_per_step / seconds,
+                "data_wait": clock.waiting / clock.training,
+            }
+            peak = peak_flops(self.run.mesh.devices.flat[0])
+            if peak is not None:
+                record["mfu"] = self.flops_per_step / seconds / peak / self.run.mesh.size
+        self.log.write(record)
+        self.display.record(self.step, c.training.steps, _summary(record), seconds * (c.training.steps - self.step))
+        clock.reset()
+
+    def evaluate(self) -> float | None:
+        """Mean loss over the whole validation set, written as an eval record; None without a validation set."""
+        batches, data = self.run.validation_batches, self.run.config.data
+        if batches is None:
+            return None
+        with self.clock.paused():
+            sums: dict[str, float] = {}
+            weight = 0.0
+            for batch in load(batches, 0, data.num_threads, data.prefetch):
+                parts, part = jax.device_get(self.eval_step(self.state.evaluation_params, self.put(batch)))
+                weight += float(part)
+                for name, value in parts.items():
+                    sums[name] = sums.get(name, 0.0) + float(value)
+            values = {name: total / max(weight, 1.0) for name, total in sums.items()}
+            self.log.write({"step": self.step, "split": "eval", **values, "tokens": int(weight)})
+            self.display.say(f"step {self.step}: validation loss {values['loss']:.4f} over {int(weight):,} tokens")
+        return values["loss"]
+
+    def save(self, loss: float | None) -> None:
+        """Starts a checkpoint of this step."""
+        with self.clock.paused():
+            self.checkpoints.save(self.step, self.state, loss)
+
+    def sample(self) -> str | None:
+        """Text from the trained model, as ``sample.*`` asks."""
+        s, tokenizer, model = self.run.config.sample, self.run.tokenizer, self.run.config.model
+        if s.max_new_tokens == 0:
+            return None
+        prompt = tokenizer.encode(s.prompt) or [tokenizer.eos_id or 0]
+        new = min(s.max_new_tokens, model.max_length - 1)
+        prompt = prompt[-(model.max_length - new) :]
+        draw = partial(sample, self.run.model, max_new_tokens=new, seed=self.run.config.seed)
+        options = {"temperature": s.temperature, "top_k": s.top_k, "top_p": s.top_p, "eos_id": tokenizer.eos_id}
+        tokens = draw(params=self.state.evaluation_params, input_ids=np.array([prompt], np.int32), **options)
+        return tokenizer.decode(prompt + np.asarray(tokens)[0].tolist())
+
+    def close(self) -> None:
+        """Finishes what is being written."""
+        try:
+            self.checkpoints.close()
+        finally:
+            self.log.close()
+
+
+def train(run: Run, display: Display) -> Result:
+    """Trains a run to its end or until it is asked to stop; called again, it goes on from the newest checkpoint."""
+    with open_folder(run), StopRequest().listening() as stop:
+        trainer = Trainer(run, display, stop)
+        try:
+            already_done = trainer.step >= run.config.training.steps
+            if not already_done:
+                with display.training(run.config.training.steps, trainer.step):
+                    trainer.train()
+            losses = trainer.log.losses("eval")
+            finished = already_done or stop.signal is None
+            text = trainer.sample() if finished else None
+        finally:
+            trainer.close()
+    return Result(trainer.step, losses[-1] if losses else None, text, run.folder, None if finished else stop.signal)
+
+
+def _summary(record: dict[str, Any]) -> str:
+    parts = [f"loss {record['loss']:.4f}"]
+    if "tokens_per_second" in record:
+        parts.append(f"{number(record['tokens_per_second'])} tokens/s")
+        # Loading runs ahead in threads; a share worth naming means the devices wait for data.
+        if record["data_wait"] > 0.05:
+            parts.append(f"waiting for data {record['data_wait']:.0%}")
+    if "mfu" in record:
+        parts.append(f"MFU {record['mfu']:.1%}")
+    if record.get("skipped_updates"):
+        parts.append(f"{record['skipped_updates']} updates skipped")
+    return "  ".join(parts)

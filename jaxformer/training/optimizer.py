@@ -1,0 +1,147 @@
+"""Optimizers and learning-rate schedules: a choice among optax's, with one set of names."""
+
+from typing import Any, Literal
+
+import jax
+import optax
+from pydantic import Field, model_validator
+
+from jaxformer.schema import Schema
+
+
+class OptimizerConfig(Schema):
+    """Which optimizer, and its constants."""
+
+    type: Literal["adamw", "adafactor", "lion", "muon", "sgd"] = Field("adamw", description="optimizer")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
+    weight_decay: float = Field(0.1, ge=0, description="decoupled decay, times the learning rate")
+    decay: list[str] = Field(
+        ["kernel"], description="parameters that decay, by last name; embeddings, norms and biases do not"
+    )
+    beta1: float = Field(0.9, ge=0, lt=1, description="adamw, lion, muon (its Adam part): decay of the mean")
+    beta2: float = Field(0.95, ge=0, lt=1, description="adamw, lion, muon (its Adam part): decay of the mean square")
+    epsilon: float = Field(1e-8, gt=0, description="adamw: added to the root mean square")
+    momentum: float | None = Field(None, ge=0, lt=1, description="sgd (default 0) and muon (default 0.95)")
+    clip_norm: float | None = Field(1.0, gt=0, description="largest global norm of the gradient; null: no clipping")
+
+
+class ScheduleConfig(Schema):
+    """How the learning rate moves over the steps."""
+
+    type: Literal["cosine", "linear", "constant", "inverse_sqrt", "wsd"] = Field(
+        "cosine", description="shape after the warm-up; wsd: warm-up, stable, decay"
+    )
+    warmup_steps: int = Field(0, ge=0, description="steps of linear rise from 0; 0: none")
+    final_learning_rate: float = Field(0.0, ge=0, description="cosine, linear, wsd: learning rate at the last step")
+    decay_fraction: float = Field(0.2, gt=0, le=1, description="wsd: share of all steps spent in the final decay")
+
+    @model_validator(mode="after")
+    def _inverse_sqrt_needs_warmup(self) -> "ScheduleConfig":
+        if self.type == "inverse_sqrt" and self.warmup_steps == 0:
+            raise ValueError("schedule.warmup_steps is 0, expected 1 or more: inverse_sqrt falls from there")
+        return self
+
+
+def build_schedule(config: ScheduleConfig, learning_rate: float, steps: int) -> optax.Schedule:
+    """Learning rate by number of updates done.
+
+    After a linear rise over ``w`` steps: cosine ``f + (p-f)(1+cos(pi t))/2`` and linear ``p + (f-p) t`` with ``t`` the
+    share of the remaining steps; ``inverse_sqrt`` ``p sqrt(w/n)`` (Vaswani et al. 2017, section 5.3); ``wsd`` constant,
+    then linear to ``f`` (Hu et al. 2024, "MiniCPM", section 4).
+
+    Args:
+        config: the schedule.
+        learning_rate: peak ``p``.
+        steps: of the whole run.
+    """
+    warmup, final = min(config.warmup_steps, steps), config.final_learning_rate
+    rest = max(1, steps - warmup)
+    match config.type:
+        case "cosine":
+            after = optax.cosine_decay_schedule(learning_rate, rest, alpha=final / learning_rate)
+        case "linear":
+            after = optax.linear_schedule(learning_rate, final, rest)
+        case "constant":
+            after = optax.constant_schedule(learning_rate)
+        case "inverse_sqrt":
+            after = lambda count: learning_rate * (warmup / (count + warmup)) ** 0.5  # noqa: E731
+        case "wsd":
+            decay = min(rest, max(1, round(config.decay_fraction * steps)))
+            after = optax.linear_schedule(learning_rate, final, decay, transition_begin=rest - decay)
+    if warmup == 0:
+        return after
+    # The first update has a learning rate above 0: step 0 of the rise would be wasted.
+    rise = optax.linear_schedule(learning_rate / warmup, learning_rate, max(1, warmup - 1))
+    return optax.join_schedules([rise, after], [warmup])
+
+
+def decay_mask(params: Any, names: list[str]) -> Any:
+    """True at the parameters that decay: those whose last name is in ``names``."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in names, params)
+
+
+def muon_dimensions(params: Any) -> Any:
+    """Which axes of each kernel are inputs and outputs; None where Adam is used (embeddings, head, norms, biases).
+
+    Kernels are stacked over layers, ``[L, ...]``: the leading axis is neither, so each layer is orthogonalised alone.
+    """
+
+    def dimensions(path: Any, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
+        names = [part.key for part in path]
+        if names[0] != "layers" or names[-1] != "kernel":
+            return None
+        if names[-2] in ("query", "key", "value"):
+            return optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=(2, 3))
+        if names[-2] == "output":
+            return optax.contrib.MuonDimensionNumbers(reduction_axis=(1, 2), output_axis=3)
+        return optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+
+    return jax.tree_util.tree_map_with_path(dimensions, params)
+
+
+def build_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Clipping, then the optimizer with its decoupled weight decay.
+
+    Every type decays by ``learning_rate * weight_decay * parameter`` on the parameters named in ``decay``; muon only on
+    the kernels of the layers, since optax gives its Adam part no mask.
+    """
+    c = config
+
+    def mask(params: Any) -> Any:
+        return decay_mask(params, c.decay)
+
+    match c.type:
+        case "adamw":
+            optimizer = optax.adamw(schedule, c.beta1, c.beta2, c.epsilon, weight_decay=c.weight_decay, mask=mask)
+        case "lion":
+            optimizer = optax.lion(schedule, c.beta1, c.beta2, weight_decay=c.weight_decay, mask=mask)
+        case "muon":
+            # consistent_rms 0.2 gives updates the size of AdamW's, so that one learning rate serves both parts
+            # (Liu et al. 2025, "Muon is Scalable for LLM Training", section 2.2).
+            optimizer = optax.contrib.muon(
+                schedule,
+                beta=0.95 if c.momentum is None else c.momentum,
+                adam_b1=c.beta1,
+                adam_b2=c.beta2,
+                weight_decay=c.weight_decay,
+                weight_decay_mask=mask,
+                muon_weight_dimension_numbers=muon_dimensions,
+                consistent_rms=0.2,
+            )
+        case "adafactor":
+            # optax's own decay is not multiplied by the learning rate, so decay is added where AdamW adds it.
+            optimizer = optax.chain(
+                optax.adafactor(None),
+                optax.scale(-1.0),
+                optax.add_decayed_weights(c.weight_decay, mask),
+                optax.scale_by_learning_rate(schedule),
+            )
+        case "sgd":
+            optimizer = optax.chain(
+                optax.trace(c.momentum) if c.momentum else optax.identity(),
+                optax.add_decayed_weights(c.weight_decay, mask),
+                optax.scale_by_learning_rate(schedule),
+            )
+    if c.clip_norm is None:
+        return optimizer
+    return optax.chain(optax.clip_by_global_norm(c.clip_norm), optimizer)

@@ -1,0 +1,99 @@
+"""What a run would cost, worked out from shapes alone: no parameter is made and no step is run."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from jaxformer.parallel.mesh import BATCH, batch_devices
+from jaxformer.training.console import duration, number
+from jaxformer.training.flops import flops_per_token, peak_flops
+from jaxformer.training.run import CHECKPOINTS, Run
+from jaxformer.training.state import count_parameters
+from jaxformer.training.step import make_train_step
+
+# A training step reaches about this share of a device's matrix-product peak; used only to guess a time.
+TYPICAL_USE = 0.4
+
+
+def idle_accelerator(root: Path = Path("/")) -> str | None:
+    """The accelerator of this machine that JAX does not use, when it runs on the CPU; None if there is none.
+
+    Args:
+        root: where the machine's ``/dev`` and ``/sys`` are.
+    """
+    if jax.default_backend() != "cpu":
+        return None
+    if any(root.glob("dev/nvidia[0-9]*")):
+        return "an NVIDIA GPU (install with: pip install 'jaxformer[cuda]')"
+    # Cloud TPU chips appear as accel or vfio devices with Google's PCI vendor id.
+    vendors = root.glob("sys/bus/pci/devices/*/vendor")
+    if any(root.glob("dev/accel[0-9]*")) or any(vendor.read_text().strip() == "0x1ae0" for vendor in vendors):
+        return "a TPU (install with: pip install 'jaxformer[tpu]')"
+    return None
+
+
+def matmul_flops(devices: int) -> float:
+    """Measured FLOP/s of a 2048-wide float32 matrix product on one device of a CPU machine, times nothing else."""
+    x = jnp.ones((2048, 2048), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    product(x, x).block_until_ready()
+    start = time.perf_counter()
+    for _ in range(3):
+        product(x, x).block_until_ready()
+    # Simulated CPU devices share the machine's cores.
+    return 3 * 2 * 2048**3 / (time.perf_counter() - start) / devices
+
+
+def step_memory(run: Run) -> tuple[int, int]:
+    """Bytes a device needs for state and batch, and for everything else during a step, from the compiled step."""
+    c = run.config
+    rows = run.train_batches[0]
+    sharding = NamedSharding(run.mesh, BATCH)
+    batch = {name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for name, a in rows.items()}
+    step = make_train_step(
+        run.model,
+        run.task,
+        run.optimizer,
+        seed=c.seed,
+        accumulate=c.training.accumulate,
+        ema_decay=c.training.ema_decay,
+    )
+    compiled = jax.jit(step, donate_argnums=0).lower(run.abstract, batch).compile()
+    analysis = compiled.memory_analysis()
+    return analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
+
+
+def plan(run: Run) -> dict[str, str]:
+    """The run in a few lines: devices, parameters, batch, tokens, memory, steps and time."""
+    c, mesh = run.config, run.mesh
+    t = c.training
+    devices: Any = list(mesh.devices.flat)
+    tokens_per_step = t.batch_size * c.sequence_length
+    per_device = t.batch_size // batch_devices(mesh) // t.accumulate
+    batches = run.train_batches
+    state, temporary = step_memory(run)
+    peak = peak_flops(devices[0])
+    speed = (peak or matmul_flops(len(devices))) * TYPICAL_USE * len(devices)
+    flops = flops_per_token(c.model, run.abstract.params, c.sequence_length) * tokens_per_step
+    seconds = t.steps * flops / speed
+    basis = "of the data sheet's peak" if peak else "of a matrix product measured now"
+    done = [int(p.name) for p in (run.folder / CHECKPOINTS).glob("*") if p.name.isdigit()]
+    validation = 0 if run.validation_cache is None else run.validation_cache.num_tokens
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    return {
+        "model": f"{c.model.type}, {count_parameters(run.abstract.params):,} parameters, {c.model.dtype} compute",
+        "devices": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform}), {axes}",
+        "data": f"{run.corpus.name}: {run.train_cache.num_tokens:,} training tokens in "
+        f"{run.train_cache.num_documents:,} documents, {validation:,} validation tokens",
+        "batch": f"{t.batch_size} rows = {per_device} per device x {batch_devices(mesh)} devices x {t.accumulate} "
+        f"accumulated; {c.sequence_length} tokens a row, {tokens_per_step:,} tokens a step",
+        "epoch": f"{run.train_rows.num_rows * c.sequence_length:,} tokens, {batches.steps_per_epoch:,.1f} steps",
+        "memory": f"{state / 2**20:,.0f} MiB of state and batch + {temporary / 2**20:,.0f} MiB in a step, per device",
+        "steps": f"{t.steps:,} = {t.steps / batches.steps_per_epoch:.2f} epochs, {number(t.steps * flops)}FLOP"
+        + (f"; {run.folder} is at step {max(done):,}" if done else ""),
+        "time": f"about {duration(seconds)}, guessed at {TYPICAL_USE:.0%} {basis}",
+    }

@@ -1,0 +1,99 @@
+"""The training state: a pytree with a sharding for every leaf, made by shape before any value exists."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from jaxformer.functional import purpose_key
+from jaxformer.parallel.mesh import parameter_shardings, replicated
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["step", "params", "opt_state", "ema", "skipped", "skipped_in_a_row"],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class TrainState:
+    """All that changes in training. Random draws need nothing here: they are functions of the seed and the step.
+
+    Attributes:
+        step: batches consumed, skipped updates included.
+        params: the parameters, float32.
+        opt_state: optax's state.
+        ema: exponential moving average of the parameters, or None.
+        skipped: updates skipped because the loss or gradient was not finite.
+        skipped_in_a_row: how many of them were the latest.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    ema: Any
+    skipped: jax.Array
+    skipped_in_a_row: jax.Array
+
+    @property
+    def evaluation_params(self) -> Any:
+        """What is evaluated and sampled from: the average if there is one."""
+        return self.params if self.ema is None else self.ema
+
+
+def abstract_params(model: nn.Module) -> Any:
+    """Shapes of the parameters with their logical axes; nothing is computed."""
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+
+
+def count_parameters(params: Any) -> int:
+    """Number of values in a tree of arrays or shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _new_state(model: nn.Module, optimizer: optax.GradientTransformation, ema: bool, seed: jax.Array) -> TrainState:
+    key = purpose_key(seed, "init")
+    params = nn.unbox(model.init(key, jnp.zeros((1, 2), jnp.int32))["params"])
+    zero = jnp.zeros((), jnp.int32)
+    # A copy, since the state's buffers are donated and no buffer can be donated twice.
+    average = jax.tree.map(jnp.copy, params) if ema else None
+    return TrainState(zero, params, optimizer.init(params), average, zero, zero)
+
+
+def abstract_state(model: nn.Module, optimizer: optax.GradientTransformation, ema: bool, mesh: Mesh) -> TrainState:
+    """The state as ``ShapeDtypeStruct`` with shardings: what is initialised, restored and compiled for.
+
+    The optimizer's statistics of a parameter are split as it is where they have its shape, else replicated.
+    """
+    boxed = abstract_params(model)
+    shardings = parameter_shardings(boxed, mesh)
+    shapes = jax.eval_shape(lambda seed: _new_state(model, optimizer, ema, seed), jnp.uint32(0))
+
+    def like_param(leaf: Any, param: Any, sharding: Any) -> Any:
+        return sharding if leaf.shape == param.shape else replicated(mesh)
+
+    params = nn.unbox(boxed)
+    opt_shardings = optax.tree_utils.tree_map_params(
+        optimizer,
+        like_param,
+        shapes.opt_state,
+        params,
+        shardings,
+        transform_non_params=lambda _: replicated(mesh),
+    )
+    one = replicated(mesh)
+    tree = TrainState(one, shardings, opt_shardings, shardings if ema else None, one, one)
+    return jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, tree)
+
+
+def init_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, seed: int, abstract: TrainState
+) -> TrainState:
+    """A new state, each leaf made where it belongs: no array is ever whole on one device."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    make = jax.jit(partial(_new_state, model, optimizer, abstract.ema is not None), out_shardings=shardings)
+    return make(jnp.uint32(seed))

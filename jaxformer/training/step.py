@@ -1,0 +1,116 @@
+"""The one train step, and the evaluation step beside it. Parallelism is a wrapper: the sharding of what goes in."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxformer.functional import purpose_key
+from jaxformer.tasks import Batch, LossSums, Task
+from jaxformer.training.state import TrainState
+
+
+class StepMetrics(NamedTuple):
+    """What a step reports, on the device until somebody asks.
+
+    Attributes:
+        sums: of the batch, to be divided by ``weight``; ``loss`` is always there.
+        weight: number of trained tokens.
+        gradient_norm: global norm of the mean gradient, before clipping.
+        skipped_in_a_row: skipped updates up to this step.
+        skipped: skipped updates in all.
+    """
+
+    sums: dict[str, jax.Array]
+    weight: jax.Array
+    gradient_norm: jax.Array
+    skipped_in_a_row: jax.Array
+    skipped: jax.Array
+
+
+def gradients_of_sum(
+    model: nn.Module, task: Task, params: Any, batch: Batch, dropout_key: jax.Array, accumulate: int
+) -> tuple[Any, LossSums]:
+    """Gradient of the objective's sum over the batch, in ``accumulate`` parts one after the other.
+
+    Summing sums weights every token alike, however the parts' token counts differ; and each example keeps its number,
+    so that the parts draw the dropout the whole batch would have drawn.
+    """
+
+    def objective(params: Any, batch: Batch) -> tuple[jax.Array, LossSums]:
+        sums = task.loss(model, params, batch, dropout_key)
+        return sums.objective, sums
+
+    gradient = jax.grad(objective, has_aux=True)
+    size = len(next(iter(batch.values())))
+    batch = {**batch, "example_ids": jnp.arange(size)}
+    if accumulate == 1:
+        return gradient(params, batch)
+
+    def split(array: jax.Array) -> jax.Array:
+        # Every accumulate-th row: a device that holds consecutive rows then has an equal share of each part.
+        return array.reshape(size // accumulate, accumulate, *array.shape[1:]).swapaxes(0, 1)
+
+    def add_part(sums: Any, part: Batch) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, sums, gradient(params, part)), None
+
+    parts = jax.tree.map(split, batch)
+    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda array: array[0], parts))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(add_part, zeros, parts)[0]
+
+
+def make_train_step(
+    model: nn.Module,
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    accumulate: int = 1,
+    ema_decay: float | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+    """One update: mean gradient over all trained tokens of the global batch, optimizer, average of the weights.
+
+    A loss or gradient that is inf or nan leaves parameters, optimizer state and average as they were and is counted.
+    The result is pure and not jitted; ``jax.jit(step, donate_argnums=0)`` is the caller's.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        key = purpose_key(seed, "dropout", state.step)
+        gradients, sums = gradients_of_sum(model, task, state.params, batch, key, accumulate)
+        # The mean is taken here and nowhere else. A batch without a single trained token gives zeros.
+        weight = jnp.maximum(sums.weight, 1.0)
+        gradients = jax.tree.map(lambda gradient: gradient / weight, gradients)
+        norm = optax.global_norm(gradients)
+        finite = jnp.isfinite(sums.objective) & jnp.isfinite(norm)
+
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema_decay is not None:
+            ema = jax.tree.map(lambda average, p: ema_decay * average + (1 - ema_decay) * p, ema, params)
+        # Chosen value by value, so that the compiler joins it with the update and nothing is copied.
+        params, opt_state, ema = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, opt_state, ema),
+            (state.params, state.opt_state, state.ema),
+        )
+        skipped = state.skipped + ~finite
+        in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
+        metrics = StepMetrics(sums.metrics, sums.weight, norm, in_a_row, skipped)
+        return TrainState(state.step + 1, params, opt_state, ema, skipped, in_a_row), metrics
+
+    return step
+
+
+def make_eval_step(model: nn.Module, task: Task) -> Callable[[Any, Batch], tuple[dict[str, jax.Array], jax.Array]]:
+    """Sums and weight of one evaluation batch, without dropout."""
+
+    def step(params: Any, batch: Batch) -> tuple[dict[str, jax.Array], jax.Array]:
+        sums = task.loss(model, params, batch, None)
+        return sums.metrics, sums.weight
+
+    return step

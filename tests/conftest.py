@@ -1,5 +1,10 @@
 """Every test runs on 8 simulated CPU devices, with the shapes written on public functions checked at run time."""
 
+import os
+
+# Compiling dominates the tests; LLVM's optimizations would double it and change no result beyond rounding.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+
 import jax
 from jaxtyping import install_import_hook
 

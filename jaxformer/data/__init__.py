@@ -4,15 +4,13 @@ from jaxformer.data.cache import TokenCache, build_cache
 from jaxformer.data.config import DataConfig
 from jaxformer.data.corpus import Corpus, Split, open_corpus
 from jaxformer.data.formats import Document
-from jaxformer.data.loader import Batches, EvaluationBatches, TrainBatches, load
-from jaxformer.data.rows import PackedRows, Rows, StreamRows
+from jaxformer.data.loader import TrainBatches, evaluation_batches, load
+from jaxformer.data.rows import PackedRows, Rows, StreamRows, make_rows
 
 __all__ = [
-    "Batches",
     "Corpus",
     "DataConfig",
     "Document",
-    "EvaluationBatches",
     "PackedRows",
     "Rows",
     "Split",
@@ -20,6 +18,8 @@ __all__ = [
     "TokenCache",
     "TrainBatches",
     "build_cache",
+    "evaluation_batches",
     "load",
+    "make_rows",
     "open_corpus",
 ]

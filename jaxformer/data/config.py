@@ -40,6 +40,7 @@ class DataConfig(Schema):
     num_threads: int = Field(2, ge=0, description="threads that make batches; 0: made when the step asks for them")
     prefetch: int = Field(8, ge=1, description="batches kept ready ahead of the step")
 
+    @property
     def cache_folder(self) -> Path:
         """The folder of the token cache: `cache_dir`, else what the environment says."""
         if self.cache_dir is not None:

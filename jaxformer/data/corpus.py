@@ -149,7 +149,7 @@ def _huggingface(path: str, config: DataConfig) -> tuple[_Source, _Source | None
 def _dataset_identity(dataset: Any, read: Reader, config: DataConfig) -> list[str]:
     files = [Path(entry["filename"]) for entry in dataset.cache_files]
     if files:
-        return [content_hash(file, config.cache_folder() / "hashes") for file in files]
+        return [content_hash(file, config.cache_folder / "hashes") for file in files]
     # Held in memory: nothing but the text itself tells it apart.
     digest = hashlib.sha256()
     for document in read():
@@ -165,7 +165,7 @@ def _read_all(
 
 
 def _file_identity(files: Iterable[NamedFile], config: DataConfig) -> list[list[str]]:
-    memory = config.cache_folder() / "hashes"
+    memory = config.cache_folder / "hashes"
     return [[file.name, content_hash(file.path, memory)] for file in files]
 
 

@@ -1,8 +1,7 @@
-"""Batches of rows: shuffled for training, in order for evaluation, made ahead of the step by Grain's threads."""
+"""Batches of rows: shuffled for training and made ahead of the step by Grain's threads, in order for evaluation."""
 
 import sys
-from collections.abc import Callable, Generator
-from typing import Protocol
+from collections.abc import Callable, Generator, Iterator
 
 import grain
 import numpy as np
@@ -10,18 +9,8 @@ import numpy as np
 from jaxformer.data.rows import Batch, Rows
 from jaxformer.schema import UserError
 
-Transform = Callable[[Batch], dict[str, np.ndarray]]
-
-
-class Batches(Protocol):
-    """Batches by number."""
-
-    @property
-    def num_batches(self) -> int | None:
-        """How many there are; None if there is no last one."""
-
-    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        """Batch number `step`, always the same."""
+Transform = Callable[[Batch], Batch]
+_SHUFFLE, _PHASE = 1, 2  # what a draw is for
 
 
 class TrainBatches:
@@ -40,94 +29,84 @@ class TrainBatches:
         UserError: The split is shorter than one row.
     """
 
-    num_batches = None
-
     def __init__(self, rows: Rows, batch_size: int, seed: int, transform: Transform | None = None) -> None:
         if rows.num_tokens < rows.row_length:
             raise UserError(
-                f"the training text has {rows.num_tokens} tokens, but one row needs {rows.row_length}: "
-                "use more text, or a smaller max_length"
+                f"the training text has {rows.num_tokens} tokens, expected at least one row of {rows.row_length}: "
+                "use more text or shorter sequences"
             )
-        self._rows = rows
-        self._transform = transform
+        self.rows = rows
         self.batch_size = batch_size
+        self._seed = seed
+        self._transform = transform
         # Grain shuffles epoch e with seed + e: unmixed, runs with neighbouring seeds would repeat each other's epochs.
-        mixed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-        self._order = grain.MapDataset.range(rows.num_rows).shuffle(seed=mixed).repeat()
+        self._order = grain.MapDataset.range(rows.num_rows).shuffle(seed=_bits(seed, _SHUFFLE) % 2**32).repeat()
 
-    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, step: int) -> Batch:
         """Batch number `step`, counted from 0."""
         numbers = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         indices = np.array([self._order[int(number)] for number in numbers])
-        rows = self._rows.take(indices, numbers // self._rows.num_rows)
-        return rows if self._transform is None else self._transform(rows)
+        epochs, inverse = np.unique(numbers // self.rows.num_rows, return_inverse=True)
+        phases = np.array([self.phase(int(epoch)) for epoch in epochs])[inverse]
+        batch = self.rows.take(indices, phases)
+        return batch if self._transform is None else self._transform(batch)
+
+    def phase(self, epoch: int) -> int:
+        """By how many tokens the rows of an epoch are shifted (in the stream layout): a function of seed and epoch."""
+        return _bits(self._seed, _PHASE, epoch) % (self.rows.row_length - 1)
 
     @property
     def steps_per_epoch(self) -> float:
         """Batches that read every row once; seldom a whole number."""
-        return self._rows.num_rows / self.batch_size
+        return self.rows.num_rows / self.batch_size
 
     def epoch(self, step: int) -> float:
         """How many times the split has been read when batch `step` is about to be."""
         return step / self.steps_per_epoch
 
 
-class EvaluationBatches:
-    """The whole split once, in order; what is missing in the last batch is filled with rows of nothing but padding.
-
-    So all batches have one shape, and every token counts exactly once.
-
-    Args:
-        rows: The validation rows.
-        batch_size: Rows a batch, over all devices and hosts.
-        transform: Makes the features of a batch from its rows; leave out to get the rows.
-
-    Raises:
-        UserError: The split has no two tokens.
-    """
-
-    def __init__(self, rows: Rows, batch_size: int, transform: Transform | None = None) -> None:
-        if rows.num_rows < 1:
-            raise UserError(
-                f"the validation text has {rows.num_tokens} token, but a prediction needs two: "
-                "raise data.validation_fraction or set data.validation_path"
-            )
-        self._rows = rows
-        self._transform = transform
-        self.batch_size = batch_size
-        self.num_batches = -(-rows.num_rows // batch_size)
-
-    def __len__(self) -> int:
-        return self.num_batches
-
-    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        """Batch number `step`, counted from 0."""
-        if not 0 <= step < self.num_batches:
-            raise IndexError(f"batch {step} of {self.num_batches}")
-        indices = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        rows = self._rows.take(indices, np.zeros_like(indices))
-        return rows if self._transform is None else self._transform(rows)
+def _bits(*entropy: int) -> int:
+    # The bits of a seed sequence are promised never to change, those of a generator's methods are not.
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
 
 
 def load(
-    batches: Batches, start_step: int = 0, num_threads: int = 2, prefetch: int = 8
-) -> Generator[dict[str, np.ndarray], None, None]:
-    """Batches from number `start_step` on, made ahead by threads.
+    batches: TrainBatches, start_step: int = 0, num_threads: int = 2, prefetch: int = 8
+) -> Generator[Batch, None, None]:
+    """Training batches from number `start_step` on, made ahead by threads.
 
     Nothing here is random and nothing is replayed: the batches alone say what batch n is. The number of threads changes
     only when a batch is ready. Closing the generator ends its threads: `with contextlib.closing(load(...)) as batches`.
 
     Args:
-        batches: `TrainBatches` or `EvaluationBatches`.
+        batches: What to load.
         start_step: Number of the first batch.
         num_threads: Threads that make batches; 0 makes each when it is asked for.
         prefetch: Batches kept ready ahead.
     """
-    end = sys.maxsize if batches.num_batches is None else batches.num_batches
     # Grain warns of threads that have no place to put a batch.
     options = grain.ReadOptions(num_threads=min(num_threads, prefetch), prefetch_buffer_size=prefetch)
-    iterator = iter(grain.MapDataset.range(start_step, end).map(batches.__getitem__).to_iter_dataset(options))
+    steps = grain.MapDataset.range(start_step, sys.maxsize)
+    iterator = iter(steps.map(batches.__getitem__).to_iter_dataset(options))
     try:
         yield from iterator
     finally:
         iterator.close()
+
+
+def evaluation_batches(rows: Rows, batch_size: int, transform: Transform | None = None) -> Iterator[Batch]:
+    """The whole split once, in order; what the last batch lacks is filled with rows of nothing but padding.
+
+    So all batches have one shape, and every transition counts exactly once.
+
+    Raises:
+        UserError: The split has no two tokens.
+    """
+    if rows.num_rows < 1:
+        raise UserError(
+            f"the validation text has {rows.num_tokens} token, expected at least 2: "
+            "raise data.validation_fraction or set data.validation_path"
+        )
+    for start in range(0, rows.num_rows, batch_size):
+        batch = rows.take(np.arange(start, start + batch_size))
+        yield batch if transform is None else transform(batch)

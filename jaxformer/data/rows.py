@@ -1,6 +1,6 @@
 """Rows of T + 1 tokens cut from a token cache; neighbours share one token, so each transition is in exactly one row."""
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -14,7 +14,7 @@ class Rows(Protocol):
 
     Attributes:
         num_tokens: Tokens of the split.
-        num_rows: Rows of one epoch.
+        num_rows: Rows that hold them all, the last perhaps in part.
         row_length: Tokens a row, T + 1: the task shifts them into T inputs and T labels.
     """
 
@@ -22,12 +22,17 @@ class Rows(Protocol):
     num_rows: int
     row_length: int
 
-    def take(self, indices: np.ndarray, epochs: np.ndarray) -> Batch:
+    def take(self, indices: np.ndarray, phases: np.ndarray | None = None) -> Batch:
         """The rows `indices` [B] as int32 and bool arrays [B, T + 1].
 
-        An index of `num_rows` or more gives a row of nothing but padding. `epochs` [B] says in which epoch each row is
-        read, for layouts that cut the text anew in every epoch.
+        An index of `num_rows` or more gives a row of nothing but padding. Training gives `phases` [B], each from 0 to
+        T - 1, for layouts that cut the text at other places in every epoch; evaluation gives none.
         """
+
+
+def make_rows(cache: TokenCache, layout: Literal["packed", "stream"], T: int) -> Rows:
+    """The rows of a split in the layout that the configuration names."""
+    return PackedRows(cache, T) if layout == "packed" else StreamRows(cache, T)
 
 
 class PackedRows:
@@ -45,8 +50,8 @@ class PackedRows:
         self.num_rows = _rows_of_all(cache.num_tokens, T)
         self.row_length = T + 1
 
-    def take(self, indices: np.ndarray, epochs: np.ndarray) -> Batch:
-        """The rows `indices`; the same in every epoch."""
+    def take(self, indices: np.ndarray, phases: np.ndarray | None = None) -> Batch:
+        """The rows `indices`; documents are packed the same way in every epoch, whatever `phases` says."""
         starts = np.asarray(indices, np.int64) * self._stride
         tokens, valid = _read(self._cache.tokens, starts, self.row_length, indices < self.num_rows)
         # 1 where a document begins; its running sum numbers the pieces. Searching once a row, not once a token.
@@ -68,39 +73,28 @@ class PackedRows:
 class StreamRows:
     """One contiguous text cut into rows, whatever documents it consists of, as nanoGPT reads it.
 
-    For training (with a seed) batches have `tokens` only. Row r of an epoch starts at phase + r T, where the phase is
-    drawn from 0 to T - 1 for every epoch, so that the text is not always cut at the same places; the last row is moved
-    back to where it is full. Fewer than T transitions at the beginning are left out of an epoch for that.
-
-    For evaluation (without a seed) the phase is 0, every transition is read once, and `valid` is False on the padding
-    at the end of the last row.
+    In evaluation row r holds the tokens [r T, r T + T]; `valid` is False on the padding at the end of the last row. In
+    training the rows begin `phase` tokens earlier, so that the text is not always cut at the same places; the first and
+    the last are moved inside the text, so that all are full and batches have `tokens` only. At most `phase` transitions
+    at the end are left out of an epoch for that.
     """
 
-    def __init__(self, cache: TokenCache, T: int, seed: int | None = None) -> None:
+    def __init__(self, cache: TokenCache, T: int) -> None:
         self._cache = cache
         self._stride = T
-        self._seed = seed
         self.num_tokens = cache.num_tokens
-        self.num_rows = _rows_of_all(cache.num_tokens, T) if seed is None else max(0, (cache.num_tokens - 1) // T)
+        self.num_rows = _rows_of_all(cache.num_tokens, T)
         self.row_length = T + 1
 
-    def phase(self, epoch: int) -> int:
-        """Where the first row of a training epoch starts: a pure function of the seed and the epoch."""
-        assert self._seed is not None
-        # The bits of a seed sequence are promised never to change, those of a generator's methods are not.
-        return int(np.random.SeedSequence([self._seed, epoch]).generate_state(1, np.uint64)[0] % self._stride)
-
-    def take(self, indices: np.ndarray, epochs: np.ndarray) -> Batch:
-        """The rows `indices`, each as it is cut in its epoch."""
+    def take(self, indices: np.ndarray, phases: np.ndarray | None = None) -> Batch:
+        """The rows `indices`, each shifted by its phase in training."""
         starts = np.asarray(indices, np.int64) * self._stride
-        if self._seed is None:
-            tokens, valid = _read(self._cache.tokens, starts, self.row_length, indices < self.num_rows)
+        is_row = indices < self.num_rows
+        if phases is None:
+            tokens, valid = _read(self._cache.tokens, starts, self.row_length, is_row)
             return {"tokens": tokens, "valid": valid}
-        distinct, inverse = np.unique(epochs, return_inverse=True)
-        starts += np.array([self.phase(int(epoch)) for epoch in distinct])[inverse]
-        starts = np.minimum(starts, self.num_tokens - self.row_length)
-        tokens, _ = _read(self._cache.tokens, starts, self.row_length, indices < self.num_rows)
-        return {"tokens": tokens}
+        starts = np.clip(starts - phases, 0, self.num_tokens - self.row_length)
+        return {"tokens": _read(self._cache.tokens, starts, self.row_length, is_row)[0]}
 
 
 def _rows_of_all(num_tokens: int, T: int) -> int:

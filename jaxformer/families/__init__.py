@@ -23,10 +23,19 @@ def get_family(name: str) -> Family:
     return FAMILIES[name]
 
 
+# Sizes that belong to a family's own width: with another width or number of heads they are worked out from those, so
+# that swapping the family of a small model is one override.
+DERIVED_SIZES = ("num_kv_heads", "head_size", "intermediate_size")
+
+
 def model_config(keys: Mapping[str, Any]) -> dict[str, Any]:
     """The keys given over the defaults of the family they name, not validated yet."""
     family = get_family(str(keys.get("type", "gpt2")))
-    return {**family.defaults, **keys, "type": family.name}
+    defaults = dict(family.defaults)
+    if "hidden_size" in keys or "num_heads" in keys:
+        for name in DERIVED_SIZES:
+            defaults.pop(name, None)
+    return {**defaults, **keys, "type": family.name}
 
 
 def build_model(config: TransformerConfig) -> Decoder:

@@ -102,7 +102,7 @@ class Mask:
         mask = parts[0]
         for part in parts[1:]:
             mask = mask & part
-        return mask
+        return jnp.broadcast_to(mask, (mask.shape[0], query_stop - query_start, key_stop - key_start))
 
     def array(self, query_length: int, key_length: int) -> Bool[Array, "#B T S"] | None:
         """The whole mask, ``[B or 1, T, S]``; None if it is True everywhere by construction.

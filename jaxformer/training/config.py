@@ -187,18 +187,13 @@ def _explain(error: ValidationError, origin: str, overridden: set[str]) -> str:
 
 
 def _suggest(location: tuple[int | str, ...]) -> str:
-    """The nearest known key: in the same section first, then anywhere (a right key in the wrong section)."""
-    section: type[BaseModel] | None = RunConfig
-    for part in location[:-1]:
-        section = _section(section, str(part)) if section is not None else None
-    wrong = str(location[-1])
-    if section is not None:
-        near = difflib.get_close_matches(wrong, section.model_fields, n=1)
-        if near:
-            return "; did you mean " + ".".join([*(str(part) for part in location[:-1]), near[0]]) + "?"
-    paths = [path for path, _ in config_keys(RunConfig)]
-    near = [path for path in paths if path.rpartition(".")[2] == wrong]
-    near = near or difflib.get_close_matches(".".join(map(str, location)), paths, n=1)
+    """The key probably meant: one of that name in another section, else the nearest in the same, else anywhere."""
+    *sections, wrong = map(str, location)
+    prefix = "".join(f"{section}." for section in sections)
+    paths = [path for path, _ in config_keys(RunConfig)] + list(RunConfig.model_fields)
+    same_name = [path for path in paths if path.rpartition(".")[2] == wrong]
+    same_section = difflib.get_close_matches(prefix + wrong, [p for p in paths if p.startswith(prefix)], n=1)
+    near = same_name or same_section or difflib.get_close_matches(prefix + wrong, paths, n=1)
     return f"; did you mean {near[0]}?" if near else "; train.py --help lists every key"
 
 

@@ -15,7 +15,6 @@ from rich.progress import (
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
 
@@ -72,7 +71,8 @@ class Display:
     def counting(self, title: str, unit: str) -> Iterator["Counter"]:
         """A counter of work whose end is not known (documents tokenised)."""
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        with Progress(*columns, console=self.console, transient=True) as progress:
+        progress = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        with progress:
             yield Counter(progress, title, unit)
 
     @contextmanager
@@ -83,25 +83,23 @@ class Display:
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[values]}"),
-            TextColumn("[dim]left[/]"),
-            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[left]}[/]"),
         )
-        with Progress(*columns, console=self.console, speed_estimate_period=60, transient=False) as progress:
+        with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as progress:
             self._progress = progress
-            self._task = progress.add_task("training", total=steps, completed=start, values="compiling ...")
-            # Without a terminal the bar is drawn once, at the end; lines say more.
-            progress.live.auto_refresh = self.console.is_terminal
+            self._task = progress.add_task("training", total=steps, completed=start, values="compiling ...", left="")
             try:
                 yield
             finally:
                 self._progress = None
 
-    def record(self, step: int, steps: int, values: str, seconds_left: float) -> None:
+    def record(self, step: int, steps: int, values: str, seconds_left: float | None) -> None:
         """Shows a training record."""
+        left = "" if seconds_left is None else f"{duration(seconds_left)} left"
         if self._progress is not None and self.console.is_terminal:
-            self._progress.update(self._task, completed=step, values=values)
+            self._progress.update(self._task, completed=step, values=values, left=left)
         else:
-            self.say(f"step {step}/{steps}  {values}  {duration(seconds_left)} left")
+            self.say("  ".join(part for part in (f"step {step}/{steps}", values, left) if part))
 
 
 class Counter:

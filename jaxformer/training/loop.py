@@ -1,6 +1,5 @@
 """The training loop: step, log, evaluate, save, stop, in that order."""
 
-import math
 import signal
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from jaxformer.data.loader import load
+from jaxformer.data.loader import evaluation_batches, load
 from jaxformer.generation import sample
 from jaxformer.parallel.mesh import BATCH
 from jaxformer.schema import UserError
@@ -24,7 +23,7 @@ from jaxformer.training.flops import flops_per_token, peak_flops
 from jaxformer.training.metrics import MetricsLog
 from jaxformer.training.run import CHECKPOINTS, Run, open_folder
 from jaxformer.training.state import init_state
-from jaxformer.training.step import StepMetrics, make_eval_step, make_train_step
+from jaxformer.training.step import StepMetrics, make_eval_step
 
 
 @dataclass(frozen=True)
@@ -112,19 +111,11 @@ class Trainer:
             self.step, self.state = restored
             display.say(f"resuming at step {self.step} of {c.training.steps}")
         self.log = MetricsLog(run.folder, c.logging, self.step, c.model_dump(mode="json"))
-        step = make_train_step(
-            run.model,
-            run.task,
-            run.optimizer,
-            seed=c.seed,
-            accumulate=c.training.accumulate,
-            ema_decay=c.training.ema_decay,
-        )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, run.abstract)
-        self.train_step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+        self.train_step = jax.jit(run.train_step, donate_argnums=0, out_shardings=(shardings, None))
         self.eval_step = jax.jit(make_eval_step(run.model, run.task))
-        self.flops_per_step = c.training.batch_size * c.sequence_length
-        self.flops_per_step *= flops_per_token(c.model, run.abstract.params, c.sequence_length)
+        tokens = c.training.batch_size * c.sequence_length
+        self.flops_per_step = tokens * flops_per_token(c.model, run.abstract.params, c.sequence_length)
         self.clock = Clock()
 
     def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -180,8 +171,9 @@ class Trainer:
         """Writes the record of this step and shows it. The loss is this step's own, so a resumed run repeats it."""
         c, clock = self.run.config, self.clock
         metrics = jax.device_get(metrics)
+        weight = max(float(metrics.weight), 1.0)
         clock.lap()
-        values = {name: float(total / max(metrics.weight, 1.0)) for name, total in metrics.sums.items()}
+        values = {name: float(total) / weight for name, total in metrics.sums.items()}
         in_a_row, skipped = int(metrics.skipped_in_a_row), int(metrics.skipped)
         if in_a_row >= c.training.max_nonfinite:
             raise UserError(
@@ -195,30 +187,37 @@ class Trainer:
         record["trained_tokens"] = int(metrics.weight)
         if skipped:
             record["skipped_updates"] = skipped
-        seconds = clock.training / clock.steps if clock.steps else math.nan
+        seconds_left = None
         if clock.steps:
-            tokens = c.training.batch_size * c.sequence_length
-            record |= {
-                "tokens_per_second": tokens / seconds,
-                "model_flops_per_second": self.flops_per_step / seconds,
-                "data_wait": clock.waiting / clock.training,
-            }
-            peak = peak_flops(self.run.mesh.devices.flat[0])
-            if peak is not None:
-                record["mfu"] = self.flops_per_step / seconds / peak / self.run.mesh.size
+            seconds = clock.training / clock.steps
+            seconds_left = seconds * (c.training.steps - self.step)
+            record |= self.speeds(seconds)
         self.log.write(record)
-        self.display.record(self.step, c.training.steps, _summary(record), seconds * (c.training.steps - self.step))
+        self.display.record(self.step, c.training.steps, _summary(record), seconds_left)
         clock.reset()
+
+    def speeds(self, seconds: float) -> dict[str, float]:
+        """What a step of so many seconds amounts to."""
+        c, mesh = self.run.config, self.run.mesh
+        speeds = {
+            "tokens_per_second": c.training.batch_size * c.sequence_length / seconds,
+            "model_flops_per_second": self.flops_per_step / seconds,
+            "data_wait": self.clock.waiting / self.clock.training,
+        }
+        peak = peak_flops(mesh.devices.flat[0])
+        if peak is not None:
+            speeds["mfu"] = self.flops_per_step / seconds / peak / mesh.size
+        return speeds
 
     def evaluate(self) -> float | None:
         """Mean loss over the whole validation set, written as an eval record; None without a validation set."""
-        batches, data = self.run.validation_batches, self.run.config.data
-        if batches is None:
+        rows, t = self.run.validation_rows, self.run.config.training
+        if rows is None:
             return None
         with self.clock.paused():
             sums: dict[str, float] = {}
             weight = 0.0
-            for batch in load(batches, 0, data.num_threads, data.prefetch):
+            for batch in evaluation_batches(rows, t.eval_batch_size or t.batch_size, self.run.task.features):
                 parts, part = jax.device_get(self.eval_step(self.state.evaluation_params, self.put(batch)))
                 weight += float(part)
                 for name, value in parts.items():

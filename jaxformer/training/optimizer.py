@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 from pydantic import Field, model_validator
 
@@ -64,7 +65,8 @@ def build_schedule(config: ScheduleConfig, learning_rate: float, steps: int) -> 
         case "constant":
             after = optax.constant_schedule(learning_rate)
         case "inverse_sqrt":
-            after = lambda count: learning_rate * (warmup / (count + warmup)) ** 0.5  # noqa: E731
+            # join_schedules asks every part at every step, so also before the warm-up is over.
+            after = lambda count: learning_rate * (warmup / jnp.maximum(count + warmup, 1)) ** 0.5  # noqa: E731
         case "wsd":
             decay = min(rest, max(1, round(config.decay_fraction * steps)))
             after = optax.linear_schedule(learning_rate, final, decay, transition_begin=rest - decay)

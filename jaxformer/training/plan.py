@@ -13,7 +13,6 @@ from jaxformer.training.console import duration, number
 from jaxformer.training.flops import flops_per_token, peak_flops
 from jaxformer.training.run import CHECKPOINTS, Run
 from jaxformer.training.state import count_parameters
-from jaxformer.training.step import make_train_step
 
 # A training step reaches about this share of a device's matrix-product peak; used only to guess a time.
 TYPICAL_USE = 0.4
@@ -50,20 +49,12 @@ def matmul_flops(devices: int) -> float:
 
 def step_memory(run: Run) -> tuple[int, int]:
     """Bytes a device needs for state and batch, and for everything else during a step, from the compiled step."""
-    c = run.config
     rows = run.train_batches[0]
     sharding = NamedSharding(run.mesh, BATCH)
     batch = {name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for name, a in rows.items()}
-    step = make_train_step(
-        run.model,
-        run.task,
-        run.optimizer,
-        seed=c.seed,
-        accumulate=c.training.accumulate,
-        ema_decay=c.training.ema_decay,
-    )
-    compiled = jax.jit(step, donate_argnums=0).lower(run.abstract, batch).compile()
+    compiled = jax.jit(run.train_step, donate_argnums=0).lower(run.abstract, batch).compile()
     analysis = compiled.memory_analysis()
+    assert analysis is not None, "every backend JAX compiles for analyses its memory"
     return analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
 
 
@@ -91,7 +82,7 @@ def plan(run: Run) -> dict[str, str]:
         f"{run.train_cache.num_documents:,} documents, {validation:,} validation tokens",
         "batch": f"{t.batch_size} rows = {per_device} per device x {batch_devices(mesh)} devices x {t.accumulate} "
         f"accumulated; {c.sequence_length} tokens a row, {tokens_per_step:,} tokens a step",
-        "epoch": f"{run.train_rows.num_rows * c.sequence_length:,} tokens, {batches.steps_per_epoch:,.1f} steps",
+        "epoch": f"{batches.rows.num_rows * c.sequence_length:,} tokens, {batches.steps_per_epoch:,.1f} steps",
         "memory": f"{state / 2**20:,.0f} MiB of state and batch + {temporary / 2**20:,.0f} MiB in a step, per device",
         "steps": f"{t.steps:,} = {t.steps / batches.steps_per_epoch:.2f} epochs, {number(t.steps * flops)}FLOP"
         + (f"; {run.folder} is at step {max(done):,}" if done else ""),

@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 
 from jaxformer.data.cache import TokenCache, build_cache
 from jaxformer.data.corpus import Corpus, Split, open_corpus
-from jaxformer.data.loader import EvaluationBatches, TrainBatches
-from jaxformer.data.rows import PackedRows, Rows, StreamRows
+from jaxformer.data.loader import TrainBatches
+from jaxformer.data.rows import Rows, make_rows
 from jaxformer.families import build_model
 from jaxformer.parallel.mesh import check_batch, make_mesh
 from jaxformer.schema import UserError
@@ -27,6 +27,7 @@ from jaxformer.training.config import RunConfig, dump_config, parse_config, read
 from jaxformer.training.console import Display
 from jaxformer.training.optimizer import build_optimizer, build_schedule
 from jaxformer.training.state import TrainState, abstract_state
+from jaxformer.training.step import TrainStep, make_train_step
 
 CONFIG_FILE, DATA_FILE, TOKENIZER_FILE, CHECKPOINTS = "config.yaml", "data.json", "tokenizer.json", "checkpoints"
 
@@ -104,28 +105,31 @@ class Run:
         return abstract_state(self.model, self.optimizer, self.config.training.ema_decay is not None, self.mesh)
 
     @cached_property
-    def train_rows(self) -> Rows:
-        """The training set cut into rows."""
-        length = self.config.sequence_length
-        if self.config.data.layout == "stream":
-            return StreamRows(self.train_cache, length, self.config.seed)
-        return PackedRows(self.train_cache, length)
+    def train_step(self) -> TrainStep:
+        """One update, pure and not jitted."""
+        c = self.config
+        return make_train_step(
+            self.model,
+            self.task,
+            self.optimizer,
+            seed=c.seed,
+            accumulate=c.training.accumulate,
+            ema_decay=c.training.ema_decay,
+        )
 
     @cached_property
     def train_batches(self) -> TrainBatches:
         """Batch by step."""
         c = self.config
-        return TrainBatches(self.train_rows, c.training.batch_size, c.seed, self.task.features)
+        rows = make_rows(self.train_cache, c.data.layout, c.sequence_length)
+        return TrainBatches(rows, c.training.batch_size, c.seed, self.task.features)
 
     @cached_property
-    def validation_batches(self) -> EvaluationBatches | None:
-        """The whole validation set, or None if there is none."""
+    def validation_rows(self) -> Rows | None:
+        """The whole validation set cut into rows, or None if there is none."""
         if self.validation_cache is None:
             return None
-        layout = StreamRows if self.config.data.layout == "stream" else PackedRows
-        rows = layout(self.validation_cache, self.config.sequence_length)
-        t = self.config.training
-        return EvaluationBatches(rows, t.eval_batch_size or t.batch_size, self.task.features)
+        return make_rows(self.validation_cache, self.config.data.layout, self.config.sequence_length)
 
 
 def prepare(config: RunConfig, display: Display) -> Run:
@@ -144,12 +148,11 @@ def prepare(config: RunConfig, display: Display) -> Run:
 
     def cache(split: Split) -> TokenCache:
         with display.counting(f"tokenising {corpus.name} ({split})", "documents") as counter:
-            return build_cache(corpus, split, tokenizer, config.data.cache_folder(), counter)
+            return build_cache(corpus, split, tokenizer, config.data.cache_folder, counter)
 
     validation = cache("validation") if corpus.has_validation else None
     run = Run(_fit_vocabulary(config, tokenizer), folder, tokenizer, corpus, cache("train"), validation)
-    # What is too short for one row or one prediction should be said now.
-    _ = run.train_batches, run.validation_batches
+    _ = run.train_batches  # a text shorter than one row should be refused now
     return run
 
 

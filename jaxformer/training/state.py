@@ -32,12 +32,12 @@ class TrainState:
         skipped_in_a_row: how many of them were the latest.
     """
 
-    step: jax.Array
+    step: Any
     params: Any
     opt_state: Any
     ema: Any
-    skipped: jax.Array
-    skipped_in_a_row: jax.Array
+    skipped: Any
+    skipped_in_a_row: Any
 
     @property
     def evaluation_params(self) -> Any:

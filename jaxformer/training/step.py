@@ -31,6 +31,10 @@ class StepMetrics(NamedTuple):
     skipped: jax.Array
 
 
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+EvalStep = Callable[[Any, Batch], tuple[dict[str, jax.Array], jax.Array]]
+
+
 def gradients_of_sum(
     model: nn.Module, task: Task, params: Any, batch: Batch, dropout_key: jax.Array, accumulate: int
 ) -> tuple[Any, LossSums]:
@@ -71,7 +75,7 @@ def make_train_step(
     seed: int,
     accumulate: int = 1,
     ema_decay: float | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+) -> TrainStep:
     """One update: mean gradient over all trained tokens of the global batch, optimizer, average of the weights.
 
     A loss or gradient that is inf or nan leaves parameters, optimizer state and average as they were and is counted.
@@ -84,7 +88,7 @@ def make_train_step(
         # The mean is taken here and nowhere else. A batch without a single trained token gives zeros.
         weight = jnp.maximum(sums.weight, 1.0)
         gradients = jax.tree.map(lambda gradient: gradient / weight, gradients)
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(sums.objective) & jnp.isfinite(norm)
 
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -106,7 +110,7 @@ def make_train_step(
     return step
 
 
-def make_eval_step(model: nn.Module, task: Task) -> Callable[[Any, Batch], tuple[dict[str, jax.Array], jax.Array]]:
+def make_eval_step(model: nn.Module, task: Task) -> EvalStep:
     """Sums and weight of one evaluation batch, without dropout."""
 
     def step(params: Any, batch: Batch) -> tuple[dict[str, jax.Array], jax.Array]:

@@ -34,9 +34,7 @@ def test_plain_by_hand():
         "up": {"kernel": jnp.array([[1.0, 2.0], [-1.0, 1.0]]), "bias": jnp.array([0.0, 1.0])},
         "down": {"kernel": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "bias": jnp.array([1.0, 1.0])},
     }
-    np.testing.assert_array_equal(
-        feed_forward(jnp.array([[[1.0, 2.0]]]), weights, activation="relu"), [[[16.0, 21.0]]]
-    )
+    np.testing.assert_array_equal(feed_forward(jnp.array([[[1.0, 2.0]]]), weights, activation="relu"), [[[16.0, 21.0]]])
 
 
 def test_gated_by_hand():
@@ -46,9 +44,7 @@ def test_gated_by_hand():
         "up": {"kernel": jnp.array([[1.0, 0.0], [0.0, 2.0]])},
         "down": {"kernel": jnp.array([[1.0, 2.0], [3.0, 4.0]])},
     }
-    np.testing.assert_array_equal(
-        feed_forward(jnp.array([[[1.0, 2.0]]]), weights, activation="relu"), [[[60.0, 80.0]]]
-    )
+    np.testing.assert_array_equal(feed_forward(jnp.array([[[1.0, 2.0]]]), weights, activation="relu"), [[[60.0, 80.0]]])
 
 
 def test_inner_dropout_is_between_the_two_maps():

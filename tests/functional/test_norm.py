@@ -19,9 +19,7 @@ def test_layer_norm_by_hand():
 def test_rms_norm_by_hand():
     # mean square (1 + 49 + 1 + 49) / 4 = 25
     x = jnp.array([1.0, -7.0, 1.0, 7.0])
-    np.testing.assert_allclose(
-        rms_norm(x, jnp.arange(1.0, 5.0), epsilon=0.0), np.array([1, -14, 3, 28]) / 5, rtol=1e-6
-    )
+    np.testing.assert_allclose(rms_norm(x, jnp.arange(1.0, 5.0), epsilon=0.0), np.array([1, -14, 3, 28]) / 5, rtol=1e-6)
     np.testing.assert_allclose(rms_norm(x, jnp.ones(4), epsilon=11.0), x / 6, rtol=1e-6)
 
 
@@ -31,9 +29,7 @@ def _assert_same_values_and_gradients(ours, theirs, *arguments):
 
     every = tuple(range(len(arguments)))
     np.testing.assert_allclose(ours(*arguments), theirs(*arguments), atol=1e-5)
-    for a, b in zip(
-        jax.grad(total(ours), every)(*arguments), jax.grad(total(theirs), every)(*arguments), strict=True
-    ):
+    for a, b in zip(jax.grad(total(ours), every)(*arguments), jax.grad(total(theirs), every)(*arguments), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
 
 

@@ -77,9 +77,7 @@ def test_linear_scaling_is_a_division_of_positions():
 
 
 def test_llama3_scaling_by_hand():
-    scaling = RotaryScaling(
-        "llama3", 8.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_max_length=64
-    )
+    scaling = RotaryScaling("llama3", 8.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_max_length=64)
     head_size, theta = 16, 500.0
     expected = []
     for i in range(head_size // 2):

@@ -1,0 +1,56 @@
+import flax.linen as nn
+import jax
+import pytest
+from jax.sharding import PartitionSpec
+
+from jaxformer.families import build_model, model_config
+from jaxformer.models import TransformerConfig
+from jaxformer.parallel.mesh import ParallelConfig, check_batch, make_mesh, parameter_shardings
+from jaxformer.schema import UserError
+from jaxformer.training.state import abstract_params
+
+
+@pytest.mark.parametrize(
+    ("keys", "sizes"),
+    [({}, (8, 1, 1)), ({"fsdp": 4}, (2, 4, 1)), ({"fsdp": 2, "tensor": 2}, (2, 2, 2)), ({"data": 8}, (8, 1, 1))],
+)
+def test_data_takes_the_rest(keys, sizes):
+    assert tuple(make_mesh(ParallelConfig(**keys)).shape.values()) == sizes
+
+
+@pytest.mark.parametrize("keys", [{"data": 3}, {"fsdp": 3}, {"fsdp": 16}, {"data": 4, "tensor": 4}])
+def test_a_product_other_than_the_devices_is_refused(keys):
+    with pytest.raises(UserError, match=r"on 8 device\(s\), expected a product of 8"):
+        make_mesh(ParallelConfig(**keys))
+
+
+def test_batch_that_does_not_divide_names_the_nearest_that_do():
+    mesh = make_mesh(ParallelConfig())
+    check_batch(16, 2, mesh)
+    with pytest.raises(UserError, match=r"training.batch_size is 12, expected a multiple of 8 .* set it to 8 or 16"):
+        check_batch(12, 1, mesh)
+    with pytest.raises(UserError, match="set it to 16"):
+        check_batch(8, 2, mesh)
+
+
+def model(**keys):
+    shape = {"vocab_size": 32, "hidden_size": 16, "num_layers": 2, "num_heads": 4, "max_length": 8}
+    return build_model(TransformerConfig(**model_config({**shape, **keys})))
+
+
+def test_parameters_are_split_by_their_logical_axes():
+    mesh = make_mesh(ParallelConfig(fsdp=2, tensor=2))
+    shardings = parameter_shardings(abstract_params(model()), mesh)
+    attention, feed_forward = shardings["layers"]["attention"], shardings["layers"]["feed_forward"]
+    assert attention["query"]["kernel"].spec == PartitionSpec(None, "fsdp", "tensor", None)
+    assert attention["output"]["kernel"].spec == PartitionSpec(None, "tensor", None, "fsdp")
+    assert feed_forward["up"]["kernel"].spec == PartitionSpec(None, "fsdp", "tensor")
+    assert shardings["embeddings"]["token"]["embedding"].spec == PartitionSpec("tensor", "fsdp")
+    axes = nn.get_partition_spec(abstract_params(model()))
+    assert all(spec for spec in jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, PartitionSpec)))
+
+
+def test_an_axis_that_does_not_divide_names_the_parameter():
+    mesh = make_mesh(ParallelConfig(tensor=4))
+    with pytest.raises(UserError, match=r"parallel.tensor is 4 and does not divide 2, .*layers/attention/key"):
+        parameter_shardings(abstract_params(model(num_kv_heads=2)), mesh)

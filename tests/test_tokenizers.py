@@ -1,0 +1,185 @@
+import inspect
+import json
+
+import pytest
+import tokenizers as hf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from tokenizers import models, pre_tokenizers, processors
+
+from jaxformer.schema import UserError
+from jaxformer.tokenizers import TokenizerConfig, build_tokenizer, load_tokenizer, train_tokenizer
+
+SPECIALS = "<|endoftext|> <|unk|> [PAD] [UNK] [CLS] [SEP] [MASK] <pad> </s> <unk> ##ing # ## ###"
+TEXT = "\n".join(
+    [
+        "The quick brown fox doesn't jump over the lazy dog's back; it'll walk.",
+        "다람쥐 헌 쳇바퀴에 타고파. 값이 싸다면 얼마나 좋을까?",
+        inspect.getsource(json.JSONDecoder),
+        "😀🇰🇷 👨‍👩‍👧 e\u0301 \u200b\ufeff\u2028",
+        "odd \t\t  blanks  \r\n\r\n   \x00\x01\x7f\n\n\n",
+        SPECIALS,
+        "x" * 250 + "가" * 250 + " " * 250 + "#" * 250,
+    ]
+)
+BYTE_LEVEL = ["byte", "bpe", "wordpiece", "unigram"]
+TRAINED = [*BYTE_LEVEL, "character"]
+
+
+def train(kind, size=800, texts=(TEXT,)):
+    return train_tokenizer(TokenizerConfig(type=kind, vocab_size=size), texts)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return {kind: train(kind) for kind in TRAINED}
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_text_comes_back_exactly(trained, kind):
+    tokenizer = trained[kind]
+    ids = tokenizer.encode(TEXT)
+    assert tokenizer.decode(ids) == TEXT
+    assert tokenizer.encode_batch([TEXT, "", "fox"]) == [ids, [], tokenizer.encode("fox")]
+    assert max(ids) < tokenizer.vocab_size
+
+
+@pytest.mark.parametrize("kind", BYTE_LEVEL)
+@settings(max_examples=150, deadline=None)
+@given(text=st.text() | st.text(alphabet="# \n'a가"))
+def test_any_text_comes_back_from_bytes(trained, kind, text):
+    assert trained[kind].decode(trained[kind].encode(text)) == text
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_special_strings_in_the_text_are_text(trained, kind):
+    tokenizer = trained[kind]
+    ids = tokenizer.encode(SPECIALS)
+    assert tokenizer.eos_id not in ids
+    assert tokenizer.decode(ids) == SPECIALS
+    assert tokenizer.decode([tokenizer.eos_id, *ids]) == SPECIALS
+    assert len(tokenizer.decode([tokenizer.eos_id, *ids], skip_special_tokens=False)) > len(SPECIALS)
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_saved_and_loaded_is_the_same(trained, kind, tmp_path):
+    path = trained[kind].save(tmp_path / "run")
+    assert path == tmp_path / "run" / "tokenizer.json"
+    assert [p.name for p in path.parent.iterdir()] == ["tokenizer.json"]
+    for given_path in (path, path.parent):
+        loaded = load_tokenizer(given_path)
+        assert loaded.encode(TEXT) == trained[kind].encode(TEXT)
+        assert loaded.decode(loaded.encode(TEXT)) == TEXT
+        assert loaded.fingerprint == trained[kind].fingerprint
+        assert (loaded.eos_id, loaded.vocab_size) == (trained[kind].eos_id, trained[kind].vocab_size)
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_training_twice_gives_one_tokenizer(trained, kind):
+    assert {train(kind).fingerprint for _ in range(3)} == {trained[kind].fingerprint}
+
+
+def test_byte_ids_are_the_bytes():
+    tokenizer = train("byte")
+    assert tokenizer.encode("aé가\n") == list("aé가\n".encode())
+    assert (tokenizer.vocab_size, tokenizer.eos_id) == (257, 256)
+
+
+def test_character_ids_are_the_sorted_characters():
+    tokenizer = train("character", texts=["cab\n", "가"])
+    assert tokenizer.encode("\nabc가") == [0, 1, 2, 3, 4]
+    assert (tokenizer.eos_id, tokenizer.vocab_size) == (5, 7)
+    assert tokenizer.encode("a?b") == [1, 6, 2]
+    assert tokenizer.decode([1, 6, 2], skip_special_tokens=False) == "a<|unk|>b"
+
+
+def test_specials_and_end_of_text(trained):
+    def token(kind):
+        return trained[kind].decode([trained[kind].eos_id], skip_special_tokens=False)
+
+    assert {kind: token(kind) for kind in TRAINED} == {
+        "byte": "<|endoftext|>",
+        "character": "<|endoftext|>",
+        "bpe": "<|endoftext|>",
+        "wordpiece": "[SEP]",
+        "unigram": "</s>",
+    }
+
+
+@pytest.mark.parametrize(("kind", "smallest"), [("bpe", 257), ("wordpiece", 517), ("unigram", 259)])
+def test_the_smallest_vocabulary(kind, smallest):
+    tokenizer = train(kind, smallest)
+    assert tokenizer.vocab_size == smallest
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    with pytest.raises(UserError, match=rf"vocab_size is {smallest - 1}, but {kind} needs at least {smallest}"):
+        train(kind, smallest - 1)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram"])
+def test_the_vocabulary_has_the_size_asked_for(kind):
+    source = inspect.getsource(inspect)
+    assert train(kind, 700, [source]).vocab_size == 700
+    assert train(kind, 5000, ["ab"]).vocab_size < 600  # there is no more to learn
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+@pytest.mark.parametrize("texts", [[], ["", ""]])
+def test_nothing_to_train_on(kind, texts):
+    with pytest.raises(UserError, match=r"got no text, expected at least one character"):
+        train(kind, texts=texts)
+
+
+@pytest.mark.parametrize("kind", ["character", "bpe", "wordpiece", "unigram"])
+def test_an_error_of_the_corpus_comes_through(kind):
+    def texts():
+        yield TEXT
+        raise UserError("line 3 is broken")
+
+    with pytest.raises(UserError, match=r"line 3 is broken"):
+        train(kind, texts=texts())
+
+
+def word_tokenizer(vocab, **settings):
+    backend = hf.Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return backend
+
+
+def test_a_loaded_tokenizer_adds_and_cuts_nothing(tmp_path):
+    backend = word_tokenizer({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "a": 3, "b": 9})
+    backend.add_special_tokens(["[CLS]", "[SEP]"])
+    backend.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
+    backend.enable_truncation(2)
+    backend.enable_padding(length=20)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = build_tokenizer(TokenizerConfig(type="file", path=str(tmp_path)), [])
+    assert tokenizer.encode("a b a b") == [3, 9, 3, 9]
+    assert tokenizer.encode_batch(["a b a b", "a"]) == [[3, 9, 3, 9], [3]]
+    assert (tokenizer.vocab_size, tokenizer.eos_id) == (10, 2)
+
+
+@pytest.mark.parametrize("name", ["<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]", "other"])
+def test_end_of_text_of_a_loaded_tokenizer(tmp_path, name):
+    word_tokenizer({"[UNK]": 0, name: 1}).save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path).eos_id == (None if name == "other" else 1)
+
+
+def test_no_or_no_valid_file(tmp_path):
+    with pytest.raises(UserError, match=r"no tokenizer at .*tokenizer.json: give a tokenizer.json file or a folder"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"model": 3}')
+    with pytest.raises(UserError, match=r"not a valid tokenizer.json"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"not a valid tokenizer.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_path_belongs_to_file():
+    with pytest.raises(ValidationError, match=r"type is 'file' but path is not set"):
+        TokenizerConfig(type="file")
+    with pytest.raises(ValidationError, match=r"path is 'x' but type is 'bpe'"):
+        TokenizerConfig(path="x")
+    with pytest.raises(UserError, match=r"which is loaded, not trained"):
+        train_tokenizer(TokenizerConfig(type="file", path="x"), ["a"])

@@ -81,7 +81,7 @@ class TransformerConfig(Schema):
 
     @property
     def inner_size(self) -> int:
-        """F, resolved. A gate is a third matrix: two thirds of the width keep the number of parameters (Shazeer 2020)."""
+        """F, resolved. A gate is a third matrix: two thirds of the width keep the parameter count (Shazeer 2020)."""
         if self.intermediate_size is not None:
             return self.intermediate_size
         return -(-8 * self.hidden_size // (3 * 64)) * 64 if self.gated else 4 * self.hidden_size

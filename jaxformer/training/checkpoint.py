@@ -163,7 +163,10 @@ class Checkpoints:
 
     def _check_shapes(self, step: int, abstract: Any) -> None:
         """Orbax's own message for another shape is unreadable, so trees are compared first."""
-        saved = _named_shapes(self._checkpointer.metadata(step).metadata)
+        metadata = self._checkpointer.metadata(step).metadata
+        if metadata is None:
+            raise ValueError("its metadata cannot be read")
+        saved = _named_shapes(metadata)
         wanted = _named_shapes(abstract)
         changed = sorted(name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name))
         if changed:

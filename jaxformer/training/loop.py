@@ -161,7 +161,7 @@ class Trainer:
         """Whether the last ``early_stopping`` evaluations brought no new best; a function of the records alone."""
         patience = self.run.config.training.early_stopping
         losses = self.log.losses("eval")
-        return patience is not None and len(losses) > patience and min(losses) < min(losses[-patience:])
+        return patience is not None and len(losses) > patience and min(losses[:-patience]) <= min(losses[-patience:])
 
     def due(self, every: int | None) -> bool:
         """Whether something done every so many steps is due; everything is at the last step."""

@@ -74,7 +74,7 @@ def test_padding_changes_no_real_token(name):
 
 @EVERY_MODEL
 def test_a_packed_row_is_its_documents_one_by_one(name):
-    model, params = tiny(name)
+    _, params = tiny(name)
     documents = tokens(4, 5, seed=1)  # 0 and 1 go into the first row, 2 and 3 into the second
     packed = jnp.pad(documents.reshape(2, 10), ((0, 0), (0, 1)))
     labels = jnp.pad(shifted(documents).reshape(2, 10), ((0, 0), (0, 1)), constant_values=F.IGNORE)

@@ -11,25 +11,7 @@ from jaxformer.training.console import Display
 from jaxformer.training.loop import Result, train
 from jaxformer.training.run import Run, prepare
 
-WORDS = [
-    "the",
-    "cat",
-    "sat",
-    "on",
-    "a",
-    "mat",
-    "and",
-    "then",
-    "it",
-    "ran",
-    "far",
-    "away",
-    "from",
-    "every",
-    "dog",
-    "in",
-    "town",
-]
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "then", "it", "ran", "far", "away", "from", "every", "dog"]
 
 
 def write_corpus(folder: Path, documents: int = 40) -> Path:

@@ -1,0 +1,46 @@
+"""Our model against what PyTorch made of the same parameters and the same batch."""
+
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxformer import functional as F
+from jaxformer.families import FAMILIES, build_model, model_config
+from jaxformer.families.base import params_from_hf
+from jaxformer.models import TransformerConfig
+
+
+def part(golden, prefix):
+    return {name.removeprefix(f"{prefix}/"): golden[name] for name in golden if name.startswith(f"{prefix}/")}
+
+
+def model_and_converter(family, hf_config):
+    """Our model for a Hugging Face ``config.json``, and the conversion of its state dicts."""
+    config = TransformerConfig(**model_config(FAMILIES[family].from_hf(hf_config)))
+    model = build_model(config)
+    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))["params"]
+    return model, lambda state_dict: params_from_hf(FAMILIES[family], config, state_dict, shapes)
+
+
+def assert_parity(family, golden):
+    """Logits of real tokens, mean loss and every gradient, to 1e-4."""
+    state = part(golden, "state")
+    model, convert = model_and_converter(family, json.loads(str(golden["config"])))
+    batch = {name: jnp.asarray(array) for name, array in part(golden, "batch").items()}
+    labels = jnp.pad(batch["labels"][:, 1:], ((0, 0), (0, 1)), constant_values=F.IGNORE)
+
+    def mean_loss(params):
+        output = model.apply({"params": params}, batch["input_ids"], batch["attention_mask"])
+        loss = F.cross_entropy(output.logits, labels)
+        return loss.total / loss.tokens, output.logits
+
+    (loss, logits), gradients = jax.jit(jax.value_and_grad(mean_loss, has_aux=True))(convert(state))
+    real = np.asarray(batch["attention_mask"]) == 1
+    np.testing.assert_allclose(np.asarray(logits)[real], golden["logits"][real], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(loss, golden["loss"], rtol=1e-5)
+    # A gradient has the names and the layout of its parameter.
+    expected = convert(part(golden, "gradient"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), gradients, expected)

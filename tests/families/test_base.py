@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+
+from jaxformer.families import FAMILIES, build_model, get_family, model_config
+from jaxformer.families.base import Family, Name, params_from_hf
+from jaxformer.models import TransformerConfig
+from jaxformer.schema import UserError
+
+CONFIG = TransformerConfig(vocab_size=2, num_layers=2, hidden_size=2, num_heads=1)
+TABLE = [
+    Name("table", "wte"),
+    Name("layers/first/kernel", "h.{}.c", part=(0, 2)),
+    Name("layers/second/kernel", "h.{}.c", part=(1, 2)),
+    Name("layers/linear/kernel", "h.{}.fc.weight", transposed=True),
+]
+FAMILY = Family("toy", {}, dict, lambda config: TABLE)
+STATE = {
+    "wte": np.arange(4).reshape(2, 2),
+    "h.0.c": np.array([[1, 2, 3, 4], [5, 6, 7, 8]]),
+    "h.1.c": np.array([[10, 20, 30, 40], [50, 60, 70, 80]]),
+    "h.0.fc.weight": np.array([[1, 2], [3, 4], [5, 6]]),  # [out, in]
+    "h.1.fc.weight": np.array([[7, 8], [9, 10], [11, 12]]),
+}
+SHAPES = {
+    "table": np.zeros((2, 2)),
+    "layers": {
+        "first": {"kernel": np.zeros((2, 2, 2))},
+        "second": {"kernel": np.zeros((2, 2, 1, 2))},  # a layout with heads
+        "linear": {"kernel": np.zeros((2, 2, 3))},
+    },
+}
+
+
+def test_stacking_splitting_transposing_and_heads_by_hand():
+    params = params_from_hf(FAMILY, CONFIG, STATE, SHAPES)
+    np.testing.assert_array_equal(params["table"], [[0, 1], [2, 3]])
+    layers = params["layers"]
+    np.testing.assert_array_equal(layers["first"]["kernel"], [[[1, 2], [5, 6]], [[10, 20], [50, 60]]])
+    np.testing.assert_array_equal(layers["second"]["kernel"], [[[[3, 4]], [[7, 8]]], [[[30, 40]], [[70, 80]]]])
+    np.testing.assert_array_equal(layers["linear"]["kernel"], [[[1, 3, 5], [2, 4, 6]], [[7, 9, 11], [8, 10, 12]]])
+    assert params["table"].dtype == np.float32
+
+
+def test_a_missing_parameter_is_named():
+    state = {name: array for name, array in STATE.items() if name != "h.1.c"}
+    with pytest.raises(UserError, match=r"the checkpoint has no h\.1\.c, expected it for this config"):
+        params_from_hf(FAMILY, CONFIG, state, SHAPES)
+
+
+def test_a_wrong_shape_is_named():
+    with pytest.raises(UserError, match=r"wte has shape \(3, 2\), expected \(2, 2\) of table; check the config"):
+        params_from_hf(FAMILY, CONFIG, STATE | {"wte": np.zeros((3, 2))}, SHAPES)
+
+
+def test_an_unknown_family_names_the_nearest():
+    with pytest.raises(UserError, match="model.type is 'lama', expected one of gpt2, llama; did you mean llama?"):
+        get_family("lama")
+    with pytest.raises(UserError, match="model.type is 'x', expected one of gpt2, llama$"):
+        model_config({"type": "x"})
+    with pytest.raises(UserError, match="model.type is 'gpt', expected"):
+        build_model(TransformerConfig(type="gpt"))
+
+
+def test_keys_go_over_the_defaults_of_their_family():
+    keys = model_config({"type": "llama", "num_layers": 3})
+    assert (keys["type"], keys["num_layers"], keys["positions"], keys["gated"]) == ("llama", 3, "rotary", True)
+    assert model_config({})["type"] == "gpt2"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_swapping_the_family_is_one_override(name):
+    TransformerConfig(**model_config({"type": name, "vocab_size": 10, "num_layers": 2}))

@@ -1,0 +1,53 @@
+"""Live against PyTorch ``transformers``: every family's forward pass, loss, gradients and greedy generation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxformer.models import init_cache
+from tests.families.compare import assert_parity, model_and_converter
+from tests.golden import make
+
+pytestmark = pytest.mark.parity
+
+
+@pytest.mark.parametrize("name", [*make.CASES, *make.MORE_CASES])
+def test_logits_loss_and_gradients(name):
+    assert_parity(name.split("_")[0], make.make(name))
+
+
+@pytest.mark.parametrize("name", make.CASES)
+def test_the_golden_files_are_what_transformers_makes_now(name):
+    stored, made = make.load(name), make.make(name)
+    assert stored.keys() == made.keys()
+    for key in stored.keys() - {"config"}:  # it names the version of transformers
+        np.testing.assert_allclose(stored[key], made[key], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt2_tied", "llama_tied"])
+def test_greedy_generation_after_left_padded_prompts(name):
+    import torch  # here, so that collecting this file needs no PyTorch
+
+    family, keys = make.CASES[name]
+    hf = make.hf_model(family, keys)
+    hf.generation_config.eos_token_id = None
+    batch = make.batch(keys["vocab_size"])
+    ids = np.stack([batch["input_ids"][0, -7:], batch["input_ids"][2, -7:]])
+    mask = np.ones_like(ids)
+    mask[0, :3] = 0
+    steps = 6
+    expected = hf.generate(torch.tensor(ids), attention_mask=torch.tensor(mask), do_sample=False, max_new_tokens=steps)[
+        :, 7:
+    ]
+
+    model, convert = model_and_converter(family, hf.config.to_dict())
+    params = convert({name: parameter.detach().numpy() for name, parameter in hf.named_parameters()})
+    step = jax.jit(lambda params, cache, **new: model.apply({"params": params}, cache=cache, **new))
+    new, got = {"input_ids": jnp.asarray(ids), "attention_mask": jnp.asarray(mask)}, []
+    cache = init_cache(model.config, 2, 7 + steps)
+    for _ in range(steps):
+        output = step(params, cache, **new)
+        cache, new = output.cache, {"input_ids": jnp.argmax(output.logits[:, -1:], axis=-1)}
+        got.append(new["input_ids"][:, 0])
+    np.testing.assert_array_equal(np.stack(got, axis=1), expected.numpy())

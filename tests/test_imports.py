@@ -1,0 +1,94 @@
+"""The walls of the package: imports run one way, read from the source of every module."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import jaxformer
+
+ROOT = Path(jaxformer.__file__).parent
+MODULES = {
+    ".".join(("jaxformer", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+
+# Each part and the parts it may use. Parts at the bottom of the library, schema and functional, stand on nothing.
+MODEL = {"schema", "functional", "models"}
+DATA = {"schema", "tokenizers", "data"}
+TRAINING = MODEL | DATA | {"families", "hub", "tasks", "generation", "alignment", "parallel", "training"}
+MAY_USE = {
+    "schema": set(),
+    "functional": set(),
+    "models": {"schema", "functional"},
+    "parallel": {"schema", "functional", "models"},
+    "families": MODEL,
+    "tokenizers": {"schema"},
+    "data": {"schema", "functional", "tokenizers"},
+    "hub": MODEL | {"families", "tokenizers"},
+    "tasks": MODEL | DATA | {"families"},
+    "generation": MODEL | {"families", "tokenizers"},
+    "alignment": MODEL | DATA | {"families", "hub", "tasks", "generation", "parallel"},
+    "training": TRAINING,
+    "pipelines": TRAINING,
+    "cli": TRAINING | {"pipelines", "cli"},
+}
+
+
+def imports(path):
+    """Every module a file imports, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            yield node.module
+            # ``from jaxformer import functional`` names a module, ``from flax import linen`` too.
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def part_of(module):
+    return module.split(".")[1]
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "jaxformer"])
+def test_imports_run_one_way(module):
+    part = part_of(module)
+    assert part in MAY_USE, f"{part} is new: give it a place in MAY_USE"
+    ours = [name for name in imports(MODULES[module]) if name.startswith("jaxformer.")]
+    allowed = MAY_USE[part] | {part}
+    assert [name for name in ours if part_of(name) not in allowed] == []
+
+
+def test_the_order_has_no_circle():
+    seen = set()
+    while len(seen) < len(MAY_USE):
+        ready = {part for part, uses in MAY_USE.items() if part not in seen and uses - {part} <= seen}
+        assert ready, f"a circle among {sorted(MAY_USE.keys() - seen)}"
+        seen |= ready
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_public_interfaces_only(module):
+    private = [
+        name
+        for name in imports(MODULES[module])
+        if not name.startswith("jaxformer") and any(p.startswith("_") and p != "__future__" for p in name.split("."))
+    ]
+    assert private == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_other_framework(module):
+    roots = {name.split(".")[0] for name in imports(MODULES[module])}
+    assert roots & {"torch", "tensorflow", "ray", "keras"} == set()
+
+
+def test_functional_needs_jax_alone():
+    roots = {
+        name.split(".")[0]
+        for m, path in MODULES.items()
+        if part_of(m + ".x.x") == "functional"
+        for name in imports(path)
+    }
+    assert roots & {"flax", "optax", "pydantic", "orbax", "grain"} == set()

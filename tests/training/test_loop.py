@@ -1,0 +1,258 @@
+"""Whole runs in this process; what needs a process of its own to kill is in test_cli.py."""
+
+import json
+import math
+import signal
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxformer.schema import UserError
+from jaxformer.training.config import load_config
+from jaxformer.training.loop import train
+from jaxformer.training.run import prepare
+from tests.training.helpers import make_run, quiet, run_training, tiny_keys
+
+
+def records(keys, split=None):
+    lines = Path(keys["output_dir"], "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [record for record in map(json.loads, lines) if split in (None, record["split"])]
+
+
+def losses(keys, split="train"):
+    return [(record["step"], record["loss"]) for record in records(keys, split)]
+
+
+def test_a_run_learns_writes_its_records_and_its_folder(tmp_path):
+    keys = tiny_keys(tmp_path, steps=60, eval_every=20, log_every=7)
+    keys["sample"] = {"prompt": "the", "max_new_tokens": 8}
+    result = run_training(keys)
+    assert [r["step"] for r in records(keys, "train")] == [1, 7, 14, 21, 28, 35, 42, 49, 56, 60]
+    evals = records(keys, "eval")
+    assert [r["step"] for r in evals] == [20, 40, 60]
+    assert evals[0]["loss"] > evals[-1]["loss"] == result.loss
+    assert evals[-1]["loss"] < math.log(257) - 1.5, "far below a uniform guess over bytes"
+    assert result.sample.startswith("the")
+    for name in ("config.yaml", "tokenizer.json", "data.json", "checkpoints/60"):
+        assert (result.folder / name).exists(), name
+    first, second = records(keys, "train")[:2]
+    assert {"loss", "learning_rate", "gradient_norm", "trained_tokens"} <= first.keys()
+    assert {"tokens_per_second", "model_flops_per_second", "data_wait"} <= second.keys()
+    assert load_config(result.folder / "config.yaml").model.vocab_size == 257
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Twelve steps in one go: keys, result, final state's leaves."""
+    keys = tiny_keys(tmp_path_factory.mktemp("whole"), steps=12, eval_every=4, save_every=4, ema_decay=0.9)
+    result = run_training(keys)
+    return keys, result, final_state(keys)
+
+
+def final_state(keys):
+    from jaxformer.training.checkpoint import Checkpoints
+
+    run = make_run(keys)
+    checkpoints = Checkpoints(run.folder / "checkpoints")
+    _, state = checkpoints.restore(run.abstract)
+    checkpoints.close()
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, uninterrupted, monkeypatch, threads):
+    whole_keys, whole, whole_state = uninterrupted
+    keys = tiny_keys(tmp_path, steps=12, eval_every=4, save_every=4, ema_decay=0.9)
+    keys["data"]["num_threads"] = threads
+    crash_at(monkeypatch, 7)
+    with pytest.raises(RuntimeError, match="crash"):
+        run_training(keys)
+    assert records(keys)[-1]["step"] == 7, "records beyond the checkpoint were written"
+    monkeypatch.undo()
+    display = quiet()
+    result = run_training(keys, display)
+    assert "resuming at step 4 of 12" in display.console.file.getvalue()
+    assert result.loss == whole.loss
+    assert losses(keys) == losses(whole_keys)
+    assert losses(keys, "eval") == losses(whole_keys, "eval")
+    for a, b in zip(final_state(keys), whole_state, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def crash_at(monkeypatch, step):
+    from jaxformer.training import loop
+
+    due = loop.Trainer.due
+
+    def crashing(self, every):
+        if self.step == step:
+            raise RuntimeError("crash")
+        return due(self, every)
+
+    monkeypatch.setattr(loop.Trainer, "due", crashing)
+
+
+def test_running_a_finished_run_again_trains_nothing(uninterrupted):
+    keys, whole, _ = uninterrupted
+    before = records(keys)
+    assert run_training(keys).loss == whole.loss
+    assert records(keys) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"hidden_size": 32}}, "model.hidden_size 16 -> 32"),
+        ({"seed": 5}, "seed 0 -> 5"),
+        ({"tokenizer": {"type": "character"}}, "tokenizer.type 'byte' -> 'character'"),
+        ({"data": {"layout": "stream"}}, "data.layout 'packed' -> 'stream'"),
+        ({"optimizer": {"type": "sgd"}}, "optimizer.type 'adamw' -> 'sgd'"),
+    ],
+)
+def test_going_on_with_other_settings_lists_the_changed_keys(uninterrupted, change, message):
+    keys = {**uninterrupted[0]}
+    for section, values in change.items():
+        keys[section] = {**keys[section], **values} if isinstance(values, dict) else values
+    with pytest.raises(UserError, match="holds a run with other settings") as error:
+        run_training(keys)
+    assert message in str(error.value)
+
+
+def test_going_on_with_another_text_is_refused(tmp_path):
+    keys = tiny_keys(tmp_path, steps=2)
+    run_training(keys)
+    with Path(keys["data"]["path"]).open("a", encoding="utf-8") as file:
+        file.write('{"text": "one more line"}\n')
+    with pytest.raises(UserError, match=r"data \(its content\)"):
+        run_training({**keys, "training": {**keys["training"], "steps": 4}})
+
+
+def test_more_steps_and_another_learning_rate_go_on(tmp_path):
+    keys = tiny_keys(tmp_path, steps=2)
+    run_training(keys)
+    longer = {**keys, "training": {**keys["training"], "steps": 4}, "optimizer": {"learning_rate": 1e-3}}
+    assert run_training(longer).step == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_stops(tmp_path, number):
+    keys = tiny_keys(tmp_path, steps=100_000, log_every=50)
+
+    def ask_once_it_runs():
+        path = tmp_path / "run" / "metrics.jsonl"
+        while not (path.exists() and len(path.read_text().splitlines()) > 2):
+            time.sleep(0.01)
+        signal.raise_signal(number)
+
+    asker = threading.Thread(target=ask_once_it_runs)
+    asker.start()
+    result = run_training(keys)
+    asker.join()
+    assert result.stopped_by == number.name
+    assert (tmp_path / "run" / "checkpoints" / str(result.step)).is_dir()
+    assert result.sample is None
+
+
+def test_evaluation_weights_every_token_of_the_whole_set_alike(tmp_path):
+    """One row a batch and all rows in one (partial) batch give the same mean."""
+    results = []
+    for size in (8, 64):
+        keys = tiny_keys(tmp_path, steps=1, eval_batch_size=size)
+        keys["output_dir"] = str(tmp_path / f"run{size}")
+        run_training(keys)
+        results.append(records(keys, "eval")[0])
+    assert results[0]["tokens"] == results[1]["tokens"]
+    np.testing.assert_allclose(results[0]["loss"], results[1]["loss"], rtol=1e-6)
+    run = make_run(keys)
+    transitions = run.validation_cache.num_tokens - run.validation_cache.num_documents
+    assert results[0]["tokens"] == transitions
+
+
+def test_updates_that_are_not_finite_stop_the_run_and_the_step_is_named(tmp_path):
+    keys = tiny_keys(tmp_path, steps=50, max_nonfinite=3)
+    keys["optimizer"] = {"type": "sgd", "learning_rate": 1e38, "clip_norm": None}
+    with pytest.raises(UserError, match=r"inf or nan in each of 3 steps from step \d+ on"):
+        run_training(keys)
+
+
+def test_early_stopping_and_its_memory(tmp_path):
+    keys = tiny_keys(tmp_path, steps=50, eval_every=1, early_stopping=2)
+    keys["optimizer"] = {"type": "sgd", "learning_rate": 1e-12}
+    keys["schedule"] = {"type": "constant"}
+    keys["model"]["dropout"] = 0.0
+    result = run_training(keys)
+    assert result.step < 50
+    assert (result.folder / "checkpoints" / str(result.step)).is_dir()
+    assert run_training(keys).step == result.step, "it stays stopped"
+
+
+def test_no_validation_set_is_fine(tmp_path):
+    keys = tiny_keys(tmp_path, steps=2)
+    keys["data"]["validation_fraction"] = 0.0
+    assert run_training(keys).loss is None
+
+
+def test_stream_layout_trains(tmp_path):
+    keys = tiny_keys(tmp_path, steps=3)
+    keys["data"]["layout"] = "stream"
+    assert math.isfinite(run_training(keys).loss)
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    from jaxformer.training.run import open_folder
+
+    run = make_run(tiny_keys(tmp_path))
+    with open_folder(run), pytest.raises(UserError, match="in use by another process"):
+        train(run, quiet())
+
+
+def test_batch_not_divisible_by_devices(tmp_path):
+    with pytest.raises(UserError, match=r"training.batch_size is 12, expected a multiple of 8"):
+        make_run(tiny_keys(tmp_path, batch_size=12))
+
+
+def test_vocabulary_smaller_than_the_tokenizers(tmp_path):
+    keys = tiny_keys(tmp_path)
+    keys["model"]["vocab_size"] = 100
+    with pytest.raises(UserError, match=r"model.vocab_size is 100, expected at least the tokenizer's 257"):
+        make_run(keys)
+
+
+def test_corpus_shorter_than_one_row(tmp_path):
+    keys = tiny_keys(tmp_path)
+    keys["model"]["max_length"] = 16_000
+    with pytest.raises(UserError, match="expected at least one row of 16001"):
+        make_run(keys)
+
+
+def test_output_folder_that_is_a_file(tmp_path):
+    keys = tiny_keys(tmp_path)
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UserError, match=r"output_dir .*run cannot be written: .*; choose another"):
+        run_training(keys)
+
+
+def test_the_display_on_a_terminal_shows_a_bar(tmp_path):
+    import io
+
+    from rich.console import Console
+
+    from jaxformer.training.console import Display
+
+    screen = io.StringIO()
+    display = Display(Console(file=screen, force_terminal=True, width=160))
+    run_training(tiny_keys(tmp_path, steps=4), display)
+    assert "training" in screen.getvalue()
+    assert "4/4" in screen.getvalue()
+    assert "tokens/s" in screen.getvalue()
+
+
+def test_prepare_reuses_the_cache(tmp_path):
+    keys = tiny_keys(tmp_path)
+    first = make_run(keys)
+    again = prepare(first.config, quiet())
+    assert first.train_cache.path == again.train_cache.path

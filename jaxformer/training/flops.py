@@ -25,8 +25,7 @@ def peak_flops(device: jax.Device) -> float | None:
     if kind in PEAK_FLOPS:
         return PEAK_FLOPS[kind]
     # GPU names carry the variant behind the model: "NVIDIA H100 80GB HBM3".
-    names = [name for name in PEAK_FLOPS if name.startswith("NVIDIA") and kind.startswith(name)]
-    return PEAK_FLOPS[max(names, key=len)] if names else None
+    return next((peak for name, peak in PEAK_FLOPS.items() if kind.startswith(f"{name} ")), None)
 
 
 def flops_per_token(config: TransformerConfig, params: object, sequence_length: int) -> float:

@@ -20,7 +20,9 @@ def test_a_head_size_frees_the_hidden_size():
 
 def test_the_vocabulary_must_be_known_in_the_end():
     assert TransformerConfig(vocab_size=7).vocabulary == 7
-    with pytest.raises(UserError, match="model.vocab_size is not set, expected a number; give it or train with a tok"):
+    with pytest.raises(
+        UserError, match=r"model\.vocab_size is not set, expected a number; give it or train with a tok"
+    ):
         _ = TransformerConfig().vocabulary
 
 

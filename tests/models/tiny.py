@@ -46,7 +46,9 @@ def shapes(config):
 
 @functools.cache
 def random_params(config):
-    """Far larger than an initialisation, norms and biases too, so that nothing hides behind being small or zero."""
+    """The same for the same shapes, and far larger than an initialisation, norms and biases too, so that nothing hides
+    behind being small or zero.
+    """
     random = np.random.default_rng(0)
 
     def draw(path, shape):
@@ -59,8 +61,7 @@ def random_params(config):
 def tiny(name, **switches):
     """The model and random parameters of it."""
     config = config_of(name, **switches)
-    # Switches that do not change the parameters' shapes do not change the parameters either.
-    return build_model(config), random_params(config_of(name, **{k: v for k, v in switches.items() if k in SIZES}))
+    return build_model(config), random_params(config)
 
 
 def tokens(*shape, seed=0):

@@ -1,0 +1,186 @@
+"""The decoder against a slow float64 one written here, and what its arguments mean."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxformer import functional as F
+from jaxformer.models import init_cache
+from tests.models.tiny import CONFIGS, config_of, shapes, tiny, tokens
+
+# The reference: numpy, float64, one row, one head and one query at a time.
+
+
+def norm(c, weights, x):
+    if c.norm == "rms_norm":
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_epsilon) * weights["scale"]
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_epsilon) * weights["scale"] + weights.get("bias", 0)
+
+
+def activation(c, x):
+    if c.activation == "silu":
+        return x / (1 + np.exp(-x))
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def rotate(c, x, t):
+    half = c.head_width // 2
+    angles = []
+    for i in range(half):
+        frequency = c.rope_theta ** (-i / half)
+        scaling = c.rope_scaling
+        if scaling is not None:
+            turns = scaling.original_max_length * frequency / (2 * math.pi)
+            low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+            keep = min(1.0, max(0.0, (turns - low) / (high - low)))
+            frequency = keep * frequency + (1 - keep) * frequency / scaling.factor
+        angles.append(t * frequency)
+    turned = (x[:half] + 1j * x[half:]) * np.exp(1j * np.array(angles))
+    return np.concatenate([turned.real, turned.imag])
+
+
+def attend(c, x, weights):
+    T, D = x.shape
+    projected = {
+        name: np.einsum("td,dnh->tnh", x, weights[name]["kernel"]) + weights[name].get("bias", 0)
+        for name in ("query", "key", "value")
+    }
+    output = np.zeros((T, D)) + weights["output"].get("bias", 0)
+    for t in range(T):
+        for n in range(c.num_heads):
+            k = n // (c.num_heads // c.kv_heads)
+            seen = [s for s in range(t + 1) if c.window is None or t - s < c.window]
+            query, keys = projected["query"][t, n], [projected["key"][s, k] for s in seen]
+            if c.positions == "rotary":
+                query, keys = rotate(c, query, t), [rotate(c, key, s) for key, s in zip(keys, seen, strict=True)]
+            scores = np.exp([query @ key / math.sqrt(c.head_width) for key in keys])
+            mixed = scores / scores.sum() @ projected["value"][seen, k]
+            output[t] += mixed @ weights["output"]["kernel"][n]
+    return output
+
+
+def feed(c, x, weights):
+    inner = x @ weights["up"]["kernel"] + weights["up"].get("bias", 0)
+    inner = activation(c, x @ weights["gate"]["kernel"]) * inner if c.gated else activation(c, inner)
+    return inner @ weights["down"]["kernel"] + weights["down"].get("bias", 0)
+
+
+def decode(c, params, ids):
+    table = params["embeddings"]["token"]["embedding"]
+    x = table[ids]
+    if c.positions == "learned":
+        x = x + params["embeddings"]["position"]["embedding"][: len(ids)]
+    if c.positions == "sinusoidal":
+        for t, d in np.ndindex(x.shape):
+            angle = t / 10_000 ** (2 * (d // 2) / c.hidden_size)
+            x[t, d] += math.cos(angle) if d % 2 else math.sin(angle)
+    for index in range(c.num_layers):
+        w = jax.tree.map(lambda leaf, index=index: leaf[index], params["layers"])
+        first, second = partial(norm, c, w["attention_norm"]), partial(norm, c, w["feed_forward_norm"])
+        if c.parallel_residual:
+            x = x + attend(c, first(x), w["attention"]) + feed(c, second(x), w["feed_forward"])
+        elif c.norm_place == "pre":
+            x = x + attend(c, first(x), w["attention"])
+            x = x + feed(c, second(x), w["feed_forward"])
+        else:
+            x = first(x + attend(c, x, w["attention"]))
+            x = second(x + feed(c, x, w["feed_forward"]))
+    if c.norm_place == "pre":
+        x = norm(c, params["final_norm"], x)
+    return x @ (table.T if c.tie_embeddings else params["lm_head"]["kernel"]), x
+
+
+@pytest.mark.parametrize(
+    ("name", "switches"),
+    [*((name, {}) for name in CONFIGS), ("gpt2", {"positions": "none", "use_bias": False, "norm": "rms_norm"})],
+    ids=str,
+)
+def test_decoder_against_float64(name, switches):
+    model, params = tiny(name, **switches)
+    ids = tokens(2, 7)
+    output = jax.jit(lambda: model.apply({"params": params}, ids))()
+    exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    for b in range(2):
+        logits, hidden = decode(model.config, exact, np.asarray(ids[b]))
+        np.testing.assert_allclose(output.last_hidden_state[b], hidden, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(output.logits[b], logits, rtol=1e-4, atol=1e-4)
+    assert output.cache is None
+
+
+def test_a_tied_head_is_one_table_with_the_gradients_of_both_uses():
+    tied, params = tiny("gpt2")
+    untied, _ = tiny("gpt2", tie_embeddings=False)
+    assert "lm_head" not in params
+    ids = tokens(1, 5)
+
+    def gradient(model):
+        return jax.jit(jax.grad(lambda params: jnp.sum(jnp.sin(model.apply({"params": params}, ids).logits))))
+
+    table = params["embeddings"]["token"]["embedding"]
+    together = gradient(tied)(params)["embeddings"]["token"]["embedding"]
+    apart = gradient(untied)({**params, "lm_head": {"kernel": table.T}})
+    inputs, outputs = apart["embeddings"]["token"]["embedding"], apart["lm_head"]["kernel"].T
+    np.testing.assert_allclose(together, inputs + outputs, rtol=1e-4, atol=1e-4)
+    # Each part is there: words outside the text have no input gradient, every word has an output gradient.
+    absent = np.setdiff1d(np.arange(29), np.asarray(ids))
+    np.testing.assert_array_equal(inputs[absent], 0)
+    assert bool(jnp.all(jnp.abs(outputs).sum(-1) > 0))
+
+
+def test_hidden_and_head_are_what_makes_the_logits():
+    for switches in ({}, {"tie_embeddings": False}):
+        model, params = tiny("gpt2", **switches)
+        ids = tokens(1, 4)
+        hidden, head = model.apply({"params": params}, ids, method=model.hidden_and_head)
+        np.testing.assert_allclose(
+            F.head_logits(hidden, head), model.apply({"params": params}, ids).logits, rtol=1e-5, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("switches", [{"remat": "full"}, {"remat": "dots"}, {"unroll": 2}], ids=str)
+def test_performance_choices_keep_the_parameters(switches):
+    assert shapes(config_of("gpt2", **switches)) == shapes(config_of("gpt2"))
+
+
+def test_the_layers_are_stacked():
+    layers = shapes(config_of("llama"))["layers"]
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(layers)} == {2}
+    assert layers["attention"]["key"]["kernel"].shape == (2, 18, 3, 4)
+    assert layers["attention"]["output"]["kernel"].shape == (2, 6, 4, 18)
+    assert layers["feed_forward"]["gate"]["kernel"].shape == (2, 18, 22)
+
+
+def test_segment_ids_say_what_is_padding():
+    model, params = tiny("gpt2")
+    ids, segments = tokens(1, 5), jnp.array([[1, 1, 1, 0, 0]])
+    run = jax.jit(lambda **batch: model.apply({"params": params}, ids, **batch).logits)
+    np.testing.assert_allclose(run(segment_ids=segments)[:, :3], run(attention_mask=segments)[:, :3], atol=1e-5)
+
+
+def test_an_empty_cache_by_shape():
+    cache = init_cache(config_of("llama", dtype="bfloat16"), 5, 9)
+    assert cache.layers.key.shape == cache.layers.value.shape == (2, 5, 9, 3, 4)
+    assert cache.layers.key.dtype == jnp.bfloat16
+    assert cache.valid.shape == cache.positions.shape == (5, 9)
+    assert int(cache.length) == 0 and not bool(cache.valid.any())
+
+
+@pytest.mark.parametrize(
+    ("length", "batch", "message"),
+    [
+        (21, {}, r"input_ids has 21 tokens a row, expected at most 20 \(max_length\); shorten it"),
+        (4, {"cache": 3}, r"input_ids has 4 tokens a row, expected at most 3 \(the cache's length\); shorten it"),
+        (2, {"cache": 3, "segment_ids": jnp.ones((1, 2), int)}, "segment_ids and a cache are both given, expected one"),
+    ],
+    ids=["max_length", "cache", "segments"],
+)
+def test_what_does_not_fit_is_refused(length, batch, message):
+    model, params = tiny("gpt2")
+    batch = {**batch, "cache": init_cache(model.config, 1, batch["cache"])} if "cache" in batch else batch
+    with pytest.raises(ValueError, match=message):
+        model.apply({"params": params}, jnp.zeros((1, length), jnp.int32), **batch)

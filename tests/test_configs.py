@@ -1,0 +1,29 @@
+"""Every shipped configuration loads, builds by shape, and is named in its own first lines."""
+
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import pytest
+
+from jaxformer.families import build_model
+from jaxformer.training.config import load_config
+from jaxformer.training.optimizer import build_optimizer, build_schedule
+from jaxformer.training.state import abstract_params
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_loads_and_builds_by_shape(path):
+    config = load_config(path)
+    model = config.model.model_copy(update={"vocab_size": config.model.vocab_size or config.tokenizer.vocab_size})
+    params = nn.unbox(abstract_params(build_model(model)))
+    schedule = build_schedule(config.schedule, config.optimizer.learning_rate, config.training.steps)
+    state = jax.eval_shape(build_optimizer(config.optimizer, schedule).init, params)
+    assert len(jax.tree.leaves(state)) > 0
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_says_how_it_is_run(path):
+    assert f"--config configs/{path.name}" in path.read_text(encoding="utf-8").split("\nmodel:")[0]

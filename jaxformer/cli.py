@@ -1,6 +1,7 @@
 """The command line: ``python train.py`` and ``jaxformer train``."""
 
 import argparse
+import errno
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -110,6 +111,9 @@ def guarded(command: Callable[[], int], debug: bool) -> int:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            print(f"error: the disk is full ({error}); make room and run the same command to go on", file=sys.stderr)
+            return EXIT_USER_ERROR
         text = " ".join(str(error).split())[:500]
         print(f"error: {type(error).__name__}: {text}; run again with --debug for the traceback", file=sys.stderr)
         return 1

@@ -1,5 +1,6 @@
 """Checkpoints: Orbax underneath (asynchronous, atomic), and a list of files that tells a damaged one from a good."""
 
+import contextlib
 import json
 import logging
 import shutil
@@ -181,7 +182,9 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._checkpointer.close()
+            # After a failed save Orbax raises the same error here once more; it was reported when it happened.
+            with contextlib.suppress(Exception):
+                self._checkpointer.close()
 
 
 def _named_shapes(tree: Any) -> dict[str, str]:

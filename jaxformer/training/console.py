@@ -119,7 +119,12 @@ class Counter:
 
 
 def show_warnings(console: Console, debug: bool) -> None:
-    """Sends the library's own log messages to the console, one line each; other libraries' only from errors on."""
-    handler = RichHandler(console=console, show_time=False, show_path=False, level=logging.INFO)
-    logging.basicConfig(level=logging.DEBUG if debug else logging.ERROR, handlers=[handler], format="%(message)s")
-    logging.getLogger("jaxformer").setLevel(logging.INFO if debug else logging.WARNING)
+    """Sends the library's own log messages to the console, one line each; others' only in debug.
+
+    Orbax logs a traceback from each of its threads for an error that reaches us as an exception anyway.
+    """
+    own = logging.getLogger("jaxformer")
+    own.handlers = [RichHandler(console=console, show_time=False, show_path=False)]
+    own.propagate = False
+    own.setLevel(logging.INFO if debug else logging.WARNING)
+    logging.getLogger("absl").setLevel(logging.INFO if debug else logging.CRITICAL)

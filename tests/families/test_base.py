@@ -67,6 +67,16 @@ def test_keys_go_over_the_defaults_of_their_family():
     assert model_config({})["type"] == "gpt2"
 
 
+def test_sizes_of_the_familys_own_width_do_not_outlive_it():
+    sizes = ("num_kv_heads", "head_size", "intermediate_size")
+    own = model_config({"type": "llama", "num_layers": 2})
+    assert [own[size] for size in sizes] == [8, 64, 8192]
+    for keys in ({"hidden_size": 96}, {"num_heads": 4}):
+        assert not set(sizes) & set(model_config({"type": "llama", **keys}))
+    assert model_config({"type": "llama", "hidden_size": 96, "head_size": 8})["head_size"] == 8
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_swapping_the_family_is_one_override(name):
-    TransformerConfig(**model_config({"type": name, "vocab_size": 10, "num_layers": 2}))
+    config = TransformerConfig(**model_config({"type": name, "vocab_size": 10, "hidden_size": 96, "num_heads": 6}))
+    assert (config.head_width, config.kv_heads) == (16, 6)

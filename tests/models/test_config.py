@@ -14,6 +14,13 @@ def test_sizes_that_follow_from_others():
     assert (config.kv_heads, config.head_width, config.inner_size) == (2, 4, 7)
 
 
+def test_a_gate_narrows_the_feed_forward():
+    # Three matrices of 8/3 D have the parameters of two of 4 D; rounded up to a multiple of 64.
+    assert TransformerConfig(hidden_size=192, num_heads=6, gated=True).inner_size == 512
+    assert TransformerConfig(hidden_size=200, num_heads=5, gated=True).inner_size == 576
+    assert TransformerConfig(hidden_size=200, num_heads=5, gated=True, intermediate_size=7).inner_size == 7
+
+
 def test_a_head_size_frees_the_hidden_size():
     assert TransformerConfig(hidden_size=31, num_heads=6, head_size=8).head_width == 8
 

@@ -132,14 +132,18 @@ def test_a_tied_head_is_one_table_with_the_gradients_of_both_uses():
     assert bool(jnp.all(jnp.abs(outputs).sum(-1) > 0))
 
 
-def test_hidden_and_head_are_what_makes_the_logits():
-    for switches in ({}, {"tie_embeddings": False}):
-        model, params = tiny("gpt2", **switches)
-        ids = tokens(1, 4)
+@pytest.mark.parametrize("tied", [True, False])
+def test_hidden_and_head_are_what_makes_the_logits(tied):
+    model, params = tiny("gpt2", tie_embeddings=tied)
+    ids = tokens(1, 4)
+
+    @jax.jit
+    def both(params):
         hidden, head = model.apply({"params": params}, ids, method=model.hidden_and_head)
-        np.testing.assert_allclose(
-            F.head_logits(hidden, head), model.apply({"params": params}, ids).logits, rtol=1e-5, atol=1e-5
-        )
+        assert head.tied == tied
+        return F.head_logits(hidden, head), model.apply({"params": params}, ids).logits
+
+    np.testing.assert_allclose(*both(params), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("switches", [{"remat": "full"}, {"remat": "dots"}, {"unroll": 2}], ids=str)

@@ -28,7 +28,7 @@ class Worker:
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
         """Starts it, with ``environment`` over this process's."""
         self.name = name
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  closed in close
         self._process = subprocess.Popen(
             [sys.executable, *command],
             env={**os.environ, **environment},
@@ -104,14 +104,18 @@ def closing_all() -> Iterator[list[Worker]]:
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool) -> None:
-    """Prints a table for people or for a document; the first column is text, the others numbers."""
+    """Prints a table for people or for a document; numbers stand on the right.
+
+    Rows that share their first column are grouped.
+    """
     if markdown:
-        lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+        marks = ["---:" if text[:1].isdigit() else "---" for text in rows[0]]
+        lines = [header, marks, *rows]
         print(f"{title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines))
         return
     table = Table(*header, title=title, title_justify="left")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    for column, text in zip(table.columns, rows[0], strict=True):
+        column.justify = "right" if text[:1].isdigit() else "left"
     previous = ""
     for row in rows:
         if row[0] == previous:

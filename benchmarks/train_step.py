@@ -5,8 +5,8 @@
 
 A step is forward pass, loss, backward pass, clipping to global norm 1 and AdamW (learning rate 1e-3, betas 0.9 and
 0.99, decay 0.1 on the matrices of the layers), float32, no dropout. jaxformer runs the step of its training loop. The
-peers are Hugging Face ``GPT2LMHeadModel`` and a plain GPT written for speed, as it comes and with ``torch.compile``,
-each with the C library's usual memory handling and once more told to keep freed memory, as jaxformer tells it.
+peers are Hugging Face ``GPT2LMHeadModel`` and a plain GPT written for speed, as it comes and with ``torch.compile``.
+jaxformer tells the C library to keep freed memory; a peer is tried both ways and takes part with the faster one.
 
 All start from the same weights and batch, and their losses over the first steps must agree before anything is timed.
 Each runs in a process of its own; they take turns, so that a slow minute of the machine falls on all of them.
@@ -19,7 +19,6 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,19 +55,15 @@ SHAPES = {
 }
 
 JAXFORMER = "jaxformer"
-# What jaxformer.training.memory sets from inside the process, as glibc's environment variables.
-KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_ARENA_MAX": "1"}
 PEERS = {
     "torch": {
-        f"{title}{', memory kept' if environment else ''}": (kind, environment)
-        for title, kind in {
-            "plain GPT, torch.compile": "compiled",
-            "plain GPT, PyTorch eager": "eager",
-            "Hugging Face, PyTorch eager": "hugging_face",
-        }.items()
-        for environment in ({}, KEEP_MEMORY)
+        "compiled": "plain GPT, torch.compile",
+        "eager": "plain GPT, PyTorch eager",
+        "hugging_face": "Hugging Face, PyTorch eager",
     }
 }
+# What jaxformer.training.memory sets from inside its process, as glibc's environment variables.
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_ARENA_MAX": "1"}
 
 
 def make_batch(shape: Shape) -> Arrays:
@@ -116,7 +111,8 @@ def jaxformer_step(shape: Shape, weights: Path) -> Step:
     optimizer = build_optimizer(c.optimizer, build_schedule(c.schedule, c.optimizer.learning_rate, c.training.steps))
     abstract = abstract_state(model, optimizer, False, mesh)
     state = init_state(model, optimizer, c.seed, abstract)
-    np.savez(weights, **{name: np.asarray(array) for name, array in flatten_dict(state.params, sep="/").items()})
+    arrays: Any = {name: np.asarray(array) for name, array in flatten_dict(state.params, sep="/").items()}
+    np.savez(weights, **arrays)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     train_step = make_train_step(model, build_task(c.task), optimizer, seed=c.seed)
     compiled = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
@@ -131,6 +127,8 @@ def jaxformer_step(shape: Shape, weights: Path) -> Step:
 
 
 # PyTorch
+
+EMBEDDINGS = ("wte.weight", "wpe.weight")  # they do not decay, as in jaxformer
 
 
 def torch_weights(params: Arrays, shape: Shape) -> Arrays:
@@ -158,10 +156,11 @@ def torch_weights(params: Arrays, shape: Shape) -> Arrays:
         for ours, theirs in names.items():
             array = params[f"layers/{ours}"][layer]
             weights[f"h.{layer}.{theirs}"] = array.reshape(-1, array.shape[-1]) if array.ndim > 1 else array
-        parts = [{name: params[f"layers/attention/{part}/{name}"][layer] for name in ("kernel", "bias")}
-                 for part in ("query", "key", "value")]  # fmt: skip
-        weights[f"h.{layer}.attn.c_attn.weight"] = np.concatenate([p["kernel"].reshape(D, D) for p in parts], axis=1)
-        weights[f"h.{layer}.attn.c_attn.bias"] = np.concatenate([p["bias"].reshape(D) for p in parts])
+        parts = [f"layers/attention/{part}" for part in ("query", "key", "value")]
+        kernels = [params[f"{part}/kernel"][layer].reshape(D, D) for part in parts]
+        biases = [params[f"{part}/bias"][layer].reshape(D) for part in parts]
+        weights[f"h.{layer}.attn.c_attn.weight"] = np.concatenate(kernels, axis=1)
+        weights[f"h.{layer}.attn.c_attn.bias"] = np.concatenate(biases)
     return weights
 
 
@@ -266,12 +265,10 @@ def torch_step(kind: str, shape: Shape, weights: Path) -> Step:
     with np.load(weights) as params:
         model, logits = torch_model(kind, shape, torch_weights(dict(params), shape))
     batch = {name: torch.from_numpy(array).long() for name, array in make_batch(shape).items()}
-    # Embeddings do not decay, as in jaxformer.
-    decaying = {name for name, p in model.named_parameters() if p.ndim > 1 and not name.endswith(("wte.weight", "wpe.weight"))}  # noqa: E501  # fmt: skip
-    groups = [
-        {"params": [p for name, p in model.named_parameters() if name in decaying], "weight_decay": DECAY},
-        {"params": [p for name, p in model.named_parameters() if name not in decaying], "weight_decay": 0.0},
-    ]
+    named = list(model.named_parameters())
+    decaying = [p for name, p in named if p.ndim > 1 and not name.endswith(EMBEDDINGS)]
+    others = [p for name, p in named if p.ndim == 1 or name.endswith(EMBEDDINGS)]
+    groups = [{"params": decaying, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, eps=EPSILON, fused=True)
 
     def loss_of(ids: Any, labels: Any) -> Any:
@@ -285,6 +282,121 @@ def torch_step(kind: str, shape: Shape, weights: Path) -> Step:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM, foreach=True)
         optimizer.step()
-        return float(loss)
+        return loss.item()
 
     return step
+
+
+# The comparison
+
+
+def work(kind: str, shape: Shape, weights: Path) -> None:
+    """A worker: makes its step and answers."""
+    step = jaxformer_step(shape, weights) if kind == JAXFORMER else torch_step(kind, shape, weights)
+
+    def answer(losses: int = 0, seconds: float = 0.0, steps: int = 0) -> list[float]:
+        return [step() for _ in range(losses)] if losses else time_calls(step, seconds, steps)
+
+    serve(answer)
+
+
+def start(kind: str, shape_name: str, weights: Path, environment: dict[str, str]) -> Worker:
+    """A worker process of this file."""
+    title = JAXFORMER if kind == JAXFORMER else PEERS["torch"][kind] + (", memory kept" if environment else "")
+    command = [__file__, "--worker", kind, "--shapes", shape_name, "--weights", str(weights)]
+    return Worker(title, command, {"JAX_PLATFORMS": "cpu", **environment})
+
+
+def check_losses(worker: Worker, expected: list[float]) -> float:
+    """Trains the first steps, which also compiles and warms up; the largest difference from the losses expected.
+
+    Raises:
+        WorkerError: if it is beyond the tolerance, so that the two would not do the same work.
+    """
+    losses = worker.ask(losses=CHECKED_STEPS)
+    difference = max(abs(a - b) for a, b in zip(losses, expected, strict=True))
+    if not difference <= TOLERANCE:
+        raise WorkerError(f"{worker.name}: losses {losses}, expected {expected} to {TOLERANCE}")
+    return difference
+
+
+def faster_of_both(kind: str, shape_name: str, weights: Path, expected: list[float], running: list[Worker]) -> float:
+    """Tries a peer with and without kept memory and leaves the faster running; the difference of its losses."""
+    tried = [start(kind, shape_name, weights, environment) for environment in ({}, KEEP_MEMORY)]
+    running += tried
+    difference = max(check_losses(worker, expected) for worker in tried)
+    times = take_turns(tried, 3, seconds=SECONDS_A_TURN, steps=STEPS_A_TURN)
+    slower = max(tried, key=lambda worker: statistics.median(times[worker.name]))
+    running.remove(slower)
+    slower.close()
+    return difference
+
+
+def compare(shape_name: str, kinds: list[str], repeats: int, turn: dict[str, float]) -> dict[str, list[float]]:
+    """Milliseconds of every step of jaxformer and the peers, by name."""
+    with tempfile.TemporaryDirectory() as folder, closing_all() as running:
+        weights = Path(folder) / "weights.npz"
+        running.append(start(JAXFORMER, shape_name, weights, {}))
+        expected = running[0].ask(losses=CHECKED_STEPS)
+        for kind in kinds:
+            difference = faster_of_both(kind, shape_name, weights, expected, running)
+            say(f"{shape_name}: {running[-1].name}: losses of the first {CHECKED_STEPS} steps agree ({difference:.0e})")
+        return take_turns(running, repeats, **turn)
+
+
+def say(text: str) -> None:
+    """Progress, beside the table that goes to standard output."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def table_rows(shape_name: str, times: dict[str, list[float]]) -> list[list[str]]:
+    """A row for each, jaxformer first."""
+    ours = statistics.median(times[JAXFORMER])
+    tokens = SHAPES[shape_name].batch * SHAPES[shape_name].length
+    rows = []
+    for name, milliseconds in times.items():
+        median = statistics.median(milliseconds)
+        numbers = [
+            f"{median:,.1f}",
+            f"{min(milliseconds):,.1f}",
+            f"{1e3 * tokens / median:,.0f}",
+            f"{median / ours:.2f}",
+        ]
+        rows.append([f"{shape_name}: {SHAPES[shape_name]}", name, *numbers])
+    return rows
+
+
+def main() -> int:
+    """The command line; ``--worker`` is how it starts its own processes."""
+    parser = argparse.ArgumentParser(description="Time of one training step, side by side.")
+    parser.add_argument("--compare", choices=PEERS, help="measure these peers too")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["small", "medium", "large"])
+    parser.add_argument("--repeats", type=int, default=10, metavar="N", help="turns of each (default %(default)s)")
+    parser.add_argument("--seconds", type=float, default=SECONDS_A_TURN, help="length of a turn (default %(default)s)")
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(options.worker, SHAPES[options.shapes[0]], options.weights)
+        return 0
+    missing = [name for name in ("torch", "transformers") if options.compare and not importlib.util.find_spec(name)]
+    if missing:
+        say(f'error: {" and ".join(missing)} not installed; pip install -e ".[benchmark]"')
+        return 2
+    turn = {"seconds": options.seconds, "steps": STEPS_A_TURN}
+    kinds = list(PEERS[options.compare]) if options.compare else []
+    rows = []
+    try:
+        for name in options.shapes:
+            rows += table_rows(name, compare(name, kinds, options.repeats, turn))
+    except WorkerError as error:
+        say(f"error: {error}")
+        return 1
+    header = ("shape", "implementation", "median ms", "min ms", "tokens/s", "time / ours")
+    print_table("One training step, float32", header, rows, options.markdown)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

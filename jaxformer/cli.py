@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from jaxformer.schema import UserError
 
 EXIT_USER_ERROR = 2
 EXIT_SIGNAL = {"SIGTERM": 143, "SIGINT": 130}
+EXIT_BROKEN_PIPE = 141
 
 
 class _HelpAction(argparse.Action):
@@ -92,8 +94,7 @@ def _type_name(annotation: Any) -> str:
 
 def train_command(arguments: Sequence[str], program: str = "train.py") -> int:
     """Runs one training command and returns its exit code."""
-    options = parse_arguments(arguments, program)
-    return guarded(lambda: _train(options), options.debug)
+    return guarded(lambda: _train(parse_arguments(arguments, program)), "--debug" in arguments)
 
 
 def guarded(command: Callable[[], int], debug: bool) -> int:
@@ -108,6 +109,10 @@ def guarded(command: Callable[[], int], debug: bool) -> int:
     except KeyboardInterrupt:
         print("\nstopped at once; the last checkpoint is intact, run the same command to go on", file=sys.stderr)
         return EXIT_SIGNAL["SIGINT"]
+    except BrokenPipeError:
+        # Whoever read our output has seen enough (| head); closing it once more at exit must not complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
     except Exception as error:
         if debug:
             raise

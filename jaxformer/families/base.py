@@ -45,6 +45,17 @@ class Family:
     names: Callable[[TransformerConfig], list[Name]]
 
 
+def require(hf: Mapping[str, Any], **values: Any) -> None:
+    """Refuses a ``config.json`` with another value for a key that has no switch here; absent keys are fine.
+
+    Raises:
+        UserError: naming the key.
+    """
+    for key, value in values.items():
+        if hf.get(key, value) != value:
+            raise UserError(f"config.json has {key}: {hf[key]!r}, expected {value!r}; this variant is not supported")
+
+
 def params_from_hf(
     family: Family, config: TransformerConfig, state_dict: Mapping[str, np.ndarray], shapes: Mapping[str, Any]
 ) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.families.base import Family, Name
+from jaxformer.families.base import Family, Name, require
 from jaxformer.models.config import TransformerConfig
+from jaxformer.schema import UserError
 
 DEFAULTS = {
     "hidden_size": 768,
@@ -24,7 +25,14 @@ ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu"
 
 
 def from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of ``TransformerConfig`` from a GPT-2 ``config.json``."""
+    """Keys of ``TransformerConfig`` from a GPT-2 ``config.json``.
+
+    Raises:
+        UserError: if it asks for something no switch here expresses.
+    """
+    if hf["activation_function"] not in ACTIVATIONS:
+        raise UserError(f"activation_function is {hf['activation_function']!r}, expected one of {list(ACTIVATIONS)}")
+    require(hf, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
     return {
         "type": "gpt2",
         "vocab_size": hf["vocab_size"],

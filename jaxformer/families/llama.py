@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.families.base import Family, Name
+from jaxformer.families.base import Family, Name, require
 from jaxformer.models.config import TransformerConfig
 
 # The shape is that of Llama 3.2 1B, so that the bare defaults are a model people know.
@@ -27,7 +27,12 @@ DEFAULTS = {
 
 
 def from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of ``TransformerConfig`` from a LLaMA ``config.json``, of transformers 4 or 5."""
+    """Keys of ``TransformerConfig`` from a LLaMA ``config.json``, of transformers 4 or 5.
+
+    Raises:
+        UserError: if it asks for something no switch here expresses.
+    """
+    require(hf, attention_bias=False, mlp_bias=False)
     rope = hf.get("rope_parameters") or {}
     scaling = hf.get("rope_scaling") or rope
     kind = scaling.get("rope_type", scaling.get("type", "default"))

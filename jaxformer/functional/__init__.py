@@ -18,7 +18,7 @@ from jaxformer.functional.losses import (
     cross_entropy,
     head_logits,
 )
-from jaxformer.functional.mask import MASKED, Mask, position_ids_from_mask
+from jaxformer.functional.mask import MASKED, Mask, position_ids_from_mask, position_ids_from_segments
 from jaxformer.functional.norm import layer_norm, rms_norm
 from jaxformer.functional.positions import (
     Rotary,
@@ -59,6 +59,7 @@ __all__ = [
     "merge_heads",
     "multi_head_attention",
     "position_ids_from_mask",
+    "position_ids_from_segments",
     "project_heads",
     "purpose_key",
     "relu",

@@ -174,8 +174,10 @@ def _chunked_forward(
         return jax.tree.map(jnp.add, sums, (loss, d_kernel, d_bias)), d_hidden
 
     zero = jnp.zeros((), jnp.float32)
-    start = (TokenLoss(zero, zero, zero), jnp.zeros_like(kernel), None if bias is None else jnp.zeros_like(bias))
-    (loss, d_kernel, d_bias), d_hidden = lax.scan(step, start, _split(hidden, labels, columns))
+    weights = (kernel, bias)
+    zeros = jax.tree.map(lambda weight: jnp.zeros(weight.shape, jnp.float32), weights)
+    (loss, *sums), d_hidden = lax.scan(step, (TokenLoss(zero, zero, zero), *zeros), _split(hidden, labels, columns))
+    d_kernel, d_bias = jax.tree.map(lambda total, weight: total.astype(weight.dtype), tuple(sums), weights)
     d_hidden = d_hidden.swapaxes(0, 1).reshape(B, -1, D)[:, :T]
     return loss, (d_hidden, d_kernel, d_bias)
 

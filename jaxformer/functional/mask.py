@@ -124,3 +124,15 @@ def position_ids_from_mask(attention_mask: Int[Array, "B T"] | Bool[Array, "B T"
     """
     real = attention_mask.astype(jnp.int32)
     return (jnp.cumsum(real, axis=-1) - 1) * real
+
+
+def position_ids_from_segments(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """Positions that begin at 0 in every document of a packed row; padding (segment 0) gets 0.
+
+    >>> position_ids_from_segments(jnp.array([[1, 1, 1, 2, 2, 0]]))
+    Array([[0, 1, 2, 0, 1, 0]], dtype=int32)
+    """
+    index = jnp.arange(segment_ids.shape[-1], dtype=jnp.int32)
+    begins = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    positions = index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
+    return positions * (segment_ids > 0)

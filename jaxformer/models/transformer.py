@@ -158,9 +158,7 @@ class Decoder(nn.Module):
             attention_mask = segment_ids > 0
         real = None if attention_mask is None else attention_mask.astype(bool)
         if position_ids is None:
-            position_ids = jnp.broadcast_to(jnp.arange(T), (B, T)) if real is None else F.position_ids_from_mask(real)
-            if cache is not None:
-                position_ids = position_ids + jnp.sum(cache.valid, axis=-1, keepdims=True)
+            position_ids = _default_positions(input_ids, real, segment_ids, cache)
         if cache is None:
             mask = F.Mask(True, c.window, real, segment_ids, segment_ids)
         else:
@@ -214,9 +212,10 @@ class Decoder(nn.Module):
 
         Args:
             input_ids: ``[B, T]``.
-            attention_mask: ``[B, T]``, 1 at real tokens, padding on any side; default: all real.
-            position_ids: ``[B, T]``; default: counts real tokens, after those in the cache.
-            segment_ids: ``[B, T]``, document of each token in a packed row, 0 for padding; give position_ids too.
+            attention_mask: ``[B, T]``, 1 at real tokens, padding on any side; default: all real. With a cache it is
+                about these tokens alone, the cache knows about the earlier ones.
+            position_ids: ``[B, T]``; default: counts the real tokens of each document, after those in the cache.
+            segment_ids: ``[B, T]``, document of each token in a packed row, 0 for padding.
             cache: keys and values of earlier tokens, from ``init_cache``.
             example_ids: ``[B]``, the numbers the rows' dropout is drawn by; default ``arange(B)``.
             deterministic: False in training: dropout is on.
@@ -228,6 +227,18 @@ class Decoder(nn.Module):
             input_ids, attention_mask, position_ids, segment_ids, cache, example_ids, deterministic
         )
         return CausalLMOutput(F.head_logits(hidden, self.head_weights()), hidden, cache)
+
+
+def _default_positions(
+    input_ids: jax.Array, real: jax.Array | None, segment_ids: jax.Array | None, cache: KVCache | None
+) -> jax.Array:
+    if segment_ids is not None:
+        return F.position_ids_from_segments(segment_ids)
+    if real is not None:
+        positions = F.position_ids_from_mask(real)
+    else:
+        positions = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
+    return positions if cache is None else positions + jnp.sum(cache.valid, axis=-1, keepdims=True)
 
 
 def _extend(

@@ -259,3 +259,13 @@ def test_bfloat16_is_close_to_float32(name):
     # bfloat16 keeps 8 bits: one rounding is 0.4 %, and a few dozen of them lie one behind another.
     error = jnp.sqrt(jnp.mean((output.logits - expected) ** 2) / jnp.mean(expected**2))
     assert float(error) < 0.03
+
+
+@EVERY_MODEL
+def test_positions_of_a_packed_row_follow_from_its_segments(name):
+    model, params = tiny(name)
+    ids, segments = tokens(2, 9), jnp.array([[1, 1, 1, 2, 2, 2, 2, 3, 0], [1, 2, 2, 2, 2, 2, 2, 0, 0]])
+    positions = jnp.array([[0, 1, 2, 0, 1, 2, 3, 0, 0], [0, 0, 1, 2, 3, 4, 5, 0, 0]])
+    given = model.apply({"params": params}, ids, segment_ids=segments, position_ids=positions).logits
+    derived = model.apply({"params": params}, ids, segment_ids=segments).logits
+    np.testing.assert_array_equal(derived, given)

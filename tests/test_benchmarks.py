@@ -35,10 +35,9 @@ def test_train_step_takes_peers_only_with_equal_losses():
 
 def test_a_missing_peer_is_one_line():
     # As if torch were not installed, wherever the test runs.
-    hide = (
-        "import runpy, sys; sys.modules['torch'] = None; del sys.argv[0]; runpy.run_path(sys.argv[0], {}, '__main__')"
-    )
-    command = [sys.executable, "-c", hide, SCRIPT, "--compare", "torch"]
+    code = "import sys; sys.path.insert(0, sys.argv[1]); sys.modules['torch'] = None; del sys.argv[1]; "
+    code += "import train_step; sys.exit(train_step.main())"
+    command = [sys.executable, "-c", code, SCRIPT.parent, "--compare", "torch"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr.startswith("error: torch")

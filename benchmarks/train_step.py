@@ -386,6 +386,11 @@ def main() -> int:
         return 2
     turn = {"seconds": options.seconds, "steps": STEPS_A_TURN}
     kinds = list(PEERS[options.compare]) if options.compare else []
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        say(
+            f"other processes use this machine (load {load:.1f}): PyTorch's threads wait for each other and suffer most"
+        )
     rows = []
     try:
         for name in options.shapes:

@@ -29,6 +29,7 @@ from jaxformer.functional.positions import (
     rotary_frequencies,
     sinusoidal_positions,
 )
+from jaxformer.functional.product import matrix_product
 from jaxformer.functional.random import purpose_key
 from jaxformer.functional.sampling import sample_token, top_k_logits, top_p_logits
 
@@ -56,6 +57,7 @@ __all__ = [
     "layer_norm",
     "learned_positions",
     "linear",
+    "matrix_product",
     "merge_heads",
     "multi_head_attention",
     "position_ids_from_mask",

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from jaxformer.functional.dropout import dropout
 from jaxformer.functional.mask import MASKED, Mask
 from jaxformer.functional.positions import Rotary, apply_rotary
+from jaxformer.functional.product import matrix_product
 
 logger = logging.getLogger(__name__)
 
@@ -235,13 +236,13 @@ def append_key_value(cache: KeyValue, key: Float[Array, "B T K H"], value: Float
 
 def project_heads(x: Float[Array, "B T D"], weights: Mapping[str, Any]) -> Float[Array, "B T N H"]:
     """``x @ kernel + bias`` split into heads: ``kernel [D, N, H]``, ``bias [N, H]`` where present."""
-    y = jnp.einsum("btd,dnh->btnh", x, weights["kernel"].astype(x.dtype))
+    y = matrix_product(x, weights["kernel"].astype(x.dtype))
     return y + weights["bias"].astype(x.dtype) if "bias" in weights else y
 
 
 def merge_heads(x: Float[Array, "B T N H"], weights: Mapping[str, Any]) -> Float[Array, "B T D"]:
     """Joins the heads and projects them: ``kernel [N, H, D]``, ``bias [D]`` where present."""
-    y = jnp.einsum("btnh,nhd->btd", x, weights["kernel"].astype(x.dtype))
+    y = matrix_product(x, weights["kernel"].astype(x.dtype), contract=2)
     return y + weights["bias"].astype(x.dtype) if "bias" in weights else y
 
 

@@ -7,6 +7,7 @@ import jax
 from jaxtyping import Array, Float
 
 from jaxformer.functional.dropout import dropout
+from jaxformer.functional.product import matrix_product
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -39,7 +40,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 def linear(x: Float[Array, "*batch D"], weights: Mapping[str, Any]) -> Float[Array, "*batch F"]:
     """``x @ kernel + bias`` with ``kernel [D, F]`` and, where present, ``bias [F]``, in the dtype of ``x``."""
-    y = x @ weights["kernel"].astype(x.dtype)
+    y = matrix_product(x, weights["kernel"].astype(x.dtype))
     if "bias" in weights:
         y = y + weights["bias"].astype(x.dtype)
     return y

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxformer.functional.product import matrix_product
+
 IGNORE = -100  # label of a token that is not trained, as in PyTorch and Hugging Face
 
 
@@ -76,8 +78,8 @@ class HeadWeights(NamedTuple):
 
 def head_logits(hidden: Float[Array, "*tokens D"], head: HeadWeights) -> Float[Array, "*tokens V"]:
     """``hidden @ kernel + bias``: the product in the dtype of ``hidden``, the logits float32."""
-    pattern = "...d,vd->...v" if head.tied else "...d,dv->...v"
-    logits = jnp.einsum(pattern, hidden, head.kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    kernel = head.kernel.astype(hidden.dtype)
+    logits = matrix_product(hidden, kernel.T if head.tied else kernel, dtype=jnp.float32)
     return logits if head.bias is None else logits + head.bias.astype(jnp.float32)
 
 

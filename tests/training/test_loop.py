@@ -138,6 +138,20 @@ def test_more_steps_and_another_learning_rate_go_on(tmp_path):
     assert run_training(longer).step == 4
 
 
+def test_a_run_goes_on_with_other_axes(tmp_path):
+    """Saved split over eight devices by parameter, restored split by head: the same losses as without either."""
+    keys = tiny_keys(tmp_path, steps=8, eval_every=4, save_every=4, ema_decay=0.9)
+    keys["model"]["vocab_size"] = 264  # 257 bytes and end of text do not divide
+    run_training({**keys, "parallel": {"fsdp": 8}, "training": {**keys["training"], "steps": 4}})
+    run_training({**keys, "parallel": {"tensor": 2}, "training": {**keys["training"], "steps": 8}})
+    one_way = tiny_keys(tmp_path, steps=8, eval_every=4, save_every=4, ema_decay=0.9)
+    one_way["output_dir"] = str(tmp_path / "other")
+    one_way["model"]["vocab_size"] = 264
+    run_training({**one_way, "training": {**one_way["training"], "steps": 4}})
+    run_training(one_way)
+    np.testing.assert_allclose([loss for _, loss in losses(keys)], [loss for _, loss in losses(one_way)], rtol=1e-4)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_stops(tmp_path, number):
     keys = tiny_keys(tmp_path, steps=100_000, log_every=50)

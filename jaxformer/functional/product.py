@@ -1,0 +1,34 @@
+"""The product of tokens with a kernel, written so that XLA meets a plain product of two matrices."""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def matrix_product(
+    x: Float[Array, "..."], kernel: Float[Array, "..."], *, contract: int = 1, dtype: Any = None
+) -> Float[Array, "..."]:
+    """``x`` times ``kernel`` over the last ``contract`` axes of ``x`` and the first of ``kernel``.
+
+    The same numbers as ``jnp.tensordot(x, kernel, contract)``. All other axes of each are joined into one for the
+    product and parted again: on a CPU XLA gives a product with several free axes another, slower loop (a whole training
+    step at 6 x 384 took 862 ms so and 1,069 ms with ``einsum``, side by side).
+
+    Args:
+        x: ``[*batch, *contracted]``.
+        kernel: ``[*contracted, *outputs]``.
+        contract: how many axes are contracted.
+        dtype: of the result; default that of the product.
+
+    Returns:
+        ``[*batch, *outputs]``.
+
+    >>> matrix_product(jnp.ones((2, 3, 4)), jnp.ones((4, 5, 6))).shape
+    (2, 3, 5, 6)
+    """
+    batch, outputs = x.shape[: x.ndim - contract], kernel.shape[contract:]
+    size = math.prod(kernel.shape[:contract])
+    y = jnp.matmul(x.reshape(-1, size), kernel.reshape(size, -1), preferred_element_type=dtype)
+    return y.reshape(*batch, *outputs)

@@ -73,21 +73,34 @@ def abstract_state(model: nn.Module, optimizer: optax.GradientTransformation, em
     shardings = parameter_shardings(boxed, mesh)
     shapes = jax.eval_shape(lambda seed: _new_state(model, optimizer, ema, seed), jnp.uint32(0))
 
-    def like_param(leaf: Any, param: Any, sharding: Any) -> Any:
-        return sharding if leaf.shape == param.shape else replicated(mesh)
-
-    params = nn.unbox(boxed)
-    opt_shardings = optax.tree_utils.tree_map_params(
-        optimizer,
-        like_param,
-        shapes.opt_state,
-        params,
-        shardings,
-        transform_non_params=lambda _: replicated(mesh),
-    )
+    opt_shardings = _statistics_shardings(shapes.opt_state, nn.unbox(boxed), shardings, mesh)
     one = replicated(mesh)
     tree = TrainState(one, shardings, opt_shardings, shardings if ema else None, one, one)
     return jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, tree)
+
+
+def _statistics_shardings(opt_state: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
+    """A statistic stands in optax's state under its parameter's path: the end of its own path names the parameter."""
+
+    def path_of(path: Any) -> tuple[str, ...]:
+        return tuple(str(getattr(part, "key", part)) for part in path)
+
+    known = {
+        path_of(path): (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(
+            jax.tree_util.tree_flatten_with_path(params)[0], jax.tree.leaves(shardings), strict=True
+        )
+    }
+
+    def sharding_of(path: Any, leaf: Any) -> Any:
+        names = path_of(path)
+        for start in range(len(names)):
+            shape, sharding = known.get(names[start:], (None, None))
+            if shape == leaf.shape:
+                return sharding
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(sharding_of, opt_state)
 
 
 def init_state(

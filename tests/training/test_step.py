@@ -13,6 +13,7 @@ from jaxformer.families import build_model, model_config
 from jaxformer.models import TransformerConfig
 from jaxformer.parallel.mesh import BATCH, ParallelConfig, make_mesh
 from jaxformer.tasks import CausalLM, CausalLMConfig
+from jaxformer.training.optimizer import OptimizerConfig, build_optimizer
 from jaxformer.training.state import abstract_state, init_state
 from jaxformer.training.step import make_eval_step, make_train_step
 
@@ -208,3 +209,15 @@ def test_the_state_is_made_split_and_its_optimizer_statistics_like_it():
     assert kernel.sharding.shard_shape(kernel.shape) == (2, 2, 64) == mean.sharding.shard_shape(mean.shape)
     same = init_state(model, adam, 0, abstract_state(model, adam, False, make_mesh(ParallelConfig(), ONE_DEVICE)))
     assert_same(state.params, same.params, 0)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adafactor", "lion", "muon", "sgd"])
+def test_every_optimizer_learns_on_eight_devices_with_its_statistics_split(kind):
+    mesh = make_mesh(ParallelConfig(fsdp=8))
+    optimizer = build_optimizer(OptimizerConfig(type=kind, momentum=0.9), lambda _: 0.01)
+    state, losses = run(tiny(dropout=0.0), uneven_batch(), optimizer=optimizer, mesh=mesh, steps=4)
+    assert losses[-1] < losses[0]
+    up = state.params["layers"]["feed_forward"]["up"]["kernel"]
+    statistics = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == up.shape]
+    assert all(leaf.sharding.is_equivalent_to(up.sharding, up.ndim) for leaf in statistics)
+    assert len(statistics) == {"adamw": 2, "adafactor": 1, "lion": 1, "muon": 1, "sgd": 1}[kind]

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import pytest
 
+from jaxformer.data.corpus import open_corpus
 from jaxformer.families import build_model
 from jaxformer.training.config import load_config
 from jaxformer.training.optimizer import build_optimizer, build_schedule
@@ -27,3 +28,12 @@ def test_loads_and_builds_by_shape(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_says_how_it_is_run(path):
     assert f"--config configs/{path.name}" in path.read_text(encoding="utf-8").split("\nmodel:")[0]
+
+
+def test_gpt_nano_takes_another_text_by_one_override(tmp_path):
+    """What the README shows."""
+    (tmp_path / "a.txt").write_text("some text", encoding="utf-8")
+    nano = CONFIGS[[path.stem for path in CONFIGS].index("gpt_nano")]
+    corpus = open_corpus(load_config(nano, [f"data.path={tmp_path}", "data.validation_fraction=0"]).data)
+    assert [document.text for document in corpus.documents("train")] == ["some text"]
+    assert "standard library" in open_corpus(load_config(nano).data).name

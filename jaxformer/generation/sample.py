@@ -27,8 +27,7 @@ def sample(
 ) -> Int[Array, "B new"]:
     """Continues each prompt by up to ``max_new_tokens`` tokens; stops early when every row has drawn ``eos_id``.
 
-    The prompt is read once into the cache, then one token at a time is drawn and read. Draw ``n`` of row ``b`` depends
-    on (seed, n, b) alone.
+    Draw ``n`` of row ``b`` depends on (seed, n, b) alone.
 
     Args:
         model: the decoder.
@@ -36,9 +35,9 @@ def sample(
         input_ids: prompts, padded on any side to one length; at least one real token each.
         attention_mask: 1 at real tokens; None if there is no padding.
         max_new_tokens: length of the result.
-        temperature: see ``functional.sample_token``; 0 is greedy.
-        top_k: see ``functional.sample_token``.
-        top_p: see ``functional.sample_token``.
+        temperature: 0 is greedy; with ``top_k`` and ``top_p`` see ``functional.sample_token``.
+        top_k: draw among the k most probable tokens.
+        top_p: draw among the most probable tokens that reach p.
         eos_id: token that ends a row.
         seed: of the draws.
 
@@ -56,7 +55,6 @@ def sample(
         )
     if max_new_tokens == 0:
         return jnp.zeros((B, 0), jnp.int32)
-    variables = {"params": params}
     mask = jnp.ones((B, T), bool) if attention_mask is None else attention_mask.astype(bool)
 
     def draw(logits: Array, count: Array) -> Array:
@@ -64,7 +62,7 @@ def sample(
         return F.sample_token(logits, keys, temperature=temperature, top_k=top_k, top_p=top_p)
 
     cache = init_cache(model.config, B, T + max_new_tokens)
-    output = model.apply(variables, input_ids, mask, cache=cache)
+    output = model.apply({"params": params}, input_ids, mask, cache=cache)
     # The last real token's logits; with padding on the right it is not the last column.
     last = T - 1 - jnp.argmax(mask[:, ::-1], axis=-1)
     token = draw(jnp.take_along_axis(output.logits, last[:, None, None], axis=1)[:, 0], jnp.int32(0))
@@ -77,7 +75,7 @@ def sample(
 
     def advance(carry: Any) -> Any:
         count, cache, token, done, tokens = carry
-        output = model.apply(variables, token[:, None], cache=cache)
+        output = model.apply({"params": params}, token[:, None], cache=cache)
         token = draw(output.logits[:, -1], count)
         if eos_id is not None:
             token = jnp.where(done, eos_id, token)

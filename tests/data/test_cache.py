@@ -197,10 +197,15 @@ def expected_sum(folder):
     return f"sum {sum(map(sum, texts)) + EOS * len(texts)} {len(texts)}"
 
 
+def expect_line(process, text):
+    """Reads up to a line; some versions of Grain print one of their own when they are imported."""
+    assert any(line == f"{text}\n" for line in iter(process.stdout.readline, ""))
+
+
 def test_two_processes_build_one_cache(folder, tmp_path):
     processes = [start(folder, tmp_path / "cache", 0.1) for _ in range(2)]
     for process in processes:
-        assert process.stdout.readline() == "ready\n"
+        expect_line(process, "ready")
     outputs = [process.communicate("go\n", timeout=60)[0].splitlines() for process in reversed(processes)]
     assert [output[-1] for output in outputs] == [expected_sum(folder)] * 2
     assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 1
@@ -211,8 +216,9 @@ def test_one_builds_while_another_waits_and_a_kill_frees_the_lock(folder, tmp_pa
     killed, waiting = start(folder, caches, 60), start(folder, caches, 0)
     killed.stdin.write("go\n")
     killed.stdin.flush()
-    assert [killed.stdout.readline() for _ in range(2)] == ["ready\n", "building\n"]
-    assert waiting.stdout.readline() == "ready\n"
+    expect_line(killed, "ready")
+    expect_line(killed, "building")
+    expect_line(waiting, "ready")
     waiting.stdin.write("go\n")
     waiting.stdin.flush()
     assert waiting.stdout.readline().startswith("another process is building the token cache")

@@ -25,9 +25,7 @@ def sample(
     eos_id: int | None = None,
     seed: int | Array = 0,
 ) -> Int[Array, "B new"]:
-    """Continues each prompt by up to ``max_new_tokens`` tokens; stops early when every row has drawn ``eos_id``.
-
-    Draw ``n`` of row ``b`` depends on (seed, n, b) alone.
+    """Continues each prompt; stops early when every row has drawn ``eos_id``. A draw depends on (seed, number, row).
 
     Args:
         model: the decoder.

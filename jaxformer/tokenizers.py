@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import tokenizers as hf
 from pydantic import Field, model_validator
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -26,6 +27,15 @@ WORDPIECE_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 UNIGRAM_SPECIALS = ["<pad>", "</s>", "<unk>"]
 # The names under which a loaded tokenizer.json may keep its end of text, the more telling ones first.
 EOS_NAMES = (EOS, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+# What a special token is for, and the names under which a tokenizer may keep it.
+Role = Literal["pad", "cls", "sep", "mask"]
+ROLE_NAMES: dict[str, tuple[str, ...]] = {
+    "pad": ("[PAD]", "<pad>"),
+    "cls": ("[CLS]", "<s>", "<cls>", "<bos>"),
+    "sep": ("[SEP]", "</s>", "<sep>", "<eos>", EOS),
+    "mask": ("[MASK]", "<mask>"),
+}
+SENTINEL = "<extra_id_{}>"  # T5's names of the tokens that stand for what was cut out
 # WordPiece turns a longer word into [UNK] and takes quadratic time on it, so that longer words are cut here.
 WORDPIECE_LONGEST_WORD = 100
 
@@ -62,6 +72,7 @@ class Tokenizer:
     Attributes:
         vocab_size: Largest id plus one, what an embedding table must hold.
         eos_id: Id of the end of a document, or None if the tokenizer has none.
+        sentinel_ids: Ids of `<extra_id_0>`, `<extra_id_1>`, ... as far as the tokenizer has them.
         fingerprint: sha256 over the canonical JSON: the same for the same tokenizer, wherever it was saved.
     """
 
@@ -76,8 +87,65 @@ class Tokenizer:
         self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         ids = (backend.token_to_id(name) for name in EOS_NAMES)
         self.eos_id: int | None = next((i for i in ids if i is not None), None)
+        self.sentinel_ids: list[int] = []
+        while (sentinel := backend.token_to_id(SENTINEL.format(len(self.sentinel_ids)))) is not None:
+            self.sentinel_ids.append(sentinel)
         canonical = json.dumps(json.loads(backend.to_str()), sort_keys=True, ensure_ascii=False)
         self.fingerprint: str = hashlib.sha256(canonical.encode()).hexdigest()
+
+    def find_special(self, role: Role) -> int | None:
+        """Id of the special token of this role, or None if the tokenizer has none."""
+        ids = (self._backend.token_to_id(name) for name in ROLE_NAMES[role])
+        return next((i for i in ids if i is not None), None)
+
+    def special_id(self, role: Role) -> int:
+        """Id of the special token of this role.
+
+        Raises:
+            UserError: The tokenizer has none.
+        """
+        found = self.find_special(role)
+        if found is None:
+            names = " or ".join(ROLE_NAMES[role])
+            raise UserError(f"the tokenizer has no {role} token, expected {names}; add it with with_special_tokens")
+        return found
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of all special tokens: those that no text is encoded to."""
+        added = self._backend.get_added_tokens_decoder()
+        return frozenset(i for i, token in added.items() if token.special)
+
+    def with_special_tokens(self, roles: Iterable[Role], sentinels: int = 0) -> "Tokenizer":
+        """A tokenizer that has a token of each role and so many sentinels; what it lacks is added behind its ids.
+
+        All other ids stay. The names follow the tokenizer's own: `[MASK]` beside `[UNK]`, else `<mask>`.
+        """
+        style = 0 if self._backend.token_to_id("[UNK]") is not None else 1
+        names = [ROLE_NAMES[role][style] for role in roles if self.find_special(role) is None]
+        names += [SENTINEL.format(number) for number in range(len(self.sentinel_ids), sentinels)]
+        if not names:
+            return self
+        backend = hf.Tokenizer.from_str(self._backend.to_str())
+        backend.add_special_tokens(names)
+        return Tokenizer(backend)
+
+    def word_starts(self) -> np.ndarray:
+        """`[vocab_size]` bool: True for tokens that begin a word or are special, False for those that continue one.
+
+        By the marks of the kind: `##` continues in WordPiece; a blank (`Ġ`, or `▁` in SentencePiece) or line end begins
+        elsewhere. A tokenizer of single bytes or characters has no words, and every token begins one.
+        """
+        starts = np.ones(self.vocab_size, bool)
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        if any(token.startswith("##") for token in vocabulary):
+            for token, i in vocabulary.items():
+                starts[i] = not (token.startswith("##") and len(token) > 2)
+        elif any(len(token) > 1 and token[0] in "Ġ▁" for token in vocabulary):
+            special = self.special_ids
+            for token, i in vocabulary.items():
+                starts[i] = i in special or token[:1] in ("Ġ", "▁", "Ċ", "ĉ")
+        return starts
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`."""

@@ -9,8 +9,17 @@ import numpy as np
 from jaxformer.data.rows import Batch, Rows
 from jaxformer.schema import UserError
 
-Transform = Callable[[Batch], Batch]
-_SHUFFLE, _PHASE = 1, 2  # what a draw is for
+# The rows of a batch and, for what is drawn at random, one generator a row.
+Transform = Callable[[Batch, list[np.random.Generator]], Batch]
+_SHUFFLE, _PHASE, _EXAMPLE = 1, 2, 3  # what a draw is for
+
+
+def example_generator(seed: int, epoch: int, example: int) -> np.random.Generator:
+    """The random numbers of one example in one epoch: a function of (seed, epoch, example) and of nothing else.
+
+    Whatever corrupts an example draws from it, so that batches, devices, threads and resuming change nothing.
+    """
+    return np.random.default_rng([_EXAMPLE, seed, epoch, example])
 
 
 class TrainBatches:
@@ -26,15 +35,12 @@ class TrainBatches:
         transform: Makes the features of a batch from its rows; leave out to get the rows.
 
     Raises:
-        UserError: The split is shorter than one row.
+        UserError: The split has less than one row.
     """
 
     def __init__(self, rows: Rows, batch_size: int, seed: int, transform: Transform | None = None) -> None:
-        if rows.num_tokens < rows.row_length:
-            raise UserError(
-                f"the training text has {rows.num_tokens} tokens, expected at least one row of {rows.row_length}: "
-                "use more text or shorter sequences"
-            )
+        if rows.shortage is not None:
+            raise UserError(f"the training data has {rows.shortage}")
         self.rows = rows
         self.batch_size = batch_size
         self._seed = seed
@@ -46,14 +52,18 @@ class TrainBatches:
         """Batch number `step`, counted from 0."""
         numbers = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         indices = np.array([self._order[int(number)] for number in numbers])
-        epochs, inverse = np.unique(numbers // self.rows.num_rows, return_inverse=True)
-        phases = np.array([self.phase(int(epoch)) for epoch in epochs])[inverse]
+        epochs = numbers // self.rows.num_rows
+        different, inverse = np.unique(epochs, return_inverse=True)
+        phases = np.array([self.phase(int(epoch)) for epoch in different])[inverse]
         batch = self.rows.take(indices, phases)
-        return batch if self._transform is None else self._transform(batch)
+        if self._transform is None:
+            return batch
+        pairs = zip(epochs.tolist(), indices.tolist(), strict=True)
+        return self._transform(batch, [example_generator(self._seed, epoch, index) for epoch, index in pairs])
 
     def phase(self, epoch: int) -> int:
         """By how many tokens the rows of an epoch are shifted (in the stream layout): a function of seed and epoch."""
-        return _bits(self._seed, _PHASE, epoch) % (self.rows.row_length - 1)
+        return _bits(self._seed, _PHASE, epoch) % self.rows.num_phases
 
     @property
     def steps_per_epoch(self) -> float:
@@ -94,19 +104,25 @@ def load(
         iterator.close()
 
 
-def evaluation_batches(rows: Rows, batch_size: int, transform: Transform | None = None) -> Iterator[Batch]:
+def evaluation_batches(
+    rows: Rows, batch_size: int, seed: int = 0, transform: Transform | None = None
+) -> Iterator[Batch]:
     """The whole split once, in order; what the last batch lacks is filled with rows of nothing but padding.
 
-    So all batches have one shape, and every transition counts exactly once.
+    So all batches have one shape, and every example counts exactly once. What is drawn at random is the same in every
+    evaluation: that of epoch 0.
 
     Raises:
-        UserError: The split has no two tokens.
+        UserError: The split has not even a part of a row.
     """
     if rows.num_rows < 1:
         raise UserError(
-            f"the validation text has {rows.num_tokens} token, expected at least 2: "
+            "the validation data is too short to evaluate anything: "
             "raise data.validation_fraction or set data.validation_path"
         )
     for start in range(0, rows.num_rows, batch_size):
-        batch = rows.take(np.arange(start, start + batch_size))
-        yield batch if transform is None else transform(batch)
+        indices = np.arange(start, start + batch_size)
+        batch = rows.take(indices)
+        if transform is not None:
+            batch = transform(batch, [example_generator(seed, 0, index) for index in indices.tolist()])
+        yield batch

@@ -13,20 +13,20 @@ class Rows(Protocol):
     """A table of rows that is read many rows at a time.
 
     Attributes:
-        num_tokens: Tokens of the split.
-        num_rows: Rows that hold them all, the last perhaps in part.
-        row_length: Tokens a row, T + 1: the task shifts them into T inputs and T labels.
+        num_rows: Rows that hold the whole split, the last perhaps in part.
+        num_phases: In how many ways an epoch may cut the split into rows; 1 if there is only one.
+        shortage: What a split without a single whole row lacks, for an error; None if it has one.
     """
 
-    num_tokens: int
     num_rows: int
-    row_length: int
+    num_phases: int
+    shortage: str | None
 
     def take(self, indices: np.ndarray, phases: np.ndarray | None = None) -> Batch:
-        """The rows `indices` [B] as int32 and bool arrays [B, T + 1].
+        """The rows `indices` [B], arrays with the batch in front.
 
-        An index of `num_rows` or more gives a row of nothing but padding. Training gives `phases` [B], each from 0 to
-        T - 1, for layouts that cut the text at other places in every epoch; evaluation gives none.
+        An index of `num_rows` or more gives a row of nothing but padding. Training gives `phases` [B], each below
+        `num_phases`, for layouts that cut the text at other places in every epoch; evaluation gives none.
         """
 
 
@@ -46,8 +46,9 @@ class PackedRows:
     def __init__(self, cache: TokenCache, T: int) -> None:
         self._cache = cache
         self._stride = T
-        self.num_tokens = cache.num_tokens
         self.num_rows = _rows_of_all(cache.num_tokens, T)
+        self.num_phases = 1
+        self.shortage = _shortage(cache.num_tokens, T + 1)
         self.row_length = T + 1
 
     def take(self, indices: np.ndarray, phases: np.ndarray | None = None) -> Batch:
@@ -84,6 +85,8 @@ class StreamRows:
         self._stride = T
         self.num_tokens = cache.num_tokens
         self.num_rows = _rows_of_all(cache.num_tokens, T)
+        self.num_phases = T
+        self.shortage = _shortage(cache.num_tokens, T + 1)
         self.row_length = T + 1
 
     def take(self, indices: np.ndarray, phases: np.ndarray | None = None) -> Batch:
@@ -100,6 +103,12 @@ class StreamRows:
 def _rows_of_all(num_tokens: int, T: int) -> int:
     """How many rows hold all `num_tokens - 1` transitions, the last row perhaps in part."""
     return -(-(num_tokens - 1) // T)
+
+
+def _shortage(num_tokens: int, row_length: int) -> str | None:
+    if num_tokens >= row_length:
+        return None
+    return f"{num_tokens} tokens, expected at least one row of {row_length}: use more text or shorter sequences"
 
 
 def _read(stored: np.ndarray, starts: np.ndarray, length: int, is_row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ def _known_activation(name: str) -> str:
     return name
 
 
+Architecture = Literal["encoder", "decoder", "encoder_decoder"]
 Activation = Annotated[str, AfterValidator(_known_activation)]
 
 

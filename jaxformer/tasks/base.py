@@ -1,12 +1,19 @@
-"""What an objective is: features of a batch, made on the host, and a loss that is a sum and a count."""
+"""What an objective is: rows of the data, features of a batch made on the host, a loss that is a sum and a count."""
 
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import jax
 import numpy as np
 from flax import linen as nn
 
-Batch = dict[str, Any]
+from jaxformer.data.rows import Rows
+from jaxformer.models.config import Architecture, TransformerConfig
+from jaxformer.schema import Schema
+from jaxformer.tokenizers import Role
+
+Batch = dict[str, Any]  # arrays of NumPy or JAX, batch in front
 
 
 class LossSums(NamedTuple):
@@ -23,11 +30,69 @@ class LossSums(NamedTuple):
     metrics: dict[str, jax.Array]
 
 
-class Task(Protocol):
-    """An objective."""
+class TaskSchema(Schema):
+    """Base of the objectives' configurations: what can be said of an objective before any data is seen.
 
-    def features(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Model inputs and labels from rows of the data, in NumPy, batch in front."""
+    Attributes:
+        architectures: the shapes of model it can train.
+        reads: ``text``, documents cut into rows of tokens; ``records``, rows of a table with an answer each.
+        special_tokens: what the tokenizer must have; what it lacks is added to it.
+    """
+
+    architectures: ClassVar[tuple[Architecture, ...]]
+    reads: ClassVar[Literal["text", "records"]]
+    special_tokens: ClassVar[tuple[Role, ...]] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an evaluation says beyond the loss.
+
+    Attributes:
+        metrics: for instance ``accuracy``, in ``[0, 1]`` unless the name's definition is another.
+        predictions: one JSON object an example, in the order of the data.
+        labels: names of the classes, where there are classes.
+        confusion: ``[true class, predicted class]``, examples counted; None where there are no classes.
+    """
+
+    metrics: dict[str, float]
+    predictions: list[dict[str, Any]]
+    labels: Sequence[str] = ()
+    confusion: np.ndarray | None = field(default=None)
+
+
+class Task(Protocol):
+    """An objective, bound to a tokenizer and a sequence length."""
+
+    def model(self, config: TransformerConfig) -> nn.Module:
+        """The model to train: the body a configuration describes, with the head of this objective."""
+
+    def rows(self, data: Any) -> Rows:
+        """The rows of one split: ``data`` is a ``TokenCache`` (``reads: text``) or a list of records."""
+
+    def features(self, rows: Batch, generators: list[np.random.Generator]) -> Batch:
+        """Model inputs and labels from rows of the data, in NumPy, batch in front.
+
+        All that is drawn at random for a row comes from its generator, which is a function of (seed, epoch, example).
+        """
 
     def loss(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> LossSums:
         """Sums of one batch; ``dropout_key`` None is evaluation. ``batch["example_ids"]`` numbers the examples."""
+
+
+class ReportingTask(Task, Protocol):
+    """An objective whose evaluation says more than a loss."""
+
+    def predict(self, model: nn.Module, params: Any, batch: Batch) -> dict[str, jax.Array]:
+        """What the report needs of the model's outputs, batch in front; jitted by the caller."""
+
+    def report(self, data: Any, outputs: dict[str, np.ndarray]) -> Report:
+        """Metrics and predictions.
+
+        Args:
+            data: the split as given to ``rows``.
+            outputs: of ``predict``, joined over all rows of the split, padding rows cut off.
+        """
+
+
+__all__ = ["Batch", "LossSums", "Report", "ReportingTask", "Rows", "Task", "TaskSchema"]

@@ -9,12 +9,18 @@ from flax import linen as nn
 from pydantic import Field
 
 from jaxformer import functional as F
-from jaxformer.schema import Schema
-from jaxformer.tasks.base import Batch, LossSums
+from jaxformer.data.cache import TokenCache
+from jaxformer.data.rows import make_rows
+from jaxformer.families import build_model
+from jaxformer.models.config import TransformerConfig
+from jaxformer.tasks.base import Batch, LossSums, Rows, TaskSchema
 
 
-class CausalLMConfig(Schema):
+class CausalLMConfig(TaskSchema):
     """Predict each token from those before it."""
+
+    architectures = ("decoder",)
+    reads = "text"
 
     type: Literal["causal_lm"] = Field("causal_lm", description="objective")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over the vocabulary")
@@ -27,8 +33,18 @@ class CausalLM:
     """``-log p(token t+1 | tokens <= t)``, summed over the tokens whose successor is in their document."""
 
     config: CausalLMConfig
+    sequence_length: int
+    layout: Literal["packed", "stream"] = "packed"
 
-    def features(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def model(self, config: TransformerConfig) -> nn.Module:
+        """The decoder with its language-model head."""
+        return build_model(config)
+
+    def rows(self, data: TokenCache) -> Rows:
+        """Rows of ``T + 1`` tokens; neighbours share one."""
+        return make_rows(data, self.layout, self.sequence_length)
+
+    def features(self, rows: Batch, generators: list[np.random.Generator]) -> Batch:
         """Rows of ``T + 1`` tokens to ``T`` inputs and the ``T`` labels one to the right of them.
 
         Where a row holds several documents (``segment_ids``), the last token of each has no label: the next

@@ -217,7 +217,8 @@ class Trainer:
         with self.clock.paused():
             sums: dict[str, float] = {}
             weight = 0.0
-            for batch in evaluation_batches(rows, t.eval_batch_size or t.batch_size, self.run.task.features):
+            size, seed = t.eval_batch_size or t.batch_size, self.run.config.seed
+            for batch in evaluation_batches(rows, size, seed, self.run.task.features):
                 parts, part = jax.device_get(self.eval_step(self.state.evaluation_params, self.put(batch)))
                 weight += float(part)
                 for name, value in parts.items():

@@ -17,8 +17,7 @@ from jax.sharding import Mesh
 from jaxformer.data.cache import TokenCache, build_cache
 from jaxformer.data.corpus import Corpus, Split, open_corpus
 from jaxformer.data.loader import TrainBatches
-from jaxformer.data.rows import Rows, make_rows
-from jaxformer.families import build_model
+from jaxformer.data.rows import Rows
 from jaxformer.parallel.mesh import check_batch, make_mesh
 from jaxformer.schema import UserError
 from jaxformer.tasks import Task, build_task
@@ -75,13 +74,14 @@ class Run:
 
     @cached_property
     def model(self) -> nn.Module:
-        """The model."""
-        return build_model(self.config.model)
+        """The model, with the head of the objective."""
+        return self.task.model(self.config.model)
 
     @cached_property
     def task(self) -> Task:
         """The objective."""
-        return build_task(self.config.task)
+        c = self.config
+        return build_task(c.task, self.tokenizer, c.sequence_length, c.data)
 
     @cached_property
     def mesh(self) -> Mesh:
@@ -121,15 +121,14 @@ class Run:
     def train_batches(self) -> TrainBatches:
         """Batch by step."""
         c = self.config
-        rows = make_rows(self.train_cache, c.data.layout, c.sequence_length)
-        return TrainBatches(rows, c.training.batch_size, c.seed, self.task.features)
+        return TrainBatches(self.task.rows(self.train_cache), c.training.batch_size, c.seed, self.task.features)
 
     @cached_property
     def validation_rows(self) -> Rows | None:
         """The whole validation set cut into rows, or None if there is none."""
         if self.validation_cache is None:
             return None
-        return make_rows(self.validation_cache, self.config.data.layout, self.config.sequence_length)
+        return self.task.rows(self.validation_cache)
 
 
 def prepare(config: RunConfig, display: Display) -> Run:

@@ -17,7 +17,7 @@ def cache_of(*lengths):
 def test_packed_rows_by_hand():
     # Documents: 0 1 2 | 3 4 | 5 | 6 7 8 9 10; rows of 4 + 1 tokens that share one with the next.
     rows = PackedRows(cache_of(3, 2, 1, 5), 4)
-    assert (rows.num_rows, rows.row_length, rows.num_tokens) == (3, 5, 11)
+    assert (rows.num_rows, rows.row_length, rows.num_phases, rows.shortage) == (3, 5, 1, None)
     batch = rows.take(np.arange(3))
     assert batch["tokens"].tolist() == [[0, 1, 2, 3, 4], [4, 5, 6, 7, 8], [8, 9, 10, 0, 0]]
     assert batch["segment_ids"].tolist() == [[1, 1, 1, 2, 2], [1, 2, 3, 3, 3], [1, 1, 1, 0, 0]]

@@ -17,7 +17,7 @@ from jaxformer.training.optimizer import OptimizerConfig, build_optimizer
 from jaxformer.training.state import abstract_state, init_state
 from jaxformer.training.step import make_eval_step, make_train_step
 
-TASK = CausalLM(CausalLMConfig(chunk_tokens=32))
+TASK = CausalLM(CausalLMConfig(chunk_tokens=32), 8)
 # SGD, since Adam's normalisation would hide a gradient that is off by a factor.
 SGD = optax.sgd(0.5)
 ONE_DEVICE = jax.devices()[:1]
@@ -118,13 +118,14 @@ def test_packed_documents_equal_separate_ones_in_loss_and_gradient():
             "tokens": tokens[None],
             "segment_ids": np.array([[1] * 5 + [2] * 3 + [3] * 9]),
             "position_ids": np.array([[*range(5), *range(3), *range(9)]]),
-        }
+        },
+        [],
     )
     rows, segments = np.zeros((3, 17), np.int32), np.zeros((3, 17), np.int32)
     for row, (start, stop) in enumerate([(0, 5), (5, 8), (8, 17)]):
         rows[row, : stop - start], segments[row, : stop - start] = tokens[start:stop], 1
     positions = np.broadcast_to(np.arange(17), (3, 17))
-    alone = TASK.features({"tokens": rows, "segment_ids": segments, "position_ids": positions})
+    alone = TASK.features({"tokens": rows, "segment_ids": segments, "position_ids": positions}, [])
     assert (alone["labels"] != -100).sum() == (packed["labels"] != -100).sum() == 14
     a, b = (run(model, jax.tree.map(jnp.asarray, batch)) for batch in (packed, alone))
     np.testing.assert_allclose(a[1], b[1], rtol=1e-5)

@@ -6,7 +6,7 @@ from typing import Any
 from jaxformer.families import gpt2, llama
 from jaxformer.families.base import Family
 from jaxformer.models.config import TransformerConfig
-from jaxformer.models.transformer import Decoder
+from jaxformer.models.transformer import BODIES
 from jaxformer.schema import UserError, nearest
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (gpt2.FAMILY, llama.FAMILY)}
@@ -38,10 +38,13 @@ def model_config(keys: Mapping[str, Any]) -> dict[str, Any]:
     return {**defaults, **keys, "type": family.name}
 
 
-def build_model(config: TransformerConfig) -> Decoder:
-    """The model a configuration describes: a Flax module, ``model.init`` and ``model.apply`` are pure functions."""
+def build_model(config: TransformerConfig) -> Any:
+    """The model a configuration describes: a Flax module, ``model.init`` and ``model.apply`` are pure functions.
+
+    An ``Encoder``, a ``Decoder`` or an ``EncoderDecoder``, as the family is; the last two with a language-model head.
+    """
     get_family(config.type)
-    return Decoder(config)
+    return BODIES[config.architecture](config)
 
 
 __all__ = ["FAMILIES", "Family", "build_model", "get_family", "model_config"]

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxformer.functional.dropout import dropout
 from jaxformer.functional.mask import MASKED, Mask
+from jaxformer.functional.norm import rms_norm
 from jaxformer.functional.positions import Rotary, apply_rotary
 from jaxformer.functional.product import matrix_product
 
@@ -255,6 +256,7 @@ def multi_head_attention(
     bias: Float[Array, "#B #N #T #S"] | None = None,
     rotary: Rotary | None = None,
     cache: KeyValue | None = None,
+    norm_epsilon: float = 1e-6,
     **options: Any,
 ) -> tuple[Float[Array, "B T D"], KeyValue | None]:
     """Multi-head attention: project to heads, rotate if asked, attend, join the heads and project back.
@@ -264,12 +266,15 @@ def multi_head_attention(
     Args:
         x: where the queries come from.
         weights: ``{"query": {"kernel" [D, N, H], "bias" [N, H]}, "key": ..., "value": ..., "output": {"kernel"
-            [N, H, D], "bias" [D]}}``; ``key`` and ``value`` have ``K`` heads; every bias may be absent.
+            [N, H, D], "bias" [D]}}``; ``key`` and ``value`` have ``K`` heads; every bias may be absent. With
+            ``"query_norm"`` and ``"key_norm"`` (scales ``[H]``) every query and key head is RMS-normalised before it is
+            rotated (Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters", section 2).
         context: where keys and values come from (cross-attention); default ``x``.
         mask: as in ``dot_product_attention``; with a cache, over the cache's ``S`` places.
         bias: as in ``dot_product_attention``.
         rotary: angles of the tokens of ``x`` to rotate queries and keys by.
         cache: keys and values of earlier tokens; those of ``x`` are appended and all are attended to.
+        norm_epsilon: of the norms of queries and keys.
         **options: ``scale``, ``softcap``, ``dropout_rate``, ``dropout_keys`` and ``implementation`` of
             ``dot_product_attention``.
 
@@ -279,6 +284,9 @@ def multi_head_attention(
     source = x if context is None else context
     query = project_heads(x, weights["query"])
     key, value = project_heads(source, weights["key"]), project_heads(source, weights["value"])
+    if "query_norm" in weights:
+        query = rms_norm(query, weights["query_norm"], epsilon=norm_epsilon)
+        key = rms_norm(key, weights["key_norm"], epsilon=norm_epsilon)
     if rotary is not None:
         query, key = apply_rotary(query, rotary), apply_rotary(key, rotary)
     if cache is not None:

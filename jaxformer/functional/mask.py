@@ -20,6 +20,7 @@ MASKED = -1e30
     jax.tree_util.register_dataclass,
     data_fields=[
         "key_valid",
+        "reach",
         "query_segments",
         "key_segments",
         "query_offset",
@@ -37,6 +38,8 @@ class Mask:
         window: query and key must be less than ``window`` positions apart (on both sides when not causal), so a
             token sees itself and ``window - 1`` neighbours on a side.
         key_valid: ``[B, S]``, False at padding keys.
+        reach: like ``window``, for a number that is known only when the program runs (it differs between the layers of
+            one loop); measured in the same way.
         query_segments: ``[B, T]``, document number of each query token in a packed row, 0 for padding.
         key_segments: ``[B, S]``, the same for keys; both or neither. Padding sees nothing and is seen by nothing.
         query_offset: index among the keys of the first query, where a cache holds earlier keys; None is 0 and, unlike
@@ -54,6 +57,7 @@ class Mask:
     query_offset: int | Int[Array, ""] | None = None
     query_positions: Int[Array, "B T"] | None = None
     key_positions: Int[Array, "B S"] | None = None
+    reach: Int[Array, ""] | None = None
 
     @property
     def key_padding(self) -> Bool[Array, "B S"] | None:
@@ -87,11 +91,12 @@ class Mask:
         key = jnp.arange(key_start, key_stop)[None, None, :]
         if self.causal:
             parts.append(key <= query)
-        if self.window is not None:
+        if self.window is not None or self.reach is not None:
             if self.query_positions is not None and self.key_positions is not None:
                 query = self.query_positions[:, query_start:query_stop, None]
                 key = self.key_positions[:, None, key_start:key_stop]
-            parts.append(jnp.abs(query - key) < self.window)
+            near = [limit for limit in (self.window, self.reach) if limit is not None]
+            parts.extend(jnp.abs(query - key) < limit for limit in near)
         if self.key_valid is not None:
             parts.append(self.key_valid[:, None, key_start:key_stop])
         if self.query_segments is not None and self.key_segments is not None:
@@ -103,6 +108,13 @@ class Mask:
         for part in parts[1:]:
             mask = mask & part
         return jnp.broadcast_to(mask, (mask.shape[0], query_stop - query_start, key_stop - key_start))
+
+    def distance(self, query_length: int, key_length: int) -> Int[Array, "#B T S"]:
+        """Key position minus query position, ``[B or 1, T, S]``: by positions where they are given, else by index."""
+        if self.query_positions is not None and self.key_positions is not None:
+            return self.key_positions[:, None, :] - self.query_positions[:, :, None]
+        query = jnp.arange(query_length) + (0 if self.query_offset is None else self.query_offset)
+        return jnp.arange(key_length)[None, None, :] - query[None, :, None]
 
     def array(self, query_length: int, key_length: int) -> Bool[Array, "#B T S"] | None:
         """The whole mask, ``[B or 1, T, S]``; None if it is True everywhere by construction.

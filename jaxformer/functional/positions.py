@@ -1,6 +1,6 @@
-"""Where a token stands: learned, sinusoidal and rotary positions.
+"""Where a token stands: learned, sinusoidal and rotary positions, and biases by distance (T5's buckets, ALiBi).
 
-A learned position is a row of a table (``embedding[position_ids]``); the other two are formulas.
+A learned position is a row of a table (``embedding[position_ids]``), a T5 bias too; the others are formulas.
 """
 
 import math
@@ -99,3 +99,76 @@ def apply_rotary(x: Float[Array, "B T N H"], rotary: Rotary) -> Float[Array, "B 
     sin = rotary.sin[:, :, None, :].astype(x.dtype)
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
+
+
+def relative_buckets(
+    distance: Int[Array, "..."], *, bidirectional: bool, num_buckets: int = 32, max_distance: int = 128
+) -> Int[Array, "..."]:
+    """T5's bucket of each distance ``key position - query position``.
+
+    Half of the buckets hold one distance each, the other half grow logarithmically up to ``max_distance``, from where
+    on all distances share the last one. ``bidirectional`` gives distances above 0 buckets of their own; else they all
+    fall into bucket 0.
+
+    Raffel et al. 2020, "Exploring the Limits of Transfer Learning", section 2.1; the formula is that of the code
+    published with it.
+
+    >>> relative_buckets(jnp.array([-200, -2, 0, 1]), bidirectional=False)
+    Array([31,  2,  0,  0], dtype=int32)
+    """
+    offset = jnp.zeros_like(distance)
+    if bidirectional:
+        num_buckets //= 2
+        offset = jnp.where(distance > 0, num_buckets, 0)
+        back = jnp.abs(distance)
+    else:
+        back = jnp.maximum(-distance, 0)
+    exact = num_buckets // 2
+    far = num_buckets - exact
+    # The distances at which a logarithmic bucket begins, worked out once in float64: a float32 logarithm would put the
+    # distances that are exactly on a border (16, 32, 64) on one side or the other by chance.
+    begins = [math.ceil(round(exact * (max_distance / exact) ** (k / far), 6)) for k in range(1, far)]
+    above = jnp.searchsorted(jnp.array(begins), back.ravel(), side="right").reshape(back.shape).astype(back.dtype)
+    return offset + jnp.where(back < exact, back, exact + above)
+
+
+def relative_bias(
+    table: Float[Array, "buckets N"],
+    distance: Int[Array, "#B T S"],
+    *,
+    bidirectional: bool,
+    max_distance: int = 128,
+) -> Float[Array, "#B N T S"]:
+    """T5's bias of the scores: one learned number per head and bucket of distances (see ``relative_buckets``).
+
+    Args:
+        table: the learned numbers.
+        distance: key position minus query position.
+        bidirectional: False in a decoder.
+        max_distance: as in ``relative_buckets``.
+    """
+    buckets = relative_buckets(
+        distance, bidirectional=bidirectional, num_buckets=table.shape[0], max_distance=max_distance
+    )
+    return jnp.moveaxis(jnp.take(table, buckets, axis=0), -1, 1)
+
+
+def alibi_slopes(num_heads: int) -> Float[Array, " N"]:
+    """The slope of each head, ``2^(-8 n / N)`` for ``n = 1 ... N``, float32.
+
+    Where ``N`` is no power of two: the slopes of the power of two below it, then every other slope of the one above.
+
+    Press, Smith, Lewis 2022, "Train Short, Test Long", section 3, and the code published with it.
+
+    >>> alibi_slopes(4)
+    Array([0.25      , 0.0625    , 0.015625  , 0.00390625], dtype=float32)
+    """
+    below = 2 ** math.floor(math.log2(num_heads))
+    slopes = [2.0 ** (-8.0 * n / below) for n in range(1, below + 1)]
+    slopes += [2.0 ** (-4.0 * n / below) for n in range(1, 2 * (num_heads - below), 2)]
+    return jnp.array(slopes, jnp.float32)
+
+
+def alibi_bias(distance: Int[Array, "#B T S"], num_heads: int) -> Float[Array, "#B N T S"]:
+    """ALiBi's bias of the scores, ``-slope_n * |key position - query position|`` (Press, Smith, Lewis 2022)."""
+    return -alibi_slopes(num_heads)[:, None, None] * jnp.abs(distance)[:, None].astype(jnp.float32)

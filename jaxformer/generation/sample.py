@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from jaxformer import functional as F
-from jaxformer.models.transformer import Decoder, init_cache
+from jaxformer.models import Decoder, init_cache
 
 
 @partial(jax.jit, static_argnames=("model", "max_new_tokens", "temperature", "top_k", "top_p", "eos_id"))

@@ -15,6 +15,7 @@ def _known_activation(name: str) -> str:
 
 
 Architecture = Literal["encoder", "decoder", "encoder_decoder"]
+Positions = Literal["learned", "sinusoidal", "rotary", "relative", "alibi", "none"]
 Activation = Annotated[str, AfterValidator(_known_activation)]
 
 
@@ -32,9 +33,11 @@ class TransformerConfig(Schema):
     """A Transformer's shape and switches. ``type`` names the family whose defaults fill what is not given."""
 
     type: str = Field("gpt2", description="model family; chooses the defaults of the keys below")
+    architecture: Architecture = Field("decoder", description="what the family is; not meant to be changed")
     vocab_size: int | None = Field(None, ge=1, description="rows of the embedding; default: the tokenizer's size")
     hidden_size: int = Field(768, ge=1, description="D, width of the residual stream")
     num_layers: int = Field(12, ge=1, description="L, number of blocks")
+    num_decoder_layers: int | None = Field(None, ge=1, description="encoder_decoder: blocks of the decoder, if others")
     num_heads: int = Field(12, ge=1, description="N, query heads")
     num_kv_heads: int | None = Field(None, ge=1, description="K, key/value heads; default: num_heads")
     head_size: int | None = Field(None, ge=1, description="H, width of a head; default: hidden_size / num_heads")
@@ -42,23 +45,51 @@ class TransformerConfig(Schema):
         None, ge=1, description="F, inner width of the feed-forward; default: 4 D, gated 8/3 D in steps of 64"
     )
     max_length: int = Field(1024, ge=1, description="longest sequence, in tokens")
+    embedding_size: int | None = Field(
+        None, ge=1, description="E, width of the token embedding where a projection from E to D follows it"
+    )
+    share_layers: bool = Field(False, description="all blocks have the same parameters")
 
     norm: Literal["layer_norm", "rms_norm"] = Field("layer_norm", description="kind of normalisation")
     norm_place: Literal["pre", "post"] = Field("pre", description="before each sublayer, or after its residual sum")
     norm_epsilon: float = Field(1e-5, gt=0, description="added to the variance")
+    norm_offset: float = Field(0.0, description="added to the norms' scale; Gemma 1, so that a scale of 0 is neutral")
+    embedding_norm: bool = Field(False, description="a norm behind the embedding")
+    first_norm: bool = Field(True, description="False: the first block's attention reads the embedding's norm as it is")
+    qk_norm: bool = Field(False, description="RMS norm of every query and key head")
     parallel_residual: bool = Field(False, description="attention and feed-forward both read the block's input")
     activation: Activation = Field("gelu_tanh", description="feed-forward activation: " + ", ".join(ACTIVATIONS))
     gated: bool = Field(False, description="gated feed-forward: act(gate) * up")
     use_bias: bool = Field(True, description="biases in projections and layer norms")
-    positions: Literal["learned", "sinusoidal", "rotary", "none"] = Field("learned", description="position scheme")
+    positions: Positions = Field("learned", description="position scheme")
+    position_offset: int = Field(0, ge=0, description="learned: rows of the table before the one of position 0")
+    token_types: int = Field(0, ge=0, description="rows of the token type (segment) embedding; 0: none")
+    scale_embedding: bool = Field(False, description="token embedding times sqrt(D)")
+    relative_buckets: int = Field(32, ge=4, description="relative: buckets of distances, each with a bias per head")
+    relative_max_distance: int = Field(128, ge=2, description="relative: distances from here on share a bucket")
+    rotary_fraction: float = Field(1.0, gt=0, le=1, description="rotary: share of each head that is rotated")
     rope_theta: float = Field(10_000.0, gt=0, description="rotary: base of the wavelengths")
     rope_scaling: RopeScaling | None = Field(None, description="rotary: stretching of the wavelengths")
-    window: int | None = Field(None, ge=1, description="sliding-window attention: tokens seen, itself included")
+    window: int | None = Field(
+        None, ge=1, description="sliding-window attention: tokens seen on a side, itself included"
+    )
+    global_every: int | None = Field(
+        None, ge=1, description="every so manyth block, from the first, attends without the window"
+    )
+    local_rope_theta: float | None = Field(None, gt=0, description="rotary: rope_theta of the blocks with the window")
+    scale_scores: bool = Field(True, description="attention scores times 1/sqrt(H)")
     tie_embeddings: bool = Field(True, description="the output layer is the token embedding")
+    scale_logits: bool = Field(False, description="logits times 1/sqrt(D)")
+    pooler: Activation | None = Field(
+        None, description="classification: activation of the dense layer over the pooled state; null: no such layer"
+    )
 
     dropout: float = Field(0.0, ge=0, lt=1, description="on the embedding and on each sublayer's output")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="on the attention weights")
-    initializer_range: float = Field(0.02, gt=0, description="standard deviation of the initial weights")
+    initializer: Literal["normal", "fan_in"] = Field(
+        "normal", description="normal: every weight by initializer_range; fan_in: kernels by 1/sqrt(inputs), as T5"
+    )
+    initializer_range: float = Field(0.02, gt=0, description="normal: standard deviation of the initial weights")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="compute dtype; parameters stay float32")
     remat: Literal["none", "dots", "full"] = Field(
         "none", description="recompute in the backward pass: nothing, all but matrix products, the whole block"
@@ -79,6 +110,21 @@ class TransformerConfig(Schema):
     def head_width(self) -> int:
         """H, resolved."""
         return self.head_size or self.hidden_size // self.num_heads
+
+    @property
+    def rotary_size(self) -> int:
+        """Entries of a head that are rotated."""
+        return int(self.head_width * self.rotary_fraction)
+
+    @property
+    def decoder_layers(self) -> int:
+        """Blocks of the decoder, resolved."""
+        return self.num_decoder_layers or self.num_layers
+
+    @property
+    def token_size(self) -> int:
+        """E, resolved."""
+        return self.embedding_size or self.hidden_size
 
     @property
     def inner_size(self) -> int:
@@ -106,12 +152,16 @@ class TransformerConfig(Schema):
             raise ValueError(
                 f"num_heads is {self.num_heads} and num_kv_heads {self.kv_heads}, expected a multiple of the latter"
             )
-        if self.positions == "rotary" and self.head_width % 2:
+        if self.positions == "rotary" and self.rotary_size % 2:
             raise ValueError(f"head_size is {self.head_width}, expected an even number for rotary positions")
         if self.positions == "sinusoidal" and self.hidden_size % 2:
             raise ValueError(f"hidden_size is {self.hidden_size}, expected an even number for sinusoidal positions")
         if self.rope_scaling is not None and self.positions != "rotary":
             raise ValueError(f"rope_scaling is given with positions: {self.positions}, expected positions: rotary")
+        if self.global_every is not None and self.window is None:
+            raise ValueError("global_every is given without window; the other blocks need one")
+        if self.parallel_residual and self.architecture == "encoder_decoder":
+            raise ValueError("parallel_residual is given with an encoder_decoder, expected an encoder or a decoder")
         if self.parallel_residual and self.norm_place == "post":
             raise ValueError("parallel_residual is given with norm_place: post, expected norm_place: pre")
         return self

@@ -1,9 +1,9 @@
 """Flax modules that declare parameters (shape, logical axes, initializer) and call the pure functions on them.
 
-Logical axes: ``embed`` D, ``heads`` N, ``kv_heads`` K, ``head`` H, ``mlp`` F, ``vocab`` V, ``position``, ``layers`` L.
+Logical axes: ``embed`` D, ``heads`` N, ``kv_heads`` K, ``head`` H, ``mlp`` F, ``vocab`` V, ``position``, ``layers`` L,
+``table`` the rows of a small table, ``classes``.
 """
 
-import math
 from typing import Any
 
 import flax.linen as nn
@@ -28,7 +28,7 @@ class Projection(nn.Module):
     """
 
     shape: tuple[int, ...]
-    axes: tuple[str, ...]
+    axes: tuple[str | None, ...]
     outputs: int
     use_bias: bool
     standard_deviation: float
@@ -52,14 +52,17 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises the last axis."""
+        c = self.config
         size = (x.shape[-1],)
-        ones = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
-        scale = self.param("scale", ones, size)
-        if self.config.norm == "rms_norm":
-            return F.rms_norm(x, scale, epsilon=self.config.norm_epsilon)
+        neutral = nn.with_logical_partitioning(nn.initializers.constant(1.0 - c.norm_offset), ("embed",))
+        scale = self.param("scale", neutral, size)
+        if c.norm_offset:
+            scale = scale + c.norm_offset
+        if c.norm == "rms_norm":
+            return F.rms_norm(x, scale, epsilon=c.norm_epsilon)
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
-        bias = self.param("bias", zeros, size) if self.config.use_bias else None
-        return F.layer_norm(x, scale, bias, epsilon=self.config.norm_epsilon)
+        bias = self.param("bias", zeros, size) if c.use_bias else None
+        return F.layer_norm(x, scale, bias, epsilon=c.norm_epsilon)
 
 
 class Embedding(nn.Module):
@@ -88,9 +91,35 @@ class DropoutKeys(nn.Module):
         return F.example_keys(self.make_rng("dropout"), example_ids)
 
 
-def residual_scale(config: TransformerConfig) -> float:
-    """``1/sqrt(2L)``: kernels that write to the residual stream start smaller (Radford et al. 2019, section 2.3)."""
-    return 1.0 / math.sqrt(2 * config.num_layers)
+def kernel_deviation(config: TransformerConfig, inputs: int, *, to_residual: bool = False) -> float:
+    """Standard deviation of an initial kernel.
+
+    ``normal``: ``initializer_range``, times ``1/sqrt(2L)`` for kernels that write to the residual stream of a pre-norm
+    model (Radford et al. 2019, section 2.3). ``fan_in``: ``1/sqrt(inputs)`` (LeCun et al. 1998, section 4.6), as T5.
+    """
+    if config.initializer == "fan_in":
+        return inputs**-0.5
+    scaled = to_residual and config.norm_place == "pre"
+    return config.initializer_range * ((2 * config.num_layers) ** -0.5 if scaled else 1.0)
+
+
+def embedding_deviation(config: TransformerConfig) -> float:
+    """Standard deviation of an initial embedding; with ``fan_in`` such that what leaves the embedding has 1."""
+    if config.initializer == "fan_in":
+        return config.hidden_size**-0.5 if config.scale_embedding else 1.0
+    return config.initializer_range
+
+
+class HeadNorm(nn.Module):
+    """Declares the scale ``[H]`` of a norm over each head and returns it."""
+
+    size: int
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        """The scale."""
+        ones = nn.with_logical_partitioning(nn.initializers.ones, ("head",))
+        return self.param("scale", ones, (self.size,))
 
 
 class Attention(nn.Module):
@@ -103,28 +132,39 @@ class Attention(nn.Module):
         self,
         x: jax.Array,
         mask: F.Mask,
-        rotary: F.Rotary | None,
-        cache: F.KeyValue | None,
-        example_ids: jax.Array | None,
+        *,
+        context: jax.Array | None = None,
+        bias: jax.Array | None = None,
+        rotary: F.Rotary | None = None,
+        cache: F.KeyValue | None = None,
+        example_ids: jax.Array | None = None,
     ) -> tuple[jax.Array, F.KeyValue | None]:
-        """Attends within ``x`` and the cache."""
+        """Attends within ``x`` and the cache, or from ``x`` to ``context``."""
         c = self.config
         D, N, K, H = c.hidden_size, c.num_heads, c.kv_heads, c.head_width
-        std = c.initializer_range
-        weights = {
-            "query": Projection((D, N, H), ("embed", "heads", "head"), 2, c.use_bias, std, name="query")(),
+        std = kernel_deviation(c, D)
+        # Where scores are not scaled, the factor 1/sqrt(H) is part of the initial queries.
+        query_std = std if c.scale_scores or c.initializer == "normal" else std * H**-0.5
+        out_std = kernel_deviation(c, N * H, to_residual=True)
+        weights: Weights = {
+            "query": Projection((D, N, H), ("embed", "heads", "head"), 2, c.use_bias, query_std, name="query")(),
             "key": Projection((D, K, H), ("embed", "kv_heads", "head"), 2, c.use_bias, std, name="key")(),
             "value": Projection((D, K, H), ("embed", "kv_heads", "head"), 2, c.use_bias, std, name="value")(),
-            "output": Projection(
-                (N, H, D), ("heads", "head", "embed"), 1, c.use_bias, std * residual_scale(c), name="output"
-            )(),
+            "output": Projection((N, H, D), ("heads", "head", "embed"), 1, c.use_bias, out_std, name="output")(),
         }
+        if c.qk_norm:
+            weights["query_norm"] = HeadNorm(H, name="query_norm")()
+            weights["key_norm"] = HeadNorm(H, name="key_norm")()
         return F.multi_head_attention(
             x,
             weights,
+            context=context,
             mask=mask,
+            bias=bias,
             rotary=rotary,
             cache=cache,
+            norm_epsilon=c.norm_epsilon,
+            scale=None if c.scale_scores else 1.0,
             dropout_rate=c.attention_dropout,
             dropout_keys=DropoutKeys(name="attention_dropout")(c.attention_dropout, example_ids),
             implementation=c.attention_implementation,
@@ -140,27 +180,42 @@ class FeedForward(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Applies it to every token."""
         c = self.config
-        D, inner, std = c.hidden_size, c.inner_size, c.initializer_range
+        D, inner = c.hidden_size, c.inner_size
+        std, out_std = kernel_deviation(c, D), kernel_deviation(c, inner, to_residual=True)
         weights = {"up": Projection((D, inner), ("embed", "mlp"), 1, c.use_bias, std, name="up")()}
         if c.gated:
             weights["gate"] = Projection((D, inner), ("embed", "mlp"), 1, c.use_bias, std, name="gate")()
-        weights["down"] = Projection(
-            (inner, D), ("mlp", "embed"), 1, c.use_bias, std * residual_scale(c), name="down"
-        )()
+        weights["down"] = Projection((inner, D), ("mlp", "embed"), 1, c.use_bias, out_std, name="down")()
         return F.feed_forward(x, weights, activation=c.activation)
 
 
 class Embeddings(nn.Module):
-    """Token embedding plus learned or sinusoidal positions, with dropout; the token table also serves a tied head."""
+    """Token embedding, learned or sinusoidal positions, token types, norm, dropout and projection, as configured.
+
+    Attributes:
+        config: of the model.
+        own_tokens: False where the caller brings the token table, which several embeddings share.
+    """
 
     config: TransformerConfig
+    own_tokens: bool = True
 
     def setup(self) -> None:
         """Declares the tables."""
         c = self.config
-        self.token = Embedding(c.vocabulary, c.hidden_size, ("vocab", "embed"), c.initializer_range)
+        E, std = c.token_size, embedding_deviation(c)
+        if self.own_tokens:
+            self.token = Embedding(c.vocabulary, E, ("vocab", "embed"), std)
         if c.positions == "learned":
-            self.position = Embedding(c.max_length, c.hidden_size, ("position", "embed"), c.initializer_range)
+            self.position = Embedding(c.max_length + c.position_offset, E, ("position", "embed"), std)
+        if c.token_types:
+            self.token_type = Embedding(c.token_types, E, ("table", "embed"), std)
+        if c.embedding_norm:
+            self.norm = Norm(c)
+        if c.embedding_size is not None:
+            # The narrow side is split over devices like the width of the model: both are called ``embed`` elsewhere.
+            shape, axes = (E, c.hidden_size), (None, "embed")
+            self.projection = Projection(shape, axes, 1, True, kernel_deviation(c, E))
         self.dropout_keys = DropoutKeys()
 
     def __call__(
@@ -169,17 +224,28 @@ class Embeddings(nn.Module):
         position_ids: jax.Array,
         real: jax.Array | None,
         example_ids: jax.Array | None,
+        token_type_ids: jax.Array | None = None,
+        table: jax.Array | None = None,
     ) -> jax.Array:
         """Embeds the tokens; padding (``real`` False) becomes zeros, so that nothing in its row spreads."""
         c = self.config
-        x = jnp.take(self.token(), input_ids, axis=0)
+        x = jnp.take(self.token() if table is None else table, input_ids, axis=0)
+        if c.scale_embedding:
+            x = x * c.hidden_size**0.5
         if c.positions == "learned":
-            x = x + F.learned_positions(self.position(), position_ids)
+            x = x + F.learned_positions(self.position(), position_ids + c.position_offset)
         elif c.positions == "sinusoidal":
-            x = x + F.sinusoidal_positions(position_ids, c.hidden_size)
+            x = x + F.sinusoidal_positions(position_ids, c.token_size)
+        if c.token_types:
+            types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+            x = x + jnp.take(self.token_type(), types, axis=0)
         if real is not None:
             x = jnp.where(real[..., None], x, 0.0)
+        if c.embedding_norm:
+            x = self.norm(x)
         x = F.dropout(x, c.dropout, self.dropout_keys(c.dropout, example_ids))
+        if c.embedding_size is not None:
+            x = F.linear(x, self.projection())
         return x.astype(c.dtype)
 
     def head(self) -> F.HeadWeights:

@@ -1,4 +1,4 @@
-"""Block, stack of blocks and the GPT-style decoder."""
+"""The three architectures: GPT-style decoder, BERT-style encoder, T5-style encoder-decoder."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -9,104 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer import functional as F
+from jaxformer.models.cache import KVCache
 from jaxformer.models.config import TransformerConfig
-from jaxformer.models.layers import Attention, DropoutKeys, Embeddings, FeedForward, Norm, Projection
-
-
-class Block(nn.Module):
-    """Attention and feed-forward with their norms and residuals.
-
-    Pre-norm (Xiong et al. 2020): ``x += f(norm(x))``; post-norm (Vaswani et al. 2017): ``x = norm(x + f(x))``;
-    parallel residual (GPT-J, GPT-NeoX): ``x += attention(norm1(x)) + feed_forward(norm2(x))``.
-    """
-
-    config: TransformerConfig
-
-    @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        cache: F.KeyValue | None,
-        mask: F.Mask,
-        rotary: F.Rotary | None,
-        example_ids: jax.Array | None,
-    ) -> tuple[jax.Array, F.KeyValue | None]:
-        """Maps the residual stream to the next; the signature is that of a scan body (carry, per layer, broadcast)."""
-        c = self.config
-        attention, feed_forward = Attention(c, name="attention"), FeedForward(c, name="feed_forward")
-        attention_norm, feed_forward_norm = Norm(c, name="attention_norm"), Norm(c, name="feed_forward_norm")
-
-        def drop(name: str, y: jax.Array) -> jax.Array:
-            return F.dropout(y, c.dropout, DropoutKeys(name=name)(c.dropout, example_ids))
-
-        pre = c.norm_place == "pre"
-        y, cache = attention(attention_norm(x) if pre else x, mask, rotary, cache, example_ids)
-        y = drop("attention_output_dropout", y)
-        if c.parallel_residual:
-            return x + y + drop("feed_forward_dropout", feed_forward(feed_forward_norm(x))), cache
-        x = x + y if pre else attention_norm(x + y)
-        y = drop("feed_forward_dropout", feed_forward(feed_forward_norm(x) if pre else x))
-        return (x + y if pre else feed_forward_norm(x + y)), cache
-
-
-# What a block keeps for its backward pass. "dots" keeps the products with weights, not the attention scores.
-REMAT_POLICIES: dict[str, Any] = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
-
-
-def stacked_blocks(config: TransformerConfig) -> nn.Module:
-    """``num_layers`` blocks with their parameters stacked on a leading ``L`` axis, run as one compiled loop.
-
-    Called like one ``Block``; ``cache`` holds every layer's keys and values on a leading axis.
-    """
-    block = Block
-    if config.remat != "none":
-        # Inside a scan the loop itself keeps the recomputation apart, so XLA need not be told not to merge it.
-        block = nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
-    unroll = config.unroll or (config.num_layers if jax.default_backend() == "cpu" else 1)
-    layers = nn.scan(
-        block,
-        variable_axes={"params": 0},
-        split_rngs={"params": True, "dropout": True},
-        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-        length=config.num_layers,
-        unroll=min(unroll, config.num_layers),
-        metadata_params={nn.PARTITION_NAME: "layers"},
-    )
-    return layers(config)
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=["layers", "valid", "positions"], meta_fields=[])
-@dataclass(frozen=True)
-class KVCache:
-    """Keys and values of every layer for ``S`` tokens of ``B`` rows; the caller passes it in and gets it back.
-
-    Attributes:
-        layers: each array with a leading layer axis, ``key`` and ``value`` ``[L, B, S, K, H]``, ``length`` ``[L]``.
-        valid: ``[B, S]``, True where a place holds a real token.
-        positions: ``[B, S]``, position id of each place.
-    """
-
-    layers: F.KeyValue
-    valid: jax.Array
-    positions: jax.Array
-
-    @property
-    def length(self) -> jax.Array:
-        """How many places are taken, the same in every row and layer."""
-        return self.layers.length[0]
-
-
-def init_cache(config: TransformerConfig, batch_size: int, max_length: int) -> KVCache:
-    """An empty cache with room for ``max_length`` tokens a row, padding included, in the compute dtype."""
-    shape = (config.num_layers, batch_size, max_length, config.kv_heads, config.head_width)
-    layers = F.KeyValue(
-        jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype), jnp.zeros(config.num_layers, jnp.int32)
-    )
-    empty = (batch_size, max_length)
-    return KVCache(layers, jnp.zeros(empty, bool), jnp.zeros(empty, jnp.int32))
+from jaxformer.models.layers import Embedding, Projection, embedding_deviation, kernel_deviation
+from jaxformer.models.stack import Context, Stack
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["logits", "last_hidden_state", "cache"], meta_fields=[])
@@ -125,65 +31,94 @@ class CausalLMOutput:
     cache: KVCache | None = None
 
 
-class Decoder(nn.Module):
-    """GPT-style decoder with a language-model head. GPT-2 and LLaMA are two sets of defaults of its configuration."""
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["logits", "last_hidden_state", "encoder_last_hidden_state", "cache"],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class Seq2SeqOutput:
+    """What an encoder-decoder returns.
 
-    config: TransformerConfig
+    Attributes:
+        logits: ``[B, T, V]`` float32.
+        last_hidden_state: ``[B, T, D]`` of the decoder, compute dtype.
+        encoder_last_hidden_state: ``[B, S, D]``.
+        cache: the decoder's cache with this call's tokens, if one was passed.
+    """
 
-    def setup(self) -> None:
-        """Declares the parts."""
-        c = self.config
-        self.embeddings = Embeddings(c)
-        self.layers = stacked_blocks(c)
-        if c.norm_place == "pre":
-            self.final_norm = Norm(c)
-        if not c.tie_embeddings:
-            self.lm_head = Projection((c.hidden_size, c.vocabulary), ("embed", "vocab"), 1, False, c.initializer_range)
+    logits: jax.Array
+    last_hidden_state: jax.Array
+    encoder_last_hidden_state: jax.Array
+    cache: KVCache | None = None
 
-    def hidden_states(
+
+@partial(jax.tree_util.register_dataclass, data_fields=["last_hidden_state"], meta_fields=[])
+@dataclass(frozen=True)
+class EncoderOutput:
+    """What an encoder returns.
+
+    Attributes:
+        last_hidden_state: ``[B, T, D]``, compute dtype.
+    """
+
+    last_hidden_state: jax.Array
+
+
+def untied_head(config: TransformerConfig) -> Projection:
+    """The declaration of an output layer of its own, ``[D, V]``."""
+    std = kernel_deviation(config, config.hidden_size)
+    return Projection((config.hidden_size, config.vocabulary), ("embed", "vocab"), 1, False, std)
+
+
+def for_head(config: TransformerConfig, hidden: jax.Array) -> jax.Array:
+    """The hidden states as the output layer takes them: T5 multiplies those before a tied head by ``1/sqrt(D)``."""
+    return hidden * config.hidden_size**-0.5 if config.scale_logits else hidden
+
+
+class Encoder(Stack):
+    """BERT-style encoder: every token sees every other one."""
+
+    causal: bool = False
+
+    def __call__(
         self,
         input_ids: jax.Array,
         attention_mask: jax.Array | None = None,
+        token_type_ids: jax.Array | None = None,
         position_ids: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
-        cache: KVCache | None = None,
         example_ids: jax.Array | None = None,
         deterministic: bool = True,
-    ) -> tuple[jax.Array, KVCache | None]:
-        """The last hidden states and the new cache; arguments as in ``__call__``."""
-        c = self.config
-        B, T = input_ids.shape
-        self._check(T, segment_ids, cache)
-        if attention_mask is None and segment_ids is not None:
-            attention_mask = segment_ids > 0
-        real = None if attention_mask is None else attention_mask.astype(bool)
-        if position_ids is None:
-            position_ids = _default_positions(input_ids, real, segment_ids, cache)
-        if cache is None:
-            mask = F.Mask(True, c.window, real, segment_ids, segment_ids)
-        else:
-            cache, mask = _extend(c, cache, jnp.ones((B, T), bool) if real is None else real, position_ids)
-        rotary = None
-        if c.positions == "rotary":
-            scaling = None if c.rope_scaling is None else F.RotaryScaling(**c.rope_scaling.model_dump())
-            rotary = F.rotary_angles(
-                position_ids, F.rotary_frequencies(c.head_width, theta=c.rope_theta, scaling=scaling)
-            )
-        # Examples are numbered so that dropout belongs to the example; in evaluation they have no number.
-        examples = None if deterministic else (jnp.arange(B) if example_ids is None else example_ids)
-        x = self.embeddings(input_ids, position_ids, real, examples)
-        x, layers = self.layers(x, None if cache is None else cache.layers, mask, rotary, examples)
-        if c.norm_place == "pre":
-            x = self.final_norm(x)
-        return x, None if cache is None else KVCache(layers, cache.valid, cache.positions)
+    ) -> EncoderOutput:
+        """The hidden states of every token.
 
-    def _check(self, length: int, segment_ids: jax.Array | None, cache: KVCache | None) -> None:
-        longest = self.config.max_length if cache is None else cache.valid.shape[1]
-        if length > longest:
-            what = "max_length" if cache is None else "the cache's length"
-            raise ValueError(f"input_ids has {length} tokens a row, expected at most {longest} ({what}); shorten it")
-        if segment_ids is not None and cache is not None:
-            raise ValueError("segment_ids and a cache are both given, expected one: a cache holds one document a row")
+        Args:
+            input_ids: ``[B, T]``.
+            attention_mask: ``[B, T]``, 1 at real tokens, padding on any side; default: all real.
+            token_type_ids: ``[B, T]``, which of two joined texts a token belongs to; default 0.
+            position_ids: ``[B, T]``; default: counts the real tokens of each document.
+            segment_ids: ``[B, T]``, document of each token in a packed row, 0 for padding.
+            example_ids: ``[B]``, the numbers the rows' dropout is drawn by; default ``arange(B)``.
+            deterministic: False in training: dropout is on.
+
+        Raises:
+            ValueError: if the row is longer than ``max_length``.
+        """
+        hidden, _ = self.hidden_states(
+            input_ids, attention_mask, position_ids, segment_ids, None, example_ids, deterministic, token_type_ids
+        )
+        return EncoderOutput(hidden)
+
+
+class Decoder(Stack):
+    """GPT-style decoder with a language-model head. GPT-2 and LLaMA are two sets of defaults of its configuration."""
+
+    def setup(self) -> None:
+        """Declares the parts."""
+        super().setup()
+        if not self.config.tie_embeddings:
+            self.lm_head = untied_head(self.config)
 
     def head_weights(self) -> F.HeadWeights:
         """The output layer's weights, for a loss that does not build all logits."""
@@ -192,8 +127,8 @@ class Decoder(nn.Module):
         return F.HeadWeights(self.lm_head()["kernel"])
 
     def hidden_and_head(self, *args: Any, **kwargs: Any) -> tuple[jax.Array, F.HeadWeights]:
-        """Last hidden states and output layer: what ``functional.chunked_cross_entropy`` takes."""
-        return self.hidden_states(*args, **kwargs)[0], self.head_weights()
+        """What ``functional.chunked_cross_entropy`` takes: hidden states and output layer."""
+        return for_head(self.config, self.hidden_states(*args, **kwargs)[0]), self.head_weights()
 
     def __call__(
         self,
@@ -226,34 +161,135 @@ class Decoder(nn.Module):
         hidden, cache = self.hidden_states(
             input_ids, attention_mask, position_ids, segment_ids, cache, example_ids, deterministic
         )
-        return CausalLMOutput(F.head_logits(hidden, self.head_weights()), hidden, cache)
+        logits = F.head_logits(for_head(self.config, hidden), self.head_weights())
+        return CausalLMOutput(logits, hidden, cache)
 
 
-def _default_positions(
-    input_ids: jax.Array, real: jax.Array | None, segment_ids: jax.Array | None, cache: KVCache | None
-) -> jax.Array:
-    if segment_ids is not None:
-        return F.position_ids_from_segments(segment_ids)
-    if real is not None:
-        positions = F.position_ids_from_mask(real)
-    else:
-        positions = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
-    return positions if cache is None else positions + jnp.sum(cache.valid, axis=-1, keepdims=True)
+class EncoderDecoder(nn.Module):
+    """T5- or BART-style encoder-decoder with a language-model head; both sides share the token embedding."""
+
+    config: TransformerConfig
+
+    def setup(self) -> None:
+        """Declares the parts."""
+        c = self.config
+        self.shared = Embedding(c.vocabulary, c.token_size, ("vocab", "embed"), embedding_deviation(c))
+        self.encoder = Stack(c, causal=False, own_tokens=False)
+        self.decoder = Stack(c, causal=True, cross=True, num_layers=c.decoder_layers, own_tokens=False)
+        if not c.tie_embeddings:
+            self.lm_head = untied_head(c)
+
+    def encode(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        example_ids: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> Context:
+        """The encoder's hidden states, as ``decode`` takes them; arguments as in ``__call__``."""
+        hidden, _ = self.encoder.hidden_states(
+            input_ids,
+            attention_mask,
+            position_ids,
+            segment_ids,
+            None,
+            example_ids,
+            deterministic,
+            table=self.shared(),
+        )
+        real = None if attention_mask is None else attention_mask.astype(bool)
+        return Context(hidden, real, segment_ids)
+
+    def decode(
+        self,
+        context: Context,
+        decoder_input_ids: jax.Array,
+        decoder_attention_mask: jax.Array | None = None,
+        decoder_position_ids: jax.Array | None = None,
+        decoder_segment_ids: jax.Array | None = None,
+        cache: KVCache | None = None,
+        example_ids: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """The decoder's last hidden states and its new cache, from what ``encode`` returned."""
+        return self.decoder.hidden_states(
+            decoder_input_ids,
+            decoder_attention_mask,
+            decoder_position_ids,
+            decoder_segment_ids,
+            cache,
+            example_ids,
+            deterministic,
+            context=context,
+            table=self.shared(),
+        )
+
+    def head_weights(self) -> F.HeadWeights:
+        """The output layer's weights, for a loss that does not build all logits."""
+        if self.config.tie_embeddings:
+            return F.HeadWeights(self.shared(), tied=True)
+        return F.HeadWeights(self.lm_head()["kernel"])
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Logits ``[B, T, V]`` of the decoder's hidden states."""
+        return F.head_logits(for_head(self.config, hidden), self.head_weights())
+
+    def hidden_and_head(self, *args: Any, **kwargs: Any) -> tuple[jax.Array, F.HeadWeights]:
+        """What ``functional.chunked_cross_entropy`` takes: the decoder's hidden states and output layer."""
+        return for_head(self.config, self.both(*args, **kwargs)[1]), self.head_weights()
+
+    def both(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        decoder_input_ids: jax.Array | None = None,
+        decoder_attention_mask: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        decoder_position_ids: jax.Array | None = None,
+        decoder_segment_ids: jax.Array | None = None,
+        example_ids: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Context, jax.Array]:
+        """What the encoder gives and the decoder's last hidden states; arguments as in ``__call__``."""
+        # What encoder and decoder have in common is numbered once.
+        if not deterministic and example_ids is None:
+            example_ids = jnp.arange(input_ids.shape[0])
+        if decoder_input_ids is None:
+            decoder_input_ids, decoder_attention_mask = input_ids, attention_mask
+            decoder_segment_ids, decoder_position_ids = segment_ids, position_ids
+        context = self.encode(input_ids, attention_mask, position_ids, segment_ids, example_ids, deterministic)
+        hidden, _ = self.decode(
+            context,
+            decoder_input_ids,
+            decoder_attention_mask,
+            decoder_position_ids,
+            decoder_segment_ids,
+            None,
+            example_ids,
+            deterministic,
+        )
+        return context, hidden
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Seq2SeqOutput:
+        """Logits of the next target token at every place of ``decoder_input_ids``.
+
+        Args:
+            *args: as below, by position.
+            **kwargs: ``input_ids [B, S]``, ``attention_mask [B, S]`` (1 at real tokens, padding on any side),
+                ``decoder_input_ids [B, T]`` (default: ``input_ids``, as a classifier reads them),
+                ``decoder_attention_mask [B, T]``, ``position_ids``, ``segment_ids``, ``decoder_position_ids``,
+                ``decoder_segment_ids`` (a target token of document i sees the source tokens of document i),
+                ``example_ids [B]`` and ``deterministic`` as in ``Decoder``. For step-by-step decoding call the methods
+                ``encode`` and ``decode``.
+
+        Raises:
+            ValueError: if a row is longer than ``max_length``.
+        """
+        context, hidden = self.both(*args, **kwargs)
+        return Seq2SeqOutput(self.logits(hidden), hidden, context.hidden)
 
 
-def _extend(
-    config: TransformerConfig, cache: KVCache, real: jax.Array, position_ids: jax.Array
-) -> tuple[KVCache, F.Mask]:
-    """Books the new tokens' places in the cache and makes the mask over it. Keys and values follow in each layer."""
-    start = (0, cache.length)
-    valid = jax.lax.dynamic_update_slice(cache.valid, real, start)
-    positions = jax.lax.dynamic_update_slice(cache.positions, position_ids, start)
-    mask = F.Mask(
-        causal=True,
-        window=config.window,
-        key_valid=valid,
-        query_offset=cache.length,
-        query_positions=position_ids,
-        key_positions=positions,
-    )
-    return KVCache(cache.layers, valid, positions), mask
+BODIES: dict[str, type[nn.Module]] = {"encoder": Encoder, "decoder": Decoder, "encoder_decoder": EncoderDecoder}

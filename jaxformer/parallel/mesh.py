@@ -22,6 +22,8 @@ RULES: tuple[tuple[str, str | None], ...] = (
     ("head", None),
     ("position", None),
     ("layers", None),
+    ("table", None),
+    ("classes", None),
 )
 
 # Rows of a batch are split over both: fsdp is data parallelism whose parameters are split too.

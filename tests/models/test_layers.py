@@ -8,7 +8,7 @@ import pytest
 
 from jaxformer import functional as F
 from jaxformer.families import build_model
-from jaxformer.models.layers import Embeddings, Norm, Projection, residual_scale
+from jaxformer.models.layers import Embeddings, Norm, Projection, embedding_deviation, kernel_deviation
 from tests.models.tiny import CONFIGS, config_of
 
 KEY = jax.random.key(0)
@@ -33,9 +33,18 @@ def test_projection_without_bias():
     assert set(projection.init(KEY)["params"]) == {"kernel"}
 
 
-def test_residual_scale():
+def test_initial_deviations_by_hand():
     # Two sublayers a block write to the stream: the variances of 2L equal terms add up to one.
-    assert residual_scale(config_of("gpt2", num_layers=8)) == 0.25
+    config = config_of("gpt2", num_layers=8, initializer_range=0.04)
+    assert (kernel_deviation(config, 64), kernel_deviation(config, 64, to_residual=True)) == (0.04, 0.01)
+    # A norm follows the sum of a post-norm block, so nothing adds up.
+    post = config_of("post_norm", num_layers=8, initializer_range=0.04)
+    assert kernel_deviation(post, 64, to_residual=True) == 0.04
+    fan_in = config_of("gpt2", initializer="fan_in", hidden_size=144)
+    assert kernel_deviation(fan_in, 64) == kernel_deviation(fan_in, 64, to_residual=True) == 0.125
+    scaled = fan_in.model_copy(update={"scale_embedding": True})
+    assert (embedding_deviation(config), embedding_deviation(fan_in)) == (0.04, 1.0)
+    assert embedding_deviation(scaled) == 1 / 12
 
 
 @pytest.mark.parametrize(

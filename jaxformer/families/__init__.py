@@ -3,13 +3,24 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.families import gpt2, llama
+from jaxformer.families import bart, bert, electra, gpt2, llama, modernbert, t5
 from jaxformer.families.base import Family
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.transformer import BODIES
 from jaxformer.schema import UserError, nearest
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (gpt2.FAMILY, llama.FAMILY)}
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        gpt2.FAMILY,
+        llama.FAMILY,
+        *bert.FAMILIES,
+        *electra.FAMILIES,
+        modernbert.FAMILY,
+        *t5.FAMILIES,
+        *bart.FAMILIES,
+    )
+}
 
 
 def get_family(name: str) -> Family:
@@ -25,7 +36,7 @@ def get_family(name: str) -> Family:
 
 # Sizes that belong to a family's own width: with another width or number of heads they are worked out from those, so
 # that swapping the family of a small model is one override.
-DERIVED_SIZES = ("num_kv_heads", "head_size", "intermediate_size")
+DERIVED_SIZES = ("num_kv_heads", "head_size", "intermediate_size", "embedding_size")
 
 
 def model_config(keys: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.families.base import Family, Name, require
+from jaxformer.families.base import Family, Name, activation, require
 from jaxformer.models.config import TransformerConfig
-from jaxformer.schema import UserError
 
 DEFAULTS = {
     "hidden_size": 768,
@@ -21,8 +20,6 @@ DEFAULTS = {
     "tie_embeddings": True,
 }
 
-ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
-
 
 def from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
     """Keys of ``TransformerConfig`` from a GPT-2 ``config.json``.
@@ -30,8 +27,6 @@ def from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: if it asks for something no switch here expresses.
     """
-    if hf["activation_function"] not in ACTIVATIONS:
-        raise UserError(f"activation_function is {hf['activation_function']!r}, expected one of {list(ACTIVATIONS)}")
     require(hf, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
     return {
         "type": "gpt2",
@@ -42,7 +37,7 @@ def from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
         "intermediate_size": hf.get("n_inner"),
         "max_length": hf["n_positions"],
         "norm_epsilon": hf["layer_norm_epsilon"],
-        "activation": ACTIVATIONS[hf["activation_function"]],
+        "activation": activation(hf, "activation_function"),
         "tie_embeddings": hf.get("tie_word_embeddings", True),
         "initializer_range": hf["initializer_range"],
     }

@@ -9,7 +9,7 @@ from jaxformer.functional.attention import (
     project_heads,
 )
 from jaxformer.functional.dropout import dropout, example_keys
-from jaxformer.functional.feed_forward import ACTIVATIONS, feed_forward, gelu, gelu_tanh, linear, relu, silu
+from jaxformer.functional.feed_forward import ACTIVATIONS, feed_forward, gelu, gelu_tanh, linear, relu, silu, tanh
 from jaxformer.functional.losses import (
     IGNORE,
     HeadWeights,
@@ -79,6 +79,7 @@ __all__ = [
     "sample_token",
     "silu",
     "sinusoidal_positions",
+    "tanh",
     "top_k_logits",
     "top_p_logits",
 ]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxformer.functional.dropout import dropout
@@ -30,11 +31,17 @@ def relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return jax.nn.relu(x)
 
 
+def tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Hyperbolic tangent; BERT's pooler uses it (Devlin et al. 2019)."""
+    return jnp.tanh(x)
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
     "silu": silu,
     "relu": relu,
+    "tanh": tanh,
 }
 
 

@@ -36,9 +36,7 @@ def init_cache(config: TransformerConfig, batch_size: int, max_length: int) -> K
     num_layers = config.decoder_layers if config.architecture == "encoder_decoder" else config.num_layers
     shape = (num_layers, batch_size, max_length, config.kv_heads, config.head_width)
     zeros = jnp.zeros(shape, config.dtype)
-    layers = F.KeyValue(
-        jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype), jnp.zeros(num_layers, jnp.int32)
-    )
+    layers = F.KeyValue(zeros, zeros, jnp.zeros(num_layers, jnp.int32))
     empty = (batch_size, max_length)
     return KVCache(layers, jnp.zeros(empty, bool), jnp.zeros(empty, jnp.int32))
 

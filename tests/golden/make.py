@@ -129,7 +129,10 @@ def load(name):
 
 
 if __name__ == "__main__":
-    for name in CASES:
+    from tests.golden import bidirectional
+
+    makers = dict.fromkeys(CASES, make) | dict.fromkeys(bidirectional.CASES, bidirectional.make)
+    for name, maker in makers.items():
         path = FOLDER / f"{name}.npz"
-        np.savez_compressed(path, **make(name))
+        np.savez_compressed(path, **maker(name))
         print(f"{path} {path.stat().st_size / 1000:.0f} kB")

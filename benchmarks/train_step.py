@@ -86,7 +86,7 @@ def jaxformer_step(shape: Shape, weights: Path) -> Step:
 
     from jaxformer.families import build_model
     from jaxformer.parallel.mesh import BATCH, make_mesh
-    from jaxformer.tasks import CausalLM
+    from jaxformer.tasks import CausalLM, CausalLMConfig
     from jaxformer.training.config import parse_config
     from jaxformer.training.optimizer import build_optimizer, build_schedule
     from jaxformer.training.state import abstract_state, init_state
@@ -114,7 +114,7 @@ def jaxformer_step(shape: Shape, weights: Path) -> Step:
     arrays: Any = {name: np.asarray(array) for name, array in flatten_dict(state.params, sep="/").items()}
     np.savez(weights, **arrays)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    train_step = make_train_step(model, CausalLM(c.task, c.sequence_length), optimizer, seed=c.seed)
+    train_step = make_train_step(model, CausalLM(CausalLMConfig(), c.sequence_length), optimizer, seed=c.seed)
     compiled = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
     batch = jax.device_put(make_batch(shape), NamedSharding(mesh, BATCH))
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -110,7 +111,7 @@ class Tokenizer:
             raise UserError(f"the tokenizer has no {role} token, expected {names}; add it with with_special_tokens")
         return found
 
-    @property
+    @cached_property
     def special_ids(self) -> frozenset[int]:
         """Ids of all special tokens: those that no text is encoded to."""
         added = self._backend.get_added_tokens_decoder()
@@ -130,6 +131,7 @@ class Tokenizer:
         backend.add_special_tokens(names)
         return Tokenizer(backend)
 
+    @cached_property
     def word_starts(self) -> np.ndarray:
         """`[vocab_size]` bool: True for tokens that begin a word or are special, False for those that continue one.
 
@@ -146,6 +148,17 @@ class Tokenizer:
             for token, i in vocabulary.items():
                 starts[i] = i in special or token[:1] in ("Ġ", "▁", "Ċ", "ĉ")
         return starts
+
+    @cached_property
+    def sentence_ends(self) -> np.ndarray:
+        """`[vocab_size]` bool: True for tokens that end a sentence: `.`, `!`, `?`, their wide forms, or a line end.
+
+        A rule of thumb, good enough to shuffle sentences: it takes the point of an abbreviation for an end.
+        """
+        ends = np.zeros(self.vocab_size, bool)
+        for i in self._backend.get_vocab(with_added_tokens=True).values():
+            ends[i] = self.decode([i]).rstrip(" ").endswith((".", "!", "?", "。", "！", "？", "\n"))
+        return ends
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`."""

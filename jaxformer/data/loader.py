@@ -9,8 +9,8 @@ import numpy as np
 from jaxformer.data.rows import Batch, Rows
 from jaxformer.schema import UserError
 
-# The rows of a batch and, for what is drawn at random, one generator a row.
-Transform = Callable[[Batch, list[np.random.Generator]], Batch]
+# The rows of a batch; for what is drawn at random one generator a row; and the table that the rows are from.
+Transform = Callable[[Batch, list[np.random.Generator], Rows], Batch]
 _SHUFFLE, _PHASE, _EXAMPLE = 1, 2, 3  # what a draw is for
 
 
@@ -59,7 +59,8 @@ class TrainBatches:
         if self._transform is None:
             return batch
         pairs = zip(epochs.tolist(), indices.tolist(), strict=True)
-        return self._transform(batch, [example_generator(self._seed, epoch, index) for epoch, index in pairs])
+        generators = [example_generator(self._seed, epoch, index) for epoch, index in pairs]
+        return self._transform(batch, generators, self.rows)
 
     def phase(self, epoch: int) -> int:
         """By how many tokens the rows of an epoch are shifted (in the stream layout): a function of seed and epoch."""
@@ -124,5 +125,5 @@ def evaluation_batches(
         indices = np.arange(start, start + batch_size)
         batch = rows.take(indices)
         if transform is not None:
-            batch = transform(batch, [example_generator(seed, 0, index) for index in indices.tolist()])
+            batch = transform(batch, [example_generator(seed, 0, index) for index in indices.tolist()], rows)
         yield batch

@@ -105,4 +105,7 @@ def names(config: TransformerConfig) -> list[Name]:
     return table
 
 
-FAMILIES = (Family("bart", BART, from_hf, names), Family("transformer", TRANSFORMER))
+FAMILIES = (
+    Family("bart", BART, from_hf, names, "denoising"),
+    Family("transformer", TRANSFORMER, objective="span_corruption"),
+)

@@ -72,12 +72,14 @@ class Family:
         defaults: the keys of ``TransformerConfig`` that make a model of this family.
         from_hf: Hugging Face ``config.json`` to keys of ``TransformerConfig``; None if the family is not there.
         names: the table of parameter names for a configuration, heads included; None if the family is not there.
+        objective: the ``task.type`` it was made for, which is a run's default.
     """
 
     name: str
     defaults: Mapping[str, Any]
     from_hf: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     names: Callable[[TransformerConfig], list[Name]] | None = None
+    objective: str = "causal_lm"
 
 
 def require(hf: Mapping[str, Any], **values: Any) -> None:

@@ -146,7 +146,7 @@ def distilbert_names(config: TransformerConfig) -> list[Name]:
 
 
 FAMILIES = (
-    Family("bert", BERT, from_hf, bert_names),
-    Family("roberta", ROBERTA, from_hf, roberta_names),
-    Family("distilbert", DISTILBERT, distilbert_from_hf, distilbert_names),
+    Family("bert", BERT, from_hf, bert_names, "masked_lm"),
+    Family("roberta", ROBERTA, from_hf, roberta_names, "masked_lm"),
+    Family("distilbert", DISTILBERT, distilbert_from_hf, distilbert_names, "masked_lm"),
 )

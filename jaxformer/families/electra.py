@@ -99,6 +99,6 @@ def albert_names(config: TransformerConfig) -> list[Name]:
 
 
 FAMILIES = (
-    Family("electra", ELECTRA, electra_from_hf, electra_names),
-    Family("albert", ALBERT, albert_from_hf, albert_names),
+    Family("electra", ELECTRA, electra_from_hf, electra_names, "replaced_token_detection"),
+    Family("albert", ALBERT, albert_from_hf, albert_names, "masked_lm"),
 )

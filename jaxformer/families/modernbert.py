@@ -89,4 +89,4 @@ def names(config: TransformerConfig) -> list[Name]:
     ]
 
 
-FAMILY = Family("modernbert", DEFAULTS, from_hf, names)
+FAMILY = Family("modernbert", DEFAULTS, from_hf, names, "masked_lm")

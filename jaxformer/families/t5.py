@@ -117,6 +117,6 @@ def names(config: TransformerConfig) -> list[Name]:
 
 
 FAMILIES = tuple(
-    Family(name, defaults, partial(from_hf, name=name), names)
+    Family(name, defaults, partial(from_hf, name=name), names, "span_corruption")
     for name, defaults in (("t5", T5), ("t5_v1_1", T5_V1_1), ("flan_t5", T5_V1_1), ("mt5", T5_V1_1))
 )

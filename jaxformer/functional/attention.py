@@ -40,6 +40,8 @@ class AttentionRequest(NamedTuple):
 def _blocked_refusal(request: AttentionRequest) -> str | None:
     if not request.mask.causal:
         return "the mask is not causal, so no block of scores can be left out"
+    if request.mask.key_prefix is not None:
+        return "every query sees a prefix of the keys, so no block of scores can be left out"
     if request.mask.query_offset is not None:
         return "the queries start at an offset (a cache), so the blocks on the diagonal are not known ahead"
     if request.query_length != request.key_length:

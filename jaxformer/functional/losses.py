@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxformer.functional.product import matrix_product
 
@@ -66,6 +66,21 @@ def cross_entropy(
         jnp.sum(jnp.where(trained, nll, 0.0)),
         jnp.sum(trained, dtype=jnp.float32),
     )
+
+
+def binary_cross_entropy(
+    logits: Float[Array, "*batch"], labels: Bool[Array, "*batch"], where: Bool[Array, "*batch"]
+) -> Float[Array, ""]:
+    """``-sum log sigmoid(logit)`` where the label is True and ``-sum log sigmoid(-logit)`` where not; nats, float32.
+
+    Args:
+        logits: any float dtype.
+        labels: the truth.
+        where: what is summed; others give exactly 0 and a zero gradient, whatever their logits.
+    """
+    logits = jnp.where(where, logits.astype(jnp.float32), 0.0)
+    nll = -jax.nn.log_sigmoid(jnp.where(labels, logits, -logits))
+    return jnp.sum(jnp.where(where, nll, 0.0))
 
 
 class HeadWeights(NamedTuple):

@@ -20,6 +20,7 @@ MASKED = -1e30
     jax.tree_util.register_dataclass,
     data_fields=[
         "key_valid",
+        "key_prefix",
         "reach",
         "query_segments",
         "key_segments",
@@ -38,6 +39,7 @@ class Mask:
         window: query and key must be less than ``window`` positions apart (on both sides when not causal), so a
             token sees itself and ``window - 1`` neighbours on a side.
         key_valid: ``[B, S]``, False at padding keys.
+        key_prefix: ``[B, S]``, keys that all queries see, also those before them (prefix language models).
         reach: like ``window``, for a number that is known only when the program runs (it differs between the layers of
             one loop); measured in the same way.
         query_segments: ``[B, T]``, document number of each query token in a packed row, 0 for padding.
@@ -58,6 +60,7 @@ class Mask:
     query_positions: Int[Array, "B T"] | None = None
     key_positions: Int[Array, "B S"] | None = None
     reach: Int[Array, ""] | None = None
+    key_prefix: Bool[Array, "B S"] | None = None
 
     @property
     def key_padding(self) -> Bool[Array, "B S"] | None:
@@ -90,7 +93,10 @@ class Mask:
             query = query + self.query_offset
         key = jnp.arange(key_start, key_stop)[None, None, :]
         if self.causal:
-            parts.append(key <= query)
+            before = key <= query
+            if self.key_prefix is not None:
+                before = before | self.key_prefix[:, None, key_start:key_stop]
+            parts.append(before)
         if self.window is not None or self.reach is not None:
             if self.query_positions is not None and self.key_positions is not None:
                 query = self.query_positions[:, query_start:query_stop, None]

@@ -163,6 +163,11 @@ class MLMHead(nn.Module):
         return Norm(c, name="norm")(hidden), self.param("bias", zeros, (c.vocabulary,))
 
 
+def at_positions(states: jax.Array, positions: jax.Array | None) -> jax.Array:
+    """The states ``[B, M, D]`` at the places ``[B, M]``, or all states."""
+    return states if positions is None else jnp.take_along_axis(states, positions[..., None], axis=1)
+
+
 class MaskedLM(WithBody):
     """Encoder with a masked-language-model head (Devlin et al. 2019, section 3.1).
 
@@ -182,19 +187,30 @@ class MaskedLM(WithBody):
             self.pooler = Pooler(self.config)
             self.pair_classifier = Dense(self.config, 2, None)
 
-    def hidden_and_head(self, *args: Any, **kwargs: Any) -> tuple[jax.Array, F.HeadWeights]:
-        """What ``functional.chunked_cross_entropy`` takes; arguments as in ``__call__``."""
-        return self._transformed(self.states(*args, **kwargs))
+    def hidden_and_head(
+        self, *args: Any, masked_positions: jax.Array | None = None, **kwargs: Any
+    ) -> tuple[jax.Array, F.HeadWeights]:
+        """What ``functional.chunked_cross_entropy`` takes; arguments as in ``__call__``.
+
+        With ``masked_positions [B, M]`` only for the tokens at these places: the head is then computed for the tokens
+        that are predicted, not for all.
+        """
+        return self._transformed(self.states(*args, **kwargs), masked_positions)
 
     def hidden_head_and_pairs(
-        self, input_ids: jax.Array, attention_mask: jax.Array | None = None, **kwargs: Any
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        *,
+        masked_positions: jax.Array | None = None,
+        **kwargs: Any,
     ) -> tuple[jax.Array, F.HeadWeights, jax.Array]:
         """The same with ``pair_logits``; arguments as in ``__call__``."""
         states = self.states(input_ids, attention_mask, **kwargs)
-        return *self._transformed(states), self._pairs(states, attention_mask)
+        return *self._transformed(states, masked_positions), self._pairs(states, attention_mask)
 
-    def _transformed(self, states: jax.Array) -> tuple[jax.Array, F.HeadWeights]:
-        hidden, bias = self.mlm_head(states)
+    def _transformed(self, states: jax.Array, positions: jax.Array | None = None) -> tuple[jax.Array, F.HeadWeights]:
+        hidden, bias = self.mlm_head(at_positions(states, positions))
         return hidden, self.body.embeddings.head()._replace(bias=bias)
 
     def _pairs(self, states: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
@@ -361,6 +377,7 @@ class Discriminator(WithBody):
         segment_ids: jax.Array | None = None,
         example_ids: jax.Array | None = None,
         deterministic: bool = True,
+        masked_positions: jax.Array | None = None,
     ) -> tuple[jax.Array, F.HeadWeights]:
         """The generator's states and output layer, as ``MaskedLM.hidden_and_head``."""
         head = self.body.embeddings.head()
@@ -374,7 +391,7 @@ class Discriminator(WithBody):
             deterministic,
             table=head.kernel,
         )
-        hidden, bias = self.generator_head(hidden)
+        hidden, bias = self.generator_head(at_positions(hidden, masked_positions))
         return hidden, head._replace(bias=bias)
 
     def __call__(self, *args: Any, **kwargs: Any) -> HeadOutput:

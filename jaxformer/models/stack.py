@@ -190,6 +190,7 @@ class Stack(nn.Module):
         token_type_ids: jax.Array | None = None,
         context: Context | None = None,
         table: jax.Array | None = None,
+        prefix_mask: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """The last hidden states and the new cache.
 
@@ -205,6 +206,7 @@ class Stack(nn.Module):
             token_type_ids: ``[B, T]``, which of the joined texts a token belongs to; default 0.
             context: what cross-attention reads.
             table: ``[V, D]``, the token embedding, where it is shared.
+            prefix_mask: ``[B, T]``, 1 at tokens that all tokens of their document see, also those before them.
 
         Raises:
             ValueError: if the row is longer than ``max_length`` or the cache, or a cache meets packed documents.
@@ -218,7 +220,8 @@ class Stack(nn.Module):
         if position_ids is None:
             position_ids = _default_positions(input_ids, real, segment_ids, cache)
         if cache is None:
-            mask = F.Mask(self.causal, c.window, real, segment_ids, segment_ids)
+            prefix = None if prefix_mask is None else prefix_mask.astype(bool)
+            mask = F.Mask(self.causal, c.window, real, segment_ids, segment_ids, key_prefix=prefix)
         else:
             real_now = jnp.ones((B, T), bool) if real is None else real
             cache, mask = extend_cache(cache, real_now, position_ids, c.window)

@@ -1,6 +1,6 @@
 """What an objective is: rows of the data, features of a batch made on the host, a loss that is a sum and a count."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
+from jaxformer import functional as F
 from jaxformer.data.rows import Rows
 from jaxformer.models.config import Architecture, TransformerConfig
 from jaxformer.schema import Schema
@@ -37,11 +38,13 @@ class TaskSchema(Schema):
         architectures: the shapes of model it can train.
         reads: ``text``, documents cut into rows of tokens; ``records``, rows of a table with an answer each.
         special_tokens: what the tokenizer must have; what it lacks is added to it.
+        sentinels: how many sentinel tokens the tokenizer must have.
     """
 
     architectures: ClassVar[tuple[Architecture, ...]]
     reads: ClassVar[Literal["text", "records"]]
     special_tokens: ClassVar[tuple[Role, ...]] = ()
+    sentinels: ClassVar[int] = 0
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,14 @@ class Task(Protocol):
     def rows(self, data: Any) -> Rows:
         """The rows of one split: ``data`` is a ``TokenCache`` (``reads: text``) or a list of records."""
 
-    def features(self, rows: Batch, generators: list[np.random.Generator]) -> Batch:
+    def features(self, batch: Batch, generators: list[np.random.Generator], rows: Rows) -> Batch:
         """Model inputs and labels from rows of the data, in NumPy, batch in front.
 
-        All that is drawn at random for a row comes from its generator, which is a function of (seed, epoch, example).
+        Args:
+            batch: what ``rows.take`` gave.
+            generators: one a row; all that is drawn at random for a row comes from its generator, which is a function
+                of (seed, epoch, example).
+            rows: the table the rows are from, for objectives that need a further one.
         """
 
     def loss(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> LossSums:
@@ -95,4 +102,39 @@ class ReportingTask(Task, Protocol):
         """
 
 
-__all__ = ["Batch", "LossSums", "Report", "ReportingTask", "Rows", "Task", "TaskSchema"]
+def apply(
+    model: nn.Module, params: Any, inputs: Mapping[str, Any], dropout_key: jax.Array | None, method: str | None = None
+) -> Any:
+    """What the model makes of ``inputs``: with dropout if there is a key, else as in evaluation."""
+    return model.apply(
+        {"params": params},
+        **inputs,
+        deterministic=dropout_key is None,
+        rngs=None if dropout_key is None else {"dropout": dropout_key},
+        method=method,
+    )
+
+
+def token_loss(
+    model: nn.Module,
+    params: Any,
+    batch: Batch,
+    dropout_key: jax.Array | None,
+    *,
+    chunk_tokens: int,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> LossSums:
+    """Cross-entropy summed over the labels that are not -100, nats; all else in the batch is the model's input."""
+    inputs = {name: array for name, array in batch.items() if name != "labels"}
+    hidden, head = apply(model, params, inputs, dropout_key, "hidden_and_head")
+    sums = F.chunked_cross_entropy(
+        hidden, head, batch["labels"], label_smoothing=label_smoothing, z_loss=z_loss, chunk_tokens=chunk_tokens
+    )
+    metrics = {"loss": sums.cross_entropy}
+    if label_smoothing or z_loss:
+        metrics["objective"] = sums.total
+    return LossSums(sums.total, sums.tokens, metrics)
+
+
+__all__ = ["Batch", "LossSums", "Report", "ReportingTask", "Rows", "Task", "TaskSchema", "apply", "token_loss"]

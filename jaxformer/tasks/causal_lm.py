@@ -13,7 +13,7 @@ from jaxformer.data.cache import TokenCache
 from jaxformer.data.rows import make_rows
 from jaxformer.families import build_model
 from jaxformer.models.config import TransformerConfig
-from jaxformer.tasks.base import Batch, LossSums, Rows, TaskSchema
+from jaxformer.tasks.base import Batch, LossSums, Rows, TaskSchema, token_loss
 
 
 class CausalLMConfig(TaskSchema):
@@ -44,43 +44,32 @@ class CausalLM:
         """Rows of ``T + 1`` tokens; neighbours share one."""
         return make_rows(data, self.layout, self.sequence_length)
 
-    def features(self, rows: Batch, generators: list[np.random.Generator]) -> Batch:
+    def features(self, batch: Batch, generators: list[np.random.Generator], rows: Rows) -> Batch:
         """Rows of ``T + 1`` tokens to ``T`` inputs and the ``T`` labels one to the right of them.
 
         Where a row holds several documents (``segment_ids``), the last token of each has no label: the next
         document's first token does not follow from it.
         """
-        tokens, segments = rows["tokens"], rows.get("segment_ids")
-        batch = {"input_ids": tokens[:, :-1], "labels": tokens[:, 1:].copy()}
+        tokens, segments = batch["tokens"], batch.get("segment_ids")
+        features = {"input_ids": tokens[:, :-1], "labels": tokens[:, 1:].copy()}
         if segments is not None:
-            batch["segment_ids"] = segments[:, :-1]
-            batch["position_ids"] = rows["position_ids"][:, :-1]
-            batch["labels"][(segments[:, 1:] != segments[:, :-1]) | (segments[:, 1:] == 0)] = F.IGNORE
-        elif "valid" in rows:
+            features["segment_ids"] = segments[:, :-1]
+            features["position_ids"] = batch["position_ids"][:, :-1]
+            features["labels"][(segments[:, 1:] != segments[:, :-1]) | (segments[:, 1:] == 0)] = F.IGNORE
+        elif "valid" in batch:
             # Padding stands behind all tokens of its row, so a causal model needs no mask against it.
-            batch["labels"][~rows["valid"][:, 1:]] = F.IGNORE
-        return batch
+            features["labels"][~batch["valid"][:, 1:]] = F.IGNORE
+        return features
 
     def loss(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> LossSums:
         """Cross-entropy summed over the labels that are not -100, nats."""
-        inputs = {name: array for name, array in batch.items() if name != "labels"}
-        hidden, head = model.apply(
-            {"params": params},
-            **inputs,
-            deterministic=dropout_key is None,
-            rngs=None if dropout_key is None else {"dropout": dropout_key},
-            method="hidden_and_head",
-        )
         c = self.config
-        sums = F.chunked_cross_entropy(
-            hidden,
-            head,
-            batch["labels"],
+        return token_loss(
+            model,
+            params,
+            batch,
+            dropout_key,
+            chunk_tokens=c.chunk_tokens,
             label_smoothing=c.label_smoothing,
             z_loss=c.z_loss,
-            chunk_tokens=c.chunk_tokens,
         )
-        metrics = {"loss": sums.cross_entropy}
-        if c.label_smoothing or c.z_loss:
-            metrics["objective"] = sums.total
-        return LossSums(sums.total, sums.tokens, metrics)

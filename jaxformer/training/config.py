@@ -7,13 +7,14 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from jaxformer.data.config import DataConfig
 from jaxformer.families import model_config
 from jaxformer.models.config import TransformerConfig
 from jaxformer.parallel.mesh import ParallelConfig
 from jaxformer.schema import Schema, UserError
-from jaxformer.tasks import TaskConfig
+from jaxformer.tasks import TASKS, CausalLMConfig, TaskConfig, check_fit, task_config
 from jaxformer.tokenizers import TokenizerConfig
 from jaxformer.training.optimizer import OptimizerConfig, ScheduleConfig
 
@@ -62,7 +63,7 @@ class RunConfig(Schema):
     model: TransformerConfig = Field(default_factory=TransformerConfig)
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
     data: DataConfig = Field(default_factory=DataConfig)
-    task: TaskConfig = Field(default_factory=TaskConfig)
+    task: TaskConfig = Field(default_factory=CausalLMConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
@@ -78,12 +79,18 @@ class RunConfig(Schema):
     @model_validator(mode="before")
     @classmethod
     def _family_defaults(cls, keys: Any) -> Any:
-        model = keys.get("model", {}) if isinstance(keys, dict) else {}
-        return {**keys, "model": model_config(model)} if isinstance(model, dict) else keys
+        if not isinstance(keys, dict):
+            return keys
+        model, task = (keys.get(section, {}) for section in ("model", "task"))
+        if not isinstance(model, dict) or not isinstance(task, dict):
+            return keys
+        model = model_config(model)
+        return {**keys, "model": model, "task": task_config(task, model)}
 
     @model_validator(mode="after")
     def _consistent(self) -> "RunConfig":
         t, model = self.training, self.model
+        check_fit(self.task, model)
         if t.batch_size % t.accumulate:
             raise ValueError(
                 f"training.batch_size is {t.batch_size} and training.accumulate {t.accumulate}, expected a multiple"
@@ -173,12 +180,13 @@ def _explain(error: ValidationError, origin: str, overridden: set[str]) -> str:
     # Unknown keys come first: a misspelt key often makes another look missing.
     errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     first = errors[0]
-    key = ".".join(str(part) for part in first["loc"])
+    location = _without_tags(first["loc"])
+    key = ".".join(location)
     # A validator of a whole section reports the section; the message then names the keys.
     where = "the command line" if any(name == key or name.startswith(f"{key}.") for name in overridden) else origin
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     if first["type"] == "extra_forbidden":
-        return f"{where}: unknown key {key}{_suggest(first['loc'])}{more}"
+        return f"{where}: unknown key {key}{_suggest(location)}{more}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{where}: {key + ': ' if key else ''}{message}{more}"
@@ -186,9 +194,15 @@ def _explain(error: ValidationError, origin: str, overridden: set[str]) -> str:
     return f"{where}: {key} is {first['input']!r}, {message}{more}"
 
 
-def _suggest(location: tuple[int | str, ...]) -> str:
+def _without_tags(location: tuple[int | str, ...]) -> tuple[str, ...]:
+    """Where an error is, as a user writes it: pydantic puts the objective's name between ``task`` and its keys."""
+    parts = tuple(map(str, location))
+    return (parts[0], *parts[2:]) if parts[:1] == ("task",) and len(parts) > 1 and parts[1] in TASKS else parts
+
+
+def _suggest(location: tuple[str, ...]) -> str:
     """The key probably meant: one of that name in another section, else the nearest in the same, else anywhere."""
-    *sections, wrong = map(str, location)
+    *sections, wrong = location
     prefix = "".join(f"{section}." for section in sections)
     paths = [path for path, _ in config_keys(RunConfig)] + list(RunConfig.model_fields)
     same_name = [path for path in paths if path.rpartition(".")[2] == wrong]
@@ -197,25 +211,23 @@ def _suggest(location: tuple[int | str, ...]) -> str:
     return f"; did you mean {near[0]}?" if near else "; train.py --help lists every key"
 
 
-def _section(model: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """The section a key holds, if it holds one (optional ones included)."""
-    field = model.model_fields.get(name)
-    if field is None:
-        return None
+def _sections(field: FieldInfo) -> list[type[BaseModel]]:
+    """The sections a key may hold: none for a value, several where a ``type`` chooses."""
     annotation: Any = field.annotation
-    for candidate in getattr(annotation, "__args__", (annotation,)):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
+    candidates = getattr(annotation, "__args__", (annotation,))
+    return [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
 
 
 def config_keys(model: type[BaseModel], prefix: str = "") -> list[tuple[str, Any]]:
-    """Every key of the configuration as (dotted path, pydantic field), sections flattened."""
+    """Every key of the configuration as (dotted path, pydantic field), sections flattened.
+
+    Where a ``type`` chooses among sections, a key that several of them have is there once for each.
+    """
     keys: list[tuple[str, Any]] = []
     for name, field in model.model_fields.items():
-        inner = _section(model, name)
-        if inner is None:
+        sections = _sections(field)
+        if not sections:
             keys.append((prefix + name, field))
-        else:
-            keys.extend(config_keys(inner, f"{prefix}{name}."))
+        for section in sections:
+            keys.extend(config_keys(section, f"{prefix}{name}."))
     return keys

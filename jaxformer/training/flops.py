@@ -1,9 +1,14 @@
 """Model FLOPs, and the peak of known devices, for the share of the peak that is used (MFU)."""
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
 import jax
+from flax.traverse_util import flatten_dict
 
 from jaxformer.models.config import TransformerConfig
-from jaxformer.training.state import count_parameters
 
 # Dense bfloat16 peak of one device, FLOP/s, by the vendor's data sheet.
 PEAK_FLOPS = {
@@ -28,17 +33,34 @@ def peak_flops(device: jax.Device) -> float | None:
     return next((peak for name, peak in PEAK_FLOPS.items() if kind.startswith(f"{name} ")), None)
 
 
-def flops_per_token(config: TransformerConfig, params: object, sequence_length: int) -> float:
-    """Floating-point operations of one training step per token, forward and backward.
+def flops_per_step(config: TransformerConfig, params: Any, shapes: Mapping[str, tuple[int, ...]]) -> float:
+    """Floating-point operations of one training step, forward and backward.
 
-    ``6 P + 12 L N H T``: 2 per multiply-add, forward once and backward twice, ``P`` the parameters that multiply
-    (everything but embedding tables and the tied head counted once), and the two attention products over all ``T``
-    keys. Chowdhery et al. 2022, "PaLM", appendix B; causal masking is not subtracted there either.
+    ``6 P`` per token and ``12 L N H S`` for attention over ``S`` keys: 2 per multiply-add, forward once and backward
+    twice, ``P`` the parameters that multiply (everything but embedding tables, a tied head counted once). A decoder's
+    parameters meet the target's tokens, a masked-language-model head only the hidden ones. Chowdhery et al. 2022,
+    "PaLM", appendix B; causal masking is not subtracted there either.
+
+    Args:
+        config: of the model.
+        params: its parameters, or their shapes.
+        shapes: of the batch's arrays by name.
     """
-    total = count_parameters(params)
-    tables = config.vocabulary * config.hidden_size
-    if config.positions == "learned":
-        total -= config.max_length * config.hidden_size
-    if not config.tie_embeddings:
-        total -= tables
-    return 6.0 * total + 12.0 * config.num_layers * config.num_heads * config.head_width * sequence_length
+    rows, source = math.prod(shapes["input_ids"][:-1]), shapes["input_ids"][-1]
+    target = shapes.get("decoder_input_ids", (source,))[-1]
+    predicted = shapes["masked_positions"][-1] if "masked_positions" in shapes else target
+    tokens = {"decoder": target, "lm_head": target, "mlm_head": predicted, "generator_head": predicted}
+    total, classifies = 0.0, False
+    for name, leaf in flatten_dict(nn.unbox(params), sep="/").items():
+        top, last = name.split("/")[0], name.split("/")[-1]
+        classifies |= "classifier" in top
+        uses = config.num_layers if config.share_layers and top == "layers" else 1
+        if last != "embedding":
+            total += 6.0 * leaf.size * uses * tokens.get(top, source)
+    if config.tie_embeddings and not classifies:
+        total += 6.0 * config.vocabulary * config.token_size * predicted
+    width = 12.0 * config.num_heads * config.head_width
+    total += width * config.num_layers * source**2
+    if config.architecture == "encoder_decoder":
+        total += width * config.decoder_layers * target * (target + source)
+    return rows * total

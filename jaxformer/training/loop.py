@@ -15,11 +15,12 @@ from jax.sharding import NamedSharding
 
 from jaxformer.data.loader import evaluation_batches, load
 from jaxformer.generation import sample
+from jaxformer.models import Decoder
 from jaxformer.parallel.mesh import BATCH
 from jaxformer.schema import UserError
 from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.console import Display, number
-from jaxformer.training.flops import flops_per_token, peak_flops
+from jaxformer.training.flops import peak_flops
 from jaxformer.training.metrics import MetricsLog
 from jaxformer.training.run import CHECKPOINTS, Run, open_folder
 from jaxformer.training.state import init_state
@@ -114,8 +115,6 @@ class Trainer:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, run.abstract)
         self.train_step = jax.jit(run.train_step, donate_argnums=0, out_shardings=(shardings, None))
         self.eval_step = jax.jit(make_eval_step(run.model, run.task))
-        tokens = c.training.batch_size * c.sequence_length
-        self.flops_per_step = tokens * flops_per_token(c.model, run.abstract.params, c.sequence_length)
         self.clock = Clock()
 
     def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -201,12 +200,12 @@ class Trainer:
         c, mesh = self.run.config, self.run.mesh
         speeds = {
             "tokens_per_second": c.training.batch_size * c.sequence_length / seconds,
-            "model_flops_per_second": self.flops_per_step / seconds,
+            "model_flops_per_second": self.run.flops_per_step / seconds,
             "data_wait": self.clock.waiting / self.clock.training,
         }
         peak = peak_flops(mesh.devices.flat[0])
         if peak is not None:
-            speeds["mfu"] = self.flops_per_step / seconds / peak / mesh.size
+            speeds["mfu"] = self.run.flops_per_step / seconds / peak / mesh.size
         return speeds
 
     def evaluate(self) -> float | None:
@@ -234,9 +233,9 @@ class Trainer:
             self.checkpoints.save(self.step, self.state, loss)
 
     def sample(self) -> str | None:
-        """Text from the trained model, as ``sample.*`` asks."""
+        """Text from the trained model, as ``sample.*`` asks; only a decoder goes on with a text."""
         s, tokenizer, model = self.run.config.sample, self.run.tokenizer, self.run.config.model
-        if s.max_new_tokens == 0:
+        if s.max_new_tokens == 0 or not isinstance(self.run.model, Decoder):
             return None
         prompt = tokenizer.encode(s.prompt) or [tokenizer.eos_id or 0]
         new = min(s.max_new_tokens, model.max_length - 1)

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 
 from jaxformer.parallel.mesh import BATCH, batch_devices
 from jaxformer.training.console import duration, number
-from jaxformer.training.flops import flops_per_token, peak_flops
+from jaxformer.training.flops import peak_flops
 from jaxformer.training.run import CHECKPOINTS, Run
 from jaxformer.training.state import count_parameters
 
@@ -69,7 +69,7 @@ def plan(run: Run) -> dict[str, str]:
     state, temporary = step_memory(run)
     peak = peak_flops(devices[0])
     speed = (peak or matmul_flops(len(devices))) * TYPICAL_USE * len(devices)
-    flops = flops_per_token(c.model, run.abstract.params, c.sequence_length) * tokens_per_step
+    flops = run.flops_per_step
     seconds = t.steps * flops / speed
     basis = "of the data sheet's peak" if peak else "of a matrix product measured now"
     done = [int(p.name) for p in (run.folder / CHECKPOINTS).glob("*") if p.name.isdigit()]

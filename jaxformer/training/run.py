@@ -24,6 +24,7 @@ from jaxformer.tasks import Task, build_task
 from jaxformer.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
 from jaxformer.training.config import RunConfig, dump_config, parse_config, read_yaml
 from jaxformer.training.console import Display
+from jaxformer.training.flops import flops_per_step
 from jaxformer.training.optimizer import build_optimizer, build_schedule
 from jaxformer.training.state import TrainState, abstract_state
 from jaxformer.training.step import TrainStep, make_train_step
@@ -81,7 +82,7 @@ class Run:
     def task(self) -> Task:
         """The objective."""
         c = self.config
-        return build_task(c.task, self.tokenizer, c.sequence_length, c.data)
+        return build_task(c.task, self.tokenizer, c.model, c.sequence_length, c.data)
 
     @cached_property
     def mesh(self) -> Mesh:
@@ -122,6 +123,12 @@ class Run:
         """Batch by step."""
         c = self.config
         return TrainBatches(self.task.rows(self.train_cache), c.training.batch_size, c.seed, self.task.features)
+
+    @cached_property
+    def flops_per_step(self) -> float:
+        """Floating-point operations of one step, worked out from shapes."""
+        shapes = {name: array.shape for name, array in self.train_batches[0].items()}
+        return flops_per_step(self.config.model, self.abstract.params, shapes)
 
     @cached_property
     def validation_rows(self) -> Rows | None:
@@ -168,7 +175,9 @@ def _tokenizer(config: RunConfig, corpus: Corpus, folder: Path, display: Display
                 counter(count, size)
                 yield document.text
 
-        return build_tokenizer(config.tokenizer, texts())
+        tokenizer = build_tokenizer(config.tokenizer, texts())
+    # An objective may need tokens that no text holds (a mask, sentinels).
+    return tokenizer.with_special_tokens(config.task.special_tokens, config.task.sentinels)
 
 
 def _fit_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:

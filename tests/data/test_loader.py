@@ -113,12 +113,12 @@ def test_a_text_shorter_than_one_row(rows):
 
 
 def test_the_transform_makes_the_features():
-    batches = TrainBatches(packed(), 3, seed=0, transform=lambda rows, _: {"inputs": rows["tokens"][:, :-1]})
+    batches = TrainBatches(packed(), 3, seed=0, transform=lambda rows, *_: {"inputs": rows["tokens"][:, :-1]})
     assert batches[0]["inputs"].shape == (3, 4)
 
 
 def test_the_draws_of_an_example_belong_to_seed_epoch_and_example():
-    def draw(rows, generators):
+    def draw(rows, generators, _):
         return {"first": rows["tokens"][:, 0], "draw": np.array([g.integers(2**62) for g in generators])}
 
     def draws(seed, batch_size, steps):
@@ -149,7 +149,7 @@ def test_loading_changes_no_batch_whatever_the_threads(start, num_threads, prefe
 def test_threads_make_batches_ahead_and_end_at_close():
     made = []
 
-    def slow(rows, _):
+    def slow(rows, *_):
         time.sleep(0.01)
         made.append(threading.current_thread())
         return rows
@@ -169,7 +169,7 @@ def test_threads_make_batches_ahead_and_end_at_close():
 
 
 def test_an_error_of_a_thread_reaches_the_step():
-    def broken(rows, _):
+    def broken(rows, *_):
         raise UserError("no features")
 
     with closing(load(TrainBatches(packed(), 3, 0, broken))) as loaded, pytest.raises(UserError, match=r"no features"):
@@ -193,7 +193,7 @@ def real(batch):
 
 
 def test_evaluation_makes_features_and_needs_two_tokens():
-    features = evaluation_batches(packed(), 3, transform=lambda rows, _: {"inputs": rows["tokens"][:, :-1]})
+    features = evaluation_batches(packed(), 3, transform=lambda rows, *_: {"inputs": rows["tokens"][:, :-1]})
     assert next(iter(features))["inputs"].shape == (3, 4)
     with pytest.raises(UserError, match=r"the validation data is too short to evaluate anything"):
         next(evaluation_batches(packed(num_tokens=1), 3))

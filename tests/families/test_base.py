@@ -53,7 +53,7 @@ def test_a_wrong_shape_is_named():
 
 
 def test_an_unknown_family_names_the_nearest():
-    with pytest.raises(UserError, match=r"model\.type is 'lama', expected one of gpt2, llama, .*; did you mean llama\?"):
+    with pytest.raises(UserError, match=r"model\.type is 'lama', expected one of gpt2, .*; did you mean llama\?"):
         get_family("lama")
     with pytest.raises(UserError, match=r"model\.type is 'x', expected one of gpt2, llama, .*bart, transformer$"):
         model_config({"type": "x"})

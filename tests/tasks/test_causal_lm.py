@@ -17,7 +17,7 @@ def test_features_of_a_packed_row_by_hand():
         "segment_ids": np.array([[1, 1, 1, 2, 2, 0]]),
         "position_ids": np.array([[0, 1, 2, 0, 1, 0]]),
     }
-    batch = TASK.features(rows, [])
+    batch = TASK.features(rows, [], None)
     assert batch["input_ids"].tolist() == [[5, 6, 9, 7, 8]]
     assert batch["labels"].tolist() == [[6, 9, -100, 8, -100]], "no label across documents nor into padding"
     assert batch["segment_ids"].tolist() == [[1, 1, 1, 2, 2]]
@@ -27,8 +27,8 @@ def test_features_of_a_packed_row_by_hand():
 
 def test_features_of_a_stream_row_by_hand():
     rows = {"tokens": np.array([[5, 6, 7, 0]]), "valid": np.array([[True, True, True, False]])}
-    assert TASK.features(rows, [])["labels"].tolist() == [[6, 7, -100]]
-    assert set(TASK.features(rows, [])) == {"input_ids", "labels"}
+    assert TASK.features(rows, [], None)["labels"].tolist() == [[6, 7, -100]]
+    assert set(TASK.features(rows, [], None)) == {"input_ids", "labels"}
 
 
 def test_loss_equals_optax_on_the_models_logits():

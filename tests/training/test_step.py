@@ -120,12 +120,13 @@ def test_packed_documents_equal_separate_ones_in_loss_and_gradient():
             "position_ids": np.array([[*range(5), *range(3), *range(9)]]),
         },
         [],
+        None,
     )
     rows, segments = np.zeros((3, 17), np.int32), np.zeros((3, 17), np.int32)
     for row, (start, stop) in enumerate([(0, 5), (5, 8), (8, 17)]):
         rows[row, : stop - start], segments[row, : stop - start] = tokens[start:stop], 1
     positions = np.broadcast_to(np.arange(17), (3, 17))
-    alone = TASK.features({"tokens": rows, "segment_ids": segments, "position_ids": positions}, [])
+    alone = TASK.features({"tokens": rows, "segment_ids": segments, "position_ids": positions}, [], None)
     assert (alone["labels"] != -100).sum() == (packed["labels"] != -100).sum() == 14
     a, b = (run(model, jax.tree.map(jnp.asarray, batch)) for batch in (packed, alone))
     np.testing.assert_allclose(a[1], b[1], rtol=1e-5)

@@ -1,0 +1,269 @@
+"""Masked language modelling (BERT, RoBERTa, ALBERT): predict the tokens that were hidden, from both sides."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax
+import numpy as np
+from flax import linen as nn
+from pydantic import Field, model_validator
+
+from jaxformer import functional as F
+from jaxformer.data.cache import TokenCache
+from jaxformer.data.pieces import PieceRows, split_pieces
+from jaxformer.models.config import TransformerConfig
+from jaxformer.models.heads import MaskedLM
+from jaxformer.tasks.base import Batch, LossSums, Rows, TaskSchema, apply, token_loss
+from jaxformer.tokenizers import Tokenizer
+
+
+class Masking(NamedTuple):
+    """How tokens are hidden.
+
+    Attributes:
+        rate: share of the tokens that are to be predicted.
+        mask_share: share of those that become the mask token.
+        random_share: share that become a random token; the rest stay as they are.
+        mask_id: the mask token.
+        random_ids: the tokens a random one is drawn from.
+        word_starts: ``[V]`` bool, tokens that begin a word, to hide whole words; None hides single tokens.
+    """
+
+    rate: float
+    mask_share: float
+    random_share: float
+    mask_id: int
+    random_ids: np.ndarray
+    word_starts: np.ndarray | None = None
+
+
+def mask_tokens(
+    tokens: np.ndarray, maskable: np.ndarray, masking: Masking, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hides ``max(1, round(rate * maskable tokens))`` tokens; with whole words at most as many, word by word.
+
+    Each hidden token becomes the mask token, a random token or itself (Devlin et al. 2019, section 3.1: 15 %, of them
+    80/10/10). Whole words: a word is hidden with all its tokens or not at all (the models BERT published in May 2019).
+
+    Args:
+        tokens: ``[T]``.
+        maskable: ``[T]`` bool, False at special tokens and padding, which are never touched.
+        masking: how.
+        generator: what is drawn from.
+
+    Returns:
+        The tokens as the model sees them, and the places of the hidden ones in ascending order.
+    """
+    places = np.flatnonzero(maskable)
+    if len(places) == 0:
+        return tokens.copy(), places
+    count = max(1, round(masking.rate * len(places)))
+    if masking.word_starts is None:
+        hidden = generator.choice(places, count, replace=False)
+    else:
+        hidden = _whole_words(tokens, places, count, masking.word_starts, generator)
+    hidden = np.sort(hidden)
+    draw = generator.random(len(hidden))
+    random_tokens = generator.choice(masking.random_ids, len(hidden))
+    replaced = np.where(draw < masking.mask_share + masking.random_share, random_tokens, tokens[hidden])
+    replaced = np.where(draw < masking.mask_share, masking.mask_id, replaced)
+    inputs = tokens.copy()
+    inputs[hidden] = replaced
+    return inputs, hidden
+
+
+def _whole_words(
+    tokens: np.ndarray, places: np.ndarray, count: int, word_starts: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
+    # A word also begins where something that is no text stood in between.
+    begins = word_starts[tokens[places]] | (np.diff(places, prepend=-2) > 1)
+    words = np.split(places, np.flatnonzero(begins)[1:])
+    hidden: list[np.ndarray] = []
+    left = count
+    for index in generator.permutation(len(words)):
+        if len(words[index]) <= left:
+            hidden.append(words[index])
+            left -= len(words[index])
+    return np.concatenate(hidden) if hidden else places[:0]
+
+
+class MaskingConfig(TaskSchema):
+    """Keys of the objectives that hide tokens."""
+
+    reads = "text"
+
+    rate: float = Field(0.15, gt=0, lt=1, description="share of the tokens that are hidden and predicted")
+    whole_words: bool = Field(False, description="hide all tokens of a word or none")
+    chunk_tokens: int = Field(2048, ge=1, description="tokens whose logits are in memory at once, per step")
+
+
+class MaskedLMConfig(MaskingConfig):
+    """Predict hidden tokens from both sides."""
+
+    architectures = ("encoder",)
+    special_tokens: ClassVar = ("pad", "cls", "sep", "mask")
+
+    type: Literal["masked_lm"] = Field("masked_lm", description="objective")
+    mask_share: float = Field(0.8, ge=0, le=1, description="share of the hidden tokens that become the mask token")
+    random_share: float = Field(0.1, ge=0, le=1, description="share that become a random token; the rest stay")
+    sentence_pairs: Literal["none", "next_sentence", "sentence_order"] = Field(
+        "none", description="a second objective on two joined texts: does the second follow, or are they swapped"
+    )
+
+    @model_validator(mode="after")
+    def _shares_are_shares(self) -> "MaskedLMConfig":
+        if self.mask_share + self.random_share > 1:
+            raise ValueError(
+                f"mask_share is {self.mask_share} and random_share {self.random_share}, expected at most 1 together"
+            )
+        return self
+
+
+class Text(NamedTuple):
+    """One row as a model reads it, before anything is hidden.
+
+    Attributes:
+        tokens: ``[T]``, special tokens in place, padded.
+        segment_ids: ``[T]``, the pieces from 1; 0 is padding.
+        token_types: ``[T]``, 1 in the second of two joined texts.
+        special: ``[T]`` bool, True at special tokens and padding.
+    """
+
+    tokens: np.ndarray
+    segment_ids: np.ndarray
+    token_types: np.ndarray
+    special: np.ndarray
+
+
+def join(texts: list[list[np.ndarray]], cls_id: int, sep_id: int, length: int) -> Text:
+    """``[CLS] a [SEP]`` or ``[CLS] a [SEP] b [SEP]`` for each of ``texts``, one behind the other."""
+    tokens, segments, types = np.zeros((3, length), np.int32)
+    text = Text(tokens, segments, types, np.ones(length, bool))
+    place = 0
+    for number, parts in enumerate(texts, 1):
+        text.tokens[place], text.segment_ids[place] = cls_id, number
+        place += 1
+        for kind, part in enumerate(parts):
+            end = place + len(part)
+            text.tokens[place:end], text.tokens[end] = part, sep_id
+            text.special[place:end] = False
+            text.segment_ids[place : end + 1], text.token_types[place : end + 1] = number, kind
+            place = end + 1
+    return text
+
+
+@dataclass(frozen=True)
+class MaskedLanguageModelling:
+    """``-log p(token | the row with some tokens hidden)``, summed over the hidden tokens.
+
+    A row is ``[CLS] piece [SEP] [CLS] piece [SEP] ...`` without attention across pieces; with ``sentence_pairs`` it is
+    one pair, ``[CLS] a [SEP] b [SEP]``.
+    """
+
+    config: MaskedLMConfig
+    tokenizer: Tokenizer
+    sequence_length: int
+
+    @property
+    def pairs(self) -> bool:
+        """Whether texts are joined in pairs."""
+        return self.config.sentence_pairs != "none"
+
+    @cached_property
+    def masking(self) -> Masking:
+        """How tokens are hidden."""
+        c = self.config
+        return make_masking(c, self.tokenizer, c.mask_share, c.random_share)
+
+    def model(self, config: TransformerConfig) -> nn.Module:
+        """The encoder with its masked-language-model head."""
+        return MaskedLM(config, sentence_pairs=self.pairs)
+
+    def rows(self, data: TokenCache) -> PieceRows:
+        """Pieces with a token before and behind them; pairs have one more between them."""
+        T, eos_id = self.sequence_length, self.tokenizer.eos_id
+        if self.pairs:
+            return PieceRows(data, lambda n: (n + 3,), (T,), eos_id, pieces_per_row=1, smallest=2)
+        return PieceRows(data, lambda n: (n + 2,), (T,), eos_id)
+
+    def features(self, batch: Batch, generators: list[np.random.Generator], rows: Rows) -> Batch:
+        """Inputs, and the places and labels of the hidden tokens: ``masked_positions`` and ``labels`` ``[B, M]``.
+
+        ``M`` is ``round(rate * T)``; rows with fewer hidden tokens have label -100 behind them. With pairs there is
+        ``pair_labels`` ``[B]``: 0 for texts as they stood, 1 for others (swapped, or the second from elsewhere).
+        """
+        texts, pair_labels = [], []
+        for tokens, segments, row, generator in zip(
+            batch["tokens"], batch["segment_ids"], batch["row_ids"].tolist(), generators, strict=True
+        ):
+            parts = [[piece] for piece in split_pieces(tokens, segments)]
+            label = F.IGNORE
+            if self.pairs and parts:
+                assert isinstance(rows, PieceRows)
+                pair, label = self._pair(parts[0][0], row, generator, rows)
+                parts = [pair]
+            pair_labels.append(label)
+            cls_id, sep_id = self.tokenizer.special_id("cls"), self.tokenizer.special_id("sep")
+            texts.append(join(parts, cls_id, sep_id, self.sequence_length))
+        features = masked_features(texts, self.masking, generators)
+        if self.pairs:
+            features["token_type_ids"] = np.stack([text.token_types for text in texts])
+            features["attention_mask"] = (features.pop("segment_ids") > 0).astype(np.int32)
+            features["pair_labels"] = np.array(pair_labels, np.int32)
+        return features
+
+    def _pair(
+        self, piece: np.ndarray, row: int, generator: np.random.Generator, rows: PieceRows
+    ) -> tuple[list[np.ndarray], int]:
+        cut = int(generator.integers(1, len(piece)))
+        first, second = piece[:cut], piece[cut:]
+        if generator.random() < 0.5:
+            return [first, second], 0
+        if self.config.sentence_pairs == "sentence_order":
+            return [second, first], 1
+        return [first, rows.text_of_another_document(row, generator)[: len(second)]], 1
+
+    def loss(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> LossSums:
+        """Cross-entropy summed over the hidden tokens, nats.
+
+        With pairs their cross-entropy is added, a pair weighing as much as the hidden tokens of a mean row: BERT and
+        ALBERT add the two means, and a row's share of each is its hidden tokens' and its pair's.
+        """
+        if not self.pairs:
+            return token_loss(model, params, batch, dropout_key, chunk_tokens=self.config.chunk_tokens)
+        inputs = {k: v for k, v in batch.items() if k not in ("labels", "pair_labels")}
+        hidden, head, pair_logits = apply(model, params, inputs, dropout_key, "hidden_head_and_pairs")
+        sums = F.chunked_cross_entropy(hidden, head, batch["labels"], chunk_tokens=self.config.chunk_tokens)
+        pairs = F.cross_entropy(pair_logits, batch["pair_labels"])
+        hidden_per_row = max(1, round(self.config.rate * (self.sequence_length - 3)))
+        right = (pair_logits.argmax(-1) == batch["pair_labels"]).sum() * float(hidden_per_row)
+        objective = sums.total + hidden_per_row * pairs.total
+        metrics = {
+            "loss": sums.cross_entropy + hidden_per_row * pairs.total,
+            "masked_lm_loss": sums.cross_entropy,
+            "pair_loss": hidden_per_row * pairs.total,
+            "pair_accuracy": right,
+        }
+        return LossSums(objective, sums.tokens, metrics)
+
+
+def make_masking(c: MaskingConfig, tokenizer: Tokenizer, mask_share: float, random_share: float) -> Masking:
+    """How tokens are hidden, for a tokenizer."""
+    ordinary = np.setdiff1d(np.arange(tokenizer.vocab_size), list(tokenizer.special_ids))
+    starts = tokenizer.word_starts if c.whole_words else None
+    return Masking(c.rate, mask_share, random_share, tokenizer.special_id("mask"), ordinary, starts)
+
+
+def masked_features(texts: list[Text], masking: Masking, generators: list[np.random.Generator]) -> Batch:
+    """Hides tokens in every text: ``input_ids``, ``segment_ids``, ``masked_positions`` and ``labels``."""
+    size = max(1, round(masking.rate * len(texts[0].tokens)))
+    positions = np.zeros((len(texts), size), np.int32)
+    labels = np.full((len(texts), size), F.IGNORE, np.int32)
+    inputs = np.zeros((len(texts), len(texts[0].tokens)), np.int32)
+    for row, (text, generator) in enumerate(zip(texts, generators, strict=True)):
+        inputs[row], hidden = mask_tokens(text.tokens, ~text.special, masking, generator)
+        positions[row, : len(hidden)] = hidden
+        labels[row, : len(hidden)] = text.tokens[hidden]
+    segments = np.stack([text.segment_ids for text in texts])
+    return {"input_ids": inputs, "segment_ids": segments, "masked_positions": positions, "labels": labels}

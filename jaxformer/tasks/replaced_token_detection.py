@@ -1,0 +1,141 @@
+"""Replaced token detection (ELECTRA): a small generator fills in hidden tokens, the model tells which are not real."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from pydantic import Field
+
+from jaxformer import functional as F
+from jaxformer.data.cache import TokenCache
+from jaxformer.data.pieces import PieceRows, split_pieces
+from jaxformer.models.config import TransformerConfig
+from jaxformer.models.heads import Discriminator
+from jaxformer.tasks.base import Batch, LossSums, Rows, apply
+from jaxformer.tasks.masked_lm import Masking, MaskingConfig, join, make_masking, masked_features
+from jaxformer.tokenizers import Tokenizer
+
+
+class ReplacedTokenDetectionConfig(MaskingConfig):
+    """Tell which tokens a generator replaced."""
+
+    architectures = ("encoder",)
+    special_tokens: ClassVar = ("pad", "cls", "sep", "mask")
+
+    type: Literal["replaced_token_detection"] = Field("replaced_token_detection", description="objective")
+    generator_size: float = Field(0.25, gt=0, le=1, description="width of the generator, as a share of the model's")
+    discriminator_weight: float = Field(50.0, gt=0, description="of the detection loss beside the generator's")
+
+
+def generator_config(config: TransformerConfig, share: float) -> TransformerConfig:
+    """The generator: as deep as the model, ``share`` as wide, with as many heads as fit, the model's token embedding.
+
+    Clark et al. 2020, section 3.2: a quarter to a half of the width works best.
+    """
+    heads = max(1, round(config.num_heads * share))
+    width = heads * config.head_width
+    return config.model_copy(
+        update={
+            "hidden_size": width,
+            "num_heads": heads,
+            "num_kv_heads": None,
+            "intermediate_size": max(1, round(config.inner_size * width / config.hidden_size)),
+            "embedding_size": config.token_size if config.token_size != width else None,
+        }
+    )
+
+
+def sample_replacements(logits: jax.Array, keys: jax.Array) -> jax.Array:
+    """A token for each place from ``softmax(logits)``, ``[B, M, V]`` to ``[B, M]``; one key per example.
+
+    >>> keys = jax.random.split(jax.random.key(0), 1)
+    >>> sample_replacements(jnp.array([[[0.0, 90.0], [90.0, 0.0]]]), keys)
+    Array([[1, 0]], dtype=int32)
+    """
+    return jax.vmap(lambda key, rows: jax.random.categorical(key, rows))(keys, logits)
+
+
+@dataclass(frozen=True)
+class ReplacedTokenDetection:
+    """``L_generator + weight * L_discriminator``, both as means (Clark et al. 2020, section 2).
+
+    ``L_generator`` is the cross-entropy of the hidden tokens, ``L_discriminator`` the binary cross-entropy of "was this
+    token replaced" over all real tokens. No gradient flows from the discriminator through the sampled tokens. A sampled
+    token that happens to be the true one counts as not replaced.
+    """
+
+    config: ReplacedTokenDetectionConfig
+    tokenizer: Tokenizer
+    sequence_length: int
+
+    @cached_property
+    def masking(self) -> Masking:
+        """How tokens are hidden."""
+        return make_masking(self.config, self.tokenizer, 1.0, 0.0)
+
+    def model(self, config: TransformerConfig) -> nn.Module:
+        """The discriminator, with the generator beside it."""
+        return Discriminator(config, generator_config(config, self.config.generator_size))
+
+    def rows(self, data: TokenCache) -> PieceRows:
+        """As for masked language modelling."""
+        return PieceRows(data, lambda n: (n + 2,), (self.sequence_length,), self.tokenizer.eos_id)
+
+    def features(self, batch: Batch, generators: list[np.random.Generator], rows: Rows) -> Batch:
+        """As for masked language modelling, every hidden token being the mask token."""
+        cls_id, sep_id = self.tokenizer.special_id("cls"), self.tokenizer.special_id("sep")
+        texts = [
+            join([[piece] for piece in split_pieces(tokens, segments)], cls_id, sep_id, self.sequence_length)
+            for tokens, segments in zip(batch["tokens"], batch["segment_ids"], strict=True)
+        ]
+        return masked_features(texts, self.masking, generators)
+
+    def loss(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> LossSums:
+        """Both losses summed over the batch, nats; the weight is the number of real tokens.
+
+        The generator's sum is divided by the share of hidden tokens, which makes it a mean over those when it is
+        divided by all tokens: every row hides ``round(rate * tokens)``.
+        """
+        c, labels = self.config, batch["labels"]
+        inputs = {name: array for name, array in batch.items() if name != "labels"}
+        hidden, head = apply(model, params, inputs, dropout_key, "generator_hidden_and_head")
+        generator = F.chunked_cross_entropy(hidden, head, labels, chunk_tokens=c.chunk_tokens)
+
+        # Sampling has no gradient, so none flows back to the generator.
+        replaced, is_replaced = self._replace(batch, F.head_logits(hidden, head), dropout_key)
+        body = {"input_ids": replaced, "segment_ids": batch["segment_ids"]}
+        if "example_ids" in batch:
+            body["example_ids"] = batch["example_ids"]
+        logits = apply(model, params, body, dropout_key).logits
+        real = batch["segment_ids"] > 0
+        detection = F.binary_cross_entropy(logits, is_replaced, real)
+        tokens = real.sum(dtype=jnp.float32)
+        generator_sum = generator.total / c.rate
+        objective = generator_sum + c.discriminator_weight * detection
+        right = ((logits > 0) == is_replaced) & real
+        metrics = {
+            "loss": objective,
+            "generator_loss": generator_sum,
+            "detection_loss": detection,
+            "detection_accuracy": right.sum(dtype=jnp.float32),
+        }
+        return LossSums(objective, tokens, metrics)
+
+    def _replace(self, batch: Batch, logits: jax.Array, dropout_key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """The text with the generator's tokens at the hidden places, and where they differ from the true ones."""
+        labels, positions = batch["labels"], batch["masked_positions"]
+        # An evaluation replaces the same every time.
+        key = F.purpose_key(0, "replace") if dropout_key is None else jax.random.fold_in(dropout_key, 1)
+        examples = batch["example_ids"] if "example_ids" in batch else jnp.arange(len(labels))
+        sampled = sample_replacements(logits, F.example_keys(key, examples))
+        trained = labels != F.IGNORE
+        rows = jnp.arange(len(labels))[:, None]
+        # Places that only fill up the row are sent past its end, where a write is dropped.
+        places = jnp.where(trained, positions, batch["input_ids"].shape[1])
+        replaced = batch["input_ids"].at[rows, places].set(sampled, mode="drop")
+        is_replaced = jnp.zeros(replaced.shape, bool).at[rows, places].set(sampled != labels, mode="drop")
+        return replaced, is_replaced

@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.families.base import Family, Name, require
+from jaxformer.families.base import Family, Name, activation, linear, norm, require
 from jaxformer.models.config import TransformerConfig
-from jaxformer.schema import UserError
 
 DEFAULTS = {
     "hidden_size": 768,
@@ -21,8 +20,6 @@ DEFAULTS = {
     "tie_embeddings": True,
 }
 
-ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
-
 
 def from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
     """Keys of ``TransformerConfig`` from a GPT-2 ``config.json``.
@@ -30,8 +27,6 @@ def from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: if it asks for something no switch here expresses.
     """
-    if hf["activation_function"] not in ACTIVATIONS:
-        raise UserError(f"activation_function is {hf['activation_function']!r}, expected one of {list(ACTIVATIONS)}")
     require(hf, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
     return {
         "type": "gpt2",
@@ -42,7 +37,7 @@ def from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
         "intermediate_size": hf.get("n_inner"),
         "max_length": hf["n_positions"],
         "norm_epsilon": hf["layer_norm_epsilon"],
-        "activation": ACTIVATIONS[hf["activation_function"]],
+        "activation": activation(hf, "activation_function"),
         "tie_embeddings": hf.get("tie_word_embeddings", True),
         "initializer_range": hf["initializer_range"],
     }
@@ -53,22 +48,17 @@ def names(config: TransformerConfig) -> list[Name]:
     table = [
         Name("embeddings/token/embedding", "transformer.wte.weight"),
         Name("embeddings/position/embedding", "transformer.wpe.weight"),
-        Name("final_norm/scale", "transformer.ln_f.weight"),
-        Name("final_norm/bias", "transformer.ln_f.bias"),
+        *norm("final_norm", "transformer.ln_f"),
     ]
     if not config.tie_embeddings:
-        table.append(Name("lm_head/kernel", "lm_head.weight", transposed=True))
+        table += linear("lm_head", "lm_head", bias=False)
     block = "transformer.h.{}."
-    for ours, theirs in (("attention_norm", "ln_1"), ("feed_forward_norm", "ln_2")):
-        table.append(Name(f"layers/{ours}/scale", f"{block}{theirs}.weight"))
-        table.append(Name(f"layers/{ours}/bias", f"{block}{theirs}.bias"))
+    table += norm("layers/attention_norm", f"{block}ln_1") + norm("layers/feed_forward_norm", f"{block}ln_2")
+    for index, ours in enumerate(("query", "key", "value")):
+        table += linear(f"layers/attention/{ours}", f"{block}attn.c_attn", transposed=False, part=(index, 3))
     linears = {"attention/output": "attn.c_proj", "feed_forward/up": "mlp.c_fc", "feed_forward/down": "mlp.c_proj"}
     for ours, theirs in linears.items():
-        table.append(Name(f"layers/{ours}/kernel", f"{block}{theirs}.weight"))
-        table.append(Name(f"layers/{ours}/bias", f"{block}{theirs}.bias"))
-    for index, ours in enumerate(("query", "key", "value")):
-        table.append(Name(f"layers/attention/{ours}/kernel", f"{block}attn.c_attn.weight", part=(index, 3)))
-        table.append(Name(f"layers/attention/{ours}/bias", f"{block}attn.c_attn.bias", part=(index, 3)))
+        table += linear(f"layers/{ours}", f"{block}{theirs}", transposed=False)
     return table
 
 

@@ -35,7 +35,6 @@ def init_cache(config: TransformerConfig, batch_size: int, max_length: int) -> K
     """An empty cache with room for ``max_length`` tokens a row, padding included, in the compute dtype."""
     num_layers = config.decoder_layers if config.architecture == "encoder_decoder" else config.num_layers
     shape = (num_layers, batch_size, max_length, config.kv_heads, config.head_width)
-    zeros = jnp.zeros(shape, config.dtype)
     layers = F.KeyValue(
         jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype), jnp.zeros(num_layers, jnp.int32)
     )

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.families import gpt2, llama
+from jaxformer.families import bloom, gemma, gpt2, gpt_neox, llama, mistral, opt, qwen3
 from jaxformer.families.base import Family
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.transformer import BODIES
 from jaxformer.schema import UserError, nearest
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (gpt2.FAMILY, llama.FAMILY)}
+_FILES = (gpt2, gpt_neox, opt, bloom, llama, mistral, qwen3, gemma)
+FAMILIES: dict[str, Family] = {file.FAMILY.name: file.FAMILY for file in _FILES}
 
 
 def get_family(name: str) -> Family:

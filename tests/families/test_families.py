@@ -1,6 +1,4 @@
-"""What holds for every family, driven by one table: a published model, its ``config.json`` and its size."""
-
-from typing import Any, NamedTuple
+"""What holds for every family, driven by the table of published models and the golden files."""
 
 import jax
 import jax.numpy as jnp
@@ -10,73 +8,9 @@ from flax.traverse_util import flatten_dict
 from jaxformer.families import FAMILIES, build_model, model_config
 from jaxformer.models import TransformerConfig
 from tests.families.compare import assert_parity
+from tests.families.published import PUBLISHED
 from tests.golden import make
 
-
-class Published(NamedTuple):
-    """A published model.
-
-    Attributes:
-        family: ours.
-        hub: its name on the Hugging Face Hub.
-        parameters: their number, a tied head counted once, as PyTorch ``transformers`` 5.23 counts them for the
-            published config on the meta device.
-        hf: what its config.json says, as far as it is about the model.
-        differs: the keys of ours in which the family's defaults are not those of this model.
-    """
-
-    family: str
-    hub: str
-    parameters: int
-    hf: dict[str, Any]
-    differs: dict[str, Any] = {}
-
-
-PUBLISHED = [
-    Published(
-        "gpt2",
-        "openai-community/gpt2",
-        124_439_808,
-        {
-            "activation_function": "gelu_new",
-            "initializer_range": 0.02,
-            "layer_norm_epsilon": 1e-05,
-            "n_embd": 768,
-            "n_head": 12,
-            "n_layer": 12,
-            "n_positions": 1024,
-            "vocab_size": 50257,
-        },
-    ),
-    Published(
-        "llama",
-        "meta-llama/Llama-3.2-1B",
-        1_235_814_400,
-        {
-            "head_dim": 64,
-            "hidden_act": "silu",
-            "hidden_size": 2048,
-            "initializer_range": 0.02,
-            "intermediate_size": 8192,
-            "max_position_embeddings": 131072,
-            "num_attention_heads": 32,
-            "num_hidden_layers": 16,
-            "num_key_value_heads": 8,
-            "rms_norm_eps": 1e-05,
-            "rope_scaling": {
-                "factor": 32.0,
-                "high_freq_factor": 4.0,
-                "low_freq_factor": 1.0,
-                "original_max_position_embeddings": 8192,
-                "rope_type": "llama3",
-            },
-            "rope_theta": 500000.0,
-            "tie_word_embeddings": True,
-            "vocab_size": 128256,
-        },
-        {"max_length": 131072, "rope_scaling": {"type": "llama3", "factor": 32.0}},
-    ),
-]
 EVERY_PUBLISHED = pytest.mark.parametrize("published", PUBLISHED, ids=lambda published: published.hub)
 
 

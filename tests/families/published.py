@@ -9,8 +9,8 @@ class Published(NamedTuple):
     Attributes:
         family: ours.
         hub: its name on the Hugging Face Hub.
-        parameters: their number, a tied head counted once; of the PyTorch model that transformers makes of the config, as a
-            parity test holds.
+        parameters: their number, a tied head counted once: what the PyTorch model of the config has, as a parity test
+            holds.
         hf: what its config.json says, as far as it is about the model.
         differs: the keys of ours in which the family's defaults are not those of this model.
     """

@@ -110,15 +110,6 @@ def test_swapping_the_family_is_one_override(name):
     assert (config.head_width, config.kv_heads) == (16, 6)
 
 
-@pytest.mark.parametrize(
-    ("family", "key", "value"),
-    [("gpt2", "scale_attn_by_inverse_layer_idx", True), ("llama", "attention_bias", True), ("llama", "mlp_bias", True)],
-)
-def test_a_variant_without_a_switch_is_refused(family, key, value):
-    with pytest.raises(UserError, match=f"config.json has {key}: True, expected False"):
-        FAMILIES[family].from_hf({key: value, "activation_function": "gelu_new"})
-
-
 def test_an_unknown_activation_is_refused():
     with pytest.raises(UserError, match=r"config\.json has act: 'mish', expected one of gelu, "):
         activation({"act": "mish"}, "act")

@@ -7,6 +7,7 @@ from flax.traverse_util import flatten_dict
 
 from jaxformer.families import FAMILIES, build_model, model_config
 from jaxformer.models import TransformerConfig
+from jaxformer.schema import UserError
 from tests.families.compare import assert_parity
 from tests.families.published import PUBLISHED
 from tests.golden import make
@@ -45,6 +46,32 @@ def test_the_table_names_every_parameter_once(family, tied):
     config = config_of(family, vocab_size=5, tie_embeddings=tied)
     ours = [name.ours for name in FAMILIES[family].names(config)]
     assert sorted(ours) == sorted(flatten_dict(shapes(config), sep="/"))
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value"),
+    [
+        ("gpt2", "scale_attn_by_inverse_layer_idx", True),
+        ("gpt2", "scale_attn_weights", False),
+        ("gpt2", "add_cross_attention", True),
+        ("gpt_neox", "attention_bias", False),
+        ("opt", "do_layer_norm_before", False),
+        ("opt", "word_embed_proj_dim", 512),
+        ("opt", "enable_bias", False),
+        ("opt", "layer_norm_elementwise_affine", False),
+        ("opt", "_remove_final_layer_norm", True),
+        ("bloom", "apply_residual_connection_post_layernorm", True),
+        ("llama", "attention_bias", True),
+        ("llama", "mlp_bias", True),
+        ("qwen3", "attention_bias", True),
+        ("qwen3", "use_sliding_window", True),
+        ("gemma", "use_bidirectional_attention", True),
+    ],
+)
+def test_a_variant_without_a_switch_is_refused(family, key, value):
+    hf = next(published.hf for published in PUBLISHED if published.family == family)
+    with pytest.raises(UserError, match=f"config.json has {key}: {value}, expected .*; this variant is not supported"):
+        FAMILIES[family].from_hf({**hf, key: value})
 
 
 @pytest.mark.parametrize("name", make.CASES)

@@ -1,4 +1,7 @@
-"""Gemma (Gemma Team 2024), the first: LLaMA with gated GELU, scaled embedding and norms that scale by 1 + weight."""
+"""Gemma (Gemma Team 2024), the first: LLaMA with gated GELU, scaled embedding and norms that scale by 1 + weight.
+
+``sqrt(D)`` multiplies the embedding in float32; transformers first rounds it to the dtype of the weights.
+"""
 
 from collections.abc import Mapping
 from typing import Any

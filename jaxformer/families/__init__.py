@@ -3,24 +3,30 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.families import bart, bert, electra, gpt2, llama, modernbert, t5
+from jaxformer.families import (
+    bart,
+    bert,
+    bloom,
+    electra,
+    gemma,
+    gpt2,
+    gpt_neox,
+    llama,
+    mistral,
+    modernbert,
+    opt,
+    qwen3,
+    t5,
+)
 from jaxformer.families.base import Family
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.transformer import BODIES
 from jaxformer.schema import UserError, nearest
 
-FAMILIES: dict[str, Family] = {
-    family.name: family
-    for family in (
-        gpt2.FAMILY,
-        llama.FAMILY,
-        *bert.FAMILIES,
-        *electra.FAMILIES,
-        modernbert.FAMILY,
-        *t5.FAMILIES,
-        *bart.FAMILIES,
-    )
-}
+_DECODERS = tuple(file.FAMILY for file in (gpt2, gpt_neox, opt, bloom, llama, mistral, qwen3, gemma))
+_ENCODERS = (*bert.FAMILIES, *electra.FAMILIES, modernbert.FAMILY)
+_ENCODER_DECODERS = (*t5.FAMILIES, *bart.FAMILIES)
+FAMILIES: dict[str, Family] = {family.name: family for family in (*_DECODERS, *_ENCODERS, *_ENCODER_DECODERS)}
 
 
 def get_family(name: str) -> Family:

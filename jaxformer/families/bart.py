@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.families.base import Family, Name, activation, linear_names, norm_names
+from jaxformer.families.base import Family, Name, activation, linear, norm
 from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
 
@@ -94,14 +94,14 @@ def names(config: TransformerConfig) -> list[Name]:
     for side, kinds in attentions.items():
         block = f"model.{side}.layers.{{}}."
         table.append(Name(f"{side}/embeddings/position/embedding", f"model.{side}.embed_positions.weight"))
-        table += norm_names(f"{side}/embeddings/norm", f"model.{side}.layernorm_embedding")
+        table += norm(f"{side}/embeddings/norm", f"model.{side}.layernorm_embedding")
         for ours, theirs in kinds.items():
-            table += norm_names(f"{side}/layers/{ours}_norm", f"{block}{theirs}_layer_norm")
+            table += norm(f"{side}/layers/{ours}_norm", f"{block}{theirs}_layer_norm")
             for part, name in projections.items():
-                table += linear_names(f"{side}/layers/{ours}/{part}", f"{block}{theirs}.{name}")
-        table += linear_names(f"{side}/layers/feed_forward/up", f"{block}fc1")
-        table += linear_names(f"{side}/layers/feed_forward/down", f"{block}fc2")
-        table += norm_names(f"{side}/layers/feed_forward_norm", f"{block}final_layer_norm")
+                table += linear(f"{side}/layers/{ours}/{part}", f"{block}{theirs}.{name}")
+        table += linear(f"{side}/layers/feed_forward/up", f"{block}fc1")
+        table += linear(f"{side}/layers/feed_forward/down", f"{block}fc2")
+        table += norm(f"{side}/layers/feed_forward_norm", f"{block}final_layer_norm")
     return table
 
 

@@ -20,6 +20,8 @@ class Name(NamedTuple):
         transposed: theirs is ``[out, in]`` (``torch.nn.Linear``) where ours is ``[in, out]``.
         part: index of this parameter among equal parts of theirs along its output axis, and the number of parts
             (GPT-2 keeps query, key and value in one matrix).
+        groups: how many groups their output axis is made of, each with all its parts (GPT-NeoX and BLOOM keep query,
+            key and value of a head together: a group for each head).
         not_first: theirs has no such parameter in layer 0, where ours is not used and keeps ones (ModernBERT).
     """
 
@@ -27,40 +29,28 @@ class Name(NamedTuple):
     theirs: str
     transposed: bool = False
     part: tuple[int, int] = (0, 1)
+    groups: int = 1
     not_first: bool = False
 
 
-def linear_names(ours: str, theirs: str, use_bias: bool = True, part: tuple[int, int] = (0, 1)) -> list[Name]:
-    """The rows of a ``torch.nn.Linear``."""
-    rows = [Name(f"{ours}/kernel", f"{theirs}.weight", transposed=True, part=part)]
-    return [*rows, Name(f"{ours}/bias", f"{theirs}.bias", part=part)] if use_bias else rows
+def linear(
+    ours: str,
+    theirs: str,
+    *,
+    bias: bool = True,
+    transposed: bool = True,
+    part: tuple[int, int] = (0, 1),
+    groups: int = 1,
+) -> list[Name]:
+    """The rows of a linear layer, by default a ``torch.nn.Linear``."""
+    rows = [Name(f"{ours}/kernel", f"{theirs}.weight", transposed, part, groups)]
+    return [*rows, Name(f"{ours}/bias", f"{theirs}.bias", False, part, groups)] if bias else rows
 
 
-def norm_names(ours: str, theirs: str, use_bias: bool = True) -> list[Name]:
-    """The rows of a layer norm."""
+def norm(ours: str, theirs: str, *, bias: bool = True) -> list[Name]:
+    """The rows of a norm; an RMS norm has no bias."""
     rows = [Name(f"{ours}/scale", f"{theirs}.weight")]
-    return [*rows, Name(f"{ours}/bias", f"{theirs}.bias")] if use_bias else rows
-
-
-ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-}
-
-
-def activation(hf: Mapping[str, Any], key: str) -> str:
-    """Our name of the activation that ``config.json`` has under ``key``.
-
-    Raises:
-        UserError: if there is no such activation here.
-    """
-    if hf[key] not in ACTIVATIONS:
-        raise UserError(f"{key} is {hf[key]!r}, expected one of {list(ACTIVATIONS)}")
-    return ACTIVATIONS[hf[key]]
+    return [*rows, Name(f"{ours}/bias", f"{theirs}.bias")] if bias else rows
 
 
 @dataclass(frozen=True)
@@ -91,6 +81,53 @@ def require(hf: Mapping[str, Any], **values: Any) -> None:
     for key, value in values.items():
         if hf.get(key, value) != value:
             raise UserError(f"config.json has {key}: {hf[key]!r}, expected {value!r}; this variant is not supported")
+
+
+# Their names of the activations; "gelu_fast" and "gelu_new" are two spellings of one formula.
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+def activation(hf: Mapping[str, Any], key: str) -> str:
+    """Our name of the activation that ``config.json`` has under ``key``.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if hf[key] not in ACTIVATIONS:
+        raise UserError(f"config.json has {key}: {hf[key]!r}, expected one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[hf[key]]
+
+
+def rotary(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """``rope_theta`` and ``rope_scaling`` from a ``config.json`` of transformers 4, or 5 (in ``rope_parameters``).
+
+    Raises:
+        UserError: if the scaling is of a kind that has no switch here.
+    """
+    rope = hf.get("rope_parameters") or {}
+    scaling = hf.get("rope_scaling") or rope
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    theta = hf.get("rope_theta") or rope.get("rope_theta", 10_000.0)
+    if kind == "default":
+        return {"rope_theta": theta, "rope_scaling": None}
+    if kind not in ("linear", "llama3"):
+        raise UserError(f"config.json has rope_type: {kind!r}, expected default, linear or llama3")
+    names = {
+        "factor": "factor",
+        "low_frequency_factor": "low_freq_factor",
+        "high_frequency_factor": "high_freq_factor",
+        "original_max_length": "original_max_position_embeddings",
+    }
+    given = {ours: scaling[theirs] for ours, theirs in names.items() if theirs in scaling}
+    return {"rope_theta": theta, "rope_scaling": {"type": kind, **given}}
 
 
 def params_from_hf(
@@ -136,5 +173,10 @@ def _read(name: Name, state_dict: Mapping[str, np.ndarray], layer: int | None) -
     if key not in state_dict:
         raise UserError(f"the checkpoint has no {key}, expected it for this config; check that the two belong together")
     array = np.asarray(state_dict[key], np.float32)
+    array = array.T if name.transposed else array
     index, parts = name.part
-    return np.split(array.T if name.transposed else array, parts, axis=-1)[index]
+    if array.shape[-1] % (name.groups * parts):
+        expected = f"{name.groups} groups of {parts} parts" if name.groups > 1 else f"{parts} parts"
+        raise UserError(f"{name.theirs} has {array.shape[-1]} outputs, expected {expected}; check the config")
+    grouped = array.reshape(*array.shape[:-1], name.groups, parts, -1)
+    return grouped[..., index, :].reshape(*array.shape[:-1], -1)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.families.base import Family, Name, activation, linear_names, norm_names, require
+from jaxformer.families.base import Family, Name, activation, linear, norm, require
 from jaxformer.models.config import TransformerConfig
 
 BERT: dict[str, Any] = {
@@ -86,18 +86,18 @@ def encoder_names(body: str) -> list[Name]:
         Name("embeddings/token/embedding", f"{body}.embeddings.word_embeddings.weight"),
         Name("embeddings/position/embedding", f"{body}.embeddings.position_embeddings.weight"),
         Name("embeddings/token_type/embedding", f"{body}.embeddings.token_type_embeddings.weight"),
-        *norm_names("embeddings/norm", f"{body}.embeddings.LayerNorm"),
+        *norm("embeddings/norm", f"{body}.embeddings.LayerNorm"),
     ]
     block = f"{body}.encoder.layer.{{}}."
     for part in ("query", "key", "value"):
-        table += linear_names(f"layers/attention/{part}", f"{block}attention.self.{part}")
+        table += linear(f"layers/attention/{part}", f"{block}attention.self.{part}")
     return [
         *table,
-        *linear_names("layers/attention/output", f"{block}attention.output.dense"),
-        *norm_names("layers/attention_norm", f"{block}attention.output.LayerNorm"),
-        *linear_names("layers/feed_forward/up", f"{block}intermediate.dense"),
-        *linear_names("layers/feed_forward/down", f"{block}output.dense"),
-        *norm_names("layers/feed_forward_norm", f"{block}output.LayerNorm"),
+        *linear("layers/attention/output", f"{block}attention.output.dense"),
+        *norm("layers/attention_norm", f"{block}attention.output.LayerNorm"),
+        *linear("layers/feed_forward/up", f"{block}intermediate.dense"),
+        *linear("layers/feed_forward/down", f"{block}output.dense"),
+        *norm("layers/feed_forward_norm", f"{block}output.LayerNorm"),
     ]
 
 
@@ -105,11 +105,11 @@ def bert_names(config: TransformerConfig) -> list[Name]:
     """``BertForPreTraining``: body, pooler and both heads."""
     return [
         *encoder_names("bert"),
-        *linear_names("pooler/dense", "bert.pooler.dense"),
-        *linear_names("mlm_head/dense", "cls.predictions.transform.dense"),
-        *norm_names("mlm_head/norm", "cls.predictions.transform.LayerNorm"),
+        *linear("pooler/dense", "bert.pooler.dense"),
+        *linear("mlm_head/dense", "cls.predictions.transform.dense"),
+        *norm("mlm_head/norm", "cls.predictions.transform.LayerNorm"),
         Name("mlm_head/bias", "cls.predictions.bias"),
-        *linear_names("pair_classifier", "cls.seq_relationship"),
+        *linear("pair_classifier", "cls.seq_relationship"),
     ]
 
 
@@ -117,8 +117,8 @@ def roberta_names(config: TransformerConfig) -> list[Name]:
     """``RobertaForMaskedLM``."""
     return [
         *encoder_names("roberta"),
-        *linear_names("mlm_head/dense", "lm_head.dense"),
-        *norm_names("mlm_head/norm", "lm_head.layer_norm"),
+        *linear("mlm_head/dense", "lm_head.dense"),
+        *norm("mlm_head/norm", "lm_head.layer_norm"),
         Name("mlm_head/bias", "lm_head.bias"),
     ]
 
@@ -128,19 +128,19 @@ def distilbert_names(config: TransformerConfig) -> list[Name]:
     table = [
         Name("embeddings/token/embedding", "distilbert.embeddings.word_embeddings.weight"),
         Name("embeddings/position/embedding", "distilbert.embeddings.position_embeddings.weight"),
-        *norm_names("embeddings/norm", "distilbert.embeddings.LayerNorm"),
+        *norm("embeddings/norm", "distilbert.embeddings.LayerNorm"),
     ]
     block = "distilbert.transformer.layer.{}."
     for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v"), ("output", "out")):
-        table += linear_names(f"layers/attention/{ours}", f"{block}attention.{theirs}_lin")
+        table += linear(f"layers/attention/{ours}", f"{block}attention.{theirs}_lin")
     return [
         *table,
-        *norm_names("layers/attention_norm", f"{block}sa_layer_norm"),
-        *linear_names("layers/feed_forward/up", f"{block}ffn.lin1"),
-        *linear_names("layers/feed_forward/down", f"{block}ffn.lin2"),
-        *norm_names("layers/feed_forward_norm", f"{block}output_layer_norm"),
-        *linear_names("mlm_head/dense", "vocab_transform"),
-        *norm_names("mlm_head/norm", "vocab_layer_norm"),
+        *norm("layers/attention_norm", f"{block}sa_layer_norm"),
+        *linear("layers/feed_forward/up", f"{block}ffn.lin1"),
+        *linear("layers/feed_forward/down", f"{block}ffn.lin2"),
+        *norm("layers/feed_forward_norm", f"{block}output_layer_norm"),
+        *linear("mlm_head/dense", "vocab_transform"),
+        *norm("mlm_head/norm", "vocab_layer_norm"),
         Name("mlm_head/bias", "vocab_projector.bias"),
     ]
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.families.base import Family, Name, activation, linear_names, norm_names, require
+from jaxformer.families.base import Family, Name, activation, linear, norm, require
 from jaxformer.families.bert import BERT, encoder_names
 from jaxformer.models.config import TransformerConfig
 
@@ -62,12 +62,12 @@ def electra_names(config: TransformerConfig) -> list[Name]:
     """``ElectraForMaskedLM`` (the generator) and ``ElectraForPreTraining`` (the discriminator)."""
     return [
         *encoder_names("electra"),
-        *linear_names("embeddings/projection", "electra.embeddings_project"),
-        *linear_names("mlm_head/dense", "generator_predictions.dense"),
-        *norm_names("mlm_head/norm", "generator_predictions.LayerNorm"),
+        *linear("embeddings/projection", "electra.embeddings_project"),
+        *linear("mlm_head/dense", "generator_predictions.dense"),
+        *norm("mlm_head/norm", "generator_predictions.LayerNorm"),
         Name("mlm_head/bias", "generator_lm_head.bias"),
-        *linear_names("rtd_head/dense", "discriminator_predictions.dense"),
-        *linear_names("rtd_head/output", "discriminator_predictions.dense_prediction"),
+        *linear("rtd_head/dense", "discriminator_predictions.dense"),
+        *linear("rtd_head/output", "discriminator_predictions.dense_prediction"),
     ]
 
 
@@ -78,23 +78,23 @@ def albert_names(config: TransformerConfig) -> list[Name]:
         Name("embeddings/token/embedding", "albert.embeddings.word_embeddings.weight"),
         Name("embeddings/position/embedding", "albert.embeddings.position_embeddings.weight"),
         Name("embeddings/token_type/embedding", "albert.embeddings.token_type_embeddings.weight"),
-        *norm_names("embeddings/norm", "albert.embeddings.LayerNorm"),
-        *linear_names("embeddings/projection", "albert.encoder.embedding_hidden_mapping_in"),
+        *norm("embeddings/norm", "albert.embeddings.LayerNorm"),
+        *linear("embeddings/projection", "albert.encoder.embedding_hidden_mapping_in"),
     ]
     for part in ("query", "key", "value"):
-        table += linear_names(f"layers/attention/{part}", f"{block}attention.{part}")
+        table += linear(f"layers/attention/{part}", f"{block}attention.{part}")
     return [
         *table,
-        *linear_names("layers/attention/output", f"{block}attention.dense"),
-        *norm_names("layers/attention_norm", f"{block}attention.LayerNorm"),
-        *linear_names("layers/feed_forward/up", f"{block}ffn"),
-        *linear_names("layers/feed_forward/down", f"{block}ffn_output"),
-        *norm_names("layers/feed_forward_norm", f"{block}full_layer_layer_norm"),
-        *linear_names("pooler/dense", "albert.pooler"),
-        *linear_names("mlm_head/dense", "predictions.dense"),
-        *norm_names("mlm_head/norm", "predictions.LayerNorm"),
+        *linear("layers/attention/output", f"{block}attention.dense"),
+        *norm("layers/attention_norm", f"{block}attention.LayerNorm"),
+        *linear("layers/feed_forward/up", f"{block}ffn"),
+        *linear("layers/feed_forward/down", f"{block}ffn_output"),
+        *norm("layers/feed_forward_norm", f"{block}full_layer_layer_norm"),
+        *linear("pooler/dense", "albert.pooler"),
+        *linear("mlm_head/dense", "predictions.dense"),
+        *norm("mlm_head/norm", "predictions.LayerNorm"),
         Name("mlm_head/bias", "predictions.bias"),
-        *linear_names("pair_classifier", "sop_classifier.classifier"),
+        *linear("pair_classifier", "sop_classifier.classifier"),
     ]
 
 

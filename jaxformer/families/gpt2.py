@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.families.base import Family, Name, activation, require
+from jaxformer.families.base import Family, Name, activation, linear, norm, require
 from jaxformer.models.config import TransformerConfig
 
 DEFAULTS = {
@@ -48,22 +48,17 @@ def names(config: TransformerConfig) -> list[Name]:
     table = [
         Name("embeddings/token/embedding", "transformer.wte.weight"),
         Name("embeddings/position/embedding", "transformer.wpe.weight"),
-        Name("final_norm/scale", "transformer.ln_f.weight"),
-        Name("final_norm/bias", "transformer.ln_f.bias"),
+        *norm("final_norm", "transformer.ln_f"),
     ]
     if not config.tie_embeddings:
-        table.append(Name("lm_head/kernel", "lm_head.weight", transposed=True))
+        table += linear("lm_head", "lm_head", bias=False)
     block = "transformer.h.{}."
-    for ours, theirs in (("attention_norm", "ln_1"), ("feed_forward_norm", "ln_2")):
-        table.append(Name(f"layers/{ours}/scale", f"{block}{theirs}.weight"))
-        table.append(Name(f"layers/{ours}/bias", f"{block}{theirs}.bias"))
+    table += norm("layers/attention_norm", f"{block}ln_1") + norm("layers/feed_forward_norm", f"{block}ln_2")
+    for index, ours in enumerate(("query", "key", "value")):
+        table += linear(f"layers/attention/{ours}", f"{block}attn.c_attn", transposed=False, part=(index, 3))
     linears = {"attention/output": "attn.c_proj", "feed_forward/up": "mlp.c_fc", "feed_forward/down": "mlp.c_proj"}
     for ours, theirs in linears.items():
-        table.append(Name(f"layers/{ours}/kernel", f"{block}{theirs}.weight"))
-        table.append(Name(f"layers/{ours}/bias", f"{block}{theirs}.bias"))
-    for index, ours in enumerate(("query", "key", "value")):
-        table.append(Name(f"layers/attention/{ours}/kernel", f"{block}attn.c_attn.weight", part=(index, 3)))
-        table.append(Name(f"layers/attention/{ours}/bias", f"{block}attn.c_attn.bias", part=(index, 3)))
+        table += linear(f"layers/{ours}", f"{block}{theirs}", transposed=False)
     return table
 
 

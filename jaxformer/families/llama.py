@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.families.base import Family, Name, require
+from jaxformer.families.base import Family, Name, activation, linear, norm, require, rotary
 from jaxformer.models.config import TransformerConfig
 
 # The shape is that of Llama 3.2 1B, so that the bare defaults are a model people know.
@@ -33,9 +33,6 @@ def from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
         UserError: if it asks for something no switch here expresses.
     """
     require(hf, attention_bias=False, mlp_bias=False)
-    rope = hf.get("rope_parameters") or {}
-    scaling = hf.get("rope_scaling") or rope
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
     return {
         "type": "llama",
         "vocab_size": hf["vocab_size"],
@@ -47,35 +44,24 @@ def from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
         "intermediate_size": hf["intermediate_size"],
         "max_length": hf["max_position_embeddings"],
         "norm_epsilon": hf["rms_norm_eps"],
-        "activation": hf["hidden_act"],
-        "rope_theta": hf.get("rope_theta") or rope.get("rope_theta", 10_000.0),
-        "rope_scaling": None if kind == "default" else _scaling(kind, scaling),
+        "activation": activation(hf, "hidden_act"),
+        **rotary(hf),
         "tie_embeddings": hf.get("tie_word_embeddings", False),
         "initializer_range": hf["initializer_range"],
     }
-
-
-def _scaling(kind: str, scaling: Mapping[str, Any]) -> dict[str, Any]:
-    names = {
-        "factor": "factor",
-        "low_frequency_factor": "low_freq_factor",
-        "high_frequency_factor": "high_freq_factor",
-        "original_max_length": "original_max_position_embeddings",
-    }
-    return {"type": kind, **{ours: scaling[theirs] for ours, theirs in names.items() if theirs in scaling}}
 
 
 def names(config: TransformerConfig) -> list[Name]:
     """Every kernel is a ``torch.nn.Linear`` weight, ``[out, in]``."""
     table = [
         Name("embeddings/token/embedding", "model.embed_tokens.weight"),
-        Name("final_norm/scale", "model.norm.weight"),
+        *norm("final_norm", "model.norm", bias=False),
     ]
     if not config.tie_embeddings:
-        table.append(Name("lm_head/kernel", "lm_head.weight", transposed=True))
+        table += linear("lm_head", "lm_head", bias=False)
     block = "model.layers.{}."
-    for ours, theirs in (("attention_norm", "input_layernorm"), ("feed_forward_norm", "post_attention_layernorm")):
-        table.append(Name(f"layers/{ours}/scale", f"{block}{theirs}.weight"))
+    table += norm("layers/attention_norm", f"{block}input_layernorm", bias=False)
+    table += norm("layers/feed_forward_norm", f"{block}post_attention_layernorm", bias=False)
     linears = {
         "attention/query": "self_attn.q_proj",
         "attention/key": "self_attn.k_proj",
@@ -86,7 +72,7 @@ def names(config: TransformerConfig) -> list[Name]:
         "feed_forward/down": "mlp.down_proj",
     }
     for ours, theirs in linears.items():
-        table.append(Name(f"layers/{ours}/kernel", f"{block}{theirs}.weight", transposed=True))
+        table += linear(f"layers/{ours}", f"{block}{theirs}", bias=False)
     return table
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.families.base import Family, Name, activation, linear_names, norm_names, require
+from jaxformer.families.base import Family, Name, activation, linear, norm, require
 from jaxformer.models.config import TransformerConfig
 
 DEFAULTS: dict[str, Any] = {
@@ -70,21 +70,21 @@ def names(config: TransformerConfig) -> list[Name]:
     block = "model.layers.{}."
     table = [
         Name("embeddings/token/embedding", "model.embeddings.tok_embeddings.weight"),
-        *norm_names("embeddings/norm", "model.embeddings.norm", use_bias=False),
+        *norm("embeddings/norm", "model.embeddings.norm", bias=False),
         Name("layers/attention_norm/scale", f"{block}attn_norm.weight", not_first=True),
-        *norm_names("layers/feed_forward_norm", f"{block}mlp_norm", use_bias=False),
-        *norm_names("final_norm", "model.final_norm", use_bias=False),
+        *norm("layers/feed_forward_norm", f"{block}mlp_norm", bias=False),
+        *norm("final_norm", "model.final_norm", bias=False),
     ]
     for index, part in enumerate(("query", "key", "value")):
-        table += linear_names(f"layers/attention/{part}", f"{block}attn.Wqkv", use_bias=False, part=(index, 3))
+        table += linear(f"layers/attention/{part}", f"{block}attn.Wqkv", bias=False, part=(index, 3))
     return [
         *table,
-        *linear_names("layers/attention/output", f"{block}attn.Wo", use_bias=False),
-        *linear_names("layers/feed_forward/gate", f"{block}mlp.Wi", use_bias=False, part=(0, 2)),
-        *linear_names("layers/feed_forward/up", f"{block}mlp.Wi", use_bias=False, part=(1, 2)),
-        *linear_names("layers/feed_forward/down", f"{block}mlp.Wo", use_bias=False),
-        *linear_names("mlm_head/dense", "head.dense", use_bias=False),
-        *norm_names("mlm_head/norm", "head.norm", use_bias=False),
+        *linear("layers/attention/output", f"{block}attn.Wo", bias=False),
+        *linear("layers/feed_forward/gate", f"{block}mlp.Wi", bias=False, part=(0, 2)),
+        *linear("layers/feed_forward/up", f"{block}mlp.Wi", bias=False, part=(1, 2)),
+        *linear("layers/feed_forward/down", f"{block}mlp.Wo", bias=False),
+        *linear("mlm_head/dense", "head.dense", bias=False),
+        *norm("mlm_head/norm", "head.norm", bias=False),
         Name("mlm_head/bias", "decoder.bias"),
     ]
 

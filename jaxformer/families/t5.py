@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from jaxformer.families.base import ACTIVATIONS, Family, Name, linear_names, norm_names
+from jaxformer.families.base import ACTIVATIONS, Family, Name, linear, norm
 from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
 
@@ -107,12 +107,12 @@ def names(config: TransformerConfig) -> list[Name]:
     for side, parts in sublayers.items():
         bias = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         table.append(Name(f"{side}/relative_bias/embedding", bias))
-        table += norm_names(f"{side}/final_norm", f"{side}.final_layer_norm", use_bias=False)
+        table += norm(f"{side}/final_norm", f"{side}.final_layer_norm", bias=False)
         for index, (ours, theirs) in enumerate(parts):
             layer = f"{side}.block.{{}}.layer.{index}"
-            table += norm_names(f"{side}/layers/{ours}_norm", f"{layer}.layer_norm", use_bias=False)
+            table += norm(f"{side}/layers/{ours}_norm", f"{layer}.layer_norm", bias=False)
             for part, name in linears[theirs].items():
-                table += linear_names(f"{side}/layers/{ours}/{part}", f"{layer}.{theirs}.{name}", use_bias=False)
+                table += linear(f"{side}/layers/{ours}/{part}", f"{layer}.{theirs}.{name}", bias=False)
     return table
 
 

@@ -153,7 +153,8 @@ class TransformerConfig(Schema):
                 f"num_heads is {self.num_heads} and num_kv_heads {self.kv_heads}, expected a multiple of the latter"
             )
         if self.positions == "rotary" and self.rotary_size % 2:
-            raise ValueError(f"head_size is {self.head_width}, expected an even number for rotary positions")
+            share = "" if self.rotary_fraction == 1 else f" times rotary_fraction {self.rotary_fraction}"
+            raise ValueError(f"head_size is {self.head_width}{share}, expected an even number for rotary positions")
         if self.positions == "sinusoidal" and self.hidden_size % 2:
             raise ValueError(f"hidden_size is {self.hidden_size}, expected an even number for sinusoidal positions")
         if self.rope_scaling is not None and self.positions != "rotary":

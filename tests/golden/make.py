@@ -1,6 +1,6 @@
 """Makes the golden files of this folder from tiny random models of PyTorch ``transformers``.
 
-    pip install -e ".[test,parity]" && python -m tests.golden.make
+    pip install -e ".[test,parity]" && python -m tests.golden.make  # or the names of some
 
 Each file holds a model's ``config.json``, its state dict, a batch with padding on either side, and what PyTorch makes
 of it: logits, mean loss and gradients. The tests that read them need no PyTorch; the parity tests make them anew and
@@ -8,6 +8,7 @@ compare.
 """
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,28 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+SMALL = {
+    "vocab_size": 31,
+    "hidden_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "max_position_embeddings": 16,
+}
+NEOX = {**SMALL, "intermediate_size": 10}
+HALF_ROTARY = {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}
+OPT = {**SMALL, "hidden_size": 9, "ffn_dim": 10}
+BLOOM = {"vocab_size": 31, "hidden_size": 9, "n_layer": 2, "n_head": 3}
+GATED = {**SMALL, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 10}
+PLAIN_ROTARY = {"rope_type": "default", "rope_theta": 100.0}
+MISTRAL = {
+    **GATED,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "sliding_window": 4,
+    "rope_parameters": PLAIN_ROTARY,
+}
+QWEN3 = {**GATED, "head_dim": 4, "rope_parameters": PLAIN_ROTARY}
+GEMMA = {**GATED, "head_dim": 6, "num_key_value_heads": 1, "rope_parameters": PLAIN_ROTARY}
 
 # Sizes that are not powers of two, so that no axis is taken for another.
 CASES = {
@@ -49,6 +72,12 @@ CASES = {
     ),
     "llama_tied": ("llama", {**LLAMA, "tie_word_embeddings": True, "rope_parameters": LLAMA3}),
     "llama_untied": ("llama", {**LLAMA, "num_key_value_heads": 1, "num_attention_heads": 3, "rms_norm_eps": 1e-3}),
+    "gpt_neox": ("gpt_neox", {**NEOX, "rope_parameters": HALF_ROTARY}),
+    "opt": ("opt", OPT),
+    "bloom": ("bloom", BLOOM),
+    "mistral": ("mistral", MISTRAL),
+    "qwen3": ("qwen3", {**QWEN3, "tie_word_embeddings": True}),
+    "gemma": ("gemma", GEMMA),
 }
 
 # More of what a checkpoint may say, for the parity tests only.
@@ -59,6 +88,21 @@ MORE_CASES = {
     "llama_linear": ("llama", {**LLAMA, "rope_parameters": LINEAR}),
     "llama_plain_heads": ("llama", {**LLAMA, "num_key_value_heads": 6, "head_dim": 6}),
     "llama_derived_head": ("llama", {**LLAMA, "num_attention_heads": 3, "head_dim": None, "tie_word_embeddings": True}),
+    "gpt_neox_one_after_the_other": (
+        "gpt_neox",
+        {**NEOX, "rope_parameters": HALF_ROTARY, "use_parallel_residual": False, "hidden_act": "gelu_fast"},
+    ),
+    "gpt_neox_tied": ("gpt_neox", {**NEOX, "hidden_size": 24, "tie_word_embeddings": True, "layer_norm_eps": 1e-3}),
+    "opt_untied": ("opt", {**OPT, "activation_function": "gelu", "tie_word_embeddings": False}),
+    "bloom_untied": (
+        "bloom",
+        {**BLOOM, "hidden_size": 12, "n_head": 4, "tie_word_embeddings": False, "layer_norm_epsilon": 1e-3},
+    ),
+    "bloom_six_heads": ("bloom", {**BLOOM, "hidden_size": 12, "n_head": 6, "n_layer": 1}),
+    "mistral_window_of_one": ("mistral", {**MISTRAL, "sliding_window": 1, "tie_word_embeddings": True}),
+    "mistral_no_window": ("mistral", {**MISTRAL, "sliding_window": None, "head_dim": 6}),
+    "qwen3_untied": ("qwen3", {**QWEN3, "num_key_value_heads": 4, "rope_parameters": LINEAR}),
+    "gemma_untied": ("gemma", {**GEMMA, "hidden_act": "gelu", "tie_word_embeddings": False}),
 }
 
 
@@ -80,13 +124,11 @@ def hf_model(family, keys):
     import torch
     import transformers
 
-    config_class, model_class = {
-        "gpt2": (transformers.GPT2Config, transformers.GPT2LMHeadModel),
-        "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
-    }[family]
-    config = config_class(**keys, attn_implementation="eager", bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    # A family is called as transformers calls it.
+    tokens = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    config = transformers.AutoConfig.for_model(family, **keys, **tokens)
     torch.manual_seed(0)
-    model = model_class(config).eval()
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(0, 0.4)
@@ -95,24 +137,33 @@ def hf_model(family, keys):
     return model
 
 
+def parameters(model):
+    """A model's parameters by the names they have in its files, a tied head once."""
+    # transformers 5 calls every output layer lm_head and renames that of GPT-NeoX when it reads and writes.
+    renamed = {"lm_head.weight": "embed_out.weight"} if model.config.model_type == "gpt_neox" else {}
+    return {renamed.get(name, name): parameter for name, parameter in model.named_parameters()}
+
+
 def run(model, batch):
     """Everything a golden file holds, as numpy arrays."""
+    import inspect
+
     import torch
 
     inputs = {name: torch.tensor(array) for name, array in batch.items()}
     # transformers' forward pass counts padding as positions; its generate, and this library, do not.
-    position_ids = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    if "position_ids" in inspect.signature(model.forward).parameters:  # else it counts by the mask, as BLOOM
+        inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     model.zero_grad()
-    output = model(**inputs, position_ids=position_ids, use_cache=False)
+    output = model(**inputs, use_cache=False)
     output.loss.backward()
-    parameters = dict(model.named_parameters())  # a tied head once
     return {
         "config": np.array(json.dumps(model.config.to_dict(), sort_keys=True, default=str)),
         "loss": output.loss.detach().numpy(),
         "logits": output.logits.detach().numpy(),
         **{f"batch/{name}": array for name, array in batch.items()},
-        **{f"state/{name}": parameter.detach().numpy() for name, parameter in parameters.items()},
-        **{f"gradient/{name}": parameter.grad.numpy() for name, parameter in parameters.items()},
+        **{f"state/{name}": parameter.detach().numpy() for name, parameter in parameters(model).items()},
+        **{f"gradient/{name}": parameter.grad.numpy() for name, parameter in parameters(model).items()},
     }
 
 
@@ -132,7 +183,7 @@ if __name__ == "__main__":
     from tests.golden import bidirectional
 
     makers = dict.fromkeys(CASES, make) | dict.fromkeys(bidirectional.CASES, bidirectional.make)
-    for name, maker in makers.items():
+    for name in sys.argv[1:] or makers:
         path = FOLDER / f"{name}.npz"
-        np.savez_compressed(path, **maker(name))
+        np.savez_compressed(path, **makers[name](name))
         print(f"{path} {path.stat().st_size / 1000:.0f} kB")

@@ -44,6 +44,10 @@ def test_the_vocabulary_must_be_known_in_the_end():
         ({"num_heads": 12, "num_kv_heads": 5}, "num_heads is 12 and num_kv_heads 5, expected a multiple of the latter"),
         ({"positions": "rotary", "head_size": 5}, "head_size is 5, expected an even number for rotary positions"),
         (
+            {"positions": "rotary", "head_size": 12, "rotary_fraction": 0.25},
+            "head_size is 12 times rotary_fraction 0.25, expected an even number",
+        ),
+        (
             {"positions": "sinusoidal", "hidden_size": 9, "num_heads": 3},
             "hidden_size is 9, expected an even number for sinusoidal positions",
         ),

@@ -13,7 +13,9 @@ from tests.models.tiny import CONFIGS, tiny, tokens
 
 TOLERANCE = 1e-4
 EVERY_MODEL = pytest.mark.parametrize("name", CONFIGS)
-EVERY_BLOCK = pytest.mark.parametrize("name", ["gpt2", "llama", "post_norm"])  # the rest differ in attention only
+EVERY_BLOCK = pytest.mark.parametrize(
+    "name", ["gpt2", "llama", "post_norm", "alibi"]
+)  # the rest differ in attention only
 
 
 def assert_close(got, expected, tolerance=TOLERANCE):

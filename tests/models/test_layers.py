@@ -115,7 +115,7 @@ def test_every_axis_of_every_parameter_has_a_name(name):
             "head": c.head_width,
             "mlp": c.inner_size,
             "vocab": c.vocab_size,
-            "position": c.max_length,
+            "position": c.max_length + c.position_offset,
             "layers": c.num_layers,
         }
         assert tuple(sizes[axis] for axis in spec) == shape.shape, where

@@ -16,20 +16,29 @@ from tests.models.tiny import CONFIGS, config_of, shapes, tiny, tokens
 
 
 def norm(c, weights, x):
+    scale = weights["scale"] + c.norm_offset
     if c.norm == "rms_norm":
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_epsilon) * weights["scale"]
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_epsilon) * scale
     x = x - x.mean(-1, keepdims=True)
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_epsilon) * weights["scale"] + weights.get("bias", 0)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_epsilon) * scale + weights.get("bias", 0)
+
+
+def head_norm(c, scale, x):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_epsilon) * scale
 
 
 def activation(c, x):
     if c.activation == "silu":
         return x / (1 + np.exp(-x))
+    if c.activation == "relu":
+        return np.maximum(x, 0)
+    if c.activation == "gelu":
+        return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def rotate(c, x, t):
-    half = c.head_width // 2
+    half = int(c.head_width * c.rotary_fraction) // 2
     angles = []
     for i in range(half):
         frequency = c.rope_theta ** (-i / half)
@@ -40,8 +49,12 @@ def rotate(c, x, t):
             keep = min(1.0, max(0.0, (turns - low) / (high - low)))
             frequency = keep * frequency + (1 - keep) * frequency / scaling.factor
         angles.append(t * frequency)
-    turned = (x[:half] + 1j * x[half:]) * np.exp(1j * np.array(angles))
-    return np.concatenate([turned.real, turned.imag])
+    turned = (x[:half] + 1j * x[half : 2 * half]) * np.exp(1j * np.array(angles))
+    return np.concatenate([turned.real, turned.imag, x[2 * half :]])
+
+
+# Press, Smith, Lewis 2022: 1/2^(8/N), 1/2^(16/N) ... for two heads; the third takes the first slope of four.
+SLOPES = {3: [2**-4, 2**-8, 2**-2]}
 
 
 def attend(c, x, weights):
@@ -50,6 +63,9 @@ def attend(c, x, weights):
         name: np.einsum("td,dnh->tnh", x, weights[name]["kernel"]) + weights[name].get("bias", 0)
         for name in ("query", "key", "value")
     }
+    if c.qk_norm:
+        for name in ("query", "key"):
+            projected[name] = head_norm(c, weights[f"{name}_norm"]["scale"], projected[name])
     output = np.zeros((T, D)) + weights["output"].get("bias", 0)
     for t in range(T):
         for n in range(c.num_heads):
@@ -58,7 +74,9 @@ def attend(c, x, weights):
             query, keys = projected["query"][t, n], [projected["key"][s, k] for s in seen]
             if c.positions == "rotary":
                 query, keys = rotate(c, query, t), [rotate(c, key, s) for key, s in zip(keys, seen, strict=True)]
-            scores = np.exp([query @ key / math.sqrt(c.head_width) for key in keys])
+            slope = SLOPES[c.num_heads][n] if c.positions == "alibi" else 0
+            pairs = zip(keys, seen, strict=True)
+            scores = np.exp([query @ key / math.sqrt(c.head_width) - slope * (t - s) for key, s in pairs])
             mixed = scores / scores.sum() @ projected["value"][seen, k]
             output[t] += mixed @ weights["output"]["kernel"][n]
     return output
@@ -72,13 +90,15 @@ def feed(c, x, weights):
 
 def decode(c, params, ids):
     table = params["embeddings"]["token"]["embedding"]
-    x = table[ids]
+    x = table[ids] * (math.sqrt(c.hidden_size) if c.scale_embedding else 1)
     if c.positions == "learned":
-        x = x + params["embeddings"]["position"]["embedding"][: len(ids)]
+        x = x + params["embeddings"]["position"]["embedding"][c.position_offset :][: len(ids)]
     if c.positions == "sinusoidal":
         for t, d in np.ndindex(x.shape):
             angle = t / 10_000 ** (2 * (d // 2) / c.hidden_size)
             x[t, d] += math.cos(angle) if d % 2 else math.sin(angle)
+    if c.embedding_norm:
+        x = norm(c, params["embeddings"]["norm"], x)
     for index in range(c.num_layers):
         w = jax.tree.map(lambda leaf, index=index: leaf[index], params["layers"])
         first, second = partial(norm, c, w["attention_norm"]), partial(norm, c, w["feed_forward_norm"])

@@ -30,8 +30,11 @@ CONFIGS = {
         **GROUPED,
     },
     "post_norm": {"type": "gpt2", "norm_place": "post", "positions": "sinusoidal"},
-    "parallel": {"type": "gpt2", "parallel_residual": True, "positions": "rotary", "tie_embeddings": False},
-    "window": {"type": "llama", "window": 3, "num_kv_heads": 1, "head_size": 6},
+    "parallel": {"type": "gpt_neox", "rotary_fraction": 0.7},  # 4 of 6
+    "window": {"type": "mistral", "window": 3, "num_kv_heads": 1, "head_size": 6, "tie_embeddings": True},
+    "offset": {"type": "opt"},
+    "alibi": {"type": "bloom"},
+    "head_norms": {"type": "gemma", "qk_norm": True, **GROUPED},  # Gemma and Qwen3 in one
 }
 
 

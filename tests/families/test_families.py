@@ -1,0 +1,120 @@
+"""What holds for every family, driven by the table of published models and the golden files."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax.traverse_util import flatten_dict
+
+from jaxformer.families import FAMILIES, build_model, model_config
+from jaxformer.models import TransformerConfig
+from jaxformer.models.heads import Discriminator, MaskedLM, SequenceClassifier
+from jaxformer.schema import UserError
+from tests.families.compare import assert_parity
+from tests.families.published import PUBLISHED
+from tests.golden import bidirectional, make
+
+EVERY_PUBLISHED = pytest.mark.parametrize("published", PUBLISHED, ids=lambda published: published.hub)
+
+
+def config_of(family, **keys):
+    return TransformerConfig(**model_config({"type": family, **keys}))
+
+
+def shapes(config, model=None):
+    model = model or build_model(config)
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+
+
+def size(params):
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+@EVERY_PUBLISHED
+def test_the_defaults_are_the_published_model(published):
+    config = TransformerConfig(**model_config(FAMILIES[published.family].from_hf(published.hf)))
+    defaults = config_of(published.family, vocab_size=published.hf["vocab_size"], **published.differs)
+    # A size may be left to follow from others.
+    given, left = (c.model_copy(update={"intermediate_size": c.inner_size}) for c in (config, defaults))
+    assert given == left
+
+
+@EVERY_PUBLISHED
+def test_the_published_model_has_its_size(published):
+    config = TransformerConfig(**model_config(FAMILIES[published.family].from_hf(published.hf)))
+    params = shapes(config)
+    if published.family in ("bert", "roberta", "albert"):  # transformers counts the pooler to the body
+        params["pooler"] = shapes(config, SequenceClassifier(config))["pooler"]
+    # The first block of ModernBERT has no norm before its attention; ours is there and not used.
+    unused = 0 if config.first_norm else config.hidden_size
+    assert size(params) - unused == published.parameters
+
+
+def test_the_transformer_of_2017_has_the_size_its_paper_says():
+    """Vaswani et al. 2017, table 3: 65 million with a vocabulary of about 37,000."""
+    assert round(size(shapes(config_of("transformer", vocab_size=37_000))) / 1e6) in (63, 64, 65)
+
+
+def test_every_family_has_a_published_model_and_a_golden_file():
+    # The Transformer of 2017 is not on the Hub; a parity test compares it with PyTorch's own layers.
+    families = set(FAMILIES) - {"transformer"}
+    assert {published.family for published in PUBLISHED} == families
+    golden = {family for family, _ in make.CASES.values()} | set(bidirectional.CASES)
+    assert golden | {"flan_t5", "mt5"} == families, "those two are T5 v1.1 under another name"
+
+
+def heads(config):
+    """The models of a family whose parameters its table names."""
+    if config.architecture != "encoder":
+        return [build_model(config)]
+    models = [MaskedLM(config, sentence_pairs=config.type in ("bert", "albert"))]
+    return [*models, Discriminator(config)] if config.type == "electra" else models
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if family.names is not None])
+def test_the_table_names_every_parameter_once(family, tied):
+    config = config_of(family, vocab_size=5, **({"embedding_size": 4} if family == "electra" else {}))
+    if config.architecture != "encoder":
+        config = config.model_copy(update={"tie_embeddings": tied})
+    ours = [name.ours for name in FAMILIES[family].names(config)]
+    assert len(ours) == len(set(ours))
+    assert set(ours) == {name for model in heads(config) for name in flatten_dict(shapes(config, model), sep="/")}
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value"),
+    [
+        ("gpt2", "scale_attn_by_inverse_layer_idx", True),
+        ("gpt2", "scale_attn_weights", False),
+        ("gpt2", "add_cross_attention", True),
+        ("gpt_neox", "attention_bias", False),
+        ("opt", "do_layer_norm_before", False),
+        ("opt", "word_embed_proj_dim", 512),
+        ("opt", "enable_bias", False),
+        ("opt", "layer_norm_elementwise_affine", False),
+        ("opt", "_remove_final_layer_norm", True),
+        ("bloom", "apply_residual_connection_post_layernorm", True),
+        ("llama", "attention_bias", True),
+        ("llama", "mlp_bias", True),
+        ("qwen3", "attention_bias", True),
+        ("qwen3", "use_sliding_window", True),
+        ("gemma", "use_bidirectional_attention", True),
+        ("bert", "position_embedding_type", "relative_key"),
+        ("roberta", "is_decoder", True),
+        ("distilbert", "sinusoidal_pos_embds", True),
+        ("electra", "position_embedding_type", "relative_key"),
+        ("albert", "num_hidden_groups", 2),
+        ("modernbert", "mlp_bias", True),
+    ],
+)
+def test_a_variant_without_a_switch_is_refused(family, key, value):
+    hf = next(published.hf for published in PUBLISHED if published.family == family)
+    with pytest.raises(
+        UserError, match=f"config.json has {key}: {value!r}, expected .*; this variant is not supported"
+    ):
+        FAMILIES[family].from_hf({**hf, key: value})
+
+
+@pytest.mark.parametrize("name", make.CASES)
+def test_logits_loss_and_gradients_of_pytorch(name):
+    assert_parity(make.CASES[name][0], make.load(name))

@@ -13,10 +13,14 @@ from jaxformer.functional.feed_forward import ACTIVATIONS, feed_forward, gelu, g
 from jaxformer.functional.losses import (
     IGNORE,
     HeadWeights,
+    LossSum,
     TokenLoss,
+    binary_cross_entropy,
     chunked_cross_entropy,
+    class_weighted_cross_entropy,
     cross_entropy,
     head_logits,
+    squared_error,
 )
 from jaxformer.functional.mask import MASKED, Mask, position_ids_from_mask, position_ids_from_segments
 from jaxformer.functional.norm import layer_norm, rms_norm
@@ -39,13 +43,16 @@ __all__ = [
     "MASKED",
     "HeadWeights",
     "KeyValue",
+    "LossSum",
     "Mask",
     "Rotary",
     "RotaryScaling",
     "TokenLoss",
     "append_key_value",
     "apply_rotary",
+    "binary_cross_entropy",
     "chunked_cross_entropy",
+    "class_weighted_cross_entropy",
     "cross_entropy",
     "dot_product_attention",
     "dropout",
@@ -71,6 +78,7 @@ __all__ = [
     "sample_token",
     "silu",
     "sinusoidal_positions",
+    "squared_error",
     "top_k_logits",
     "top_p_logits",
 ]

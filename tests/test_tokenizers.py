@@ -205,6 +205,6 @@ def test_offsets_are_characters_also_within_bytes_of_one(trained, kind, text):
 
 
 def test_offsets_of_korean_by_hand():
-    tokenizer = build_tokenizer(TokenizerConfig(type="byte"), [])
+    tokenizer = build_tokenizer(TokenizerConfig(type="byte"), ["a"])
     [(_, offsets)] = tokenizer.encode_with_offsets(["a 가"])
     assert offsets == [(0, 1), (1, 2), (2, 3), (2, 3), (2, 3)]

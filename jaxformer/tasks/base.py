@@ -53,12 +53,14 @@ class Report:
         predictions: one JSON object an example, in the order of the data.
         labels: names of the classes, where there are classes.
         confusion: ``[true class, predicted class]``, examples counted; None where there are no classes.
+        notes: how a metric was computed where its name does not say it, for instance the signature of sacrebleu.
     """
 
     metrics: dict[str, float]
     predictions: list[dict[str, Any]]
     labels: Sequence[str] = ()
     confusion: np.ndarray | None = field(default=None)
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 class Task(Protocol):

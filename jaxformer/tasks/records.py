@@ -83,8 +83,13 @@ def items(record: Record, name: str, key: str) -> list[str]:
 
 
 def find_labels(configured: Sequence[str] | None, found: Iterable[str]) -> tuple[str, ...]:
-    """The names of the classes: as configured, else those of the training records, sorted."""
-    return tuple(configured) if configured is not None else tuple(sorted(set(found)))
+    """The names of the classes: as configured, else those of the training records, sorted (as numbers if all are)."""
+    if configured is not None:
+        return tuple(configured)
+    names = set(found)
+    if all(name.isdecimal() for name in names):
+        return tuple(sorted(names, key=int))
+    return tuple(sorted(names))
 
 
 def label_number(numbers: Mapping[str, int], label: str, record: Record) -> int:

@@ -139,6 +139,22 @@ def _bag_f1(predicted: list[str], right: list[str]) -> float:
     return 2 * common / (len(predicted) + len(right))
 
 
+def answers(scores: Sequence[tuple[float, float, bool]]) -> dict[str, float]:
+    """Means over all questions and, if some have no answer, over those with and those without one.
+
+    Args:
+        scores: exact match, F1 and whether there is an answer, a question each.
+    """
+    table = np.array(scores, float)
+    means = {"exact_match": float(table[:, 0].mean()), "f1": float(table[:, 1].mean())}
+    has = table[:, 2] == 1
+    if has.all():
+        return means
+    if has.any():
+        means |= {"has_answer_exact_match": float(table[has, 0].mean()), "has_answer_f1": float(table[has, 1].mean())}
+    return means | {"no_answer_accuracy": float(table[~has, 0].mean())}
+
+
 def bleu(predicted: Sequence[str], references: Sequence[str], tokenize: str = "13a") -> tuple[float, str]:
     """Corpus BLEU in ``[0, 100]`` by sacrebleu (Post 2018), and the signature that says how it was computed."""
     metric = need("sacrebleu.metrics").BLEU(tokenize=tokenize)

@@ -57,8 +57,8 @@ class MultipleChoiceConfig(TaskSchema):
 class MultipleChoice:
     """Cross-entropy of the right choice among the choices of its question.
 
-    Inputs are ``[B, C, T]``, a row `[CLS] question [SEP] choice [SEP]` for each choice; those that a question lacks have
-    an ``attention_mask`` of zeros and probability 0. The model's output has ``logits [B, C]``.
+    Inputs are ``[B, C, T]``, a row `[CLS] question [SEP] choice [SEP]` for each choice; those that a question lacks
+    have an ``attention_mask`` of zeros and probability 0. The model's output has ``logits [B, C]``.
     """
 
     config: MultipleChoiceConfig

@@ -222,7 +222,7 @@ class QuestionAnswering:
             name = record.get(self.config.id_column, number) if self.config.id_column is not None else number
             shown = {"id": name, "question": self.config.texts(record)[0], "answers": answers, "predicted": text}
             predictions.append({**shown, "exact_match": exact, "f1": round(f1, 6), "null_margin": round(margin, 6)})
-        return Report(_means(scores), predictions)
+        return Report(metrics.answers(scores), predictions)
 
     def _span(self, record: R.Record, window: Window, outputs: dict[str, np.ndarray], row: int) -> str:
         if not window.offsets:
@@ -255,15 +255,3 @@ def best_spans(
     best = jnp.argmax(flat, axis=-1).astype(jnp.int32)
     start = best // longest
     return start, start + best % longest, jnp.max(flat, axis=-1)
-
-
-def _means(scores: Sequence[tuple[float, float, bool]]) -> dict[str, float]:
-    """Means over all records and, if some have no answer, over those with and those without one."""
-    table = np.array(scores, float)
-    means = {"exact_match": float(table[:, 0].mean()), "f1": float(table[:, 1].mean())}
-    has = table[:, 2] == 1
-    if has.all():
-        return means
-    if has.any():
-        means |= {"has_answer_exact_match": float(table[has, 0].mean()), "has_answer_f1": float(table[has, 1].mean())}
-    return means | {"no_answer_accuracy": float(table[~has, 0].mean())}

@@ -129,7 +129,7 @@ class Seq2Seq:
         pairs = [self.config.texts(record) for record in data]
         targets = [target for _, target in pairs]
         found: dict[str, float] = {}
-        notes = {}
+        notes: dict[str, str] = {}
         for name in self.config.metrics:
             if name == "bleu":
                 found[name], notes[name] = metrics.bleu(predicted, targets, self.config.bleu_tokenize)

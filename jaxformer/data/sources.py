@@ -98,8 +98,11 @@ def _kind(config: DataConfig) -> str:
         raise UserError(f"data.source is 'python_stdlib', which takes no data.path, but got {config.path!r}")
     if config.source != "auto":
         return config.source
-    if all(formats.is_saved_dataset(Path(path).expanduser()) for path in _listed(config.path)):
+    saved = [formats.is_saved_dataset(Path(path).expanduser()) for path in _listed(config.path)]
+    if all(saved):
         return "huggingface"
+    if any(saved):
+        raise UserError(f"data.path mixes saved datasets with other files: {_title(config.path)}; give one kind")
     kinds = {kind_of(file.path) for file in find_all_files(config.path, None)}
     title = _title(config.path)
     if kinds == {None}:

@@ -83,8 +83,14 @@ def items(record: Record, name: str, key: str) -> list[str]:
 
 
 def find_labels(configured: Sequence[str] | None, found: Iterable[str]) -> tuple[str, ...]:
-    """The names of the classes: as configured, else those of the training records, sorted (as numbers if all are)."""
+    """The names of the classes: as configured, else those of the training records, sorted (as numbers if all are).
+
+    Raises:
+        UserError: A configured name occurs twice.
+    """
     if configured is not None:
+        if len(set(configured)) < len(configured):
+            raise UserError(f"task.labels is {list(configured)}, expected each label once")
         return tuple(configured)
     names = set(found)
     if all(name.isdecimal() for name in names):

@@ -287,3 +287,14 @@ def test_so_many_documents_are_drawn(folder):
     assert texts(open_path(folder, validation_fraction=0, max_examples=99), "train") == [f"text {i}" for i in range(40)]
     other = open_path(folder, validation_fraction=0, max_examples=4, sample_seed=8)
     assert len({opened.fingerprint, other.fingerprint, open_path(folder, validation_fraction=0).fingerprint}) == 3
+
+
+def test_several_datasets_are_one_corpus(tmp_path):
+    datasets.DatasetDict({"train": dataset("a"), "validation": dataset("v")}).save_to_disk(tmp_path / "one")
+    dataset("b", "c").save_to_disk(tmp_path / "two")
+    (tmp_path / "three.txt").write_text("d")
+    paths = [str(tmp_path / name) for name in ("one", "two", "three.txt")]
+    opened = open_corpus(DataConfig(path=paths[:2]))
+    assert (texts(opened, "train"), texts(opened, "validation")) == (["a", "b", "c"], ["v"])
+    with pytest.raises(UserError, match=r"data.path mixes saved datasets with other files: .*; give one kind"):
+        open_corpus(DataConfig(path=paths))

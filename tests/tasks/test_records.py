@@ -47,6 +47,8 @@ def test_labels_are_sorted_as_numbers_if_they_are():
     assert R.find_labels(None, ["10", "9", "10"]) == ("9", "10")
     assert R.find_labels(None, ["b", "a", "10"]) == ("10", "a", "b")
     assert R.find_labels(["z", "a"], ["q"]) == ("z", "a")
+    with pytest.raises(UserError, match=r"task.labels is \['a', 'a'\], expected each label once"):
+        R.find_labels(["a", "a"], [])
 
 
 def test_outputs_are_padded_to_one_length():

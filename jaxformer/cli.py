@@ -156,6 +156,7 @@ def _train(options: argparse.Namespace) -> int:
 def _run(run: Any, display: Any) -> int:
     import math
 
+    from jaxformer.training.evaluation import in_words
     from jaxformer.training.loop import train
     from jaxformer.training.state import count_parameters
 
@@ -163,7 +164,7 @@ def _run(run: Any, display: Any) -> int:
     display.facts(
         {
             "model": f"{c.model.type}, {count_parameters(run.abstract.params):,} parameters",
-            "data": f"{run.corpus.name}, {run.train_cache.num_tokens:,} tokens to train on",
+            "data": f"{run.splits.name}, {run.splits.size} to train on",
             "run": f"{c.training.steps:,} steps of {c.training.batch_size} x {c.sequence_length} tokens on "
             f"{run.mesh.size} {run.mesh.devices.flat[0].platform} device(s) into {run.folder}",
         }
@@ -176,7 +177,9 @@ def _run(run: Any, display: Any) -> int:
         display.console.rule("sample", style="dim")
         display.say(result.sample)
         display.console.rule(style="dim")
-    if result.loss is not None:
+    if result.report is not None:
+        display.say(f"validation: {in_words(result.report)}")
+    elif result.loss is not None:
         display.say(f"validation loss {result.loss:.4f} (perplexity {math.exp(min(result.loss, 50)):.2f})")
     display.say(f"everything is in {result.folder}")
     return 0

@@ -169,6 +169,19 @@ class Tokenizer:
         # The "fast" variant is the same but for the offsets into the text, which nobody reads here.
         return [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """The ids of each of `texts`, and for each id the characters `[start, end)` of the text it stands for.
+
+        Blanks at the ends of a token are left out of its characters, unless it holds nothing else. Tokens that are
+        parts of one character all have that character. A normaliser that adds or removes characters is followed back
+        to the text as it was given.
+        """
+        encoded = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        return [
+            (encoding.ids, [_without_blanks(text, *offsets) for offsets in encoding.offsets])
+            for text, encoding in zip(texts, encoded, strict=True)
+        ]
+
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids`; special tokens are left out unless asked for."""
         return str(self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens))
@@ -181,6 +194,13 @@ class Tokenizer:
         temporary.write_text(self._backend.to_str(pretty=True), encoding="utf-8")
         temporary.replace(path)
         return path
+
+
+def _without_blanks(text: str, start: int, end: int) -> tuple[int, int]:
+    part = text[start:end]
+    if not part or part.isspace():
+        return start, end
+    return start + len(part) - len(part.lstrip()), end - len(part) + len(part.rstrip())
 
 
 def build_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:

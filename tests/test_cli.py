@@ -56,7 +56,7 @@ def test_help_lists_every_key_with_type_default_and_meaning():
     for line in (
         "training.batch_size  (int, 32)",
         "optimizer.type  (adamw | adafactor | lion | muon | sgd, adamw)",
-        "data.path  (str or null, null)",
+        "data.path  (str or list of str or null, null)",
         "parallel.data  (int, -1)",
         "model.rope_scaling.factor  (float, required)",
     ):

@@ -26,7 +26,7 @@ MAY_USE = {
     "tokenizers": {"schema"},
     "data": {"schema", "functional", "tokenizers"},
     "hub": MODEL | {"families", "tokenizers"},
-    "tasks": MODEL | DATA | {"families"},
+    "tasks": MODEL | DATA | {"families", "generation"},
     "generation": MODEL | {"families", "tokenizers"},
     "alignment": MODEL | DATA | {"families", "hub", "tasks", "generation", "parallel"},
     "training": TRAINING,

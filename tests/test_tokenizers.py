@@ -183,3 +183,28 @@ def test_path_belongs_to_file():
         TokenizerConfig(path="x")
     with pytest.raises(UserError, match=r"which is loaded, not trained"):
         train_tokenizer(TokenizerConfig(type="file", path="x"), ["a"])
+
+
+@pytest.mark.parametrize("kind", BYTE_LEVEL)
+@settings(max_examples=60, deadline=None)
+@given(text=st.text() | st.text(alphabet="# \n'a가나뷁😀"))
+def test_offsets_are_characters_also_within_bytes_of_one(trained, kind, text):
+    [(ids, offsets)] = trained[kind].encode_with_offsets([text])
+    assert ids == trained[kind].encode(text)
+    owner = [i for i, character in enumerate(text) for _ in character.encode()]
+    position = 0
+    for token, (start, end) in zip(ids, offsets, strict=True):
+        # A token that is not special has one character for each of its bytes, behind the mark of a continuation.
+        name = trained[kind]._backend.id_to_token(token)
+        size = len(name) - 2 if kind == "wordpiece" and name.startswith("##") and len(name) > 2 else len(name)
+        first, last = owner[position], owner[position + size - 1] + 1
+        characters = [i for i in range(first, last) if not text[i].isspace()] or [first, last - 1]
+        assert (start, end) == (characters[0], characters[-1] + 1)
+        position += size
+    assert position == len(owner)
+
+
+def test_offsets_of_korean_by_hand():
+    tokenizer = build_tokenizer(TokenizerConfig(type="byte"), ["a"])
+    [(_, offsets)] = tokenizer.encode_with_offsets(["a 가"])
+    assert offsets == [(0, 1), (1, 2), (2, 3), (2, 3), (2, 3)]

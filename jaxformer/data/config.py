@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from jaxformer.schema import Schema
 
@@ -16,12 +16,21 @@ class DataConfig(Schema):
         "auto",
         description="kind of corpus; auto: Python's standard library without a path, else by suffix or folder content",
     )
-    path: str | None = Field(
+    path: str | list[str] | None = Field(
         None,
-        description="a file, a folder or a glob; for huggingface a `save_to_disk` folder or a dataset `name[:config]`",
+        description="a file, a folder or a glob, or a list of them; for huggingface a `save_to_disk` folder or a "
+        "dataset `name[:config]`",
     )
-    validation_path: str | None = Field(None, description="validation corpus of the same kind; else it is split off")
-    text_column: str = Field("text", description="column (JSON key) with the text")
+    validation_path: str | list[str] | None = Field(
+        None, description="validation corpus of the same kind; else it is split off"
+    )
+    text_column: str | list[str] = Field(
+        "text", description="column (JSON key) with the text; with a list every one of them is a document"
+    )
+    max_examples: int | None = Field(
+        None, ge=1, description="train on at most so many examples (documents or rows), drawn with sample_seed"
+    )
+    sample_seed: int = Field(42, ge=0, description="seed of the choice of max_examples")
     validation_fraction: float = Field(
         0.05, ge=0, lt=1, description="part split off for validation, unless the source brings its own"
     )
@@ -39,6 +48,13 @@ class DataConfig(Schema):
     )
     num_threads: int = Field(2, ge=0, description="threads that make batches; 0: made when the step asks for them")
     prefetch: int = Field(8, ge=1, description="batches kept ready ahead of the step")
+
+    @field_validator("path", "validation_path", "text_column")
+    @classmethod
+    def _list_holds_something(cls, value: str | list[str] | None) -> str | list[str] | None:
+        if value == []:
+            raise ValueError("is an empty list: expected at least one entry")
+        return value
 
     @property
     def cache_folder(self) -> Path:

@@ -8,7 +8,7 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,6 +73,29 @@ def find_files(path: str, kind: str | None) -> list[NamedFile]:
     if not found:
         raise UserError(f"{path}: {what}")
     return sorted(found)
+
+
+def find_all_files(paths: str | Sequence[str], kind: str | None) -> list[NamedFile]:
+    """The files of one path or of several, in the order given.
+
+    With several, names begin with the number of their path (`0/train.jsonl`), since two folders may hold files of one
+    name.
+
+    Raises:
+        UserError: Nothing is at one of the paths, or a file is found twice.
+    """
+    if isinstance(paths, str):
+        return find_files(paths, kind)
+    found = [find_files(path, kind) for path in paths]
+    if len(found) == 1:
+        return found[0]
+    files = [NamedFile(f"{number}/{name}", file) for number, part in enumerate(found) for name, file in part]
+    seen: set[Path] = set()
+    for _, file in files:
+        if (real := file.resolve()) in seen:
+            raise UserError(f"{file} is found under several of the paths {', '.join(paths)}: expected each file once")
+        seen.add(real)
+    return files
 
 
 def walk(folder: Path, left_out: frozenset[str] = frozenset()) -> Iterator[NamedFile]:

@@ -1,39 +1,64 @@
-"""Reading documents out of text, JSON lines, CSV, Parquet and Hugging Face datasets, one at a time."""
+"""Reading rows and documents out of text, JSON lines, CSV, Parquet and Hugging Face datasets, one at a time."""
 
 import csv
 import json
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxformer.data.files import NamedFile, decode, reading, walk
 from jaxformer.schema import UserError
 
+Columns = str | Sequence[str]
+
 
 class Document(NamedTuple):
     """One text of the corpus.
 
     Attributes:
-        name: What the split by hash goes by; the same on every machine.
+        name: The same on every machine.
         text: All of it, never empty.
         complete: False for a part of a document that was cut in two: its end is no end of a document.
+        row: Name of the row it comes from if that has several documents, else empty. The split by hash goes by the
+            row, so that all of a row is in one split.
     """
 
     name: str
     text: str
     complete: bool = True
+    row: str = ""
 
 
-def read_text(file: NamedFile, text_column: str) -> Iterator[Document]:
+class Row(dict[str, Any]):
+    """One row of a table, a dict of its columns that knows where it comes from.
+
+    Attributes:
+        name: What the split by hash goes by; the same on every machine.
+        where: File and line, for errors.
+    """
+
+    def __init__(self, values: Mapping[str, Any], name: str, where: str) -> None:
+        super().__init__(values)
+        self.name = name
+        self.where = where
+
+
+# Reads the rows of a file; the columns are those that will be used, None for all. A format that knows its columns
+# before its rows refuses a file that has none of them.
+RowReader = Callable[[NamedFile, Columns | None], Iterator[Row]]
+
+
+def read_text(file: NamedFile, text_column: Columns) -> Iterator[Document]:
     """The whole file as one document, its line ends as they are."""
     with reading(file.path) as stream:
         yield Document(file.name, decode(stream.read(), file.path))
 
 
-def read_json(file: NamedFile, text_column: str) -> Iterator[Document]:
-    """One document a line: the value of `text_column` in the line's object. Blank lines are skipped."""
+def read_json_rows(file: NamedFile, columns: Columns | None = None) -> Iterator[Row]:
+    """One row a line, an object each. Blank lines are skipped."""
     offset = 0
     with reading(file.path) as stream:
         for number, line in enumerate(stream, 1):
@@ -47,12 +72,11 @@ def read_json(file: NamedFile, text_column: str) -> Iterator[Document]:
                 raise UserError(f"{where} is not JSON ({error}): expected one object a line") from error
             if not isinstance(row, dict):
                 raise UserError(f"{where} is a JSON {type(row).__name__}: expected one object a line")
-            _require_column(text_column, list(row), where)
-            yield Document(f"{file.name}:{number}", _require_text(row[text_column], text_column, where))
+            yield Row(row, f"{file.name}:{number}", where)
 
 
-def read_csv(file: NamedFile, text_column: str) -> Iterator[Document]:
-    """One document a row; the first row names the columns; a comma separates them, in .tsv files a tab."""
+def read_csv_rows(file: NamedFile, columns: Columns | None = None) -> Iterator[Row]:
+    """One row a row; the first names the columns; a comma separates them, in .tsv files a tab. All values are text."""
     csv.field_size_limit(sys.maxsize)  # the default refuses texts of more than 131,072 characters
     tab = file.path.name.removesuffix(".gz").endswith(".tsv")
     with reading(file.path) as stream:
@@ -62,16 +86,15 @@ def read_csv(file: NamedFile, text_column: str) -> Iterator[Document]:
             header = next(rows, None)
             if header is None:
                 return
-            _require_column(text_column, header, str(file.path))
-            column = header.index(text_column)
+            _require_column(columns, header, str(file.path))
             for number, row in enumerate(rows, 1):
                 if not row:
                     continue
+                where = f"{file.path}, line {rows.line_num}"
                 if len(row) != len(header):
-                    raise UserError(
-                        f"{file.path}, line {rows.line_num}: got {len(row)} fields, expected the header's {len(header)}"
-                    )
-                yield Document(f"{file.name}:{number}", row[column])
+                    raise UserError(f"{where}: got {len(row)} fields, expected the header's {len(header)}")
+                # A name that occurs twice means its first column.
+                yield Row(dict(zip(reversed(header), reversed(row), strict=True)), f"{file.name}:{number}", where)
         except csv.Error as error:
             raise UserError(f"{file.path}, line {rows.line_num} is not CSV: {error}") from error
 
@@ -83,30 +106,55 @@ def _lines(stream: Iterable[bytes], path: Path) -> Iterator[str]:
         offset += len(line)
 
 
-def read_parquet(file: NamedFile, text_column: str) -> Iterator[Document]:
-    """One document a row."""
+def read_parquet_rows(file: NamedFile, columns: Columns | None = None) -> Iterator[Row]:
+    """One row a row."""
     # Imported here: only those who read Parquet wait for it.
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
     try:
         with pq.ParquetFile(file.path) as table:
-            _require_column(text_column, table.schema_arrow.names, str(file.path))
+            names = table.schema_arrow.names
             number = 0
-            for batch in table.iter_batches(batch_size=1024, columns=[text_column]):
-                for value in batch.column(0):
+            for batch in table.iter_batches(batch_size=1024, columns=_require_column(columns, names, str(file.path))):
+                for values in batch.to_pylist():
                     number += 1
-                    text = _require_text(value.as_py(), text_column, f"{file.path}, row {number}")
-                    yield Document(f"{file.name}:{number}", text)
+                    yield Row(values, f"{file.name}:{number}", f"{file.path}, row {number}")
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"cannot read {file.path} as Parquet: {_first_line(error)}") from error
 
 
-READERS: dict[str, Callable[[NamedFile, str], Iterator[Document]]] = {
+ROW_READERS: dict[str, RowReader] = {"json": read_json_rows, "csv": read_csv_rows, "parquet": read_parquet_rows}
+
+
+def documents_of(rows: Iterable[Row], text_column: Columns) -> Iterator[Document]:
+    """The documents of rows: the one column named, or with a list every column of it that a row has.
+
+    A document of a list is named after its row and column; a column that is null is one that the row does not have.
+
+    Raises:
+        UserError: A row has none of the columns, or one does not hold text.
+    """
+    for row in rows:
+        found = _require_column(text_column, list(row), row.where)
+        if isinstance(text_column, str):
+            yield Document(row.name, _require_text(row[text_column], text_column, row.where))
+            continue
+        present = [column for column in found if row[column] is not None]
+        if not present:
+            raise UserError(f"{row.where}: expected text in one of the columns {', '.join(found)}, all hold null")
+        for column in present:
+            text = _require_text(row[column], column, row.where)
+            yield Document(f"{row.name}:{column}", text, row=row.name)
+
+
+def _read_documents(kind: str, file: NamedFile, text_column: Columns) -> Iterator[Document]:
+    yield from documents_of(ROW_READERS[kind](file, text_column), text_column)
+
+
+READERS: dict[str, Callable[[NamedFile, Columns], Iterator[Document]]] = {
     "text": read_text,
-    "json": read_json,
-    "csv": read_csv,
-    "parquet": read_parquet,
+    **{kind: partial(_read_documents, kind) for kind in ROW_READERS},
 }
 
 
@@ -120,7 +168,7 @@ def stdlib_files() -> list[NamedFile]:
     return sorted(file for file in files if file.name.endswith(".py") and not file.name.startswith(built))
 
 
-def read_stdlib(file: NamedFile, text_column: str) -> Iterator[Document]:
+def read_stdlib(file: NamedFile, text_column: Columns) -> Iterator[Document]:
     """As `read_text`, but a file that is not UTF-8 is left out: nobody can mend the standard library."""
     with reading(file.path) as stream:
         data = stream.read()
@@ -164,20 +212,25 @@ def is_saved_dataset(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
-def read_huggingface(dataset: Any, text_column: str, name: str) -> Iterator[Document]:
-    """One document a row."""
-    _require_column(text_column, dataset.column_names, name)
+def read_huggingface_rows(dataset: Any, name: str, columns: Columns | None = None) -> Iterator[Row]:
+    """One row a row; only the columns asked for are read."""
+    names = _require_column(columns, dataset.column_names, name)
     number = 0
-    for batch in dataset.select_columns([text_column]).iter(batch_size=1024):
-        for value in batch[text_column]:
+    for batch in dataset.select_columns(names).iter(batch_size=1024):
+        for values in zip(*(batch[column] for column in names), strict=True):
             number += 1
-            yield Document(str(number), _require_text(value, text_column, f"{name}, row {number}"))
+            yield Row(dict(zip(names, values, strict=True)), str(number), f"{name}, row {number}")
 
 
-def _require_column(text_column: str, columns: Sequence[str], where: str) -> None:
-    if text_column not in columns:
+def _require_column(wanted: Columns | None, columns: Sequence[str], where: str) -> list[str]:
+    """Those of the wanted columns that are there, at least one; with None all that are there."""
+    names = columns if wanted is None else [wanted] if isinstance(wanted, str) else wanted
+    present = [name for name in names if name in columns]
+    if not present and wanted is not None:
         found = ", ".join(columns) or "none"
-        raise UserError(f"{where} has no column {text_column!r}, only {found}: set data.text_column to one of them")
+        missing = repr(wanted) if isinstance(wanted, str) else " or ".join(map(repr, wanted))
+        raise UserError(f"{where} has no column {missing}, only {found}: set data.text_column to one of them")
+    return present
 
 
 def _require_text(value: object, text_column: str, where: str) -> str:

@@ -24,6 +24,7 @@ BART: dict[str, Any] = {
     "positions": "learned",
     "position_offset": 2,
     "tie_embeddings": True,
+    "decoder_start": "sep",
     "pooler": "tanh",
     "dropout": 0.1,
 }

@@ -13,11 +13,14 @@ from jaxformer.functional.feed_forward import ACTIVATIONS, feed_forward, gelu, g
 from jaxformer.functional.losses import (
     IGNORE,
     HeadWeights,
+    LossSum,
     TokenLoss,
     binary_cross_entropy,
     chunked_cross_entropy,
+    class_weighted_cross_entropy,
     cross_entropy,
     head_logits,
+    squared_error,
 )
 from jaxformer.functional.mask import MASKED, Mask, position_ids_from_mask, position_ids_from_segments
 from jaxformer.functional.norm import layer_norm, rms_norm
@@ -44,6 +47,7 @@ __all__ = [
     "MASKED",
     "HeadWeights",
     "KeyValue",
+    "LossSum",
     "Mask",
     "Rotary",
     "RotaryScaling",
@@ -54,6 +58,7 @@ __all__ = [
     "apply_rotary",
     "binary_cross_entropy",
     "chunked_cross_entropy",
+    "class_weighted_cross_entropy",
     "cross_entropy",
     "dot_product_attention",
     "dropout",
@@ -81,6 +86,7 @@ __all__ = [
     "sample_token",
     "silu",
     "sinusoidal_positions",
+    "squared_error",
     "tanh",
     "top_k_logits",
     "top_p_logits",

@@ -1,4 +1,7 @@
-"""Cross-entropy over a vocabulary: whole, and in chunks of tokens so that all logits never exist at once."""
+"""Losses as masked sums: cross-entropy over a vocabulary, and those of labelled examples.
+
+The cross-entropy comes whole, and in chunks of tokens so that all logits never exist at once.
+"""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -6,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxformer.functional.product import matrix_product
 
@@ -66,21 +69,6 @@ def cross_entropy(
         jnp.sum(jnp.where(trained, nll, 0.0)),
         jnp.sum(trained, dtype=jnp.float32),
     )
-
-
-def binary_cross_entropy(
-    logits: Float[Array, "*batch"], labels: Bool[Array, "*batch"], where: Bool[Array, "*batch"]
-) -> Float[Array, ""]:
-    """``-sum log sigmoid(logit)`` where the label is True and ``-sum log sigmoid(-logit)`` where not; nats, float32.
-
-    Args:
-        logits: any float dtype.
-        labels: the truth.
-        where: what is summed; others give exactly 0 and a zero gradient, whatever their logits.
-    """
-    logits = jnp.where(where, logits.astype(jnp.float32), 0.0)
-    nll = -jax.nn.log_sigmoid(jnp.where(labels, logits, -logits))
-    return jnp.sum(jnp.where(where, nll, 0.0))
 
 
 class HeadWeights(NamedTuple):
@@ -205,3 +193,83 @@ def _chunked_backward(static: Any, gradients: Any, cotangents: TokenLoss) -> tup
 
 
 _chunked.defvjp(_chunked_forward, _chunked_backward)
+
+
+class LossSum(NamedTuple):
+    """A sum over examples; the caller divides ``total`` by ``weight`` once, over all devices and micro-batches.
+
+    Attributes:
+        total: what is minimised.
+        weight: what the mean divides by.
+    """
+
+    total: Float[Array, ""]
+    weight: Float[Array, ""]
+
+
+def class_weighted_cross_entropy(
+    logits: Float[Array, "*examples C"],
+    labels: Int[Array, "*examples"],
+    class_weights: Float[Array, " C"],
+    *,
+    label_smoothing: float = 0.0,
+) -> LossSum:
+    """Cross-entropy in which class ``c`` counts ``w[c]`` times, summed over the labels that are not -100; float32.
+
+    Per example ``-(1-a) w[label] log p[label] - a/C sum_c w[c] log p[c]``; the weight is the sum of ``w[label]``. Their
+    quotient is that of ``torch.nn.CrossEntropyLoss(weight=w, label_smoothing=a, reduction="mean")``.
+
+    Args:
+        logits: any float dtype.
+        labels: -100 where nothing is trained; such examples give exactly 0 and a zero gradient, whatever their logits.
+        class_weights: ``w`` above.
+        label_smoothing: ``a`` above, in ``[0, 1)``.
+
+    Raises:
+        ValueError: if ``label_smoothing`` is not in ``[0, 1)``.
+    """
+    if not 0.0 <= label_smoothing < 1.0:
+        raise ValueError(
+            f"class_weighted_cross_entropy: label_smoothing is {label_smoothing}, expected 0 <= label_smoothing < 1"
+        )
+    trained = labels != IGNORE
+    log_p = jax.nn.log_softmax(jnp.where(trained[..., None], logits.astype(jnp.float32), 0.0))
+    safe = jnp.where(trained, labels, 0)
+    w = class_weights.astype(jnp.float32)
+    weights = jnp.where(trained, w[safe], 0.0)
+    loss = -weights * jnp.take_along_axis(log_p, safe[..., None], axis=-1)[..., 0]
+    if label_smoothing:
+        spread = -jnp.mean(w * log_p, axis=-1)
+        loss = (1 - label_smoothing) * loss + label_smoothing * jnp.where(trained, spread, 0.0)
+    return LossSum(jnp.sum(loss), jnp.sum(weights))
+
+
+def binary_cross_entropy(logits: Float[Array, "*labels"], labels: Int[Array, "*labels"]) -> LossSum:
+    """Cross-entropy of yes-or-no labels, summed over those that are not -100; float32.
+
+    Per label ``-y log s(x) - (1-y) log s(-x) = softplus(x) - x y`` with the logistic function ``s``; the weight is the
+    number of labels.
+
+    Args:
+        logits: ``x`` above, any float dtype.
+        labels: ``y`` above, 0 or 1; -100 gives exactly 0 and a zero gradient, whatever the logit.
+    """
+    trained = labels != IGNORE
+    logits = jnp.where(trained, logits.astype(jnp.float32), 0.0)
+    loss = jax.nn.softplus(logits) - logits * jnp.where(trained, labels, 0)
+    return LossSum(jnp.sum(jnp.where(trained, loss, 0.0)), jnp.sum(trained, dtype=jnp.float32))
+
+
+def squared_error(
+    predictions: Float[Array, "*examples"], targets: Float[Array, "*examples"], weights: Float[Array, "*examples"]
+) -> LossSum:
+    """``sum w (prediction - target)^2`` and the sum of the weights ``w``; float32.
+
+    Args:
+        predictions: any float dtype; where the weight is 0 they give exactly 0 and a zero gradient, whatever they hold.
+        targets: what is to be predicted.
+        weights: 1 for an example, 0 for padding.
+    """
+    weights = weights.astype(jnp.float32)
+    error = jnp.where(weights != 0, predictions.astype(jnp.float32) - targets.astype(jnp.float32), 0.0)
+    return LossSum(jnp.sum(weights * jnp.square(error)), jnp.sum(weights))

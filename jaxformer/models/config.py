@@ -33,6 +33,9 @@ class TransformerConfig(Schema):
     """A Transformer's shape and switches. ``type`` names the family whose defaults fill what is not given."""
 
     type: str = Field("gpt2", description="model family; chooses the defaults of the keys below")
+    pretrained: str | None = Field(
+        None, description="output_dir of a run to start from: its sizes, tokenizer and the parameters both models have"
+    )
     architecture: Architecture = Field("decoder", description="what the family is; not meant to be changed")
     vocab_size: int | None = Field(None, ge=1, description="rows of the embedding; default: the tokenizer's size")
     hidden_size: int = Field(768, ge=1, description="D, width of the residual stream")
@@ -80,6 +83,9 @@ class TransformerConfig(Schema):
     scale_scores: bool = Field(True, description="attention scores times 1/sqrt(H)")
     tie_embeddings: bool = Field(True, description="the output layer is the token embedding")
     scale_logits: bool = Field(False, description="logits times 1/sqrt(D)")
+    decoder_start: Literal["pad", "sep"] = Field(
+        "pad", description="encoder_decoder: special token before the first of the target; T5: pad, BART: sep"
+    )
     pooler: Activation | None = Field(
         None, description="classification: activation of the dense layer over the pooled state; null: no such layer"
     )

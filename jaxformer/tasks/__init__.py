@@ -1,11 +1,11 @@
 """The objectives, one file each."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
-from jaxformer.data.config import DataConfig
 from jaxformer.families import FAMILIES
 from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
@@ -13,9 +13,14 @@ from jaxformer.tasks.base import Batch, LossSums, Report, ReportingTask, Task, T
 from jaxformer.tasks.causal_lm import CausalLM, CausalLMConfig
 from jaxformer.tasks.denoising import Denoising, DenoisingConfig
 from jaxformer.tasks.masked_lm import MaskedLanguageModelling, MaskedLMConfig
+from jaxformer.tasks.multiple_choice import MultipleChoice, MultipleChoiceConfig
 from jaxformer.tasks.prefix_lm import PrefixLM, PrefixLMConfig
+from jaxformer.tasks.question_answering import QuestionAnswering, QuestionAnsweringConfig
 from jaxformer.tasks.replaced_token_detection import ReplacedTokenDetection, ReplacedTokenDetectionConfig
+from jaxformer.tasks.seq2seq import Seq2Seq, Seq2SeqConfig
+from jaxformer.tasks.sequence_classification import SequenceClassification, SequenceClassificationConfig
 from jaxformer.tasks.span_corruption import SpanCorruption, SpanCorruptionConfig
+from jaxformer.tasks.token_classification import TokenClassification, TokenClassificationConfig
 from jaxformer.tokenizers import Tokenizer
 
 TaskConfig = Annotated[
@@ -24,7 +29,12 @@ TaskConfig = Annotated[
     | MaskedLMConfig
     | ReplacedTokenDetectionConfig
     | SpanCorruptionConfig
-    | DenoisingConfig,
+    | DenoisingConfig
+    | SequenceClassificationConfig
+    | TokenClassificationConfig
+    | QuestionAnsweringConfig
+    | MultipleChoiceConfig
+    | Seq2SeqConfig,
     Field(discriminator="type"),
 ]
 TASKS: dict[str, type[TaskSchema]] = {
@@ -59,41 +69,80 @@ def name_of(task: TaskSchema) -> str:
     return str(type(task).model_fields["type"].default)
 
 
-def build_task(config: TaskSchema, tokenizer: Tokenizer, model: TransformerConfig, T: int, data: DataConfig) -> Task:
+@dataclass(frozen=True)
+class Bound:
+    """What an objective needs to know of a run.
+
+    Attributes:
+        tokenizer: with the special tokens that the objective asks for.
+        model: of the body.
+        sequence_length: T.
+        layout: how text is cut into rows.
+        train_records: the training data, for objectives that read records.
+    """
+
+    tokenizer: Tokenizer
+    model: TransformerConfig
+    sequence_length: int
+    layout: Literal["packed", "stream"] = "packed"
+    train_records: Sequence[Mapping[str, Any]] = ()
+
+
+def build_task(config: TaskSchema, to: Bound) -> Task:
     """The objective a configuration describes, bound to what it needs to know of the run.
 
     Raises:
         UserError: if the data's layout does not go with it.
     """
-    if not isinstance(config, CausalLMConfig) and data.layout != "packed":
-        raise UserError(f"data.layout is {data.layout!r}, expected packed for {name_of(config)}; leave it out")
+    if not isinstance(config, CausalLMConfig) and to.layout != "packed":
+        raise UserError(f"data.layout is {to.layout!r}, expected packed for {name_of(config)}; leave it out")
+    tokenizer, T, start = to.tokenizer, to.sequence_length, to.model.decoder_start
     match config:
         case CausalLMConfig():
-            return CausalLM(config, T, data.layout)
+            return CausalLM(config, T, to.layout)
         case PrefixLMConfig():
-            return PrefixLM(config, tokenizer, T, model.architecture)
+            return PrefixLM(config, tokenizer, T, to.model.architecture, start)
         case MaskedLMConfig():
             return MaskedLanguageModelling(config, tokenizer, T)
         case ReplacedTokenDetectionConfig():
             return ReplacedTokenDetection(config, tokenizer, T)
         case SpanCorruptionConfig():
-            return SpanCorruption(config, tokenizer, T)
+            return SpanCorruption(config, tokenizer, T, start)
         case DenoisingConfig():
-            return Denoising(config, tokenizer, T)
-    raise AssertionError(f"{config} has no objective")
+            return Denoising(config, tokenizer, T, start)
+        case Seq2SeqConfig():
+            return Seq2Seq(config, tokenizer, T, to.train_records, start)
+    supervised: dict[type[TaskSchema], Any] = {
+        SequenceClassificationConfig: SequenceClassification,
+        TokenClassificationConfig: TokenClassification,
+        QuestionAnsweringConfig: QuestionAnswering,
+        MultipleChoiceConfig: MultipleChoice,
+    }
+    return supervised[type(config)](config, tokenizer, T, to.train_records)
 
 
 __all__ = [
     "TASKS",
     "Batch",
+    "Bound",
     "CausalLM",
     "CausalLMConfig",
     "LossSums",
+    "MultipleChoice",
+    "MultipleChoiceConfig",
+    "QuestionAnswering",
+    "QuestionAnsweringConfig",
     "Report",
     "ReportingTask",
+    "Seq2Seq",
+    "Seq2SeqConfig",
+    "SequenceClassification",
+    "SequenceClassificationConfig",
     "Task",
     "TaskConfig",
     "TaskSchema",
+    "TokenClassification",
+    "TokenClassificationConfig",
     "build_task",
     "check_fit",
     "name_of",

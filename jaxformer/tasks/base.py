@@ -39,12 +39,16 @@ class TaskSchema(Schema):
         reads: ``text``, documents cut into rows of tokens; ``records``, rows of a table with an answer each.
         special_tokens: what the tokenizer must have; what it lacks is added to it.
         sentinels: how many sentinel tokens the tokenizer must have.
+        unit: what a loss is a mean over.
+        report_at_end: whether its report takes so long that only the last evaluation makes one.
     """
 
     architectures: ClassVar[tuple[Architecture, ...]]
     reads: ClassVar[Literal["text", "records"]]
     special_tokens: ClassVar[tuple[Role, ...]] = ()
     sentinels: ClassVar[int] = 0
+    unit: ClassVar[str] = "tokens"
+    report_at_end: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -56,12 +60,14 @@ class Report:
         predictions: one JSON object an example, in the order of the data.
         labels: names of the classes, where there are classes.
         confusion: ``[true class, predicted class]``, examples counted; None where there are no classes.
+        notes: how a metric was computed where its name does not say it, for instance the signature of sacrebleu.
     """
 
     metrics: dict[str, float]
     predictions: list[dict[str, Any]]
     labels: Sequence[str] = ()
     confusion: np.ndarray | None = field(default=None)
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 class Task(Protocol):

@@ -14,7 +14,7 @@ from jaxformer.families import build_model
 from jaxformer.models.config import TransformerConfig
 from jaxformer.tasks.base import Batch, LossSums, Rows, TaskSchema, token_loss
 from jaxformer.tasks.packing import Pair, packed_pairs
-from jaxformer.tokenizers import Tokenizer
+from jaxformer.tokenizers import Role, Tokenizer
 
 
 class DenoisingConfig(TaskSchema):
@@ -99,6 +99,7 @@ class Denoising:
     config: DenoisingConfig
     tokenizer: Tokenizer
     sequence_length: int
+    start: Role = "pad"
 
     def model(self, config: TransformerConfig) -> nn.Module:
         """The encoder-decoder with its language-model head."""
@@ -116,9 +117,8 @@ class Denoising:
             [self._pair(piece, ends, generator) for piece in split_pieces(tokens, segments)]
             for tokens, segments, generator in zip(batch["tokens"], batch["segment_ids"], generators, strict=True)
         ]
-        # As in BART the decoder starts with the token that ends a text.
         T = self.sequence_length
-        return packed_pairs(pairs, T, T, self.tokenizer.special_id("sep"))
+        return packed_pairs(pairs, T, T, self.tokenizer.special_id(self.start))
 
     def _pair(self, piece: np.ndarray, ends: np.ndarray, generator: np.random.Generator) -> Pair:
         c, special = self.config, self.tokenizer.special_id

@@ -15,7 +15,7 @@ from jaxformer.families import build_model
 from jaxformer.models.config import Architecture, TransformerConfig
 from jaxformer.tasks.base import Batch, LossSums, Rows, TaskSchema, token_loss
 from jaxformer.tasks.packing import packed_pairs
-from jaxformer.tokenizers import Tokenizer
+from jaxformer.tokenizers import Role, Tokenizer
 
 
 class PrefixLMConfig(TaskSchema):
@@ -41,6 +41,7 @@ class PrefixLM:
     tokenizer: Tokenizer
     sequence_length: int
     architecture: Architecture
+    start: Role = "pad"
 
     def model(self, config: TransformerConfig) -> nn.Module:
         """The model with its language-model head."""
@@ -63,7 +64,7 @@ class PrefixLM:
         if self.architecture == "encoder_decoder":
             pairs = [[(np.concatenate([text[:cut], end]), text[cut:]) for text, cut in row] for row in both]
             # A prefix and its end together are never longer than the text and its end.
-            return packed_pairs(pairs, T, T, self.tokenizer.special_id("pad"))
+            return packed_pairs(pairs, T, T, self.tokenizer.special_id(self.start))
         packed = [_with_prefix(row, T) for row in both]
         names = ("input_ids", "segment_ids", "prefix_mask", "labels")
         return {name: np.stack(arrays) for name, arrays in zip(names, zip(*packed, strict=True), strict=True)}

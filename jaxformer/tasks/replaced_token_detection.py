@@ -112,8 +112,7 @@ class ReplacedTokenDetection:
             body["example_ids"] = batch["example_ids"]
         logits = apply(model, params, body, dropout_key).logits
         real = batch["segment_ids"] > 0
-        detection = F.binary_cross_entropy(logits, is_replaced, real)
-        tokens = real.sum(dtype=jnp.float32)
+        detection, tokens = F.binary_cross_entropy(logits, jnp.where(real, is_replaced, F.IGNORE))
         generator_sum = generator.total / c.rate
         objective = generator_sum + c.discriminator_weight * detection
         right = ((logits > 0) == is_replaced) & real

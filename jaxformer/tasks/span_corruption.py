@@ -15,7 +15,7 @@ from jaxformer.families import build_model
 from jaxformer.models.config import TransformerConfig
 from jaxformer.tasks.base import Batch, LossSums, Rows, TaskSchema, token_loss
 from jaxformer.tasks.packing import packed_pairs
-from jaxformer.tokenizers import Tokenizer
+from jaxformer.tokenizers import Role, Tokenizer
 
 SENTINELS = 100  # as many as T5's vocabulary has
 
@@ -117,6 +117,7 @@ class SpanCorruption:
     config: SpanCorruptionConfig
     tokenizer: Tokenizer
     sequence_length: int
+    start: Role = "pad"
 
     @cached_property
     def target_length(self) -> int:
@@ -159,7 +160,7 @@ class SpanCorruption:
                     for piece in split_pieces(tokens, segments)
                 ]
             )
-        start_id = self.tokenizer.special_id("pad")
+        start_id = self.tokenizer.special_id(self.start)
         return packed_pairs(pairs, self.sequence_length, self.target_length, start_id)
 
     def loss(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> LossSums:

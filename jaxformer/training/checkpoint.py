@@ -128,6 +128,19 @@ class Checkpoints:
             "make room and run the same command to go on"
         )
 
+    def read(self) -> dict[str, Any]:
+        """The newest whole checkpoint as it was written, in this process's memory: a nested dict of NumPy arrays.
+
+        Raises:
+            UserError: if there is none.
+        """
+        for step in reversed(self.steps()):
+            if find_damage(self.folder / str(step)) is None:
+                metadata = self._checkpointer.metadata(step).metadata
+                as_numpy = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata)
+                return self._checkpointer.load(step, as_numpy)
+        raise UserError(f"no checkpoint in {self.folder} can be used, expected one; train the run first")
+
     def restore(self, abstract: Any) -> tuple[int, Any] | None:
         """The newest checkpoint that is whole, as (step, state), each array with the sharding ``abstract`` asks for.
 

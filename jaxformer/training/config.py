@@ -17,6 +17,7 @@ from jaxformer.schema import Schema, UserError
 from jaxformer.tasks import TASKS, CausalLMConfig, TaskConfig, check_fit, task_config
 from jaxformer.tokenizers import TokenizerConfig
 from jaxformer.training.optimizer import OptimizerConfig, ScheduleConfig
+from jaxformer.training.pretrained import CONFIG_FILE, TOKENIZER_FILE, check_run
 
 
 class TrainingConfig(Schema):
@@ -84,6 +85,7 @@ class RunConfig(Schema):
         model, task = (keys.get(section, {}) for section in ("model", "task"))
         if not isinstance(model, dict) or not isinstance(task, dict):
             return keys
+        keys, model = _from_pretrained(keys, model)
         model = model_config(model)
         return {**keys, "model": model, "task": task_config(task, model)}
 
@@ -102,6 +104,24 @@ class RunConfig(Schema):
         if t.early_stopping is not None and t.eval_every is None:
             raise ValueError("training.early_stopping is given without training.eval_every; give both")
         return self
+
+
+def _from_pretrained(keys: dict[str, Any], model: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keys with the tokenizer, and the model's with the sizes, of the run that ``model.pretrained`` names."""
+    if model.get("pretrained") is None:
+        return keys, model
+    folder = Path(str(model["pretrained"])).expanduser()
+    check_run(folder)
+    earlier = read_yaml(folder / CONFIG_FILE)["model"]
+    if model.get("type", earlier["type"]) != earlier["type"]:
+        raise ValueError(
+            f"model.type is {model['type']!r} and model.pretrained a {earlier['type']!r}, expected the same; leave out "
+            "model.type"
+        )
+    # The tokenizer may grow by the special tokens of another objective, and the vocabulary with it.
+    earlier = {key: value for key, value in earlier.items() if key not in ("vocab_size", "pretrained")}
+    tokenizer = keys.get("tokenizer") or {"type": "file", "path": str(folder / TOKENIZER_FILE)}
+    return {**keys, "tokenizer": tokenizer}, {**earlier, **model}
 
 
 def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> RunConfig:

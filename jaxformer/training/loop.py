@@ -1,5 +1,6 @@
 """The training loop: step, log, evaluate, save, stop, in that order."""
 
+import dataclasses
 import signal
 import time
 from collections.abc import Iterator
@@ -10,21 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
 
-from jaxformer.data.loader import evaluation_batches, load
+from jaxformer.data.loader import load
 from jaxformer.generation import sample
 from jaxformer.models import Decoder
-from jaxformer.parallel.mesh import BATCH
 from jaxformer.schema import UserError
+from jaxformer.tasks import Report
 from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.console import Display, number
+from jaxformer.training.evaluation import Evaluator, in_words, put, write_report
 from jaxformer.training.flops import peak_flops
 from jaxformer.training.metrics import MetricsLog
+from jaxformer.training.pretrained import read_params, transfer
 from jaxformer.training.run import CHECKPOINTS, Run, open_folder
-from jaxformer.training.state import init_state
-from jaxformer.training.step import StepMetrics, make_eval_step
+from jaxformer.training.state import TrainState, init_state
+from jaxformer.training.step import StepMetrics
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Result:
         step: batches consumed.
         loss: last validation loss, nats per token; None if nothing was evaluated.
         sample: text drawn at the end, if the run came to its end.
+        report: what the objective says of its predictions at the end, if it says more than a loss.
         folder: where everything lies.
         stopped_by: name of the signal that ended the run early, or None.
     """
@@ -42,6 +46,7 @@ class Result:
     step: int
     loss: float | None
     sample: str | None
+    report: Report | None
     folder: Path
     stopped_by: str | None
 
@@ -107,20 +112,36 @@ class Trainer:
         self.checkpoints = Checkpoints(run.folder / CHECKPOINTS, c.training.keep_last, c.training.keep_best)
         restored = self.checkpoints.restore(run.abstract)
         if restored is None:
-            self.step, self.state = 0, init_state(run.model, run.optimizer, c.seed, run.abstract)
+            self.step, self.state = 0, self.start()
         else:
             self.step, self.state = restored
             display.say(f"resuming at step {self.step} of {c.training.steps}")
         self.log = MetricsLog(run.folder, c.logging, self.step, c.model_dump(mode="json"))
         shardings = jax.tree.map(lambda leaf: leaf.sharding, run.abstract)
         self.train_step = jax.jit(run.train_step, donate_argnums=0, out_shardings=(shardings, None))
-        self.eval_step = jax.jit(make_eval_step(run.model, run.task))
+        self.evaluator = Evaluator(run)
+        # The report of the last evaluation and the step it was made at.
+        self.report: tuple[int, Report | None] = (-1, None)
         self.clock = Clock()
 
-    def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """A batch on the devices, its rows split over them."""
-        sharding = NamedSharding(self.run.mesh, BATCH)
-        return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+    def start(self) -> TrainState:
+        """A new state, with the parameters of ``model.pretrained`` where there is one."""
+        run = self.run
+        state = init_state(run.model, run.optimizer, run.config.seed, run.abstract)
+        source = run.config.model.pretrained
+        if source is None:
+            return state
+        params, done = transfer(state.params, read_params(Path(source).expanduser()))
+        self.display.say(f"took {len(done.taken)} parameters from {source}")
+        if done.left:
+            self.display.say(f"left there: {', '.join(done.left)}")
+        if done.grown:
+            self.display.say(f"tables with new rows: {', '.join(done.grown)}")
+        if done.new:
+            self.display.warn(f"newly initialised, train before use: {', '.join(done.new)}")
+        # A copy, since the state's buffers are donated and no buffer can be donated twice.
+        ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+        return dataclasses.replace(state, params=params, ema=ema)
 
     def train(self) -> None:
         """Runs the remaining steps, or until asked to stop."""
@@ -131,7 +152,7 @@ class Trainer:
         try:
             while self.step < t.steps and not self.stopping:
                 before = time.perf_counter()
-                batch = self.put(next(batches))
+                batch = put(self.run, next(batches))
                 self.clock.waiting += time.perf_counter() - before
                 self.state, metrics = self.train_step(self.state, batch)
                 self.step += 1
@@ -170,7 +191,7 @@ class Trainer:
         """Writes the record of this step and shows it. The loss is this step's own, so a resumed run repeats it."""
         c, clock = self.run.config, self.clock
         metrics = jax.device_get(metrics)
-        weight = max(float(metrics.weight), 1.0)
+        weight = float(metrics.weight) or 1.0
         clock.lap()
         values = {name: float(total) / weight for name, total in metrics.sums.items()}
         in_a_row, skipped = int(metrics.skipped_in_a_row), int(metrics.skipped)
@@ -183,7 +204,7 @@ class Trainer:
         record: dict[str, Any] = {"step": self.step, "split": "train", **values}
         record["learning_rate"] = float(self.run.schedule(self.step - 1 - skipped))
         record["gradient_norm"] = float(metrics.gradient_norm)
-        record["trained_tokens"] = int(metrics.weight)
+        record[f"trained_{c.task.unit}"] = int(metrics.weight)
         if skipped:
             record["skipped_updates"] = skipped
         seconds_left = None
@@ -210,22 +231,26 @@ class Trainer:
 
     def evaluate(self) -> float | None:
         """Mean loss over the whole validation set, written as an eval record; None without a validation set."""
-        rows, t = self.run.validation_rows, self.run.config.training
-        if rows is None:
+        if self.run.validation_rows is None:
             return None
         with self.clock.paused():
-            sums: dict[str, float] = {}
-            weight = 0.0
-            size, seed = t.eval_batch_size or t.batch_size, self.run.config.seed
-            for batch in evaluation_batches(rows, size, seed, self.run.task.features):
-                parts, part = jax.device_get(self.eval_step(self.state.evaluation_params, self.put(batch)))
-                weight += float(part)
-                for name, value in parts.items():
-                    sums[name] = sums.get(name, 0.0) + float(value)
-            values = {name: total / max(weight, 1.0) for name, total in sums.items()}
-            self.log.write({"step": self.step, "split": "eval", **values, "tokens": int(weight)})
-            self.display.say(f"step {self.step}: validation loss {values['loss']:.4f} over {int(weight):,} tokens")
+            params = self.state.evaluation_params
+            values, weight = self.evaluator.losses(params)
+            task = self.run.config.task
+            said = f"step {self.step}: validation loss {values['loss']:.4f} over {int(weight):,} {task.unit}"
+            if self.step >= self.run.config.training.steps or not task.report_at_end:
+                report = self.current_report()
+                values |= {} if report is None else report.metrics
+                said += "" if report is None else f", {in_words(report)}"
+            self.log.write({"step": self.step, "split": "eval", **values, task.unit: int(weight)})
+            self.display.say(said)
         return values["loss"]
+
+    def current_report(self) -> Report | None:
+        """What the objective says of its predictions now; made once a step."""
+        if self.report[0] != self.step and self.run.validation_rows is not None:
+            self.report = self.step, self.evaluator.report(self.state.evaluation_params)
+        return self.report[1]
 
     def save(self, loss: float | None) -> None:
         """Starts a checkpoint of this step."""
@@ -265,9 +290,13 @@ def train(run: Run, display: Display) -> Result:
             losses = trainer.log.losses("eval")
             finished = already_done or stop.signal is None
             text = trainer.sample() if finished else None
+            report = trainer.current_report() if finished else None
+            if report is not None:
+                write_report(report, run.folder)
         finally:
             trainer.close()
-    return Result(trainer.step, losses[-1] if losses else None, text, run.folder, None if finished else stop.signal)
+    loss, signal_name = losses[-1] if losses else None, None if finished else stop.signal
+    return Result(trainer.step, loss, text, report, run.folder, signal_name)
 
 
 def _summary(record: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from jaxformer.parallel.mesh import BATCH, batch_devices
 from jaxformer.training.console import duration, number
 from jaxformer.training.flops import peak_flops
-from jaxformer.training.run import CHECKPOINTS, Run
+from jaxformer.training.run import CHECKPOINTS, Run, size_of
 from jaxformer.training.state import count_parameters
 
 # A training step reaches about this share of a device's matrix-product peak; used only to guess a time.
@@ -73,13 +73,12 @@ def plan(run: Run) -> dict[str, str]:
     seconds = t.steps * flops / speed
     basis = "of the data sheet's peak" if peak else "of a matrix product measured now"
     done = [int(p.name) for p in (run.folder / CHECKPOINTS).glob("*") if p.name.isdigit()]
-    validation = 0 if run.validation_cache is None else run.validation_cache.num_tokens
+    validation = "none" if run.splits.validation is None else size_of(run.splits.validation)
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     return {
         "model": f"{c.model.type}, {count_parameters(run.abstract.params):,} parameters, {c.model.dtype} compute",
         "devices": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform}), {axes}",
-        "data": f"{run.corpus.name}: {run.train_cache.num_tokens:,} training tokens in "
-        f"{run.train_cache.num_documents:,} documents, {validation:,} validation tokens",
+        "data": f"{run.splits.name}: {run.splits.size} to train on, for validation {validation}",
         "batch": f"{t.batch_size} rows = {per_device} per device x {batch_devices(mesh)} devices x {t.accumulate} "
         f"accumulated; {c.sequence_length} tokens a row, {tokens_per_step:,} tokens a step",
         "epoch": f"{batches.rows.num_rows * c.sequence_length:,} tokens, {batches.steps_per_epoch:,.1f} steps",

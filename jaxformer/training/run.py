@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,21 +15,23 @@ from filelock import FileLock, Timeout
 from jax.sharding import Mesh
 
 from jaxformer.data.cache import TokenCache, build_cache
-from jaxformer.data.corpus import Corpus, Split, open_corpus
+from jaxformer.data.corpus import Split, open_corpus
 from jaxformer.data.loader import TrainBatches
+from jaxformer.data.records import open_records
 from jaxformer.data.rows import Rows
 from jaxformer.parallel.mesh import check_batch, make_mesh
 from jaxformer.schema import UserError
-from jaxformer.tasks import Task, build_task
+from jaxformer.tasks import Bound, Task, build_task
 from jaxformer.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
 from jaxformer.training.config import RunConfig, dump_config, parse_config, read_yaml
 from jaxformer.training.console import Display
 from jaxformer.training.flops import flops_per_step
 from jaxformer.training.optimizer import build_optimizer, build_schedule
+from jaxformer.training.pretrained import CHECKPOINTS, CONFIG_FILE, TOKENIZER_FILE
 from jaxformer.training.state import TrainState, abstract_state
 from jaxformer.training.step import TrainStep, make_train_step
 
-CONFIG_FILE, DATA_FILE, TOKENIZER_FILE, CHECKPOINTS = "config.yaml", "data.json", "tokenizer.json", "checkpoints"
+DATA_FILE = "data.json"
 
 # Keys a resumed run may change: none of them changes what a step computes. The learning rate and the number of
 # steps may change too; that is what a user who goes on with a run wants to change.
@@ -38,10 +40,12 @@ FREE_KEYS = (
     "data.cache_dir",
     "data.num_threads",
     "data.prefetch",
+    "model.pretrained",
     "model.remat",
     "model.unroll",
     "model.attention_implementation",
     "task.chunk_tokens",
+    "task.metrics",
     "optimizer.learning_rate",
     "optimizer.weight_decay",
     "optimizer.clip_norm",
@@ -63,15 +67,42 @@ FREE_KEYS = (
 
 
 @dataclass(frozen=True)
+class Splits:
+    """The data of a run, as its objective reads it.
+
+    Attributes:
+        name: for people.
+        fingerprint: changes when the data does.
+        train: a ``TokenCache``, or a list of records.
+        validation: the same, or None.
+    """
+
+    name: str
+    fingerprint: str
+    train: Any
+    validation: Any | None
+
+    @property
+    def size(self) -> str:
+        """How much there is to train on, in words."""
+        return size_of(self.train)
+
+
+def size_of(data: Any) -> str:
+    """Tokens and documents of a cache, or the number of records."""
+    if isinstance(data, TokenCache):
+        return f"{data.num_tokens:,} tokens in {data.num_documents:,} documents"
+    return f"{len(data):,} examples"
+
+
+@dataclass(frozen=True)
 class Run:
     """What a training loop needs, resolved. Nothing in it changes."""
 
     config: RunConfig
     folder: Path
     tokenizer: Tokenizer
-    corpus: Corpus
-    train_cache: TokenCache
-    validation_cache: TokenCache | None
+    splits: Splits
 
     @cached_property
     def model(self) -> nn.Module:
@@ -82,7 +113,8 @@ class Run:
     def task(self) -> Task:
         """The objective."""
         c = self.config
-        return build_task(c.task, self.tokenizer, c.model, c.sequence_length, c.data)
+        records = self.splits.train if c.task.reads == "records" else ()
+        return build_task(c.task, Bound(self.tokenizer, c.model, c.sequence_length, c.data.layout, records))
 
     @cached_property
     def mesh(self) -> Mesh:
@@ -122,7 +154,7 @@ class Run:
     def train_batches(self) -> TrainBatches:
         """Batch by step."""
         c = self.config
-        return TrainBatches(self.task.rows(self.train_cache), c.training.batch_size, c.seed, self.task.features)
+        return TrainBatches(self.task.rows(self.splits.train), c.training.batch_size, c.seed, self.task.features)
 
     @cached_property
     def flops_per_step(self) -> float:
@@ -133,9 +165,8 @@ class Run:
     @cached_property
     def validation_rows(self) -> Rows | None:
         """The whole validation set cut into rows, or None if there is none."""
-        if self.validation_cache is None:
-            return None
-        return self.task.rows(self.validation_cache)
+        validation = self.splits.validation
+        return None if validation is None else self.task.rows(validation)
 
 
 def prepare(config: RunConfig, display: Display) -> Run:
@@ -149,33 +180,50 @@ def prepare(config: RunConfig, display: Display) -> Run:
     check_batch(t.batch_size, t.accumulate, mesh)
     check_batch(t.eval_batch_size or t.batch_size, 1, mesh, "training.eval_batch_size")
     folder = Path(config.output_dir)
+    read = _read_text if config.task.reads == "text" else _read_records
+    tokenizer, splits = read(config, folder, display)
+    run = Run(_fit_vocabulary(config, tokenizer), folder, tokenizer, splits)
+    _ = run.train_batches  # a text shorter than one row should be refused now
+    return run
+
+
+def _read_text(config: RunConfig, folder: Path, display: Display) -> tuple[Tokenizer, Splits]:
+    """Documents, as caches of tokens."""
     corpus = open_corpus(config.data)
-    tokenizer = _tokenizer(config, corpus, folder, display)
+    texts = (document.text for document in corpus.documents("train"))
+    tokenizer = _tokenizer(config, corpus.name, texts, folder, display)
 
     def cache(split: Split) -> TokenCache:
         with display.counting(f"tokenising {corpus.name} ({split})", "documents") as counter:
             return build_cache(corpus, split, tokenizer, config.data.cache_folder, counter)
 
     validation = cache("validation") if corpus.has_validation else None
-    run = Run(_fit_vocabulary(config, tokenizer), folder, tokenizer, corpus, cache("train"), validation)
-    _ = run.train_batches  # a text shorter than one row should be refused now
-    return run
+    return tokenizer, Splits(corpus.name, corpus.fingerprint, cache("train"), validation)
 
 
-def _tokenizer(config: RunConfig, corpus: Corpus, folder: Path, display: Display) -> Tokenizer:
+def _read_records(config: RunConfig, folder: Path, display: Display) -> tuple[Tokenizer, Splits]:
+    """Rows of a table."""
+    records = open_records(config.data)
+    task: Any = config.task
+    texts = (text for record in records.train for text in task.texts(record))
+    tokenizer = _tokenizer(config, records.name, texts, folder, display)
+    return tokenizer, Splits(records.name, records.fingerprint, records.train, records.validation)
+
+
+def _tokenizer(config: RunConfig, name: str, texts: Iterable[str], folder: Path, display: Display) -> Tokenizer:
     """The run's own tokenizer if the folder has one, so that a resumed run cannot train another."""
     if (folder / CHECKPOINTS).exists() and (folder / TOKENIZER_FILE).exists():
         return load_tokenizer(folder / TOKENIZER_FILE)
-    with display.counting(f"training a {config.tokenizer.type} tokenizer on {corpus.name}", "documents") as counter:
+    with display.counting(f"training a {config.tokenizer.type} tokenizer on {name}", "texts") as counter:
 
-        def texts() -> Iterator[str]:
+        def counted() -> Iterator[str]:
             size = 0
-            for count, document in enumerate(corpus.documents("train")):
-                size += len(document.text)
+            for count, text in enumerate(texts):
+                size += len(text)
                 counter(count, size)
-                yield document.text
+                yield text
 
-        tokenizer = build_tokenizer(config.tokenizer, texts())
+        tokenizer = build_tokenizer(config.tokenizer, counted())
     # An objective may need tokens that no text holds (a mask, sentinels).
     return tokenizer.with_special_tokens(config.task.special_tokens, config.task.sentinels)
 
@@ -232,7 +280,10 @@ def check_resumable(run: Run) -> None:
     folder = run.folder
     if not (folder / CONFIG_FILE).exists():
         raise UserError(f"{folder} has checkpoints and no {CONFIG_FILE}, expected both; choose another output_dir")
-    before = flatten(parse_config(read_yaml(folder / CONFIG_FILE), str(folder / CONFIG_FILE)).model_dump(mode="json"))
+    keys = read_yaml(folder / CONFIG_FILE)
+    # Where it started from was needed only then, and may be gone.
+    keys["model"].pop("pretrained", None)
+    before = flatten(parse_config(keys, str(folder / CONFIG_FILE)).model_dump(mode="json"))
     after = flatten(run.config.model_dump(mode="json"))
     changed = [
         f"{key} {before.get(key)!r} -> {after.get(key)!r}"
@@ -250,7 +301,7 @@ def check_resumable(run: Run) -> None:
 
 
 def _data_facts(run: Run) -> dict[str, Any]:
-    return {"data": run.corpus.fingerprint, "tokenizer": run.tokenizer.fingerprint}
+    return {"data": run.splits.fingerprint, "tokenizer": run.tokenizer.fingerprint}
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

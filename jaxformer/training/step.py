@@ -86,7 +86,7 @@ def make_train_step(
         key = purpose_key(seed, "dropout", state.step)
         gradients, sums = gradients_of_sum(model, task, state.params, batch, key, accumulate)
         # The mean is taken here and nowhere else. A batch without a single trained token gives zeros.
-        weight = jnp.maximum(sums.weight, 1.0)
+        weight = jnp.where(sums.weight > 0, sums.weight, 1.0)
         gradients = jax.tree.map(lambda gradient: gradient / weight, gradients)
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(sums.objective) & jnp.isfinite(norm)

@@ -2,12 +2,13 @@ import json
 import os
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from jaxformer.data import DataConfig, corpus, formats, open_corpus
+from jaxformer.data import DataConfig, formats, open_corpus, sources
 from jaxformer.data.formats import Document
 from jaxformer.schema import UserError
 
@@ -224,8 +225,8 @@ def test_datasets_that_cannot_be_opened(tmp_path):
 def test_a_dataset_in_memory_is_known_by_its_text():
     def identity(*rows):
         data = dataset(*rows)
-        read = lambda: formats.read_huggingface(data, "text", "x")  # noqa: E731
-        return corpus._dataset_identity(data, read, DataConfig())
+        source = sources._dataset(data, "x", DataConfig(), "documents")
+        return source.identity
 
     assert identity("a", "b") == identity("a", "b") != identity("ab")
 
@@ -240,3 +241,60 @@ def test_where_caches_lie(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/me")
     assert str(DataConfig().cache_folder) == "/home/me/.cache/jaxformer"
+
+
+def test_several_paths_are_one_corpus(folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    (other / "00.txt").write_text("another 00")
+    opened = open_path(folder, validation_fraction=0).fingerprint
+    assert open_corpus(DataConfig(path=[str(folder)], validation_fraction=0)).fingerprint == opened
+    both = open_corpus(DataConfig(path=[str(other), str(folder / "0[01].txt")], validation_fraction=0))
+    assert [(d.name, d.text) for d in both.documents("train")] == [
+        ("0/00.txt", "another 00"),
+        ("1/00.txt", "text 0"),
+        ("1/01.txt", "text 1"),
+    ]
+    validated = open_corpus(DataConfig(path=str(folder), validation_path=[str(other), str(folder / "03.txt")]))
+    assert texts(validated, "validation") == ["another 00", "text 3"]
+    with pytest.raises(UserError, match=r"01.txt is found under several of the paths .*: expected each file once"):
+        open_corpus(DataConfig(path=[str(folder), str(folder / "01.txt")]))
+    with pytest.raises(ValidationError, match="is an empty list"):
+        DataConfig(path=[])
+
+
+def test_several_columns_are_documents_of_their_own(tmp_path):
+    rows = [{"a": f"a{i}", "b": f"b{i}"} for i in range(30)] + [{"b": "only b", "a": None}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    opened = open_path(tmp_path / "a.jsonl", text_column=["a", "b"], validation_fraction=0.3)
+    train, validation = (list(opened.documents(split)) for split in ("train", "validation"))
+    assert len(train) + len(validation) == 61
+    assert {d.row for d in train}.isdisjoint(d.row for d in validation), "a row is not divided"
+    first = next(d for d in train + validation if d.text == "b0")
+    assert (first.name, first.row) == ("a.jsonl:1:b", "a.jsonl:1")
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write('\n{"c": "x"}')
+    with pytest.raises(UserError, match=r"a.jsonl, line 32 has no column 'a' or 'b', only c: set data.text_column"):
+        texts(open_path(tmp_path / "a.jsonl", text_column=["a", "b"], split="hash"), "train")
+    (tmp_path / "b.jsonl").write_text('{"a": null, "b": null}')
+    with pytest.raises(UserError, match=r"b.jsonl, line 1: expected text in one of the columns a, b, all hold null"):
+        texts(open_path(tmp_path / "b.jsonl", text_column=["a", "b"], split="hash"), "train")
+
+
+def test_so_many_documents_are_drawn(folder):
+    opened = open_path(folder, validation_fraction=0, max_examples=4, sample_seed=7)
+    chosen = sorted(np.random.default_rng(7).permutation(40)[:4].tolist())
+    assert texts(opened, "train") == [f"text {i}" for i in chosen]
+    assert texts(open_path(folder, validation_fraction=0, max_examples=99), "train") == [f"text {i}" for i in range(40)]
+    other = open_path(folder, validation_fraction=0, max_examples=4, sample_seed=8)
+    assert len({opened.fingerprint, other.fingerprint, open_path(folder, validation_fraction=0).fingerprint}) == 3
+
+
+def test_several_datasets_are_one_corpus(tmp_path):
+    datasets.DatasetDict({"train": dataset("a"), "validation": dataset("v")}).save_to_disk(tmp_path / "one")
+    dataset("b", "c").save_to_disk(tmp_path / "two")
+    (tmp_path / "three.txt").write_text("d")
+    paths = [str(tmp_path / name) for name in ("one", "two", "three.txt")]
+    opened = open_corpus(DataConfig(path=paths[:2]))
+    assert (texts(opened, "train"), texts(opened, "validation")) == (["a", "b", "c"], ["v"])
+    with pytest.raises(UserError, match=r"data.path mixes saved datasets with other files: .*; give one kind"):
+        open_corpus(DataConfig(path=paths))

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxformer import functional as F
 from jaxformer.functional import IGNORE, HeadWeights, chunked_cross_entropy, cross_entropy, head_logits
 
 B, T, D, V = 3, 10, 5, 7
@@ -199,3 +200,55 @@ def test_chunks_bound_the_logits_in_memory():
 def test_options_out_of_range(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_class_weighted_cross_entropy_by_hand():
+    # p = (1/4, 3/4) in the first, (1/2, 1/2) in the second row; class 1 counts three times.
+    logits = jnp.array([[0.0, np.log(3.0)], [1.0, 1.0], [np.nan, np.inf]])
+    labels = jnp.array([1, 0, -100])
+    sums = F.class_weighted_cross_entropy(logits, labels, jnp.array([1.0, 3.0]))
+    np.testing.assert_allclose(sums.total, -3 * np.log(3 / 4) - np.log(1 / 2), rtol=1e-6)
+    assert sums.weight == 4
+    smooth = F.class_weighted_cross_entropy(logits, labels, jnp.array([1.0, 3.0]), label_smoothing=0.2)
+    spread = -(np.log(1 / 4) + 3 * np.log(3 / 4)) / 2 - (1 + 3) * np.log(1 / 2) / 2
+    np.testing.assert_allclose(smooth.total, 0.8 * float(sums.total) + 0.2 * spread, rtol=1e-6)
+    assert smooth.weight == 4
+    with pytest.raises(ValueError, match=r"label_smoothing is 1.0, expected"):
+        F.class_weighted_cross_entropy(logits, labels, jnp.ones(2), label_smoothing=1.0)
+
+
+def test_equal_class_weights_are_cross_entropy_with_its_gradient():
+    logits = jax.random.normal(jax.random.key(0), (4, 5)) * 3
+    labels = jnp.array([0, -100, 4, 2])
+
+    def weighted(x):
+        return F.class_weighted_cross_entropy(x, labels, jnp.ones(5), label_smoothing=0.1).total
+
+    def plain(x):
+        return F.cross_entropy(x, labels, label_smoothing=0.1).total
+
+    np.testing.assert_allclose(weighted(logits), plain(logits), rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(weighted)(logits), jax.grad(plain)(logits), atol=1e-6)
+    hostile = logits.at[1].set(jnp.nan)
+    assert not np.isnan(jax.grad(weighted)(hostile)).any()
+
+
+def test_binary_cross_entropy_equals_optax_and_ignores_what_is_masked():
+    logits = jnp.array([[2.0, -80.0, np.nan], [-0.5, 80.0, np.inf]])
+    labels = jnp.array([[1, 0, -100], [0, 0, -100]])
+    sums = F.binary_cross_entropy(logits, labels)
+    expected = optax.sigmoid_binary_cross_entropy(logits[:, :2], labels[:, :2])
+    np.testing.assert_allclose(sums.total, expected.sum(), rtol=1e-6)
+    assert sums.weight == 4
+    # d/dx = sigmoid(x) - y
+    gradient = jax.grad(lambda x: F.binary_cross_entropy(x, labels).total)(logits)
+    np.testing.assert_allclose(gradient[0], [1 / (1 + np.exp(-2.0)) - 1, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(gradient[1], [1 / (1 + np.exp(0.5)), 1, 0], atol=1e-6)
+
+
+def test_squared_error_by_hand():
+    predictions, weights = jnp.array([1.0, 4.0, np.inf]), jnp.array([1.0, 1.0, 0.0])
+    sums = F.squared_error(predictions, jnp.array([3.0, 3.0, 0.0]), weights)
+    assert (sums.total, sums.weight) == (5, 2)
+    gradient = jax.grad(lambda x: F.squared_error(x, jnp.array([3.0, 3.0, 0.0]), weights).total)(predictions)
+    np.testing.assert_allclose(gradient, [-4, 2, 0])

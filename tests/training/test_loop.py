@@ -182,7 +182,7 @@ def test_evaluation_weights_every_token_of_the_whole_set_alike(tmp_path):
     assert results[0]["tokens"] == results[1]["tokens"]
     np.testing.assert_allclose(results[0]["loss"], results[1]["loss"], rtol=1e-6)
     run = make_run(keys)
-    transitions = run.validation_cache.num_tokens - run.validation_cache.num_documents
+    transitions = run.splits.validation.num_tokens - run.splits.validation.num_documents
     assert results[0]["tokens"] == transitions
 
 
@@ -269,4 +269,4 @@ def test_prepare_reuses_the_cache(tmp_path):
     keys = tiny_keys(tmp_path)
     first = make_run(keys)
     again = prepare(first.config, quiet())
-    assert first.train_cache.path == again.train_cache.path
+    assert first.splits.train.path == again.splits.train.path

@@ -1,0 +1,187 @@
+"""Metrics of predictions, by the libraries that the field reports them with.
+
+The libraries come with ``pip install "jaxformer[metrics]"`` and are imported where they are used.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from jaxformer.schema import UserError
+
+Tags = Sequence[Sequence[str]]
+ENTITY_PREFIXES = ("B-", "I-", "E-", "S-")
+
+
+def need(module: str) -> Any:
+    """The module, imported.
+
+    Raises:
+        UserError: It is not installed; names the command that does.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"{module.split('.')[0]} is needed to report this task and is not installed: "
+            'pip install "jaxformer[metrics]"'
+        ) from error
+
+
+def classification(labels: np.ndarray, predicted: np.ndarray, num_labels: int) -> dict[str, float]:
+    """Accuracy, macro F1 and Matthews correlation of one label an example, by scikit-learn.
+
+    ``F1 = 2 TP / (2 TP + FP + FN)`` a class, averaged over all classes; a class that neither occurs nor is predicted is
+    left out of the average. Micro F1 would be the accuracy.
+
+    Args:
+        labels: ``[examples]`` class numbers.
+        predicted: ``[examples]`` class numbers.
+        num_labels: number of classes.
+    """
+    sk = need("sklearn.metrics")
+    present = np.intersect1d(np.arange(num_labels), np.union1d(labels, predicted))
+    return {
+        "accuracy": float(np.mean(labels == predicted)),
+        "f1_macro": float(sk.f1_score(labels, predicted, labels=present, average="macro", zero_division=0)),
+        "mcc": float(sk.matthews_corrcoef(labels, predicted)),
+    }
+
+
+def multi_label(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """F1 and accuracy of several labels an example, by scikit-learn.
+
+    ``f1_micro`` counts all labels of all examples together, ``f1_macro`` is the mean over labels (0 for a label that
+    neither occurs nor is predicted), ``accuracy`` is the share of examples with all labels right.
+
+    Args:
+        labels: ``[examples, labels]`` of 0 and 1.
+        predicted: the same.
+    """
+    sk = need("sklearn.metrics")
+    return {
+        "accuracy": float(np.mean((labels == predicted).all(axis=1))),
+        "f1_micro": float(sk.f1_score(labels, predicted, average="micro", zero_division=0)),
+        "f1_macro": float(sk.f1_score(labels, predicted, average="macro", zero_division=0)),
+    }
+
+
+def regression(targets: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """Pearson and Spearman correlation (by SciPy) and mean squared error; a correlation with a constant is 0."""
+    stats = need("scipy.stats")
+    constant = len(targets) < 2 or np.ptp(targets) == 0 or np.ptp(predicted) == 0
+    return {
+        "pearson": 0.0 if constant else float(stats.pearsonr(targets, predicted).statistic),
+        "spearman": 0.0 if constant else float(stats.spearmanr(targets, predicted).statistic),
+        "mse": float(np.mean(np.square(np.asarray(targets, np.float64) - predicted))),
+    }
+
+
+def confusion(labels: np.ndarray, predicted: np.ndarray, num_labels: int) -> np.ndarray:
+    """``[true class, predicted class]``: how many examples."""
+    counts = np.zeros((num_labels, num_labels), np.int64)
+    np.add.at(counts, (labels, predicted), 1)
+    return counts
+
+
+def tagging(tags: Tags, predicted: Tags) -> dict[str, float]:
+    """Accuracy over tags and, where there are entities (``B-X``, ``I-X``), their precision, recall and F1 by seqeval.
+
+    An entity is right if its type and both its ends are; micro average over all entities, read as conlleval reads them
+    (an ``I-X`` that follows no ``X`` begins an entity).
+    """
+    flat = [(a, b) for one, other in zip(tags, predicted, strict=True) for a, b in zip(one, other, strict=True)]
+    found = {"accuracy": sum(a == b for a, b in flat) / max(len(flat), 1)}
+    if any(tag.startswith(ENTITY_PREFIXES) for pair in flat for tag in pair):
+        seqeval = need("seqeval.metrics")
+        for name in ("precision", "recall", "f1"):
+            score = getattr(seqeval, f"{name}_score")
+            both = [[list(sentence) for sentence in part] for part in (tags, predicted)]
+            found[f"entity_{name}"] = float(score(*both, zero_division=0))
+    return found
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, without punctuation, English articles and superfluous blanks.
+
+    Source: the evaluation script of SQuAD v1.1 and v2.0 (Rajpurkar et al. 2016, 2018), ``normalize_answer``.
+
+    >>> normalize_answer("The  24-yard line!")
+    '24yard line'
+    """
+    kept = "".join(character for character in text.lower() if character not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
+
+
+def answer_scores(predicted: str, answers: Sequence[str]) -> tuple[float, float]:
+    """Exact match and F1 of an answer against the best of the right ones; no right one means that "" is right.
+
+    F1 is that of the bags of words (blanks between them) after ``normalize_answer``; an empty answer is right or wrong
+    as a whole. Source: the evaluation script of SQuAD v2.0, ``compute_exact`` and ``compute_f1``.
+
+    >>> answer_scores("the Denver Broncos", ["Broncos", "Denver Broncos team"])
+    (0.0, 0.8)
+    """
+    rights = [answer for answer in answers if normalize_answer(answer)] or [""]
+    exact = max(float(normalize_answer(predicted) == normalize_answer(right)) for right in rights)
+    return exact, max(_bag_f1(normalize_answer(predicted).split(), normalize_answer(right).split()) for right in rights)
+
+
+def _bag_f1(predicted: list[str], right: list[str]) -> float:
+    if not predicted or not right:
+        return float(predicted == right)
+    common = sum((Counter(predicted) & Counter(right)).values())
+    return 2 * common / (len(predicted) + len(right))
+
+
+def answers(scores: Sequence[tuple[float, float, bool]]) -> dict[str, float]:
+    """Means over all questions and, if some have no answer, over those with and those without one.
+
+    Args:
+        scores: exact match, F1 and whether there is an answer, a question each.
+    """
+    table = np.array(scores, float)
+    means = {"exact_match": float(table[:, 0].mean()), "f1": float(table[:, 1].mean())}
+    has = table[:, 2] == 1
+    if has.all():
+        return means
+    if has.any():
+        means |= {"has_answer_exact_match": float(table[has, 0].mean()), "has_answer_f1": float(table[has, 1].mean())}
+    return means | {"no_answer_accuracy": float(table[~has, 0].mean())}
+
+
+def bleu(predicted: Sequence[str], references: Sequence[str], tokenize: str = "13a") -> tuple[float, str]:
+    """Corpus BLEU in ``[0, 100]`` by sacrebleu (Post 2018), and the signature that says how it was computed."""
+    metric = need("sacrebleu.metrics").BLEU(tokenize=tokenize)
+    score = metric.corpus_score(list(predicted), [list(references)]).score
+    return float(score), str(metric.get_signature())
+
+
+def chrf(predicted: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
+    """Corpus chrF2 in ``[0, 100]`` by sacrebleu (Popović 2015), and its signature."""
+    metric = need("sacrebleu.metrics").CHRF()
+    score = metric.corpus_score(list(predicted), [list(references)]).score
+    return float(score), str(metric.get_signature())
+
+
+class _Words:
+    """Words of any script: rouge_score's own tokenizer keeps only a-z and 0-9, and finds nothing in Korean."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return re.findall(r"[^\W_]+", text.lower())
+
+
+def rouge(predicted: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Mean F-measure of ROUGE-1, -2 and -L in ``[0, 1]`` by rouge_score (Lin 2004), without stemming.
+
+    Words are runs of letters and digits in lower case, which for ASCII text are those of rouge_score itself.
+    """
+    names = ("rouge1", "rouge2", "rougeL")
+    scorer = need("rouge_score.rouge_scorer").RougeScorer(list(names), tokenizer=_Words())
+    scores = [scorer.score(right, ours) for right, ours in zip(references, predicted, strict=True)]
+    return {name: float(np.mean([score[name].fmeasure for score in scores])) for name in names}

@@ -1,0 +1,259 @@
+"""Extractive question answering: the span of a context that answers a question, or that there is none."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from pydantic import Field
+
+from jaxformer import functional as F
+from jaxformer.data.examples import Example, ExampleRows
+from jaxformer.models import heads
+from jaxformer.models.config import TransformerConfig
+from jaxformer.schema import UserError
+from jaxformer.tasks import metrics
+from jaxformer.tasks import records as R
+from jaxformer.tasks.base import Batch, LossSums, Report, Rows, TaskSchema
+from jaxformer.tokenizers import Tokenizer
+
+
+class Answer(NamedTuple):
+    """An answer and the character of the context where it begins."""
+
+    text: str
+    start: int
+
+
+class QuestionAnsweringConfig(TaskSchema):
+    """Find the span of a context that answers a question."""
+
+    architectures = ("encoder", "decoder", "encoder_decoder")
+    reads = "records"
+    unit = "windows"
+    special_tokens = ("pad", "cls", "sep")
+
+    type: Literal["question_answering"] = Field("question_answering", description="objective")
+    question_column: str = Field("question", description="column with the question")
+    context_column: str = Field("context", description="column with the text that may hold the answer")
+    answers_column: str = Field(
+        "answers", description="column with the answers: {text: [...], answer_start: [...]} or a list of {text, start}"
+    )
+    id_column: str | None = Field("id", description="column that names a record in the predictions, where it has one")
+    stride: int = Field(128, ge=0, description="tokens that neighbouring windows of a long context share")
+    max_question_tokens: int = Field(64, ge=1, description="longer questions are cut off behind so many tokens")
+    max_answer_tokens: int = Field(30, ge=1, description="longest answer to predict")
+    null_threshold: float | None = Field(
+        0.0, description="no answer is predicted if its score exceeds the best span's by more; null: always answer"
+    )
+
+    def texts(self, record: R.Record) -> list[str]:
+        """The question and the context; what a tokenizer is trained on."""
+        return [
+            R.text(record, self.question_column, "question_column"),
+            R.text(record, self.context_column, "context_column"),
+        ]
+
+    def answers_of(self, record: R.Record) -> list[Answer]:
+        """The right answers; none if the context does not answer the question.
+
+        Raises:
+            UserError: They are not of the two forms, or do not stand where they are said to.
+        """
+        value = R.column(record, self.answers_column, "answers_column")
+        try:
+            if isinstance(value, dict):
+                starts = value["answer_start"] if "answer_start" in value else value["start"]
+                answers = [Answer(str(text), int(start)) for text, start in zip(value["text"], starts, strict=True)]
+            else:
+                answers = [
+                    Answer(str(a["text"]), int(a["start"] if "start" in a else a["answer_start"])) for a in value
+                ]
+        except (KeyError, TypeError, ValueError):
+            raise UserError(
+                f"{R.where(record)}: column {self.answers_column!r} (task.answers_column) is {value!r:.80}, expected "
+                "{text: [...], answer_start: [...]} or a list of {text, start}"
+            ) from None
+        context = R.text(record, self.context_column, "context_column")
+        for text, start in answers:
+            if start < 0 or context[start : start + len(text)] != text or not text.strip():
+                found = context[max(start, 0) : max(start, 0) + len(text)]
+                raise UserError(
+                    f"{R.where(record)}: the answer {text!r} is said to begin at character {start} of the context, "
+                    f"where {found!r} stands: mend its start, or remove the record"
+                )
+        return answers
+
+
+class Window(NamedTuple):
+    """A part of a context together with its question.
+
+    Attributes:
+        record: Number of the record.
+        inputs: `[CLS] question [SEP] part [SEP]`.
+        begin: Position of the first token of the part.
+        offsets: Characters `[start, end)` of the context for each token of the part.
+    """
+
+    record: int
+    inputs: Batch
+    begin: int
+    offsets: list[tuple[int, int]]
+
+
+@dataclass(frozen=True, eq=False)
+class QuestionAnswering:
+    """``-(log p_start[s] + log p_end[e]) / 2``, summed over windows; ``(0, 0)``, the ``[CLS]``, says "not in here".
+
+    A context that is too long is cut into windows that overlap by ``stride`` tokens. The model's output has
+    ``start_logits`` and ``end_logits [B, T]``. Source: Devlin et al. 2019, "BERT", sections 4.2 and 4.3.
+    """
+
+    config: QuestionAnsweringConfig
+    tokenizer: Tokenizer
+    sequence_length: int
+    train_records: Sequence[R.Record] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        c = self.config
+        room = self.sequence_length - c.max_question_tokens - 3
+        if room <= c.stride:
+            raise UserError(
+                f"{c.type}: the sequence length {self.sequence_length} leaves {room} tokens of context beside "
+                f"max_question_tokens {c.max_question_tokens}, expected more than stride {c.stride}: lower these or "
+                "raise the length"
+            )
+
+    def windows(self, data: Sequence[R.Record]) -> list[Window]:
+        """The windows of all records in order, at least one each."""
+        texts = [self.config.texts(record) for record in data]
+        questions = self.tokenizer.encode_batch([question for question, _ in texts])
+        contexts = self.tokenizer.encode_with_offsets([context for _, context in texts])
+        windows = []
+        for number, (question, (ids, offsets)) in enumerate(zip(questions, contexts, strict=True)):
+            question = question[: self.config.max_question_tokens]
+            room = self.sequence_length - len(question) - 3
+            start = 0
+            while True:
+                part = slice(start, start + room)
+                inputs = R.encoder_input(self.tokenizer, question, ids[part], self.sequence_length)
+                windows.append(Window(number, inputs, len(question) + 2, offsets[part]))
+                if start + room >= len(ids):
+                    break
+                start += room - self.config.stride
+        return windows
+
+    def labels(self, window: Window, answers: Sequence[Answer]) -> tuple[int, int]:
+        """First and last token of the first answer if all of it is in the window, else ``(0, 0)``.
+
+        They are the tokens that hold its first and its last character other than blanks.
+        """
+        if not answers:
+            return 0, 0
+        text, start = answers[0]
+        first = start + len(text) - len(text.lstrip())
+        last = start + len(text.rstrip()) - 1
+        held = [[i for i, (a, b) in enumerate(window.offsets) if a <= at < b] for at in (first, last)]
+        if not held[0] or not held[1]:
+            return 0, 0
+        return window.begin + held[0][0], window.begin + held[1][-1]
+
+    def model(self, config: TransformerConfig) -> nn.Module:
+        """The body with a head that gives each token a start and an end score."""
+        return heads.QuestionAnswering(config)
+
+    def rows(self, data: Sequence[R.Record]) -> Rows:
+        """One row a window."""
+        answers = [self.config.answers_of(record) for record in data]
+        examples: list[Example] = []
+        for window in self.windows(data):
+            start, end = self.labels(window, answers[window.record])
+            context = np.zeros(len(window.inputs["input_ids"]), np.int32)
+            context[window.begin : window.begin + len(window.offsets)] = 1
+            labels: Example = {"context_mask": context, "start_positions": start, "end_positions": end}
+            examples.append({**window.inputs, **labels})
+        fill = {"context_mask": 0, "start_positions": F.IGNORE, "end_positions": F.IGNORE}
+        return ExampleRows(examples, self.sequence_length, R.encoder_fill(self.tokenizer) | fill)
+
+    def features(self, batch: Batch, generators: list[np.random.Generator], rows: Rows) -> Batch:
+        """The rows as they are."""
+        return batch
+
+    def loss(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> LossSums:
+        """Mean of the cross-entropies of start and end, summed over windows, nats."""
+        output = R.apply(model, params, batch, dropout_key)
+        real = batch["attention_mask"] == 1
+        start, end = (
+            F.cross_entropy(jnp.where(real, logits.astype(jnp.float32), F.MASKED), batch[name])
+            for logits, name in ((output.start_logits, "start_positions"), (output.end_logits, "end_positions"))
+        )
+        total = (start.total + end.total) / 2
+        return LossSums(total, start.tokens, {"loss": total})
+
+    def predict(self, model: nn.Module, params: Any, batch: Batch) -> dict[str, jax.Array]:
+        """The best span of each window, ``start``, ``end`` and ``score [B]``, and the score of ``[CLS]``, ``null``.
+
+        The score of a span is the sum of its start and end logits; it lies in the context and has at most
+        ``max_answer_tokens``.
+        """
+        output = R.apply(model, params, batch, None)
+        starts, ends = output.start_logits.astype(jnp.float32), output.end_logits.astype(jnp.float32)
+        start, end, score = best_spans(starts, ends, batch["context_mask"] == 1, self.config.max_answer_tokens)
+        return {"start": start, "end": end, "score": score, "null": starts[:, 0] + ends[:, 0]}
+
+    def report(self, data: Sequence[R.Record], outputs: dict[str, np.ndarray]) -> Report:
+        """Exact match and F1 of SQuAD, and a prediction a record: the best span of all its windows, or none."""
+        windows = self.windows(data)
+        of_record: list[list[int]] = [[] for _ in data]
+        for row, window in enumerate(windows):
+            of_record[window.record].append(row)
+        predictions, scores = [], []
+        for number, (record, rows) in enumerate(zip(data, of_record, strict=True)):
+            best = max(rows, key=lambda row: float(outputs["score"][row]))
+            null = min(float(outputs["null"][row]) for row in rows)
+            text = self._span(record, windows[best], outputs, best)
+            margin = null - float(outputs["score"][best])
+            if self.config.null_threshold is not None and margin > self.config.null_threshold:
+                text = ""
+            answers = [answer.text for answer in self.config.answers_of(record)]
+            exact, f1 = metrics.answer_scores(text, answers)
+            scores.append((exact, f1, bool(answers)))
+            name = record.get(self.config.id_column, number) if self.config.id_column is not None else number
+            shown = {"id": name, "question": self.config.texts(record)[0], "answers": answers, "predicted": text}
+            predictions.append({**shown, "exact_match": exact, "f1": round(f1, 6), "null_margin": round(margin, 6)})
+        return Report(metrics.answers(scores), predictions)
+
+    def _span(self, record: R.Record, window: Window, outputs: dict[str, np.ndarray], row: int) -> str:
+        if not window.offsets:
+            return ""
+        start, end = (int(outputs[name][row]) - window.begin for name in ("start", "end"))
+        return self.config.texts(record)[1][window.offsets[start][0] : window.offsets[end][1]]
+
+
+def best_spans(
+    starts: jax.Array, ends: jax.Array, allowed: jax.Array, longest: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The span ``s <= e < s + longest`` of allowed tokens with the greatest ``starts[s] + ends[e]``, a row each.
+
+    Args:
+        starts: ``[B, T]`` float32.
+        ends: ``[B, T]`` float32.
+        allowed: ``[B, T]`` bool; the tokens between s and e are not looked at.
+        longest: tokens of the longest span.
+
+    Returns:
+        s, e and the sum, each ``[B]``; where no token is allowed the sum is below ``MASKED``.
+    """
+    T = starts.shape[1]
+    longest = min(longest, T)
+    starts, ends = (jnp.where(allowed, logits, F.MASKED) for logits in (starts, ends))
+    padded = jnp.pad(ends, ((0, 0), (0, longest)), constant_values=F.MASKED)
+    # [B, T, longest]: the span from s to s + d. Not [B, T, T], of which most is too long.
+    sums = starts[..., None] + jnp.stack([padded[:, d : d + T] for d in range(longest)], axis=-1)
+    flat = sums.reshape(sums.shape[0], -1)
+    best = jnp.argmax(flat, axis=-1).astype(jnp.int32)
+    start = best // longest
+    return start, start + best % longest, jnp.max(flat, axis=-1)

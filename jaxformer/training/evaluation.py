@@ -1,0 +1,90 @@
+"""Evaluation: the mean loss over the whole validation set and, where the objective can say more, its report."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from jaxformer.data.loader import evaluation_batches
+from jaxformer.parallel.mesh import BATCH
+from jaxformer.tasks import Report
+from jaxformer.tasks.picture import confusion_picture
+from jaxformer.training.run import Run
+from jaxformer.training.step import make_eval_step
+
+PREDICTIONS, CONFUSION = "predictions.jsonl", "confusion_matrix.png"
+
+
+def put(run: Run, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """A batch on the devices, its rows split over them."""
+    sharding = NamedSharding(run.mesh, BATCH)
+    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+
+
+class Evaluator:
+    """Evaluates parameters of one run on its validation data."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._step = jax.jit(make_eval_step(run.model, run.task))
+
+    @cached_property
+    def _predict(self) -> Any:
+        task: Any = self.run.task
+        return jax.jit(lambda params, batch: task.predict(self.run.model, params, batch))
+
+    def _batches(self) -> Any:
+        c, rows = self.run.config, self.run.validation_rows
+        assert rows is not None
+        size = c.training.eval_batch_size or c.training.batch_size
+        for batch in evaluation_batches(rows, size, c.seed, self.run.task.features):
+            yield put(self.run, batch)
+
+    def losses(self, params: Any) -> tuple[dict[str, float], float]:
+        """Means over the validation set, ``loss`` among them, and the weight they were divided by."""
+        sums: dict[str, float] = {}
+        weight = 0.0
+        for batch in self._batches():
+            parts, part = jax.device_get(self._step(params, batch))
+            weight += float(part)
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+        return {name: total / (weight or 1.0) for name, total in sums.items()}, weight
+
+    def report(self, params: Any) -> Report | None:
+        """What the objective says of its predictions; None for objectives that only have a loss."""
+        task: Any = self.run.task
+        if not hasattr(task, "report"):
+            return None
+        parts: dict[str, list[np.ndarray]] = {}
+        for batch in self._batches():
+            for name, array in jax.device_get(self._predict(params, batch)).items():
+                parts.setdefault(name, []).append(array)
+        rows = self.run.validation_rows
+        assert rows is not None
+        outputs = {name: np.concatenate(arrays)[: rows.num_rows] for name, arrays in parts.items()}
+        return task.report(self.run.splits.validation, outputs)
+
+
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """Writes the predictions, one JSON object a line, and the picture of the confusion matrix; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / PREDICTIONS]
+    lines = (json.dumps(prediction, ensure_ascii=False) for prediction in report.predictions)
+    partial = files[0].with_suffix(".partial")
+    partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    partial.replace(files[0])
+    if report.confusion is not None:
+        files.append(folder / CONFUSION)
+        confusion_picture(report.labels, report.confusion, files[1])
+    return files
+
+
+def in_words(report: Report) -> str:
+    """The metrics on one line, with what they were computed by."""
+    values = ", ".join(f"{name} {value:.4f}" for name, value in report.metrics.items())
+    return values + "".join(f" ({note})" for note in report.notes.values())

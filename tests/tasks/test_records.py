@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+
+from jaxformer.data.formats import Row
+from jaxformer.schema import UserError
+from jaxformer.tasks import records as R
+from tests.tasks.tiny import CLS, PAD, SEP, TOKENIZER, bytes_of
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "budget", "expected"),
+    [(3, 4, 7, (3, 4)), (5, 5, 9, (5, 4)), (5, 5, 8, (4, 4)), (9, 2, 8, (6, 2)), (2, 9, 8, (2, 6)), (9, 7, 4, (2, 2))],
+)
+def test_the_longer_text_gives_up_tokens(first, second, budget, expected):
+    assert R.pair_lengths(first, second, budget) == expected
+    a, b = first, second
+    while a + b > budget:  # as Hugging Face does it, a token at a time
+        a, b = (a - 1, b) if a > b else (a, b - 1)
+    assert (a, b) == expected
+
+
+def test_encoder_inputs_by_hand():
+    one = R.encoder_input(TOKENIZER, bytes_of("abc"), None, 4)
+    assert one["input_ids"].tolist() == [CLS, 97, 98, SEP]
+    assert one["token_type_ids"].tolist() == [0, 0, 0, 0]
+    two = R.encoder_input(TOKENIZER, bytes_of("ab"), bytes_of("cde"), 7)
+    assert two["input_ids"].tolist() == [CLS, 97, 98, SEP, 99, 100, SEP]
+    assert two["token_type_ids"].tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert R.encoder_fill(TOKENIZER) == {"input_ids": PAD, "token_type_ids": 0, "labels": -100}
+
+
+def test_errors_name_file_and_line():
+    row = Row({"text": 3, "null": None, "words": ["a", 1]}, "a.jsonl:4", "a.jsonl, line 4")
+    with pytest.raises(UserError, match=r"a.jsonl, line 4 has no column 'body', only text, null, words: set task.key"):
+        R.text(row, "body", "key")
+    with pytest.raises(UserError, match=r"a.jsonl, line 4: column 'text' \(task.key\) holds int, expected text"):
+        R.text(row, "text", "key")
+    with pytest.raises(UserError, match=r"column 'null' \(task.key\) holds null, expected a value"):
+        R.column(row, "null", "key")
+    with pytest.raises(UserError, match=r"column 'words' \(task.key\) is \['a', 1\], expected a list of texts"):
+        R.items(row, "words", "key")
+    with pytest.raises(UserError, match=r"a.jsonl, line 4: label 'c' is none of a, b: add it to task.labels"):
+        R.label_number({"a": 0, "b": 1}, "c", row)
+
+
+def test_labels_are_sorted_as_numbers_if_they_are():
+    assert R.find_labels(None, ["10", "9", "10"]) == ("9", "10")
+    assert R.find_labels(None, ["b", "a", "10"]) == ("10", "a", "b")
+    assert R.find_labels(["z", "a"], ["q"]) == ("z", "a")
+    with pytest.raises(UserError, match=r"task.labels is \['a', 'a'\], expected each label once"):
+        R.find_labels(["a", "a"], [])
+
+
+def test_outputs_are_padded_to_one_length():
+    assert R.pad_tokens(np.array([[1, 2]]), 4, 7).tolist() == [[1, 2, 7, 7]]

@@ -1,0 +1,86 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from jaxformer import functional as F
+from jaxformer.schema import UserError
+from jaxformer.tasks import Seq2Seq, Seq2SeqConfig
+from tests.tasks.tiny import PAD, SEP, TOKENIZER
+
+DATA = [{"source": "ab", "target": "cde"}, {"source": "f", "target": "ghijklm"}]
+
+
+def make(generate=None, **settings):
+    return Seq2Seq(Seq2SeqConfig(target_length=5, **settings), TOKENIZER, 6, DATA, generate)
+
+
+class Model(nn.Module):
+    """Scores the next token by the one before it and the sum over the source."""
+
+    @nn.compact
+    def hidden_and_head(
+        self, input_ids, attention_mask, decoder_input_ids, deterministic=True
+    ) -> tuple[Any, F.HeadWeights]:
+        table = self.param("table", nn.initializers.normal(1.0), (259, 4))
+        source = jnp.sum(table[input_ids] * attention_mask[..., None], axis=1, keepdims=True)
+        kernel = self.param("kernel", nn.initializers.normal(1.0), (4, 259))
+        return table[decoder_input_ids] + source, F.HeadWeights(kernel)
+
+
+def test_inputs_and_labels_by_hand():
+    task = make(prefix="> ")
+    batch = task.rows(DATA).take(np.arange(3))
+    assert batch["input_ids"].tolist() == [[62, 32, 97, 98, SEP, PAD], [62, 32, 102, SEP, PAD, PAD], [PAD] * 6]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 0], [0] * 6]
+    assert batch["labels"].tolist() == [[99, 100, 101, SEP, -100], [103, 104, 105, 106, SEP], [-100] * 5]
+    assert batch["decoder_input_ids"].tolist() == [[PAD, 99, 100, 101, PAD], [PAD, 103, 104, 105, 106], [PAD] * 5]
+    assert task.config.texts(DATA[0]) == ["> ab", "cde"]
+
+
+def test_a_long_source_keeps_its_end_token():
+    batch = make().rows([{"source": "abcdefgh", "target": ""}]).take(np.arange(1))
+    assert batch["input_ids"].tolist() == [[97, 98, 99, 100, 101, SEP]]
+    assert batch["labels"].tolist() == [[SEP, -100, -100, -100, -100]]
+
+
+def test_loss_equals_optax():
+    task, model = make(label_smoothing=0.1, chunk_tokens=4), Model()
+    batch = jax.tree.map(jnp.asarray, task.rows(DATA).take(np.arange(3)))
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "decoder_input_ids")}
+    params = model.init(jax.random.key(0), **inputs, method="hidden_and_head")["params"]
+    sums = jax.jit(lambda b: task.loss(model, params, b, None))(batch)
+    hidden, head = model.apply({"params": params}, **inputs, method="hidden_and_head")
+    kept = batch["labels"] != -100
+    one_hot = jax.nn.one_hot(jnp.where(kept, batch["labels"], 0), 259)
+    logits = hidden @ head.kernel
+    for name, smoothing in (("loss", 0.0), ("objective", 0.1)):
+        losses = optax.softmax_cross_entropy(logits, optax.smooth_labels(one_hot, smoothing))
+        np.testing.assert_allclose(sums.metrics[name], jnp.sum(losses * kept), rtol=1e-5)
+    assert sums.weight == 9
+
+
+def test_predictions_and_report():
+    def generate(model, params, batch, max_new_tokens):
+        assert set(batch) == {"input_ids", "attention_mask"}
+        assert max_new_tokens == 5
+        return jnp.array([[99, 100, SEP, 7], [103, 104, 105, 106]])
+
+    task = make(generate, metrics=["bleu", "chrf", "rouge"])
+    batch = task.rows(DATA).take(np.arange(2))
+    outputs = {name: np.asarray(value) for name, value in task.predict(Model(), None, batch).items()}
+    assert outputs["tokens"].tolist() == [[99, 100, SEP, 7, PAD], [103, 104, 105, 106, PAD]]
+    report = task.report(DATA, outputs)
+    assert report.predictions == [
+        {"source": "ab", "target": "cde", "predicted": "cd"},
+        {"source": "f", "target": "ghijklm", "predicted": "ghij"},
+    ]
+    assert set(report.metrics) == {"bleu", "chrf", "rouge1", "rouge2", "rougeL"}
+    assert report.metrics["rouge1"] == 0
+    assert "tok:13a" in report.notes["bleu"]
+    with pytest.raises(UserError, match="no function that generates was given"):
+        make().predict(Model(), None, batch)

@@ -46,6 +46,9 @@ def parse_arguments(arguments: Sequence[str], program: str) -> argparse.Namespac
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="keys laid over the file's")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--dry-run", action="store_true", help="print what the run would cost, from shapes, and stop")
+    parser.add_argument(
+        "--evaluate", action="store_true", help="evaluate the run's newest checkpoint on the validation data and stop"
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks and what the library chose")
     parser.add_argument("-h", "--help", action=_HelpAction, nargs=0, help="show options and every key")
     return parser.parse_intermixed_args(list(arguments))
@@ -150,7 +153,19 @@ def _train(options: argparse.Namespace) -> int:
     if options.dry_run:
         display.facts(plan(run))
         return 0
-    return _run(run, display)
+    return _evaluate(run, display) if options.evaluate else _run(run, display)
+
+
+def _evaluate(run: Any, display: Any) -> int:
+    from jaxformer.training.evaluation import evaluate_checkpoint, in_words, write_report
+
+    step, values, weight, report = evaluate_checkpoint(run)
+    said = f"step {step}: loss {values['loss']:.4f} over {int(weight):,} {run.config.task.unit}"
+    display.say(said if report is None else f"{said}, {in_words(report)}")
+    if report is not None:
+        files = write_report(report, run.folder / "evaluation")
+        display.say(f"written: {', '.join(map(str, files))}")
+    return 0
 
 
 def _run(run: Any, display: Any) -> int:

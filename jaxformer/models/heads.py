@@ -6,7 +6,7 @@ head or none, so that a body trained for one task is taken over by another name 
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -261,6 +261,7 @@ class MultipleChoice(SequenceClassifier):
     """
 
     num_labels: int = 1
+    init_shape: ClassVar[tuple[int, ...]] = (1, 2, 2)  # what ``init`` needs of ``input_ids``; other models take (1, 2)
 
     def __call__(
         self,

@@ -11,8 +11,11 @@ from jax.sharding import NamedSharding
 
 from jaxformer.data.loader import evaluation_batches
 from jaxformer.parallel.mesh import BATCH
+from jaxformer.schema import UserError
 from jaxformer.tasks import Report
 from jaxformer.tasks.picture import confusion_picture
+from jaxformer.training.checkpoint import Checkpoints
+from jaxformer.training.pretrained import CHECKPOINTS
 from jaxformer.training.run import Run
 from jaxformer.training.step import make_eval_step
 
@@ -68,6 +71,30 @@ class Evaluator:
         assert rows is not None
         outputs = {name: np.concatenate(arrays)[: rows.num_rows] for name, arrays in parts.items()}
         return task.report(self.run.splits.validation, outputs)
+
+
+def evaluate_checkpoint(run: Run) -> tuple[int, dict[str, float], float, Report | None]:
+    """Evaluates the newest whole checkpoint of a run: its step, mean losses, their weight and the report.
+
+    The validation data may be other than the run's; model and tokenizer may not.
+
+    Raises:
+        UserError: if there is no checkpoint or no validation data.
+    """
+    if run.validation_rows is None:
+        raise UserError("there is no validation data: set data.validation_path or data.validation_fraction")
+    if not (run.folder / CHECKPOINTS).exists():
+        raise UserError(f"{run.folder} has no checkpoints, expected a trained run; train it first, without --evaluate")
+    checkpoints = Checkpoints(run.folder / CHECKPOINTS)
+    try:
+        restored = checkpoints.restore(run.abstract)
+    finally:
+        checkpoints.close()
+    assert restored is not None, "restore returns nothing only where there is no folder"
+    step, state = restored
+    evaluator, params = Evaluator(run), state.evaluation_params
+    values, weight = evaluator.losses(params)
+    return step, values, weight, evaluator.report(params)
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:

@@ -1,13 +1,15 @@
 """Optimizers and learning-rate schedules: a choice among optax's, with one set of names."""
 
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from pydantic import Field, model_validator
 
-from jaxformer.schema import Schema
+from jaxformer.schema import Schema, UserError
 
 
 class OptimizerConfig(Schema):
@@ -24,6 +26,12 @@ class OptimizerConfig(Schema):
     epsilon: float = Field(1e-8, gt=0, description="adamw: added to the root mean square")
     momentum: float | None = Field(None, ge=0, lt=1, description="sgd (default 0) and muon (default 0.95)")
     clip_norm: float | None = Field(1.0, gt=0, description="largest global norm of the gradient; null: no clipping")
+    freeze: list[str] = Field(
+        [], description="parameters that stay as they are, by name: embeddings/*, layers/0/*, */attention/*"
+    )
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="learning rate of a layer, as a share of that of the layer above it"
+    )
 
 
 class ScheduleConfig(Schema):
@@ -86,19 +94,105 @@ def muon_dimensions(params: Any) -> Any:
     """Which axes of each kernel are inputs and outputs; None where Adam is used (embeddings, head, norms, biases).
 
     Kernels are stacked over layers, ``[L, ...]``: the leading axis is neither, so each layer is orthogonalised alone.
+    Where all layers share their parameters there is no such axis.
     """
 
     def dimensions(path: Any, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
         names = [part.key for part in path]
-        if names[0] != "layers" or names[-1] != "kernel":
+        if "layers" not in names or names[-1] != "kernel":
             return None
-        if names[-2] in ("query", "key", "value"):
-            return optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=(2, 3))
-        if names[-2] == "output":
-            return optax.contrib.MuonDimensionNumbers(reduction_axis=(1, 2), output_axis=3)
-        return optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+        inputs, outputs = {"query": (1, 2), "key": (1, 2), "value": (1, 2), "output": (2, 1)}.get(names[-2], (1, 1))
+        first = leaf.ndim - inputs - outputs
+        axes = tuple(range(first, leaf.ndim))
+        return optax.contrib.MuonDimensionNumbers(reduction_axis=axes[:inputs], output_axis=axes[inputs:])
 
     return jax.tree_util.tree_map_with_path(dimensions, params)
+
+
+def layer_scales(params: Any, freeze: list[str], layer_decay: float) -> Any:
+    """By what each parameter's update is multiplied: a number, or one per layer, ``[L, 1, ...]``.
+
+    ``layer_decay ** d`` where ``d`` counts layers from the top: 0 for the head and the final norm, 1 for the last
+    layer, ``L + 1`` for the embedding (Howard, Ruder 2018, "ULMFiT", section 3.2; Clark et al. 2020, appendix B). 0 for
+    what is frozen. Each side of an encoder-decoder counts for itself.
+
+    Args:
+        params: with layers stacked on the leading axis.
+        freeze: patterns of names, ``*`` for anything; a layer's parameters have its number in their name:
+            ``layers/0/attention/query/kernel``.
+        layer_decay: 1 treats all layers alike.
+
+    Raises:
+        UserError: if a pattern fits no parameter.
+    """
+    used: set[str] = set()
+
+    def frozen(name: str) -> bool:
+        fitting = {pattern for pattern in freeze if fnmatchcase(name, pattern)}
+        used.update(fitting)
+        return bool(fitting)
+
+    deepest = max(_layer_counts(params).values(), default=0)
+
+    def scale(path: Any, leaf: Any) -> Any:
+        names = [part.key for part in path]
+        if "layers" in names and _is_stacked(names, leaf):
+            before, after = names[: names.index("layers") + 1], names[names.index("layers") + 1 :]
+            layers = range(leaf.shape[0])
+            rates = [
+                0.0 if frozen("/".join([*before, str(i), *after])) else layer_decay ** (leaf.shape[0] - i)
+                for i in layers
+            ]
+            return np.array(rates, np.float32).reshape(-1, *(1,) * (leaf.ndim - 1))
+        depth = deepest + 1 if {"embeddings", "shared", "relative_bias"} & set(names) else int("layers" in names)
+        return 0.0 if frozen("/".join(names)) else layer_decay**depth
+
+    scales = jax.tree_util.tree_map_with_path(scale, params)
+    unused = [pattern for pattern in freeze if pattern not in used]
+    if unused:
+        example = "/".join(part.key for part in jax.tree_util.tree_flatten_with_path(params)[0][0][0])
+        raise UserError(
+            f"optimizer.freeze has {unused[0]!r}, which fits no parameter; their names are like {example} and "
+            "layers/0/attention/query/kernel"
+        )
+    return scales
+
+
+def _is_stacked(names: list[str], leaf: Any) -> bool:
+    """Whether a layer's parameter has the leading axis; one that all layers share has not."""
+    plain = {"query": 3, "key": 3, "value": 3, "output": 3}.get(names[-2], 2) if names[-1] == "kernel" else 1
+    if names[-1] == "bias" and names[-2] in ("query", "key", "value"):
+        plain = 2
+    return leaf.ndim > plain
+
+
+def _layer_counts(params: Any) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        names = [part.key for part in path]
+        if "layers" in names and _is_stacked(names, leaf):
+            counts["/".join(names[: names.index("layers")])] = leaf.shape[0]
+    return counts
+
+
+def scaled_by_layer(
+    optimizer: optax.GradientTransformation, freeze: list[str], layer_decay: float
+) -> optax.GradientTransformation:
+    """``optimizer`` with its updates multiplied by ``layer_scales``; frozen parameters have no gradient either.
+
+    So what is frozen neither decays nor counts in the gradient's norm.
+    """
+
+    def scale(tree: Any, scales: Any) -> Any:
+        return jax.tree.map(lambda leaf, factor: leaf * factor, tree, scales)
+
+    def drop_frozen(gradients: Any, params: Any) -> Any:
+        return scale(gradients, jax.tree.map(lambda s: np.sign(s), layer_scales(params, freeze, layer_decay)))
+
+    def by_layer(updates: Any, params: Any) -> Any:
+        return scale(updates, layer_scales(params, freeze, layer_decay))
+
+    return optax.chain(optax.stateless(drop_frozen), optimizer, optax.stateless(by_layer))
 
 
 def build_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
@@ -144,6 +238,8 @@ def build_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.
                 optax.add_decayed_weights(c.weight_decay, mask),
                 optax.scale_by_learning_rate(schedule),
             )
-    if c.clip_norm is None:
+    if c.clip_norm is not None:
+        optimizer = optax.chain(optax.clip_by_global_norm(c.clip_norm), optimizer)
+    if not c.freeze and c.layer_decay == 1.0:
         return optimizer
-    return optax.chain(optax.clip_by_global_norm(c.clip_norm), optimizer)
+    return scaled_by_layer(optimizer, c.freeze, c.layer_decay)

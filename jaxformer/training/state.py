@@ -47,7 +47,12 @@ class TrainState:
 
 def abstract_params(model: nn.Module) -> Any:
     """Shapes of the parameters with their logical axes; nothing is computed."""
-    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+    return jax.eval_shape(model.init, jax.random.key(0), _init_inputs(model))["params"]
+
+
+def _init_inputs(model: nn.Module) -> jax.Array:
+    """The smallest ``input_ids`` a model can be initialised with."""
+    return jnp.zeros(getattr(model, "init_shape", (1, 2)), jnp.int32)
 
 
 def count_parameters(params: Any) -> int:
@@ -57,7 +62,7 @@ def count_parameters(params: Any) -> int:
 
 def _new_state(model: nn.Module, optimizer: optax.GradientTransformation, ema: bool, seed: jax.Array) -> TrainState:
     key = purpose_key(seed, "init")
-    params = nn.unbox(model.init(key, jnp.zeros((1, 2), jnp.int32))["params"])
+    params = nn.unbox(model.init(key, _init_inputs(model))["params"])
     zero = jnp.zeros((), jnp.int32)
     # A copy, since the state's buffers are donated and no buffer can be donated twice.
     average = jax.tree.map(jnp.copy, params) if ema else None

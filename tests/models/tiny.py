@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer.families import build_model, model_config
+from jaxformer.families import FAMILIES, build_model, model_config
 from jaxformer.models import TransformerConfig
 
 V = 29
@@ -37,18 +37,37 @@ CONFIGS = {
     "head_norms": {"type": "gemma", "qk_norm": True, **GROUPED},  # Gemma and Qwen3 in one
 }
 
+ENCODERS = {
+    "bert": {"type": "bert"},
+    "albert": {"type": "albert", "embedding_size": 10},
+    "modernbert": {"type": "modernbert", "num_layers": 3, "window": 3, "global_every": 2},
+}
+ENCODER_DECODERS = {
+    "t5": {"type": "t5", "head_size": 4, "relative_buckets": 8, "relative_max_distance": 10},
+    "bart": {"type": "bart", "num_decoder_layers": 1},
+    "transformer": {"type": "transformer"},
+}
+# Every family, as small as that.
+FAMILY_CONFIGS = {name: {"type": name} for name in FAMILIES}
+FAMILY_CONFIGS["modernbert"] = ENCODERS["modernbert"]
+EVERY_CONFIG = FAMILY_CONFIGS | CONFIGS | ENCODERS | ENCODER_DECODERS
+
 
 def config_of(name, **switches):
-    return TransformerConfig(**model_config({**SIZES, **CONFIGS[name], **switches}))
+    """Without dropout, which is asked for where it is meant."""
+    still = {"dropout": 0.0, "attention_dropout": 0.0}
+    return TransformerConfig(**model_config({**SIZES, **still, **EVERY_CONFIG[name], **switches}))
 
 
 @functools.cache
-def shapes(config):
-    return nn.unbox(jax.eval_shape(build_model(config).init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))["params"]
+def shapes(config, model=None):
+    model = model or build_model(config)
+    inputs = jnp.zeros(getattr(model, "init_shape", (1, 2)), jnp.int32)
+    return nn.unbox(jax.eval_shape(model.init, jax.random.key(0), inputs))["params"]
 
 
 @functools.cache
-def random_params(config):
+def random_params(config, model=None):
     """The same for the same shapes, and far larger than an initialisation, norms and biases too, so that nothing hides
     behind being small or zero.
     """
@@ -58,7 +77,7 @@ def random_params(config):
         value = 0.4 * random.standard_normal(shape.shape)
         return jnp.asarray(value + (1.0 if path[-1].key == "scale" else 0.0), jnp.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, shapes(config))
+    return jax.tree_util.tree_map_with_path(draw, shapes(config, model))
 
 
 def tiny(name, **switches):

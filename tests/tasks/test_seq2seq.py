@@ -4,19 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 from flax import linen as nn
 
 from jaxformer import functional as F
-from jaxformer.schema import UserError
+from jaxformer.families import build_model, model_config
+from jaxformer.models import TransformerConfig
 from jaxformer.tasks import Seq2Seq, Seq2SeqConfig
 from tests.tasks.tiny import PAD, SEP, TOKENIZER
 
 DATA = [{"source": "ab", "target": "cde"}, {"source": "f", "target": "ghijklm"}]
 
 
-def make(generate=None, **settings):
-    return Seq2Seq(Seq2SeqConfig(target_length=5, **settings), TOKENIZER, 6, DATA, generate)
+def make(start="pad", **settings):
+    return Seq2Seq(Seq2SeqConfig(target_length=5, **settings), TOKENIZER, 6, DATA, start)
 
 
 class Model(nn.Module):
@@ -64,17 +64,32 @@ def test_loss_equals_optax():
     assert sums.weight == 9
 
 
-def test_predictions_and_report():
-    def generate(model, params, batch, max_new_tokens):
-        assert set(batch) == {"input_ids", "attention_mask"}
-        assert max_new_tokens == 5
-        return jnp.array([[99, 100, SEP, 7], [103, 104, 105, 106]])
+def test_the_decoder_starts_as_its_model_does():
+    batch = make(start="sep").rows(DATA).take(np.arange(1))
+    assert batch["decoder_input_ids"].tolist() == [[SEP, 99, 100, 101, PAD]]
 
-    task = make(generate, metrics=["bleu", "chrf", "rouge"])
-    batch = task.rows(DATA).take(np.arange(2))
-    outputs = {name: np.asarray(value) for name, value in task.predict(Model(), None, batch).items()}
-    assert outputs["tokens"].tolist() == [[99, 100, SEP, 7, PAD], [103, 104, 105, 106, PAD]]
-    report = task.report(DATA, outputs)
+
+def test_predictions_are_the_most_probable_tokens_one_by_one():
+    keys = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "max_length": 8, "vocab_size": 259}
+    model = build_model(TransformerConfig(**model_config({"type": "t5", **keys})))
+    task = make()
+    batch = jax.tree.map(jnp.asarray, task.rows(DATA).take(np.arange(3)))
+    sources = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), batch["input_ids"]))["params"]
+    random = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: jnp.asarray(random.normal(0, 0.5, leaf.shape), jnp.float32), shapes)
+    tokens = jax.jit(lambda: task.predict(model, params, batch))()["tokens"]
+    written = jnp.full((3, 1), PAD)
+    for _ in range(5):  # without a cache, the whole target anew for every token
+        logits = model.apply({"params": params}, **sources, decoder_input_ids=written).logits[:, -1]
+        ended = jnp.any(written[:, 1:] == SEP, axis=-1)
+        written = jnp.concatenate([written, jnp.where(ended, SEP, jnp.argmax(logits, axis=-1))[:, None]], axis=1)
+    np.testing.assert_array_equal(tokens, written[:, 1:])
+
+
+def test_report():
+    task = make(metrics=["bleu", "chrf", "rouge"])
+    report = task.report(DATA, {"tokens": np.array([[99, 100, SEP, 7, PAD], [103, 104, 105, 106, PAD]])})
     assert report.predictions == [
         {"source": "ab", "target": "cde", "predicted": "cd"},
         {"source": "f", "target": "ghijklm", "predicted": "ghij"},
@@ -82,5 +97,3 @@ def test_predictions_and_report():
     assert set(report.metrics) == {"bleu", "chrf", "rouge1", "rouge2", "rougeL"}
     assert report.metrics["rouge1"] == 0
     assert "tok:13a" in report.notes["bleu"]
-    with pytest.raises(UserError, match="no function that generates was given"):
-        make().predict(Model(), None, batch)

@@ -23,7 +23,7 @@ def error_of(text: str, tmp_path, *overrides: str) -> str:
         ("training: {steps: many}", "c.yaml: training.steps is 'many', expected a valid integer"),
         ("training: {steps: 0}", "c.yaml: training.steps is 0, expected greater than or equal to 1"),
         ("training: 3", "c.yaml: training is 3, expected a valid dictionary or instance of TrainingConfig"),
-        ("model: {type: gtp2}", "c.yaml: model.type is 'gtp2', expected one of gpt2, llama; did you mean gpt2?"),
+        ("model: {type: gtp2}", "c.yaml: model.type is 'gtp2', expected one of gpt2, gpt_neox, "),
         (
             "model: {hidden_size: 10, num_heads: 3}",
             "c.yaml: model: hidden_size is 10 and num_heads 3, expected a multiple: "

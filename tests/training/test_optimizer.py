@@ -1,19 +1,25 @@
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from jaxformer.families import build_model, model_config
+from jaxformer.models import TransformerConfig
+from jaxformer.schema import UserError
 from jaxformer.training.optimizer import (
     OptimizerConfig,
     ScheduleConfig,
     build_optimizer,
     build_schedule,
     decay_mask,
+    layer_scales,
     muon_dimensions,
 )
+from jaxformer.training.state import abstract_params
 
 
 def rates(steps, learning_rate=1.0, **keys):
@@ -117,3 +123,60 @@ def test_muon_orthogonalises_each_layers_kernel_and_leaves_the_rest_to_adam():
             # Newton-Schulz brings them near 1, not onto it (Jordan 2024: between about 0.7 and 1.2); one of a random
             # square matrix may start too near 0 for five iterations.
             assert singular[-2] > 0.5 and singular.max() < 1.3, (part, name, singular)
+
+
+# Two layers stacked, as in a model of one width.
+STACKED = {
+    "embeddings": {"token": {"embedding": jnp.ones((3, 2))}},
+    "layers": {"feed_forward": {"up": {"kernel": jnp.ones((2, 2, 2)), "bias": jnp.ones((2, 2))}}},
+    "classifier": {"kernel": jnp.ones((2, 2))},
+}
+
+
+def test_layer_decay_by_hand():
+    scales = layer_scales(STACKED, [], 0.5)
+    assert scales["classifier"]["kernel"] == 1
+    np.testing.assert_array_equal(scales["layers"]["feed_forward"]["up"]["kernel"].ravel(), [0.25, 0.5])
+    np.testing.assert_array_equal(scales["layers"]["feed_forward"]["up"]["bias"], [[0.25], [0.5]])
+    assert scales["embeddings"]["token"]["embedding"] == 0.125
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd", "muon"])
+def test_what_is_frozen_stays_and_counts_for_nothing(kind):
+    freeze = ["embeddings/*", "layers/0/*"]
+    config = OptimizerConfig(type=kind, freeze=freeze, weight_decay=0.3, clip_norm=1.0)
+    optimizer = build_optimizer(config, lambda _: 0.1)
+    gradients = jax.tree.map(lambda p: 100.0 * jnp.ones_like(p), STACKED)
+    updates, _ = jax.jit(lambda g: optimizer.update(g, optimizer.init(STACKED), STACKED))(gradients)
+    up = updates["layers"]["feed_forward"]["up"]
+    for frozen in (updates["embeddings"]["token"]["embedding"], up["kernel"][0], up["bias"][0]):
+        np.testing.assert_array_equal(frozen, 0)
+    for moved in (up["kernel"][1], up["bias"][1], updates["classifier"]["kernel"]):
+        assert float(jnp.abs(moved).min()) > 1e-4
+    if kind == "sgd":  # ten trained numbers of equal gradient share the norm of 1; the kernels decay too
+        np.testing.assert_allclose(up["bias"][1], -0.1 / np.sqrt(10), rtol=1e-5)
+
+
+def test_layer_decay_multiplies_the_learning_rate():
+    config = OptimizerConfig(type="sgd", layer_decay=0.5, weight_decay=0.0, clip_norm=None)
+    optimizer = build_optimizer(config, lambda _: 1.0)
+    gradients = jax.tree.map(jnp.ones_like, STACKED)
+    updates, _ = optimizer.update(gradients, optimizer.init(STACKED), STACKED)
+    np.testing.assert_array_equal(updates["layers"]["feed_forward"]["up"]["bias"], [[-0.25] * 2, [-0.5] * 2])
+    np.testing.assert_array_equal(updates["embeddings"]["token"]["embedding"], -0.125 * np.ones((3, 2)))
+
+
+def test_a_pattern_that_fits_nothing_is_an_error():
+    with pytest.raises(
+        UserError, match=r"optimizer\.freeze has 'layer/0/\*', which fits no parameter; their names are"
+    ):
+        layer_scales(STACKED, ["embeddings/*", "layer/0/*"], 1.0)
+
+
+def test_layers_that_share_their_parameters_have_no_axis_of_layers():
+    config = TransformerConfig(**model_config({"type": "albert", "vocab_size": 5, "hidden_size": 6, "num_heads": 2}))
+    params = nn.unbox(abstract_params(build_model(config)))
+    dimensions = muon_dimensions(params)["layers"]["attention"]
+    assert dimensions["query"]["kernel"] == optax.contrib.MuonDimensionNumbers((0,), (1, 2))
+    assert dimensions["output"]["kernel"] == optax.contrib.MuonDimensionNumbers((0, 1), (2,))
+    assert layer_scales(params, [], 0.5)["layers"]["attention"]["query"]["kernel"] == 0.5

@@ -58,11 +58,17 @@ def key_help() -> str:
     """Every key of the configuration, a line each: path, type, default, meaning."""
     from pydantic_core import PydanticUndefined
 
+    from jaxformer.tasks import TASKS
     from jaxformer.training.config import RunConfig, config_keys
 
     lines = []
     section = None
     for path, field in config_keys(RunConfig):
+        if path == "task.type":
+            meaning = str(TASKS[field.default].__doc__).splitlines()[0]
+            lines.append(f"\n  task.type: {field.default}  {meaning}")
+            section = "task"
+            continue
         if path.split(".")[0] != section:
             section = path.split(".")[0]
             lines.append("")

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from jaxformer.families import FAMILIES
 from jaxformer.models.config import TransformerConfig
-from jaxformer.schema import UserError
+from jaxformer.schema import UserError, nearest
 from jaxformer.tasks.base import Batch, LossSums, Report, ReportingTask, Task, TaskSchema
 from jaxformer.tasks.causal_lm import CausalLM, CausalLMConfig
 from jaxformer.tasks.denoising import Denoising, DenoisingConfig
@@ -43,8 +43,15 @@ TASKS: dict[str, type[TaskSchema]] = {
 
 
 def task_config(keys: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
-    """The task's keys; without a ``type`` the objective that the model's family was made for."""
-    return {"type": FAMILIES[model["type"]].objective, **keys}
+    """The task's keys; without a ``type`` the objective that the model's family was made for.
+
+    Raises:
+        UserError: if there is no such objective; names the nearest.
+    """
+    name = str(keys.get("type", FAMILIES[model["type"]].objective))
+    if name not in TASKS:
+        raise UserError(f"task.type is {name!r}, expected one of {', '.join(TASKS)}{nearest(name, TASKS)}")
+    return {**keys, "type": name}
 
 
 def check_fit(task: TaskSchema, model: TransformerConfig) -> None:

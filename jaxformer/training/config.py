@@ -244,7 +244,8 @@ def config_keys(model: type[BaseModel], prefix: str = "") -> list[tuple[str, Any
     Where a ``type`` chooses among sections, a key that several of them have is there once for each.
     """
     keys: list[tuple[str, Any]] = []
-    for name, field in model.model_fields.items():
+    # The type comes first: it says what the other keys belong to.
+    for name, field in sorted(model.model_fields.items(), key=lambda item: item[0] != "type"):
         sections = _sections(field)
         if not sections:
             keys.append((prefix + name, field))

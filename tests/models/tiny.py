@@ -49,7 +49,7 @@ ENCODER_DECODERS = {
 }
 # Every family, as small as that.
 FAMILY_CONFIGS = {name: {"type": name} for name in FAMILIES}
-FAMILY_CONFIGS["modernbert"] = ENCODERS["modernbert"]
+FAMILY_CONFIGS |= {"modernbert": ENCODERS["modernbert"], "gpt_neox": CONFIGS["parallel"]}
 EVERY_CONFIG = FAMILY_CONFIGS | CONFIGS | ENCODERS | ENCODER_DECODERS
 
 

@@ -24,6 +24,17 @@ def error_of(text: str, tmp_path, *overrides: str) -> str:
         ("training: {steps: 0}", "c.yaml: training.steps is 0, expected greater than or equal to 1"),
         ("training: 3", "c.yaml: training is 3, expected a valid dictionary or instance of TrainingConfig"),
         ("model: {type: gtp2}", "c.yaml: model.type is 'gtp2', expected one of gpt2, gpt_neox, "),
+        ("task: {type: masked}", "c.yaml: task.type is 'masked', expected one of causal_lm, prefix_lm, masked_lm, "),
+        ("task: {type: causal_lm, rate: 0.1}", "c.yaml: unknown key task.rate"),
+        (
+            "task: {type: masked_lm}",
+            "c.yaml: task.type masked_lm does not go with model.type gpt2 (decoder), expected encoder: set model.type to "
+            "one of bert, roberta, distilbert, electra, albert, modernbert, or task.type to one of causal_lm, prefix_lm, ",
+        ),
+        (
+            "{model: {type: bert}, task: {type: seq2seq}}",
+            "c.yaml: task.type seq2seq does not go with model.type bert (encoder), expected encoder-decoder: set ",
+        ),
         (
             "model: {hidden_size: 10, num_heads: 3}",
             "c.yaml: model: hidden_size is 10 and num_heads 3, expected a multiple: "

@@ -223,6 +223,9 @@ def _without_tags(location: tuple[int | str, ...]) -> tuple[str, ...]:
 def _suggest(location: tuple[str, ...]) -> str:
     """The key probably meant: one of that name in another section, else the nearest in the same, else anywhere."""
     *sections, wrong = location
+    others = [name for name, task in TASKS.items() if sections == ["task"] and wrong in task.model_fields]
+    if others:
+        return f" for this task.type; {', '.join(others)} have it"
     prefix = "".join(f"{section}." for section in sections)
     paths = [path for path, _ in config_keys(RunConfig)] + list(RunConfig.model_fields)
     same_name = [path for path in paths if path.rpartition(".")[2] == wrong]

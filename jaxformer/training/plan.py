@@ -81,7 +81,7 @@ def plan(run: Run) -> dict[str, str]:
         "data": f"{run.splits.name}: {run.splits.size} to train on, for validation {validation}",
         "batch": f"{t.batch_size} rows = {per_device} per device x {batch_devices(mesh)} devices x {t.accumulate} "
         f"accumulated; {c.sequence_length} tokens a row, {tokens_per_step:,} tokens a step",
-        "epoch": f"{batches.rows.num_rows * c.sequence_length:,} tokens, {batches.steps_per_epoch:,.1f} steps",
+        "epoch": f"{batches.rows.num_rows:,} rows, {batches.steps_per_epoch:,.1f} steps",
         "memory": f"{state / 2**20:,.0f} MiB of state and batch + {temporary / 2**20:,.0f} MiB in a step, per device",
         "steps": f"{t.steps:,} = {t.steps / batches.steps_per_epoch:.2f} epochs, {number(t.steps * flops)}FLOP"
         + (f"; {run.folder} is at step {max(done):,}" if done else ""),

@@ -124,4 +124,4 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
             table.add_section()
         previous = row[0] or previous
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -6,16 +6,30 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "train_step.py"
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+# Of each benchmark the implementations that its table names.
+PEERS = {
+    "train_step": ("plain GPT, torch.compile", "plain GPT, PyTorch eager", "Hugging Face, PyTorch eager"),
+    "bert_step": (
+        "Hugging Face, predicted tokens, torch.compile",
+        "Hugging Face, predicted tokens, PyTorch eager",
+        "Hugging Face, torch.compile",
+        "Hugging Face, PyTorch eager",
+    ),
+}
+
+each = pytest.mark.parametrize("benchmark", PEERS)
 
 
-def run_tiny(*options):
-    command = [sys.executable, SCRIPT, "--shapes", "tiny", "--repeats", "1", "--seconds", "0", *options]
+def run_tiny(benchmark, *options):
+    script = FOLDER / f"{benchmark}.py"
+    command = [sys.executable, script, "--shapes", "tiny", "--repeats", "1", "--seconds", "0", *options]
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_train_step_alone_prints_its_table():
-    result = run_tiny("--markdown")
+@each
+def test_alone_it_prints_its_table(benchmark):
+    result = run_tiny(benchmark, "--markdown")
     assert result.returncode == 0, result.stderr
     header, marks, row = (line.split(" | ") for line in result.stdout.splitlines()[2:])
     assert header[1:3] == ["implementation", "median ms"]
@@ -25,19 +39,21 @@ def test_train_step_alone_prints_its_table():
 
 
 @pytest.mark.parity
-def test_train_step_takes_peers_only_with_equal_losses():
-    result = run_tiny("--compare", "torch")
+@each
+def test_peers_take_part_only_with_equal_losses(benchmark):
+    result = run_tiny(benchmark, "--compare", "torch")
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count("losses of the first 3 steps agree") == 3
-    for name in ("jaxformer", "torch.compile", "PyTorch eager", "Hugging Face"):
+    assert result.stderr.count("losses of the first 3 steps agree") == len(PEERS[benchmark])
+    for name in ("jaxformer", *PEERS[benchmark]):
         assert name in result.stdout
 
 
-def test_a_missing_peer_is_one_line():
+@each
+def test_a_missing_peer_is_one_line(benchmark):
     # As if torch were not installed, wherever the test runs.
-    code = "import sys; sys.path.insert(0, sys.argv[1]); sys.modules['torch'] = None; del sys.argv[1]; "
-    code += "import train_step; sys.exit(train_step.main())"
-    command = [sys.executable, "-c", code, SCRIPT.parent, "--compare", "torch"]
+    code = "import importlib, sys; sys.path.insert(0, sys.argv[1]); sys.modules['torch'] = None; "
+    code += "benchmark = sys.argv[2]; del sys.argv[1:3]; sys.exit(importlib.import_module(benchmark).main())"
+    command = [sys.executable, "-c", code, FOLDER, benchmark, "--compare", "torch"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr.startswith("error: torch")

@@ -1,0 +1,133 @@
+"""A training step as each library's user has it: jaxformer's training loop, and PyTorch written for speed.
+
+Both are forward pass, loss, backward pass, clipping and AdamW, which decays the matrices but not the embeddings;
+float32, on the CPU.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _compare import Step
+
+LEARNING_RATE, BETAS, DECAY, CLIP_NORM, EPSILON = 1e-3, (0.9, 0.99), 0.1, 1.0, 1e-8
+
+Arrays = dict[str, np.ndarray]
+
+
+def jaxformer_step(model: Mapping[str, Any], batch: Arrays, weights: Path) -> Step:
+    """The step of the training loop for the objective of the model's family, compiled as the loop compiles it.
+
+    Args:
+        model: keys of ``model`` in a configuration.
+        batch: as the objective's loss takes it.
+        weights: file for the initial weights, under Hugging Face's names.
+    """
+    from jaxformer.training.memory import keep_freed_memory
+
+    keep_freed_memory()  # before JAX is imported, as the command line does
+    import jax
+    from flax.traverse_util import flatten_dict
+    from jax.sharding import NamedSharding
+
+    from jaxformer.parallel.mesh import BATCH, make_mesh
+    from jaxformer.tasks import Bound, build_task
+    from jaxformer.training.config import parse_config
+    from jaxformer.training.optimizer import build_optimizer, build_schedule
+    from jaxformer.training.state import abstract_state, init_state
+    from jaxformer.training.step import make_train_step
+
+    optimizer_keys = {
+        "type": "adamw",
+        "learning_rate": LEARNING_RATE,
+        "beta1": BETAS[0],
+        "beta2": BETAS[1],
+        "epsilon": EPSILON,
+        "weight_decay": DECAY,
+        "clip_norm": CLIP_NORM,
+    }
+    keys = {"model": model, "optimizer": optimizer_keys, "schedule": {"type": "constant"}}
+    c = parse_config(keys, "the benchmark")
+    no_tokenizer: Any = None  # it makes batches from text, and here the batch is given
+    task = build_task(c.task, Bound(no_tokenizer, c.model, c.sequence_length))
+    network, mesh = task.model(c.model), make_mesh(c.parallel)
+    optimizer = build_optimizer(c.optimizer, build_schedule(c.schedule, c.optimizer.learning_rate, c.training.steps))
+    abstract = abstract_state(network, optimizer, False, mesh)
+    state = init_state(network, optimizer, c.seed, abstract)
+    params = {name: np.asarray(array) for name, array in flatten_dict(state.params, sep="/").items()}
+    arrays: Any = hugging_face_weights(c.model, params)
+    np.savez(weights, **arrays)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    train_step = make_train_step(network, task, optimizer, seed=c.seed)
+    compiled = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+    on_device = jax.device_put(batch, NamedSharding(mesh, BATCH))
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = jax.block_until_ready(compiled(state, on_device))
+        return float(metrics.sums["loss"]) / float(metrics.weight)
+
+    return step
+
+
+def hugging_face_weights(config: Any, params: Arrays) -> Arrays:
+    """jaxformer's parameters under Hugging Face's names and in their layout, by the family's table of names.
+
+    The way back of ``params_from_hf``, as far as GPT-2 and BERT need it: a tied head is not there twice.
+    """
+    from jaxformer.families import FAMILIES
+
+    names = FAMILIES[config.type].names
+    assert names is not None
+    parts: dict[str, list[np.ndarray]] = {}
+    for name in names(config):
+        if name.ours not in params:  # of a head that this model does not have
+            continue
+        for layer, array in enumerate(params[name.ours] if "{}" in name.theirs else params[name.ours][None]):
+            *_, module, leaf = name.ours.split("/")
+            if leaf == "kernel":  # heads are axes of their own: outputs of query, key and value, inputs of the output
+                split_outputs = module in ("query", "key", "value")
+                array = array.reshape(len(array), -1) if split_outputs else array.reshape(-1, array.shape[-1])
+            elif leaf != "embedding":
+                array = array.ravel()
+            parts.setdefault(name.theirs.format(layer), []).append(array.T if name.transposed else array)
+    # GPT-2's query, key and value are one matrix [in, out]; the table has them in that order.
+    return {name: np.concatenate(arrays, axis=-1) for name, arrays in parts.items()}
+
+
+def torch_step(
+    build: Callable[[dict[str, Any]], tuple[Any, Callable[..., Any]]], batch: Arrays, weights: Path, compiled: bool
+) -> Step:
+    """A training step as a PyTorch user would write it for speed.
+
+    Args:
+        build: makes the model with the weights given, and the function from the batch, by name, to the loss.
+        batch: integers, by the names of that function's arguments.
+        weights: file of the initial weights, under Hugging Face's names.
+        compiled: whether forward pass and loss, and with them the backward pass, go through ``torch.compile``.
+    """
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    with np.load(weights) as arrays:
+        model, loss_of = build({name: torch.from_numpy(array) for name, array in arrays.items()})
+    tensors = {name: torch.from_numpy(array).long() for name, array in batch.items()}
+    tables = {module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    parameters = list(model.parameters())
+    decaying = [p for p in parameters if p.ndim > 1 and p not in tables]
+    others = [p for p in parameters if p.ndim == 1 or p in tables]
+    groups = [{"params": decaying, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, eps=EPSILON, fused=True)
+    forward = torch.compile(loss_of) if compiled else loss_of
+
+    def step() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        loss = forward(**tensors)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM, foreach=True)
+        optimizer.step()
+        return loss.item()
+
+    return step

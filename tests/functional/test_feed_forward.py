@@ -13,6 +13,7 @@ FORMULAS = {
     "gelu_tanh": lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     "silu": lambda x: x / (1 + math.exp(-x)),
     "relu": lambda x: max(x, 0.0),
+    "tanh": lambda x: 1 - 2 / (math.exp(2 * x) + 1),
 }
 
 

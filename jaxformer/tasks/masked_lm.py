@@ -13,7 +13,7 @@ from jaxformer import functional as F
 from jaxformer.data.cache import TokenCache
 from jaxformer.data.pieces import PieceRows, split_pieces
 from jaxformer.models.config import TransformerConfig
-from jaxformer.models.heads import MaskedLM
+from jaxformer.models.masked_lm import MaskedLM
 from jaxformer.tasks.base import Batch, LossSums, Rows, TaskSchema, apply, token_loss
 from jaxformer.tokenizers import Tokenizer
 

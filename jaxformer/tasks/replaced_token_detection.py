@@ -14,7 +14,7 @@ from jaxformer import functional as F
 from jaxformer.data.cache import TokenCache
 from jaxformer.data.pieces import PieceRows, split_pieces
 from jaxformer.models.config import TransformerConfig
-from jaxformer.models.heads import Discriminator
+from jaxformer.models.masked_lm import Discriminator
 from jaxformer.tasks.base import Batch, LossSums, Rows, apply
 from jaxformer.tasks.masked_lm import Masking, MaskingConfig, join, make_masking, masked_features
 from jaxformer.tokenizers import Tokenizer

@@ -11,7 +11,7 @@ from jaxformer import functional as F
 from jaxformer.families import FAMILIES, build_model, model_config
 from jaxformer.families.base import params_from_hf
 from jaxformer.models import TransformerConfig
-from jaxformer.models.heads import Discriminator, MaskedLM
+from jaxformer.models.masked_lm import Discriminator, MaskedLM
 
 
 def part(golden, prefix):

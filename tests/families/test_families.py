@@ -7,7 +7,8 @@ from flax.traverse_util import flatten_dict
 
 from jaxformer.families import FAMILIES, build_model, model_config
 from jaxformer.models import TransformerConfig
-from jaxformer.models.heads import Discriminator, MaskedLM, SequenceClassifier
+from jaxformer.models.heads import SequenceClassifier
+from jaxformer.models.masked_lm import Discriminator, MaskedLM
 from jaxformer.schema import UserError
 from tests.families.compare import assert_parity
 from tests.families.published import PUBLISHED

@@ -9,7 +9,8 @@ import pytest
 
 from jaxformer import functional as F
 from jaxformer.models import init_cache
-from jaxformer.models.heads import MaskedLM, MultipleChoice, QuestionAnswering, SequenceClassifier, TokenClassifier
+from jaxformer.models.heads import MultipleChoice, QuestionAnswering, SequenceClassifier, TokenClassifier
+from jaxformer.models.masked_lm import MaskedLM
 from jaxformer.models.stack import Context
 from tests.models.test_contract import assert_close, place
 from tests.models.tiny import ENCODER_DECODERS, ENCODERS, config_of, random_params, tiny, tokens

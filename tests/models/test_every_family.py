@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxformer.families import FAMILIES
-from jaxformer.models.heads import MaskedLM
+from jaxformer.models.masked_lm import MaskedLM
 from jaxformer.tasks.base import token_loss
 from jaxformer.training.step import gradients_of_sum
 from tests.models import test_contract as causal

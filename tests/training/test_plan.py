@@ -3,7 +3,7 @@ import pytest
 
 from jaxformer.families import build_model, model_config
 from jaxformer.models import TransformerConfig
-from jaxformer.models.heads import MaskedLM
+from jaxformer.models.masked_lm import MaskedLM
 from jaxformer.training.flops import flops_per_step, peak_flops
 from jaxformer.training.plan import idle_accelerator, plan
 from jaxformer.training.state import abstract_params

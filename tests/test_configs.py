@@ -5,19 +5,32 @@ from pathlib import Path
 import flax.linen as nn
 import jax
 import pytest
+import yaml
 
 from jaxformer.data.corpus import open_corpus
 from jaxformer.families import build_model
-from jaxformer.training.config import load_config
+from jaxformer.training.config import dump_config, load_config
 from jaxformer.training.optimizer import build_optimizer, build_schedule
 from jaxformer.training.state import abstract_params
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
 
 
+def load(path, folder):
+    """The configuration; a run that it starts from is there as far as its sizes go."""
+    pretrained = (yaml.safe_load(path.read_text(encoding="utf-8")).get("model") or {}).get("pretrained")
+    if pretrained is None:
+        return load_config(path)
+    earlier = next(config for config in CONFIGS if config.stem == Path(pretrained).name)
+    (folder / "config.yaml").write_text(dump_config(load_config(earlier)), encoding="utf-8")
+    (folder / "tokenizer.json").touch()
+    (folder / "checkpoints").mkdir()
+    return load_config(path, [f"model.pretrained={folder}"])
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_loads_and_builds_by_shape(path):
-    config = load_config(path)
+def test_loads_and_builds_by_shape(path, tmp_path):
+    config = load(path, tmp_path)
     model = config.model.model_copy(update={"vocab_size": config.model.vocab_size or config.tokenizer.vocab_size})
     params = nn.unbox(abstract_params(build_model(model)))
     schedule = build_schedule(config.schedule, config.optimizer.learning_rate, config.training.steps)

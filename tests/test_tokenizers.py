@@ -340,12 +340,11 @@ def test_sentence_ends(kind):
     assert ends.dtype == bool and ends.shape == (tokenizer.vocab_size,)
     name = {i: tokenizer.decode([i]) for i in range(tokenizer.vocab_size)}
     assert all(name[i].rstrip(" ")[-1:] in tuple(".!?。\n") for i in np.flatnonzero(ends))
-    pieces, at = [""], 0
+    pieces = [""]
     for i in tokenizer.encode("One. Two!\nThree, four? Five"):
         pieces[-1] += name[i]
         if ends[i]:
             pieces.append("")
-        at += 1
     assert [piece.strip() for piece in pieces if piece.strip()] == ["One.", "Two!", "Three, four?", "Five"]
     assert not ends[sorted(tokenizer.special_ids)].any()
 

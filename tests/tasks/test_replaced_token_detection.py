@@ -45,13 +45,14 @@ def test_the_generator_is_a_share_as_wide():
 
 
 def test_every_hidden_token_is_a_mask():
-    batch = features(make(T=12, rate=0.25), cache_of("abcd", "ef"))
-    assert set(batch) == {"input_ids", "segment_ids", "masked_positions", "labels"}
-    text = np.array([CLS, 97, 98, 99, 100, SEP, CLS, 101, 102, SEP, 0, 0])
-    hidden = batch["masked_positions"][0, :2]
-    assert batch["labels"][0].tolist() == [*text[hidden], -100]
-    text[hidden] = MASK
-    assert batch["input_ids"].tolist() == [text.tolist()]
+    for seed in range(30):
+        batch = features(make(T=12, rate=0.25), cache_of("abcd", "ef"), seed=seed)
+        assert set(batch) == {"input_ids", "segment_ids", "masked_positions", "labels"}
+        text = np.array([CLS, 97, 98, 99, 100, SEP, CLS, 101, 102, SEP, 0, 0])
+        hidden = batch["masked_positions"][0, :2]
+        assert batch["labels"][0].tolist() == [*text[hidden], -100]
+        text[hidden] = MASK
+        assert batch["input_ids"].tolist() == [text.tolist()]
 
 
 def test_tokens_are_sampled_from_the_generators_distribution():

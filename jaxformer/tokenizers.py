@@ -136,17 +136,19 @@ class Tokenizer:
         """`[vocab_size]` bool: True for tokens that begin a word or are special, False for those that continue one.
 
         By the marks of the kind: `##` continues in WordPiece; a blank (`Ġ`, or `▁` in SentencePiece) or line end begins
-        elsewhere. A tokenizer of single bytes or characters has no words, and every token begins one.
+        elsewhere, where `##` is a token like any other. A tokenizer of single bytes or characters has no words, and
+        every token begins one.
         """
         starts = np.ones(self.vocab_size, bool)
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
-        if any(token.startswith("##") for token in vocabulary):
+        if isinstance(self._backend.model, models.WordPiece):
+            mark = self._backend.model.continuing_subword_prefix
             for token, i in vocabulary.items():
-                starts[i] = not (token.startswith("##") and len(token) > 2)
+                starts[i] = not (token.startswith(mark) and len(token) > len(mark))
         elif any(len(token) > 1 and token[0] in "Ġ▁" for token in vocabulary):
             special = self.special_ids
             for token, i in vocabulary.items():
-                starts[i] = i in special or token[:1] in ("Ġ", "▁", "Ċ", "ĉ")
+                starts[i] = i in special or token[:1] in ("Ġ", "▁", "Ċ", "č", "ĉ")
         return starts
 
     @cached_property

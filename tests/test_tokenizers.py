@@ -1,6 +1,7 @@
 import inspect
 import json
 
+import numpy as np
 import pytest
 import tokenizers as hf
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from pydantic import ValidationError
 from tokenizers import models, pre_tokenizers, processors
 
 from jaxformer.schema import UserError
-from jaxformer.tokenizers import TokenizerConfig, build_tokenizer, load_tokenizer, train_tokenizer
+from jaxformer.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer, load_tokenizer, train_tokenizer
 
 SPECIALS = "<|endoftext|> <|unk|> [PAD] [UNK] [CLS] [SEP] [MASK] <pad> </s> <unk> ##ing # ## ###"
 TEXT = "\n".join(
@@ -208,3 +209,146 @@ def test_offsets_of_korean_by_hand():
     tokenizer = build_tokenizer(TokenizerConfig(type="byte"), ["a"])
     [(_, offsets)] = tokenizer.encode_with_offsets(["a 가"])
     assert offsets == [(0, 1), (1, 2), (2, 3), (2, 3), (2, 3)]
+
+
+def names_of(tokenizer):
+    """The names of the ids from 0 on."""
+    return [tokenizer._backend.id_to_token(i) for i in range(tokenizer.vocab_size)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "added"),
+    [
+        ("byte", ["<pad>", "<s>", "<mask>"]),
+        ("character", ["<pad>", "<s>", "<mask>"]),
+        ("bpe", ["<pad>", "<s>", "<mask>"]),
+        ("wordpiece", []),
+        ("unigram", ["<s>", "<mask>"]),
+    ],
+)
+def test_special_tokens_that_are_missing_are_added_behind_the_others(trained, kind, added):
+    before = trained[kind]
+    after = before.with_special_tokens(("pad", "cls", "sep", "mask"))
+    assert names_of(after) == names_of(before) + added
+    assert (after is before) == (not added)
+    assert (after.fingerprint == before.fingerprint) == (not added)
+    assert after.encode(TEXT + "<mask><s>") == before.encode(TEXT + "<mask><s>"), "in a text they are text"
+    assert after.eos_id == before.eos_id == after.special_id("sep")
+    ids = [after.special_id(role) for role in ("pad", "cls", "sep", "mask")]
+    assert len(set(ids)) == 4 and set(ids) <= after.special_ids
+    assert after.decode(ids) == ""
+    assert after.with_special_tokens(("mask", "pad")) is after, "what is there is not added twice"
+    assert before.find_special("mask") == (None if added else before.special_id("mask")), "the old one is as it was"
+
+
+def test_the_names_follow_those_of_the_tokenizer():
+    bert = Tokenizer(word_tokenizer({"[UNK]": 0, "a": 1})).with_special_tokens(("pad", "cls", "sep", "mask"))
+    assert names_of(bert) == ["[UNK]", "a", "[PAD]", "[CLS]", "[SEP]", "[MASK]"]
+    other = hf.Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
+    roberta = Tokenizer(other).with_special_tokens(("pad", "cls", "sep", "mask"))
+    assert names_of(roberta) == ["<unk>", "a", "<pad>", "<s>", "</s>", "<mask>"]
+
+
+def test_a_token_that_is_missing_is_named():
+    with pytest.raises(UserError, match=r"no mask token, expected \[MASK\] or <mask>; add it with with_special_tokens"):
+        train("byte").special_id("mask")
+
+
+def test_sentinels():
+    before = train("byte")
+    assert before.sentinel_ids == []
+    some = before.with_special_tokens((), sentinels=2)
+    assert some.sentinel_ids == [257, 258]
+    assert names_of(some)[257:] == ["<extra_id_0>", "<extra_id_1>"]
+    more = some.with_special_tokens(("pad",), sentinels=4)
+    assert names_of(more)[257:] == ["<extra_id_0>", "<extra_id_1>", "<pad>", "<extra_id_2>", "<extra_id_3>"]
+    assert more.sentinel_ids == [257, 258, 260, 261]
+    assert more.with_special_tokens((), sentinels=3) is more
+    assert len({t.fingerprint for t in (before, some, more)}) == 3
+
+
+def test_sentinels_of_t5_are_in_the_order_of_their_names(tmp_path):
+    # T5 numbers them backwards: <extra_id_0> is the last id.
+    backend = word_tokenizer({"[UNK]": 0, "a": 1, "<extra_id_2>": 2, "<extra_id_1>": 3, "<extra_id_0>": 4})
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path).sentinel_ids == [4, 3, 2]
+
+
+def test_special_ids(trained):
+    expected = {"byte": 1, "character": 2, "bpe": 1, "wordpiece": 5, "unigram": 3}
+    assert {kind: len(trained[kind].special_ids) for kind in TRAINED} == expected
+    assert trained["byte"].special_ids == {256}
+    assert trained["byte"].with_special_tokens(("mask",), sentinels=1).special_ids == {256, 257, 258}
+    for kind in TRAINED:
+        assert trained[kind].special_ids.isdisjoint(trained[kind].encode(TEXT + SPECIALS))
+
+
+def words(tokenizer, text):
+    """The text cut at the tokens that begin a word."""
+    ids = tokenizer.encode(text)
+    parts = []
+    for i in ids:
+        if tokenizer.word_starts[i] or not parts:
+            parts.append([])
+        parts[-1].append(i)
+    return [tokenizer.decode(part) for part in parts]
+
+
+CORPUS = ["the cat sat on the mat and the other cats sat there too\n## the ## title ##\n"] * 5
+
+
+@pytest.mark.parametrize(("kind", "size"), [("bpe", 300), ("wordpiece", 560), ("unigram", 290)])
+def test_words_begin_where_blanks_are(kind, size):
+    tokenizer = train(kind, size, CORPUS)
+    text = "the catmat sat\n\nmatters  on"
+    starts = tokenizer.word_starts
+    assert starts.dtype == bool and starts.shape == (tokenizer.vocab_size,)
+    assert len(tokenizer.encode(text)) > 8, "some words have several tokens"
+    got = words(tokenizer, text)
+    assert "".join(got) == text
+    assert got[:3] == ["the", " catmat", " sat"]
+    assert got[-1] == " on"
+    assert all(word.strip(" \n").isalpha() or not word.strip() for word in got)
+    assert starts[list(tokenizer.special_ids)].all()
+
+
+def test_a_vocabulary_of_bpe_may_hold_the_mark_of_wordpiece():
+    tokenizer = train("bpe", 300, ["## the cat ## the cat\n"] * 50)
+    assert {"##", "Ġthe", "Ġcat"} <= set(names_of(tokenizer))
+    starts = dict(zip(names_of(tokenizer), tokenizer.word_starts.tolist(), strict=True))
+    assert not starts["a"] and not starts["##"] and starts["Ġthe"] and starts["Ċ"] and starts["č"]
+
+
+def test_word_starts_of_loaded_vocabularies():
+    bert = hf.Tokenizer(models.WordPiece({"[UNK]": 0, "cat": 1, "##s": 2, "##": 3, "#": 4}, unk_token="[UNK]"))
+    assert Tokenizer(bert).word_starts.tolist() == [True, True, False, True, True]
+    t5 = hf.Tokenizer(models.Unigram([("<unk>", 0.0), ("▁cat", -1.0), ("s", -2.0), ("▁", -3.0)], unk_id=0))
+    t5.add_special_tokens(["<unk>", "</s>"])
+    assert Tokenizer(t5).word_starts.tolist() == [True, True, False, True, True]
+
+
+@pytest.mark.parametrize("kind", ["byte", "character"])
+def test_every_byte_or_character_is_a_word(trained, kind):
+    assert trained[kind].word_starts.all()
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_sentence_ends(kind):
+    text = 'One. Two! Three? Four: 3.14, "five".\nSix  \n 한국。'
+    tokenizer = train(kind, 600, [text])
+    ends = tokenizer.sentence_ends
+    assert ends.dtype == bool and ends.shape == (tokenizer.vocab_size,)
+    name = {i: tokenizer.decode([i]) for i in range(tokenizer.vocab_size)}
+    assert all(name[i].rstrip(" ")[-1:] in tuple(".!?。\n") for i in np.flatnonzero(ends))
+    pieces = [""]
+    for i in tokenizer.encode("One. Two!\nThree, four? Five"):
+        pieces[-1] += name[i]
+        if ends[i]:
+            pieces.append("")
+    assert [piece.strip() for piece in pieces if piece.strip()] == ["One.", "Two!", "Three, four?", "Five"]
+    assert not ends[sorted(tokenizer.special_ids)].any()
+
+
+def test_wide_points_end_sentences():
+    tokenizer = train("character", texts=["값。뭐？와！."])
+    assert [c for c in "값。뭐？와！." if tokenizer.sentence_ends[tokenizer.encode(c)[0]]] == list("。？！.")

@@ -7,11 +7,13 @@ import numpy as np
 
 from jaxformer.data.cache import TokenCache
 from jaxformer.data.rows import Batch
+from jaxformer.schema import UserError
 
 # What a piece of so many tokens takes up, for instance on the side of the encoder and of the decoder; each number must
 # not fall as the piece grows.
 Lengths = Callable[[int], tuple[int, ...]]
-# A document is not cut so that a piece is shorter than this: it would have little context.
+# A document is not cut so that a piece is shorter than this, if a row holds two such pieces: it would have little
+# context.
 SHORTEST_PIECE = 8
 
 
@@ -22,8 +24,8 @@ class PieceRows:
     much of that a row holds. Rows are filled in the order of the text; a document that does not fit in what is left of
     a row is cut there. The end-of-text id that the cache holds behind each document is left out.
 
-    Batches have `tokens` [B, R] and `segment_ids` [B, R], which numbers the pieces of a row from 1; 0 is padding.
-    Documents of fewer than `smallest` tokens are left out.
+    Batches have `tokens` [B, R], `segment_ids` [B, R], which numbers the pieces of a row from 1 (0 is padding), and
+    `row_ids` [B], the numbers of the rows. Documents of fewer than `smallest` tokens are left out.
 
     Args:
         cache: The tokens of a split.
@@ -32,6 +34,9 @@ class PieceRows:
         eos_id: The tokenizer's end of text.
         pieces_per_row: At most so many pieces in a row; None: as many as fit.
         smallest: Tokens the objective needs at least.
+
+    Raises:
+        UserError: A row holds no piece of `smallest` tokens.
     """
 
     num_phases = 1
@@ -76,11 +81,13 @@ class PieceRows:
 
         If there is only one document it is a piece of that.
         """
-        own = np.unique(self._documents[self._first[row] : self._first[row + 1]])
-        for _ in range(100):
-            piece = int(generator.integers(len(self._starts)))
-            if self._documents[piece] not in own:
-                break
+        first, last = self._documents[self._first[row]], self._documents[self._first[row + 1] - 1]
+        # The pieces stand in the order of their documents, so those to be left out stand together.
+        low, high = np.searchsorted(self._documents, [first, last + 1])
+        if high - low == len(self._starts):
+            low = high = 0
+        piece = int(generator.integers(len(self._starts) - (high - low)))
+        piece += (high - low) * (piece >= low)
         return self._cache.tokens[self._starts[piece] : self._stops[piece]].astype(np.int32)
 
 
@@ -136,14 +143,28 @@ def _plan(
     row, room, pieces = 0, list(fit.limits), 0
     for document, (start, stop) in enumerate(documents):
         while stop - start >= smallest:
-            rest = stop - start
-            size = min(rest, fit.longest(room))
+            longest = fit.longest(room)
+            size = _cut(stop - start, longest, max(SHORTEST_PIECE, smallest))
             full = pieces_per_row is not None and pieces >= pieces_per_row
-            if full or (pieces and size < min(rest, max(SHORTEST_PIECE, smallest))):
+            if pieces and (full or not size):
                 row, room, pieces = row + 1, list(fit.limits), 0
                 continue
-            if size < smallest:
-                raise ValueError(f"rows of {fit.limits} tokens hold no piece of {smallest}; use longer sequences")
+            if longest < smallest:
+                limits = " and ".join(str(limit) for limit in fit.limits)
+                raise UserError(
+                    f"a row of {limits} tokens, special tokens included, holds no piece of {smallest}: "
+                    "raise training.sequence_length (or task.target_length)"
+                )
+            # In so short a row even the shortest piece is a large part; but no token may be left that fits nowhere.
+            size = size or _cut(stop - start, longest, smallest) or longest
             yield row, start, start + size, document
             room = [left - used for left, used in zip(room, fit.cost(size), strict=True)]
             start, pieces = start + size, pieces + 1
+
+
+def _cut(rest: int, longest: int, shortest: int) -> int:
+    """Tokens of the next piece of a text of `rest`: all; or so many that both parts have at least `shortest`; or 0."""
+    if rest <= longest:
+        return rest
+    size = min(longest, rest - shortest)
+    return size if size >= shortest else 0

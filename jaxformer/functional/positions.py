@@ -113,6 +113,9 @@ def relative_buckets(
     Raffel et al. 2020, "Exploring the Limits of Transfer Learning", section 2.1; the formula is that of the code
     published with it.
 
+    Raises:
+        ValueError: if ``max_distance`` is no more than the distances that have a bucket each.
+
     >>> relative_buckets(jnp.array([-200, -2, 0, 1]), bidirectional=False)
     Array([31,  2,  0,  0], dtype=int32)
     """
@@ -125,6 +128,11 @@ def relative_buckets(
         back = jnp.maximum(-distance, 0)
     exact = num_buckets // 2
     far = num_buckets - exact
+    if max_distance <= exact:
+        raise ValueError(
+            f"relative_buckets: max_distance is {max_distance}, expected more than {exact}, "
+            "the number of distances that have a bucket each"
+        )
     # The distances at which a logarithmic bucket begins, worked out once in float64: a float32 logarithm would put the
     # distances that are exactly on a border (16, 32, 64) on one side or the other by chance.
     begins = [math.ceil(round(exact * (max_distance / exact) ** (k / far), 6)) for k in range(1, far)]

@@ -163,6 +163,11 @@ class TransformerConfig(Schema):
             raise ValueError(f"head_size is {self.head_width}{share}, expected an even number for rotary positions")
         if self.positions == "sinusoidal" and self.hidden_size % 2:
             raise ValueError(f"hidden_size is {self.hidden_size}, expected an even number for sinusoidal positions")
+        if self.positions == "relative" and self.relative_max_distance <= self.relative_buckets // 2:
+            raise ValueError(
+                f"relative_max_distance is {self.relative_max_distance} and relative_buckets {self.relative_buckets}, "
+                f"expected a distance above {self.relative_buckets // 2}: the nearer ones have a bucket each"
+            )
         if self.rope_scaling is not None and self.positions != "rotary":
             raise ValueError(f"rope_scaling is given with positions: {self.positions}, expected positions: rotary")
         if self.global_every is not None and self.window is None:

@@ -209,11 +209,14 @@ class Stack(nn.Module):
             prefix_mask: ``[B, T]``, 1 at tokens that all tokens of their document see, also those before them.
 
         Raises:
-            ValueError: if the row is longer than ``max_length`` or the cache, or a cache meets packed documents.
+            ValueError: if the row is longer than ``max_length`` or the cache, or a cache meets packed documents or a
+                prefix.
         """
         c = self.config
         B, T = input_ids.shape
         self._check(T, segment_ids, cache)
+        if prefix_mask is not None and cache is not None:
+            raise ValueError("prefix_mask and a cache are both given, expected one: a cache is filled token by token")
         if attention_mask is None and segment_ids is not None:
             attention_mask = segment_ids > 0
         real = None if attention_mask is None else attention_mask.astype(bool)

@@ -139,6 +139,7 @@ class Decoder(Stack):
         cache: KVCache | None = None,
         example_ids: jax.Array | None = None,
         deterministic: bool = True,
+        prefix_mask: jax.Array | None = None,
     ) -> CausalLMOutput:
         """Logits of the next token at every position.
 
@@ -154,12 +155,21 @@ class Decoder(Stack):
             cache: keys and values of earlier tokens, from ``init_cache``.
             example_ids: ``[B]``, the numbers the rows' dropout is drawn by; default ``arange(B)``.
             deterministic: False in training: dropout is on.
+            prefix_mask: ``[B, T]``, 1 at tokens that all tokens of their document see (prefix language models).
 
         Raises:
-            ValueError: if the row is longer than ``max_length`` or the cache, or a cache meets packed documents.
+            ValueError: if the row is longer than ``max_length`` or the cache, or a cache meets packed documents or a
+                prefix.
         """
         hidden, cache = self.hidden_states(
-            input_ids, attention_mask, position_ids, segment_ids, cache, example_ids, deterministic
+            input_ids,
+            attention_mask,
+            position_ids,
+            segment_ids,
+            cache,
+            example_ids,
+            deterministic,
+            prefix_mask=prefix_mask,
         )
         logits = F.head_logits(for_head(self.config, hidden), self.head_weights())
         return CausalLMOutput(logits, hidden, cache)

@@ -78,6 +78,8 @@ def infill_text(
     surplus = len(lengths) - count  # each span shortens the text by its length and lengthens it by one
     if surplus > 0:
         lengths = np.delete(lengths, holes[:surplus])
+    # The last one drawn is never 0 and often cut; it must not always be the last of the text.
+    lengths = generator.permutation(lengths)
     # Kept tokens and spans in a row: which of these places are spans is drawn, every choice equally probable.
     places = len(tokens) - count + len(lengths)
     is_span = np.zeros(places, bool)

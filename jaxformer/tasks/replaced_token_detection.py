@@ -98,7 +98,8 @@ class ReplacedTokenDetection:
         """Both losses summed over the batch, nats; the weight is the number of real tokens.
 
         The generator's sum is divided by the share of hidden tokens, which makes it a mean over those when it is
-        divided by all tokens: every row hides ``round(rate * tokens)``.
+        divided by all tokens: every row hides ``round(rate * tokens)``. Special tokens, of which none is hidden, count
+        among all tokens and lower that mean by their share.
         """
         c, labels = self.config, batch["labels"]
         inputs = {name: array for name, array in batch.items() if name != "labels"}

@@ -110,3 +110,71 @@ def test_position_ids_count_real_tokens():
     expected = [[0, 1, 2, 3], [0, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]]
     np.testing.assert_array_equal(np.asarray(position_ids_from_mask(real)), expected)
     np.testing.assert_array_equal(np.asarray(position_ids_from_mask(real.astype(bool))), expected)
+
+
+def test_reach_is_a_window_that_is_known_later():
+    segments = jnp.array([[1, 1, 1, 1, 2, 2]])
+    for causal in (True, False):
+        made = jax.jit(
+            lambda reach, causal=causal: Mask(causal, None, None, segments, segments, reach=reach).array(6, 6)
+        )
+        for width in (1, 2, 3, 100):
+            window = Mask(causal, width, query_segments=segments, key_segments=segments)
+            np.testing.assert_array_equal(made(jnp.array(width)), window.array(6, 6))
+    assert_mask(Mask(reach=jnp.array(2)), [matrix("xx...", "xxx..", ".xxx.", "..xxx", "...xx")], 5, 5)
+
+
+def test_the_shorter_of_reach_and_window_counts():
+    for reach, window in ((2, 4), (4, 2)):
+        assert_mask(Mask(causal=True, window=window, reach=jnp.array(reach)), Mask(True, 2).array(5, 5), 5, 5)
+
+
+def test_reach_measured_by_positions():
+    positions = jnp.array([[0, 1, 5, 6]])
+    mask = Mask(reach=jnp.array(2), query_positions=positions, key_positions=positions)
+    assert_mask(mask, [matrix("xx..", "xx..", "..xx", "..xx")], 4, 4)
+
+
+def test_every_query_sees_the_prefix():
+    prefix = jnp.array([[1, 1, 1, 0, 0], [0, 0, 0, 0, 0]], bool)
+    expected = [
+        matrix("xxx..", "xxx..", "xxx..", "xxxx.", "xxxxx"),
+        matrix("x....", "xx...", "xxx..", "xxxx.", "xxxxx"),
+    ]
+    assert_mask(Mask(causal=True, key_prefix=prefix), expected, 5, 5)
+
+
+def test_a_prefix_stays_in_its_document_its_window_and_the_data():
+    segments = jnp.array([[1, 1, 1, 2, 2, 2, 0]])
+    prefix = jnp.array([[1, 1, 0, 1, 1, 0, 0]], bool)
+    mask = Mask(causal=True, query_segments=segments, key_segments=segments, key_prefix=prefix)
+    documents = matrix("xx.....", "xx.....", "xxx....", "...xx..", "...xx..", "...xxx.", ".......")
+    assert_mask(mask, [documents], 7, 7)
+    assert_mask(
+        Mask(causal=True, window=2, key_prefix=jnp.array([[1, 1, 1, 0]], bool)),
+        [matrix("xx..", "xxx.", ".xx.", "..xx")],
+        4,
+        4,
+    )
+    valid = jnp.array([[0, 1, 1, 1]], bool)
+    mask = Mask(causal=True, key_valid=valid, key_prefix=jnp.array([[1, 1, 0, 0]], bool))
+    assert_mask(mask, [matrix(".x..", ".x..", ".xx.", ".xxx")], 4, 4)
+
+
+def test_a_block_takes_its_part_of_the_prefix():
+    mask = Mask(causal=True, key_prefix=jnp.array([[0, 1, 0, 1, 1, 0]], bool))
+    np.testing.assert_array_equal(mask.block(1, 4, 2, 6), np.asarray(mask.array(6, 6))[:, 1:4, 2:6])
+
+
+def test_distance_by_index():
+    assert Mask().distance(2, 3).tolist() == [[[0, 1, 2], [-1, 0, 1]]]
+    for offset in (3, jnp.array(3)):
+        assert Mask(query_offset=offset).distance(2, 5).tolist() == [[[-3, -2, -1, 0, 1], [-4, -3, -2, -1, 0]]]
+
+
+def test_distance_by_positions():
+    # Padding stands between a prompt of two tokens and its continuation; the second row has none.
+    positions = jnp.array([[0, 1, 0, 2, 3], [0, 1, 2, 3, 4]])
+    mask = Mask(query_offset=3, query_positions=positions[:, 3:], key_positions=positions)
+    expected = [[[-2, -1, -2, 0, 1], [-3, -2, -3, -1, 0]], [[-3, -2, -1, 0, 1], [-4, -3, -2, -1, 0]]]
+    assert mask.distance(2, 5).tolist() == expected

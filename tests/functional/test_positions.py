@@ -7,8 +7,12 @@ import pytest
 
 from jaxformer.functional import (
     RotaryScaling,
+    alibi_bias,
+    alibi_slopes,
     apply_rotary,
     learned_positions,
+    relative_bias,
+    relative_buckets,
     rotary_angles,
     rotary_frequencies,
     sinusoidal_positions,
@@ -130,3 +134,85 @@ def test_learned_positions_out_of_range_are_nan():
 def test_odd_sizes_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def bucket(distance, bidirectional, num_buckets, max_distance):
+    """One bucket, from the words of Raffel et al. 2020, section 2.1: some hold one distance, the others grow in a
+    logarithmic scale up to a distance beyond which all share the last.
+    """
+    if bidirectional:
+        num_buckets //= 2
+        first, back = (num_buckets if distance > 0 else 0), abs(distance)
+    else:
+        first, back = 0, max(-distance, 0)
+    exact = num_buckets // 2
+    if back < exact:
+        return first + back
+    share = math.log(back / exact) / math.log(max_distance / exact)
+    # A border such as log(16 / 8) / log(16) * 8 = 2 must not be missed by a rounding.
+    return first + min(exact + math.floor(share * (num_buckets - exact) + 1e-9), num_buckets - 1)
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize(("num_buckets", "max_distance"), [(32, 128), (8, 10), (16, 64), (6, 300), (4, 5)])
+def test_relative_buckets_by_the_formula(bidirectional, num_buckets, max_distance):
+    distance = np.arange(-400, 401)
+    expected = [bucket(int(d), bidirectional, num_buckets, max_distance) for d in distance]
+    settings = {"bidirectional": bidirectional, "num_buckets": num_buckets, "max_distance": max_distance}
+    got = relative_buckets(jnp.array(distance), **settings)
+    np.testing.assert_array_equal(got, expected)
+    assert set(expected) == set(range(num_buckets)) - ({num_buckets // 2} if bidirectional else set())
+    np.testing.assert_array_equal(relative_buckets(jnp.array(distance).reshape(3, 89, 3), **settings).ravel(), got)
+
+
+def test_relative_buckets_by_hand():
+    # Encoder: 8 exact distances on a side, then borders at 8 * 2^(k/2): 8, 11.3, 16, 22.6, 32, 45.3, 64, 90.5.
+    encoder = {0: 0, -1: 1, -7: 7, -8: 8, -11: 8, -12: 9, -15: 9, -16: 10, -22: 10, -23: 11, -32: 12, -46: 13, -63: 13}
+    encoder |= {-64: 14, -90: 14, -91: 15, -127: 15, -128: 15, -5000: 15}
+    encoder |= {-d: b + 16 for d, b in encoder.items() if d}
+    # Decoder: 16 exact distances, then borders at 16 * 8^(k/16): 16, 18.2, 20.7, ... 112.4; nothing for what follows.
+    decoder = {0: 0, 1: 0, 900: 0, -1: 1, -15: 15, -16: 16, -18: 16, -19: 17, -20: 17, -21: 18, -112: 30, -113: 31}
+    decoder |= {-128: 31, -5000: 31}
+    for bidirectional, expected in ((True, encoder), (False, decoder)):
+        got = relative_buckets(jnp.array(list(expected)), bidirectional=bidirectional)
+        assert got.tolist() == list(expected.values())
+
+
+def test_relative_bias_by_hand():
+    # 8 buckets, bidirectional: 0 to 3 backwards (2 exact), 4 + 1 to 4 + 3 forwards. Two heads.
+    table = jnp.stack([jnp.arange(8.0), 100 + jnp.arange(8.0)], axis=1)
+    distance = jnp.array([[[0, 1, 2], [-1, 0, 40], [-2, -9, 0]]])
+    bias = relative_bias(table, distance, bidirectional=True, max_distance=10)
+    one = np.array([[0, 5, 6], [1, 0, 7], [2, 3, 0]])
+    np.testing.assert_array_equal(bias, [[one, 100 + one]])
+    # A decoder with 8 buckets: 4 exact distances back, nothing forwards.
+    bias = relative_bias(table, distance, bidirectional=False, max_distance=10)
+    np.testing.assert_array_equal(bias[0, 0], [[0, 0, 0], [1, 0, 0], [2, 7, 0]])
+
+
+def test_alibi_slopes_by_hand():
+    # Press et al. 2022, section 3: 1/2 to 1/256 for 8 heads, and the same with steps of half an octave for 16.
+    np.testing.assert_array_equal(alibi_slopes(8), [2.0**-n for n in range(1, 9)])
+    np.testing.assert_allclose(alibi_slopes(16), [2.0 ** (-n / 2) for n in range(1, 17)], rtol=1e-6)
+    np.testing.assert_array_equal(alibi_slopes(1), [2.0**-8])
+    # The published code: 12 heads have the slopes of 8 and every other one of 16.
+    twelve = [2.0**-n for n in range(1, 9)] + [0.70710678, 0.35355339, 0.17677670, 0.08838835]
+    np.testing.assert_allclose(alibi_slopes(12), twelve, rtol=1e-6)
+    np.testing.assert_allclose(alibi_slopes(3), [1 / 16, 1 / 256, 1 / 4], rtol=1e-6)
+
+
+def test_alibi_bias_by_hand():
+    bias = alibi_bias(jnp.array([[[0, 2], [-1, 0]], [[-3, 0], [0, 8]]]), 2)
+    slopes = 1 / 16, 1 / 256
+    expected = [
+        [[[0, -2 * s], [-s, 0]] for s in slopes],
+        [[[-3 * s, 0], [0, -8 * s]] for s in slopes],
+    ]
+    np.testing.assert_array_equal(bias, expected)
+    assert bias.dtype == jnp.float32
+
+
+def test_distances_that_have_no_logarithmic_bucket_are_refused():
+    with pytest.raises(ValueError, match=r"max_distance is 16, expected more than 16"):
+        relative_buckets(jnp.array([0]), bidirectional=False, num_buckets=32, max_distance=16)
+    relative_buckets(jnp.array([0]), bidirectional=True, num_buckets=32, max_distance=16)

@@ -56,6 +56,10 @@ def test_the_vocabulary_must_be_known_in_the_end():
             {"parallel_residual": True, "norm_place": "post"},
             "parallel_residual is given with norm_place: post, expected norm_place: pre",
         ),
+        (
+            {"positions": "relative", "relative_buckets": 32, "relative_max_distance": 16},
+            "relative_max_distance is 16 and relative_buckets 32, expected a distance above 16",
+        ),
         ({"activation": "swish"}, "unknown activation 'swish', expected one of gelu, gelu_tanh, silu, relu"),
         ({"hiden_size": 8}, "hiden_size\n  Extra inputs are not permitted"),
         ({"num_layers": 0}, "greater than or equal to 1"),

@@ -62,7 +62,11 @@ MORE = {
     "electra_wide": ("ElectraForMaskedLM", {**BERT, "embedding_size": 15}, True),
     "electra_discriminator": ("ElectraForPreTraining", {**BERT, "embedding_size": 9}, True),
     "bert_relu": ("BertForPreTraining", {**BERT, "hidden_act": "relu", "layer_norm_eps": 1e-3}, True),
-    "mt5": ("MT5ForConditionalGeneration", {**T5, "d_kv": 5, "relative_attention_max_distance": 9}, False),
+    "mt5": (
+        "MT5ForConditionalGeneration",
+        {**T5, "d_kv": 5, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 9},
+        False,
+    ),
     "bart_scaled": (
         "BartForConditionalGeneration",
         {**BART, "scale_embedding": True, "decoder_layers": 1, "activation_function": "gelu_new"},

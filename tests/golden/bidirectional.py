@@ -64,7 +64,7 @@ MORE = {
     "bert_relu": ("BertForPreTraining", {**BERT, "hidden_act": "relu", "layer_norm_eps": 1e-3}, True),
     "mt5": (
         "MT5ForConditionalGeneration",
-        {**T5, "d_kv": 5, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 9},
+        {**T5, "d_kv": 5, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 20},
         False,
     ),
     "bart_scaled": (

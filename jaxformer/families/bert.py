@@ -31,24 +31,20 @@ ROBERTA = {**BERT, "norm_epsilon": 1e-5, "token_types": 1, "position_offset": 2}
 DISTILBERT = {**BERT, "num_layers": 6, "token_types": 0, "pooler": "relu"}
 
 
-def from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of ``TransformerConfig`` from a BERT, RoBERTa or XLM-RoBERTa ``config.json``.
+def common_from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that the ``config.json`` of BERT and of its relatives have under one name.
 
     Raises:
         UserError: if it asks for something no switch here expresses.
     """
     require(hf, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
-    roberta = "roberta" in hf["model_type"]
-    offset = 2 if roberta else 0
     return {
-        "type": "roberta" if roberta else "bert",
         "vocab_size": hf["vocab_size"],
         "hidden_size": hf["hidden_size"],
         "num_layers": hf["num_hidden_layers"],
         "num_heads": hf["num_attention_heads"],
         "intermediate_size": hf["intermediate_size"],
-        "max_length": hf["max_position_embeddings"] - offset,
-        "position_offset": offset,
+        "max_length": hf["max_position_embeddings"],
         "token_types": hf["type_vocab_size"],
         "norm_epsilon": hf["layer_norm_eps"],
         "activation": activation(hf, "hidden_act"),
@@ -56,6 +52,18 @@ def from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
         "attention_dropout": hf["attention_probs_dropout_prob"],
         "initializer_range": hf["initializer_range"],
     }
+
+
+def from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of ``TransformerConfig`` from a BERT, RoBERTa or XLM-RoBERTa ``config.json``.
+
+    Raises:
+        UserError: if it asks for something no switch here expresses.
+    """
+    keys = common_from_hf(hf)
+    if "roberta" not in hf["model_type"]:
+        return {**keys, "type": "bert"}
+    return {**keys, "type": "roberta", "max_length": keys["max_length"] - 2, "position_offset": 2}
 
 
 def distilbert_from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.families.base import Family, Name, activation, linear, norm, require
-from jaxformer.families.bert import BERT, encoder_names
+from jaxformer.families.base import Family, Name, linear, norm, require
+from jaxformer.families.bert import BERT, common_from_hf, encoder_names
 from jaxformer.models.config import TransformerConfig
 
 # ELECTRA-base: the embedding is as wide as the layers; ELECTRA-small's has 128 of 256.
@@ -20,24 +20,6 @@ ALBERT = {
 }
 
 
-def _common(hf: Mapping[str, Any]) -> dict[str, Any]:
-    require(hf, position_embedding_type="absolute", is_decoder=False)
-    return {
-        "vocab_size": hf["vocab_size"],
-        "hidden_size": hf["hidden_size"],
-        "num_layers": hf["num_hidden_layers"],
-        "num_heads": hf["num_attention_heads"],
-        "intermediate_size": hf["intermediate_size"],
-        "max_length": hf["max_position_embeddings"],
-        "token_types": hf["type_vocab_size"],
-        "norm_epsilon": hf["layer_norm_eps"],
-        "activation": activation(hf, "hidden_act"),
-        "dropout": hf["hidden_dropout_prob"],
-        "attention_dropout": hf["attention_probs_dropout_prob"],
-        "initializer_range": hf["initializer_range"],
-    }
-
-
 def electra_from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
     """Keys of ``TransformerConfig`` from an ELECTRA ``config.json``.
 
@@ -45,7 +27,7 @@ def electra_from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
         UserError: if it asks for something no switch here expresses.
     """
     narrow = hf["embedding_size"] != hf["hidden_size"]
-    return {**_common(hf), "type": "electra", "embedding_size": hf["embedding_size"] if narrow else None}
+    return {**common_from_hf(hf), "type": "electra", "embedding_size": hf["embedding_size"] if narrow else None}
 
 
 def albert_from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,7 +37,7 @@ def albert_from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
         UserError: if it asks for something no switch here expresses.
     """
     require(hf, num_hidden_groups=1, inner_group_num=1)
-    return {**_common(hf), "type": "albert", "embedding_size": hf["embedding_size"]}
+    return {**common_from_hf(hf), "type": "albert", "embedding_size": hf["embedding_size"]}
 
 
 def electra_names(config: TransformerConfig) -> list[Name]:

@@ -143,30 +143,19 @@ class Discriminator(WithBody):
         self,
         input_ids: jax.Array,
         attention_mask: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
-        segment_ids: jax.Array | None = None,
-        example_ids: jax.Array | None = None,
-        deterministic: bool = True,
+        *,
         masked_positions: jax.Array | None = None,
+        **kwargs: Any,
     ) -> tuple[jax.Array, F.HeadWeights]:
         """The generator's states and output layer, as ``MaskedLM.hidden_and_head``."""
         head = self.body.embeddings.head()
-        hidden, _ = self.generator.hidden_states(
-            input_ids,
-            attention_mask,
-            position_ids,
-            segment_ids,
-            None,
-            example_ids,
-            deterministic,
-            table=head.kernel,
-        )
+        hidden, _ = self.generator.hidden_states(input_ids, attention_mask, table=head.kernel, **kwargs)
         hidden, bias = self.generator_head(at_positions(hidden, masked_positions))
         return hidden, head._replace(bias=bias)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> HeadOutput:
+    def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None, **kwargs: Any) -> HeadOutput:
         """Logits ``[B, T]``: above 0 where a token looks replaced; arguments as in ``WithBody.states``."""
-        states = self.states(*args, **kwargs)
+        states = self.states(input_ids, attention_mask, **kwargs)
         if self.is_initializing() and self.generator_config is not None:
-            self.generator_hidden_and_head(args[0])
+            self.generator_hidden_and_head(input_ids)
         return HeadOutput(self.rtd_head(states), states)

@@ -33,6 +33,16 @@ def need(module: str) -> Any:
         ) from error
 
 
+def check_installed() -> None:
+    """Refuses to begin what could not be reported: the packages of the extra are needed only after training.
+
+    Raises:
+        UserError: naming the first that is missing and how to install them all.
+    """
+    for module in ("sklearn.metrics", "seqeval.metrics", "sacrebleu", "rouge_score.rouge_scorer", "matplotlib"):
+        need(module)
+
+
 def classification(labels: np.ndarray, predicted: np.ndarray, num_labels: int) -> dict[str, float]:
     """Accuracy, macro F1 and Matthews correlation of one label an example, by scikit-learn.
 

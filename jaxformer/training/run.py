@@ -22,6 +22,7 @@ from jaxformer.data.rows import Rows
 from jaxformer.parallel.mesh import check_batch, make_mesh
 from jaxformer.schema import UserError
 from jaxformer.tasks import Bound, Task, build_task
+from jaxformer.tasks.metrics import check_installed
 from jaxformer.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
 from jaxformer.training.config import RunConfig, dump_config, parse_config, read_yaml
 from jaxformer.training.console import Display
@@ -204,6 +205,8 @@ def _read_text(config: RunConfig, folder: Path, display: Display) -> tuple[Token
 def _read_records(config: RunConfig, folder: Path, display: Display) -> tuple[Tokenizer, Splits]:
     """Rows of a table."""
     records = open_records(config.data)
+    if records.validation is not None:
+        check_installed()
     task: Any = config.task
     texts = (text for record in records.train for text in task.texts(record))
     tokenizer = _tokenizer(config, records.name, texts, folder, display)

@@ -1,0 +1,1 @@
+"""The Hugging Face format and the Hub: models and tokenizers read from there and written back."""

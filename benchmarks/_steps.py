@@ -73,28 +73,12 @@ def jaxformer_step(model: Mapping[str, Any], batch: Arrays, weights: Path) -> St
 
 
 def hugging_face_weights(config: Any, params: Arrays) -> Arrays:
-    """jaxformer's parameters under Hugging Face's names and in their layout, by the family's table of names.
-
-    The way back of ``params_from_hf``, as far as GPT-2 and BERT need it: a tied head is not there twice.
-    """
+    """jaxformer's parameters, by path, under Hugging Face's names and in their layout."""
     from jaxformer.families import FAMILIES
+    from jaxformer.families.convert import params_to_hf
 
-    names = FAMILIES[config.type].names
-    assert names is not None
-    parts: dict[str, list[np.ndarray]] = {}
-    for name in names(config):
-        if name.ours not in params:  # of a head that this model does not have
-            continue
-        for layer, array in enumerate(params[name.ours] if "{}" in name.theirs else params[name.ours][None]):
-            *_, module, leaf = name.ours.split("/")
-            if leaf == "kernel":  # heads are axes of their own: outputs of query, key and value, inputs of the output
-                split_outputs = module in ("query", "key", "value")
-                array = array.reshape(len(array), -1) if split_outputs else array.reshape(-1, array.shape[-1])
-            elif leaf != "embedding":
-                array = array.ravel()
-            parts.setdefault(name.theirs.format(layer), []).append(array.T if name.transposed else array)
-    # GPT-2's query, key and value are one matrix [in, out]; the table has them in that order.
-    return {name: np.concatenate(arrays, axis=-1) for name, arrays in parts.items()}
+    kind = "causal_lm" if config.architecture == "decoder" else "masked_lm"
+    return dict(params_to_hf(FAMILIES[config.type].hub, config, kind, params))
 
 
 def torch_step(

@@ -25,7 +25,7 @@ MAY_USE = {
     "families": MODEL,
     "tokenizers": {"schema"},
     "data": {"schema", "functional", "tokenizers"},
-    "hub": MODEL | {"families", "tokenizers"},
+    "hub": MODEL | {"families", "tokenizers", "parallel"},
     "tasks": MODEL | DATA | {"families", "generation"},
     "generation": MODEL | {"families", "tokenizers"},
     "alignment": MODEL | DATA | {"families", "hub", "tasks", "generation", "parallel"},

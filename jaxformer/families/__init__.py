@@ -15,7 +15,7 @@ from jaxformer.families import (
     mistral,
     modernbert,
     opt,
-    qwen3,
+    qwen,
     t5,
 )
 from jaxformer.families.base import Family
@@ -23,10 +23,20 @@ from jaxformer.models.config import TransformerConfig
 from jaxformer.models.transformer import BODIES
 from jaxformer.schema import UserError, nearest
 
-_DECODERS = tuple(file.FAMILY for file in (gpt2, gpt_neox, opt, bloom, llama, mistral, qwen3, gemma))
+_DECODERS = (
+    *(file.FAMILY for file in (gpt2, gpt_neox, opt, bloom, llama, mistral, gemma)),
+    *qwen.FAMILIES,
+)
 _ENCODERS = (*bert.FAMILIES, *electra.FAMILIES, modernbert.FAMILY)
 _ENCODER_DECODERS = (*t5.FAMILIES, *bart.FAMILIES)
 FAMILIES: dict[str, Family] = {family.name: family for family in (*_DECODERS, *_ENCODERS, *_ENCODER_DECODERS)}
+
+
+# By what ``config.json`` calls them; T5's successors are called T5 too, and differ by switches.
+MODEL_TYPES: dict[str, Family] = {}
+for _family in FAMILIES.values():
+    if _family.format is not None:
+        MODEL_TYPES.setdefault(_family.format.model_type, _family)
 
 
 def get_family(name: str) -> Family:
@@ -43,6 +53,23 @@ def get_family(name: str) -> Family:
 # Sizes that belong to a family's own width: with another width or number of heads they are worked out from those, so
 # that swapping the family of a small model is one override.
 DERIVED_SIZES = ("num_kv_heads", "head_size", "intermediate_size", "embedding_size")
+
+
+def family_of(hf: Mapping[str, Any]) -> Family:
+    """The family that a ``config.json`` is of.
+
+    Raises:
+        UserError: if it is of none; names the nearest.
+    """
+    kind = hf.get("model_type")
+    if kind not in MODEL_TYPES:
+        raise UserError(
+            f"config.json has model_type: {kind!r}, expected one of {', '.join(MODEL_TYPES)}"
+            f"{nearest(str(kind), MODEL_TYPES)}"
+        )
+    family = MODEL_TYPES[kind]
+    gated = str(hf.get("feed_forward_proj", "")).startswith("gated-")
+    return FAMILIES["t5_v1_1"] if family.name == "t5" and gated else family
 
 
 def model_config(keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,4 +91,4 @@ def build_model(config: TransformerConfig) -> Any:
     return BODIES[config.architecture](config)
 
 
-__all__ = ["FAMILIES", "Family", "build_model", "get_family", "model_config"]
+__all__ = ["FAMILIES", "MODEL_TYPES", "Family", "build_model", "family_of", "get_family", "model_config"]

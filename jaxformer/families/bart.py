@@ -1,11 +1,9 @@
-"""BART (Lewis et al. 2020), and the Transformer of 2017 that it goes back to: post-norm encoder-decoders."""
+"""BART (Lewis et al. 2020) and its relatives: mBART, Marian, PEGASUS, and the Transformer of 2017 they go back to."""
 
-from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.families.base import Family, Name, activation, linear, norm
+from jaxformer.families.base import Family, Format, Head, Key, Name, activation, linear, lm_head, norm
 from jaxformer.models.config import TransformerConfig
-from jaxformer.schema import UserError
 
 BART: dict[str, Any] = {
     "architecture": "encoder_decoder",
@@ -52,50 +50,77 @@ TRANSFORMER: dict[str, Any] = {
 }
 
 
-def from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of ``TransformerConfig`` from a BART ``config.json``.
-
-    Raises:
-        UserError: if it asks for something no switch here expresses.
-    """
-    # One set of sizes for both sides.
-    for name in ("attention_heads", "ffn_dim"):
-        _same(hf, f"encoder_{name}", f"decoder_{name}")
-    return {
-        "type": "bart",
-        "vocab_size": hf["vocab_size"],
-        "hidden_size": hf["d_model"],
-        "num_layers": hf["encoder_layers"],
-        "num_decoder_layers": hf["decoder_layers"],
-        "num_heads": hf["encoder_attention_heads"],
-        "intermediate_size": hf["encoder_ffn_dim"],
-        "max_length": hf["max_position_embeddings"],
-        "scale_embedding": hf.get("scale_embedding", False),
-        "activation": activation(hf, "activation_function"),
-        "tie_embeddings": hf.get("tie_word_embeddings", True),
-        "dropout": hf["dropout"],
-        "attention_dropout": hf["attention_dropout"],
-        "initializer_range": hf["init_std"],
-    }
-
-
-def _same(hf: Mapping[str, Any], first: str, second: str) -> None:
-    if hf[first] != hf[second]:
-        raise UserError(f"config.json has {first}: {hf[first]} and {second}: {hf[second]}, expected the same number")
+# mBART (Liu et al. 2020): pre-norm, and the target begins with the mark of its language, which also ends it.
+MBART = {
+    **BART,
+    "hidden_size": 1024,
+    "num_layers": 12,
+    "num_heads": 16,
+    "intermediate_size": 4096,
+    "norm_place": "pre",
+    "scale_embedding": True,
+    "decoder_start": "last",
+}
+# Marian's models of OPUS-MT (Tiedemann and Thottingal 2020): sinusoids, no norm behind the embedding, a bias of the
+# output layer.
+MARIAN = {
+    **BART,
+    "hidden_size": 512,
+    "num_heads": 8,
+    "intermediate_size": 2048,
+    "max_length": 512,
+    "embedding_norm": False,
+    "activation": "silu",
+    "positions": "sinusoidal",
+    "position_offset": 0,
+    "sinusoidal_halves": True,
+    "scale_embedding": True,
+    "logits_bias": True,
+    "decoder_start": "pad",
+}
+# PEGASUS-large (Zhang et al. 2020).
+PEGASUS = {
+    **MARIAN,
+    "hidden_size": 1024,
+    "num_layers": 16,
+    "num_heads": 16,
+    "intermediate_size": 4096,
+    "max_length": 1024,
+    "norm_place": "pre",
+    "activation": "relu",
+    "logits_bias": False,
+}
+# One set of sizes for both sides.
+KEYS = (
+    Key("vocab_size", "vocab_size"),
+    Key("hidden_size", "d_model"),
+    Key("num_layers", "encoder_layers"),
+    Key("num_decoder_layers", "decoder_layers"),
+    Key("num_heads", "encoder_attention_heads"),
+    Key("num_heads", "decoder_attention_heads"),
+    Key("intermediate_size", "encoder_ffn_dim"),
+    Key("intermediate_size", "decoder_ffn_dim"),
+    Key("max_length", "max_position_embeddings"),
+    Key("scale_embedding", "scale_embedding", False),
+    activation("activation_function"),
+    Key("tie_embeddings", "tie_word_embeddings", True),
+    Key("dropout", "dropout"),
+    Key("attention_dropout", "attention_dropout"),
+    Key("initializer_range", "init_std"),
+)
 
 
 def names(config: TransformerConfig) -> list[Name]:
-    """``BartForConditionalGeneration``."""
-    table = [Name("shared/embedding", "model.shared.weight")]
-    if not config.tie_embeddings:
-        table.append(Name("lm_head/kernel", "lm_head.weight", transposed=True))
+    """Encoder and decoder, with what each of the relatives has of it."""
+    table = [Name("shared/embedding", "shared.weight", otherwise="encoder.embed_tokens.weight")]
     attentions = {"encoder": {"attention": "self_attn"}, "decoder": {"attention": "self_attn"}}
     attentions["decoder"]["cross_attention"] = "encoder_attn"
     projections = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "out_proj"}
     for side, kinds in attentions.items():
-        block = f"model.{side}.layers.{{}}."
-        table.append(Name(f"{side}/embeddings/position/embedding", f"model.{side}.embed_positions.weight"))
-        table += norm(f"{side}/embeddings/norm", f"model.{side}.layernorm_embedding")
+        block = f"{side}.layers.{{}}."
+        table.append(Name(f"{side}/embeddings/position/embedding", f"{side}.embed_positions.weight"))
+        table += norm(f"{side}/embeddings/norm", f"{side}.layernorm_embedding")
+        table += norm(f"{side}/final_norm", f"{side}.layer_norm")
         for ours, theirs in kinds.items():
             table += norm(f"{side}/layers/{ours}_norm", f"{block}{theirs}_layer_norm")
             for part, name in projections.items():
@@ -106,7 +131,49 @@ def names(config: TransformerConfig) -> list[Name]:
     return table
 
 
+def generation_rows(config: TransformerConfig) -> list[Name]:
+    """The output layer; its bias is a parameter where the family has trained it, else zeros that are not read."""
+    rows = lm_head("lm_head")(config)
+    return [*rows, Name("logits_bias/bias", "final_logits_bias", leading_one=True)] if config.logits_bias else rows
+
+
+def format_of(model_type: str, name: str, **constants: Any) -> Format:
+    """The format of BART or a relative, whose classes begin with ``name``."""
+    classes = [*linear("pooler/dense", "classification_head.dense")]
+    classes += linear("classifier", "classification_head.out_proj")
+    heads = {
+        "body": Head(f"{name}Model"),
+        "seq2seq_lm": Head("MarianMTModel" if name == "Marian" else f"{name}ForConditionalGeneration", generation_rows),
+        "sequence_classification": Head(f"{name}ForSequenceClassification", classes),
+        "question_answering": Head(f"{name}ForQuestionAnswering", linear("span_classifier", "qa_outputs")),
+    }
+    static = constants.get("static_position_embeddings", False)
+    kinds = ("body", "seq2seq_lm") if static else tuple(heads)
+    # Copies of the shared embedding; the bias of an output layer that has none; sinusoids.
+    ignored = r"(encoder|decoder)\.(embed_tokens|version)(\.weight)?$|^lm_head\.weight$|^final_logits_bias$"
+    return Format(
+        model_type,
+        KEYS,
+        names,
+        {kind: heads[kind] for kind in kinds},
+        prefix="model.",
+        constants=constants,
+        zeros=() if name == "Marian" else ("final_logits_bias",),
+        ignored=ignored + (r"|embed_positions\.weight$" if static else ""),
+    )
+
+
+BART_FORMAT = format_of("bart", "Bart")
+MBART_FORMAT = format_of("mbart", "MBart")
+MARIAN_FORMAT = format_of(
+    "marian", "Marian", static_position_embeddings=True, share_encoder_decoder_embeddings=True, normalize_before=False
+)
+PEGASUS_FORMAT = format_of("pegasus", "Pegasus", static_position_embeddings=True)
+
 FAMILIES = (
-    Family("bart", BART, from_hf, names, "denoising"),
+    Family("bart", BART, BART_FORMAT, "denoising"),
+    Family("mbart", MBART, MBART_FORMAT, "denoising"),
+    Family("marian", MARIAN, MARIAN_FORMAT, "span_corruption"),
+    Family("pegasus", PEGASUS, PEGASUS_FORMAT, "span_corruption"),
     Family("transformer", TRANSFORMER, objective="span_corruption"),
 )

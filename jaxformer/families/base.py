@@ -1,11 +1,8 @@
-"""What a family is, and the conversion of parameters that its table of names drives, in both directions."""
+"""What a family is: its defaults, and its place in the Hugging Face format."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-
-import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
@@ -23,6 +20,8 @@ class Name(NamedTuple):
         groups: how many groups their output axis is made of, each with all its parts (GPT-NeoX and BLOOM keep query,
             key and value of a head together: a group for each head).
         not_first: theirs has no such parameter in layer 0, where ours is not used and keeps ones (ModernBERT).
+        leading_one: theirs has a first axis of size 1 that ours has not.
+        otherwise: another name of theirs under which the same values may stand.
     """
 
     ours: str
@@ -31,6 +30,8 @@ class Name(NamedTuple):
     part: tuple[int, int] = (0, 1)
     groups: int = 1
     not_first: bool = False
+    leading_one: bool = False
+    otherwise: str | None = None
 
 
 def linear(
@@ -53,6 +54,188 @@ def norm(ours: str, theirs: str, *, bias: bool = True) -> list[Name]:
     return [*rows, Name(f"{ours}/bias", f"{theirs}.bias")] if bias else rows
 
 
+def lm_head(theirs: str, otherwise: str | None = None) -> Callable[[TransformerConfig], list[Name]]:
+    """The rows of an output layer without bias, none where it is tied.
+
+    Args:
+        theirs: its name.
+        otherwise: another name under which the same values may stand.
+    """
+    row = Name("lm_head/kernel", f"{theirs}.weight", transposed=True, otherwise=otherwise)
+    return lambda config: [] if config.tie_embeddings else [row]
+
+
+REQUIRED = object()
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+class Key(NamedTuple):
+    """One row of a family's table of configuration keys.
+
+    Attributes:
+        ours: key of ``TransformerConfig``.
+        theirs: key of ``config.json``. Of two rows with one key of ours both must say the same.
+        absent: their value where ``config.json`` has no such key or null; without one it must be there.
+        read: their value to ours.
+        write: our value, resolved, to theirs.
+    """
+
+    ours: str
+    theirs: str
+    absent: Any = REQUIRED
+    read: Callable[[Any], Any] = _same
+    write: Callable[[Any], Any] = _same
+
+
+# Keys of ``TransformerConfig`` that may be left to follow from others, and the property that has their value.
+RESOLVED = {
+    "num_kv_heads": "kv_heads",
+    "head_size": "head_width",
+    "intermediate_size": "inner_size",
+    "num_decoder_layers": "decoder_layers",
+    "embedding_size": "token_size",
+}
+# The kinds of models that the Hugging Face format knows, as the head on the body.
+KINDS = (
+    "body",
+    "causal_lm",
+    "masked_lm",
+    "pre_training",
+    "seq2seq_lm",
+    "sequence_classification",
+    "token_classification",
+    "question_answering",
+    "multiple_choice",
+)
+TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+
+
+class Head(NamedTuple):
+    """A kind of model in the Hugging Face format.
+
+    Attributes:
+        architecture: its class in transformers, which ``config.json`` names.
+        rows: the names of the parameters beside the body's.
+        prefix: before the body's names, where it is not the family's own.
+    """
+
+    architecture: str
+    rows: Callable[[TransformerConfig], Sequence[Name]] | Sequence[Name] = ()
+    prefix: str | None = None
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a family is written in the Hugging Face format: everything its two tables need, in both directions.
+
+    Attributes:
+        model_type: what ``config.json`` calls the family.
+        keys: the table of configuration keys.
+        body: the table of parameter names of the body, as the body alone has them.
+        heads: by kind, what stands on it.
+        prefix: before the body's names where there is a head, with the dot.
+        constants: keys of ``config.json`` that must have this value, as no switch here expresses another.
+        read: further keys of ours, from what no row can say.
+        write: the way back.
+        untied_by: a name whose presence in a checkpoint says that its head is not tied, whatever its config says.
+        zeros: names of tensors that must be zero if a checkpoint has them.
+        ignored: pattern of names in checkpoints that are no parameters.
+    """
+
+    model_type: str
+    keys: tuple[Key, ...]
+    body: Callable[[TransformerConfig], list[Name]]
+    heads: Mapping[str, Head]
+    prefix: str = ""
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    read: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda hf: {}
+    write: Callable[[TransformerConfig], dict[str, Any]] = lambda config: {}
+    untied_by: str | None = None
+    zeros: tuple[str, ...] = ()
+    ignored: str = r"\b\B"
+
+    def head(self, kind: str) -> Head:
+        """What makes a model of this kind.
+
+        Raises:
+            UserError: if transformers has no such model of the family.
+        """
+        if kind not in self.heads:
+            fits = ", ".join(self.heads)
+            raise UserError(f"transformers has no {self.model_type} model with head {kind!r}, expected one of: {fits}")
+        return self.heads[kind]
+
+    def names(self, config: TransformerConfig, kind: str) -> list[Name]:
+        """The table of parameter names of a model of this kind.
+
+        Raises:
+            UserError: if transformers has no such model of the family.
+        """
+        head = self.head(kind)
+        prefix = self.prefix if head.prefix is None else head.prefix
+        rows = head.rows(config) if callable(head.rows) else head.rows
+        body = self.body(config)
+        if kind != "body":
+            body = [name._replace(theirs=prefix + name.theirs) for name in body]
+        return [*body, *rows]
+
+    def from_hf(self, hf: Mapping[str, Any], family: str) -> dict[str, Any]:
+        """Keys of ``TransformerConfig`` from a ``config.json``, for the family of this name.
+
+        Raises:
+            UserError: if a key is missing or it asks for something no switch here expresses.
+        """
+        require(hf, **self.constants)
+        keys: dict[str, Any] = {"type": family}
+        said: dict[str, str] = {}
+        for row in self.keys:
+            value = hf.get(row.theirs)
+            if value is None:
+                value = row.absent
+            if value is REQUIRED:
+                raise UserError(f"config.json has no {row.theirs!r}, expected it for model_type {self.model_type!r}")
+            try:
+                value = row.read(value)
+            except (TypeError, ValueError, AttributeError) as error:
+                if isinstance(error, UserError):
+                    raise
+                raise UserError(f"config.json has {row.theirs}: {value!r}, which makes no sense there") from error
+            if keys.get(row.ours, value) != value:
+                first = said[row.ours]
+                raise UserError(
+                    f"config.json has {first}: {hf.get(first)}, {row.theirs}: {hf.get(row.theirs)}; expected the same"
+                )
+            keys[row.ours], said[row.ours] = value, row.theirs
+        for key in TOKEN_IDS:
+            if key in hf:  # several ends of text are possible; the first is the one that training sets
+                keys[key] = hf[key][0] if isinstance(hf[key], list) and hf[key] else hf[key]
+        try:
+            return {**keys, **self.read(hf)}
+        except KeyError as error:
+            raise UserError(f"config.json has no {error}, expected it for model_type {self.model_type!r}") from error
+        except (TypeError, AttributeError) as error:
+            raise UserError(f"config.json makes no sense for model_type {self.model_type!r}: {error}") from error
+
+    def to_hf(self, config: TransformerConfig, kind: str) -> dict[str, Any]:
+        """What ``config.json`` says of a model of this kind.
+
+        Raises:
+            UserError: if the format cannot say something of it.
+        """
+        hf = {"model_type": self.model_type, "architectures": [self.head(kind).architecture], **self.constants}
+        for row in self.keys:
+            hf[row.theirs] = row.write(getattr(config, RESOLVED.get(row.ours, row.ours)))
+        for key in TOKEN_IDS:
+            if getattr(config, key) is not None:
+                hf[key] = getattr(config, key)
+        if config.architecture == "encoder_decoder":
+            hf["is_encoder_decoder"] = True
+        return {**hf, **self.write(config)}
+
+
 @dataclass(frozen=True)
 class Family:
     """A model family.
@@ -60,16 +243,33 @@ class Family:
     Attributes:
         name: the value of ``model.type``.
         defaults: the keys of ``TransformerConfig`` that make a model of this family.
-        from_hf: Hugging Face ``config.json`` to keys of ``TransformerConfig``; None if the family is not there.
-        names: the table of parameter names for a configuration, heads included; None if the family is not there.
+        format: its place in the Hugging Face format; None if it is not there.
         objective: the ``task.type`` it was made for, which is a run's default.
     """
 
     name: str
     defaults: Mapping[str, Any]
-    from_hf: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
-    names: Callable[[TransformerConfig], list[Name]] | None = None
+    format: Format | None = None
     objective: str = "causal_lm"
+
+    @property
+    def hub(self) -> Format:
+        """Its place in the Hugging Face format.
+
+        Raises:
+            UserError: if it has none.
+        """
+        if self.format is None:
+            raise UserError(f"model.type {self.name!r} has no Hugging Face format; expected another family")
+        return self.format
+
+    def from_hf(self, hf: Mapping[str, Any]) -> dict[str, Any]:
+        """Keys of ``TransformerConfig`` from a ``config.json``.
+
+        Raises:
+            UserError: if a key is missing or it asks for something no switch here expresses.
+        """
+        return self.hub.from_hf(hf, self.name)
 
 
 def require(hf: Mapping[str, Any], **values: Any) -> None:
@@ -95,18 +295,43 @@ ACTIVATIONS = {
 }
 
 
-def activation(hf: Mapping[str, Any], key: str) -> str:
-    """Our name of the activation that ``config.json`` has under ``key``.
+def read_activation(name: str) -> str:
+    """Our name of an activation of theirs.
 
     Raises:
         UserError: if there is none.
     """
-    if hf[key] not in ACTIVATIONS:
-        raise UserError(f"config.json has {key}: {hf[key]!r}, expected one of {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[hf[key]]
+    if name not in ACTIVATIONS:
+        raise UserError(f"config.json has the activation {name!r}, expected one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
 
 
-def rotary(hf: Mapping[str, Any]) -> dict[str, Any]:
+def write_activation(name: str) -> str:
+    """Their name of an activation of ours.
+
+    Raises:
+        UserError: if there is none.
+    """
+    for theirs, ours in ACTIVATIONS.items():
+        if ours == name:
+            return theirs
+    raise UserError(f"the Hugging Face format has no activation {name!r}, expected one of {set(ACTIVATIONS.values())}")
+
+
+def activation(theirs: str, absent: Any = REQUIRED) -> Key:
+    """The row of the activation."""
+    return Key("activation", theirs, absent, read_activation, write_activation)
+
+
+ROPE_SCALING = {
+    "factor": "factor",
+    "low_frequency_factor": "low_freq_factor",
+    "high_frequency_factor": "high_freq_factor",
+    "original_max_length": "original_max_position_embeddings",
+}
+
+
+def read_rotary(hf: Mapping[str, Any]) -> dict[str, Any]:
     """``rope_theta`` and ``rope_scaling`` from a ``config.json`` of transformers 4, or 5 (in ``rope_parameters``).
 
     Raises:
@@ -120,63 +345,15 @@ def rotary(hf: Mapping[str, Any]) -> dict[str, Any]:
         return {"rope_theta": theta, "rope_scaling": None}
     if kind not in ("linear", "llama3"):
         raise UserError(f"config.json has rope_type: {kind!r}, expected default, linear or llama3")
-    names = {
-        "factor": "factor",
-        "low_frequency_factor": "low_freq_factor",
-        "high_frequency_factor": "high_freq_factor",
-        "original_max_length": "original_max_position_embeddings",
-    }
-    given = {ours: scaling[theirs] for ours, theirs in names.items() if theirs in scaling}
+    given = {ours: scaling[theirs] for ours, theirs in ROPE_SCALING.items() if theirs in scaling}
     return {"rope_theta": theta, "rope_scaling": {"type": kind, **given}}
 
 
-def params_from_hf(
-    family: Family, config: TransformerConfig, state_dict: Mapping[str, np.ndarray], shapes: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Our parameter tree from a Hugging Face state dict, float32.
-
-    Rows of the table that this model has no parameter for (another head's) are left out.
-
-    Args:
-        family: whose table is used.
-        config: of the model.
-        state_dict: arrays by their Hugging Face names.
-        shapes: our parameter tree with anything that has a ``shape`` at the leaves (``jax.eval_shape`` of ``init``).
-
-    Raises:
-        UserError: if a parameter is missing or has another number of values.
-    """
-    expected = flatten_dict(dict(shapes), sep="/")
-    ours: dict[str, np.ndarray] = {}
-    assert family.names is not None, f"{family.name} has no table of names"
-    for name in family.names(config):
-        if name.ours not in expected:
-            continue
-        shape = expected[name.ours].shape
-        array = _stacked(name, config, state_dict) if "{}" in name.theirs else _read(name, state_dict, None)
-        if array.size != np.prod(shape):
-            raise UserError(f"{name.theirs} has shape {array.shape}, expected {shape} of {name.ours}; check the config")
-        ours[name.ours] = array.reshape(shape)
-    missing = expected.keys() - ours.keys()
-    assert not missing, f"the table of {family.name} lacks {sorted(missing)}"
-    return unflatten_dict(ours, sep="/")
-
-
-def _stacked(name: Name, config: TransformerConfig, state_dict: Mapping[str, np.ndarray]) -> np.ndarray:
-    num_layers = config.decoder_layers if name.ours.startswith("decoder/") else config.num_layers
-    layers = [_read(name, state_dict, layer) for layer in range(int(name.not_first), num_layers)]
-    return np.stack([np.ones_like(layers[0]), *layers] if name.not_first else layers)
-
-
-def _read(name: Name, state_dict: Mapping[str, np.ndarray], layer: int | None) -> np.ndarray:
-    key = name.theirs.format(layer)
-    if key not in state_dict:
-        raise UserError(f"the checkpoint has no {key}, expected it for this config; check that the two belong together")
-    array = np.asarray(state_dict[key], np.float32)
-    array = array.T if name.transposed else array
-    index, parts = name.part
-    if array.shape[-1] % (name.groups * parts):
-        expected = f"{name.groups} groups of {parts} parts" if name.groups > 1 else f"{parts} parts"
-        raise UserError(f"{name.theirs} has {array.shape[-1]} outputs, expected {expected}; check the config")
-    grouped = array.reshape(*array.shape[:-1], name.groups, parts, -1)
-    return grouped[..., index, :].reshape(*array.shape[:-1], -1)
+def write_rotary(config: TransformerConfig) -> dict[str, Any]:
+    """The way back, in the form that both versions read."""
+    scaling = config.rope_scaling
+    if scaling is None:
+        return {"rope_theta": config.rope_theta, "rope_scaling": None}
+    keys = ROPE_SCALING if scaling.type == "llama3" else {"factor": "factor"}
+    given = {theirs: getattr(scaling, ours) for ours, theirs in keys.items()}
+    return {"rope_theta": config.rope_theta, "rope_scaling": {"rope_type": scaling.type, **given}}

@@ -1,9 +1,8 @@
 """BERT (Devlin et al. 2019), RoBERTa (Liu et al. 2019) and DistilBERT (Sanh et al. 2019): post-norm encoders."""
 
-from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.families.base import Family, Name, activation, linear, norm, require
+from jaxformer.families.base import Family, Format, Head, Key, Name, activation, linear, norm
 from jaxformer.models.config import TransformerConfig
 
 BERT: dict[str, Any] = {
@@ -26,77 +25,56 @@ BERT: dict[str, Any] = {
     "dropout": 0.1,
     "attention_dropout": 0.1,
 }
-# RoBERTa counts positions from 2 on, behind the row of its padding token; XLM-RoBERTa has the same parameters.
+# RoBERTa counts positions from 2 on, behind the row of its padding token; so does XLM-RoBERTa (Conneau et al. 2020).
 ROBERTA = {**BERT, "norm_epsilon": 1e-5, "token_types": 1, "position_offset": 2}
 DISTILBERT = {**BERT, "num_layers": 6, "token_types": 0, "pooler": "relu"}
 
 
-def common_from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that the ``config.json`` of BERT and of its relatives have under one name.
-
-    Raises:
-        UserError: if it asks for something no switch here expresses.
-    """
-    require(hf, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
-    return {
-        "vocab_size": hf["vocab_size"],
-        "hidden_size": hf["hidden_size"],
-        "num_layers": hf["num_hidden_layers"],
-        "num_heads": hf["num_attention_heads"],
-        "intermediate_size": hf["intermediate_size"],
-        "max_length": hf["max_position_embeddings"],
-        "token_types": hf["type_vocab_size"],
-        "norm_epsilon": hf["layer_norm_eps"],
-        "activation": activation(hf, "hidden_act"),
-        "dropout": hf["hidden_dropout_prob"],
-        "attention_dropout": hf["attention_probs_dropout_prob"],
-        "initializer_range": hf["initializer_range"],
-    }
-
-
-def from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of ``TransformerConfig`` from a BERT, RoBERTa or XLM-RoBERTa ``config.json``.
-
-    Raises:
-        UserError: if it asks for something no switch here expresses.
-    """
-    keys = common_from_hf(hf)
-    if "roberta" not in hf["model_type"]:
-        return {**keys, "type": "bert"}
-    return {**keys, "type": "roberta", "max_length": keys["max_length"] - 2, "position_offset": 2}
-
-
-def distilbert_from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of ``TransformerConfig`` from a DistilBERT ``config.json``.
-
-    Raises:
-        UserError: if it asks for something no switch here expresses.
-    """
-    require(hf, sinusoidal_pos_embds=False)
-    return {
-        "type": "distilbert",
-        "vocab_size": hf["vocab_size"],
-        "hidden_size": hf["dim"],
-        "num_layers": hf["n_layers"],
-        "num_heads": hf["n_heads"],
-        "intermediate_size": hf["hidden_dim"],
-        "max_length": hf["max_position_embeddings"],
-        "activation": activation(hf, "activation"),
-        "dropout": hf["dropout"],
-        "attention_dropout": hf["attention_dropout"],
-        "initializer_range": hf["initializer_range"],
-    }
+# What the ``config.json`` of BERT and of its relatives have under one name.
+KEYS = (
+    Key("vocab_size", "vocab_size"),
+    Key("hidden_size", "hidden_size"),
+    Key("num_layers", "num_hidden_layers"),
+    Key("num_heads", "num_attention_heads"),
+    Key("intermediate_size", "intermediate_size"),
+    Key("max_length", "max_position_embeddings"),
+    Key("token_types", "type_vocab_size"),
+    Key("norm_epsilon", "layer_norm_eps", 1e-12),
+    activation("hidden_act"),
+    Key("dropout", "hidden_dropout_prob"),
+    Key("attention_dropout", "attention_probs_dropout_prob"),
+    Key("initializer_range", "initializer_range"),
+    Key("tie_embeddings", "tie_word_embeddings", True),
+)
+CONSTANTS = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
+ROBERTA_KEYS = (
+    *(key for key in KEYS if key.ours != "max_length"),
+    Key("max_length", "max_position_embeddings", read=lambda rows: rows - 2, write=lambda length: length + 2),
+)
+DISTILBERT_KEYS = (
+    Key("vocab_size", "vocab_size"),
+    Key("hidden_size", "dim"),
+    Key("num_layers", "n_layers"),
+    Key("num_heads", "n_heads"),
+    Key("intermediate_size", "hidden_dim"),
+    Key("max_length", "max_position_embeddings"),
+    activation("activation"),
+    Key("dropout", "dropout"),
+    Key("attention_dropout", "attention_dropout"),
+    Key("initializer_range", "initializer_range"),
+    Key("tie_embeddings", "tie_word_embeddings", True),
+)
 
 
-def encoder_names(body: str) -> list[Name]:
-    """The rows of a BERT-style body whose Hugging Face name is ``body``; ELECTRA's is the same."""
+def encoder_names(config: TransformerConfig) -> list[Name]:
+    """The rows of a BERT-style body; RoBERTa's and ELECTRA's are the same."""
     table = [
-        Name("embeddings/token/embedding", f"{body}.embeddings.word_embeddings.weight"),
-        Name("embeddings/position/embedding", f"{body}.embeddings.position_embeddings.weight"),
-        Name("embeddings/token_type/embedding", f"{body}.embeddings.token_type_embeddings.weight"),
-        *norm("embeddings/norm", f"{body}.embeddings.LayerNorm"),
+        Name("embeddings/token/embedding", "embeddings.word_embeddings.weight"),
+        Name("embeddings/position/embedding", "embeddings.position_embeddings.weight"),
+        Name("embeddings/token_type/embedding", "embeddings.token_type_embeddings.weight"),
+        *norm("embeddings/norm", "embeddings.LayerNorm"),
     ]
-    block = f"{body}.encoder.layer.{{}}."
+    block = "encoder.layer.{}."
     for part in ("query", "key", "value"):
         table += linear(f"layers/attention/{part}", f"{block}attention.self.{part}")
     return [
@@ -109,36 +87,14 @@ def encoder_names(body: str) -> list[Name]:
     ]
 
 
-def bert_names(config: TransformerConfig) -> list[Name]:
-    """``BertForPreTraining``: body, pooler and both heads."""
-    return [
-        *encoder_names("bert"),
-        *linear("pooler/dense", "bert.pooler.dense"),
-        *linear("mlm_head/dense", "cls.predictions.transform.dense"),
-        *norm("mlm_head/norm", "cls.predictions.transform.LayerNorm"),
-        Name("mlm_head/bias", "cls.predictions.bias"),
-        *linear("pair_classifier", "cls.seq_relationship"),
-    ]
-
-
-def roberta_names(config: TransformerConfig) -> list[Name]:
-    """``RobertaForMaskedLM``."""
-    return [
-        *encoder_names("roberta"),
-        *linear("mlm_head/dense", "lm_head.dense"),
-        *norm("mlm_head/norm", "lm_head.layer_norm"),
-        Name("mlm_head/bias", "lm_head.bias"),
-    ]
-
-
 def distilbert_names(config: TransformerConfig) -> list[Name]:
-    """``DistilBertForMaskedLM``, which renames everything."""
+    """DistilBERT renames everything."""
     table = [
-        Name("embeddings/token/embedding", "distilbert.embeddings.word_embeddings.weight"),
-        Name("embeddings/position/embedding", "distilbert.embeddings.position_embeddings.weight"),
-        *norm("embeddings/norm", "distilbert.embeddings.LayerNorm"),
+        Name("embeddings/token/embedding", "embeddings.word_embeddings.weight"),
+        Name("embeddings/position/embedding", "embeddings.position_embeddings.weight"),
+        *norm("embeddings/norm", "embeddings.LayerNorm"),
     ]
-    block = "distilbert.transformer.layer.{}."
+    block = "transformer.layer.{}."
     for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v"), ("output", "out")):
         table += linear(f"layers/attention/{ours}", f"{block}attention.{theirs}_lin")
     return [
@@ -147,14 +103,95 @@ def distilbert_names(config: TransformerConfig) -> list[Name]:
         *linear("layers/feed_forward/up", f"{block}ffn.lin1"),
         *linear("layers/feed_forward/down", f"{block}ffn.lin2"),
         *norm("layers/feed_forward_norm", f"{block}output_layer_norm"),
-        *linear("mlm_head/dense", "vocab_transform"),
-        *norm("mlm_head/norm", "vocab_layer_norm"),
-        Name("mlm_head/bias", "vocab_projector.bias"),
     ]
 
 
+def mlm_head(dense: str, norm_name: str, bias: str) -> list[Name]:
+    """The rows of a masked language model's head, whose output layer is the embedding."""
+    return [
+        *linear("mlm_head/dense", dense),
+        *norm("mlm_head/norm", norm_name),
+        # Some files have the bias under the name of the output layer that holds it.
+        Name("mlm_head/bias", bias, otherwise=bias.removesuffix("bias") + "decoder.bias"),
+    ]
+
+
+POOLER, SPANS, CLASSES = "pooler/dense", linear("span_classifier", "qa_outputs"), linear("classifier", "classifier")
+BERT_MLM = mlm_head("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias")
+BERT_FORMAT = Format(
+    "bert",
+    KEYS,
+    encoder_names,
+    {
+        "body": Head("BertModel", linear(POOLER, "pooler.dense")),
+        "masked_lm": Head("BertForMaskedLM", BERT_MLM),
+        "pre_training": Head(
+            "BertForPreTraining",
+            [*linear(POOLER, "bert.pooler.dense"), *BERT_MLM, *linear("pair_classifier", "cls.seq_relationship")],
+        ),
+        "sequence_classification": Head(
+            "BertForSequenceClassification", [*linear(POOLER, "bert.pooler.dense"), *CLASSES]
+        ),
+        "token_classification": Head("BertForTokenClassification", CLASSES),
+        "question_answering": Head("BertForQuestionAnswering", SPANS),
+        "multiple_choice": Head("BertForMultipleChoice", [*linear(POOLER, "bert.pooler.dense"), *CLASSES]),
+    },
+    prefix="bert.",
+    constants=CONSTANTS,
+    # Buffers, and the copies of a tied output layer.
+    ignored=r"position_ids$|predictions\.decoder\.(weight|bias)$",
+)
+
+
+def roberta_format(model_type: str, name: str) -> Format:
+    """The format of RoBERTa, whose classes begin with ``name``."""
+    pooler = linear(POOLER, "roberta.pooler.dense")
+    return Format(
+        model_type,
+        ROBERTA_KEYS,
+        encoder_names,
+        {
+            "body": Head(f"{name}Model", linear(POOLER, "pooler.dense")),
+            "masked_lm": Head(f"{name}ForMaskedLM", mlm_head("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")),
+            "sequence_classification": Head(
+                f"{name}ForSequenceClassification",
+                [*linear(POOLER, "classifier.dense"), *linear("classifier", "classifier.out_proj")],
+            ),
+            "token_classification": Head(f"{name}ForTokenClassification", CLASSES),
+            "question_answering": Head(f"{name}ForQuestionAnswering", SPANS),
+            "multiple_choice": Head(f"{name}ForMultipleChoice", [*pooler, *CLASSES]),
+        },
+        prefix="roberta.",
+        constants=CONSTANTS,
+        # Its padding token stands behind the two rows that no position uses.
+        read=lambda hf: {"position_offset": 2},
+        ignored=r"position_ids$|lm_head\.decoder\.(weight|bias)$",
+    )
+
+
+BEFORE_CLASSES = [*linear(POOLER, "pre_classifier"), *CLASSES]
+DISTILBERT_FORMAT = Format(
+    "distilbert",
+    DISTILBERT_KEYS,
+    distilbert_names,
+    {
+        "body": Head("DistilBertModel"),
+        "masked_lm": Head(
+            "DistilBertForMaskedLM", mlm_head("vocab_transform", "vocab_layer_norm", "vocab_projector.bias")
+        ),
+        "sequence_classification": Head("DistilBertForSequenceClassification", BEFORE_CLASSES),
+        "token_classification": Head("DistilBertForTokenClassification", CLASSES),
+        "question_answering": Head("DistilBertForQuestionAnswering", SPANS),
+        "multiple_choice": Head("DistilBertForMultipleChoice", BEFORE_CLASSES),
+    },
+    prefix="distilbert.",
+    constants={"sinusoidal_pos_embds": False},
+    ignored=r"position_ids$|vocab_projector\.weight$",
+)
+
 FAMILIES = (
-    Family("bert", BERT, from_hf, bert_names, "masked_lm"),
-    Family("roberta", ROBERTA, from_hf, roberta_names, "masked_lm"),
-    Family("distilbert", DISTILBERT, distilbert_from_hf, distilbert_names, "masked_lm"),
+    Family("bert", BERT, BERT_FORMAT, "masked_lm"),
+    Family("roberta", ROBERTA, roberta_format("roberta", "Roberta"), "masked_lm"),
+    Family("xlm_roberta", ROBERTA, roberta_format("xlm-roberta", "XLMRoberta"), "masked_lm"),
+    Family("distilbert", DISTILBERT, DISTILBERT_FORMAT, "masked_lm"),
 )

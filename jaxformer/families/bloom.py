@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.families.base import Family, Name, linear, norm, require
+from jaxformer.families.base import Family, Format, Head, Key, Name, linear, lm_head, norm
 from jaxformer.models.config import TransformerConfig
 
 # The shape is that of BLOOM 560M.
@@ -23,34 +23,35 @@ DEFAULTS = {
 }
 
 
-def from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of ``TransformerConfig`` from a BLOOM ``config.json``; older ones have other names for some sizes.
+KEYS = (
+    Key("vocab_size", "vocab_size"),
+    # ALiBi has no longest length: this one is what the model was trained on.
+    Key("max_length", "seq_length", 2048),
+    Key("norm_epsilon", "layer_norm_epsilon"),
+    Key("tie_embeddings", "tie_word_embeddings", True),
+    Key("initializer_range", "initializer_range"),
+)
 
-    Raises:
-        UserError: if it asks for something no switch here expresses.
-    """
-    require(hf, apply_residual_connection_post_layernorm=False)
+
+def read(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes, which older files have under other names."""
     return {
-        "type": "bloom",
-        "vocab_size": hf["vocab_size"],
         "hidden_size": hf["n_embed"] if "n_embed" in hf else hf["hidden_size"],
         "num_layers": hf["n_layer"] if "n_layer" in hf else hf["num_hidden_layers"],
         "num_heads": hf["n_head"] if "n_head" in hf else hf["num_attention_heads"],
-        # ALiBi has no longest length: this one is what the model was trained on.
-        "max_length": hf.get("seq_length", 2048),
-        "norm_epsilon": hf["layer_norm_epsilon"],
-        "tie_embeddings": hf.get("tie_word_embeddings", True),
-        "initializer_range": hf["initializer_range"],
     }
+
+
+def write(config: TransformerConfig) -> dict[str, Any]:
+    """The sizes under the names of today."""
+    return {"hidden_size": config.hidden_size, "n_layer": config.num_layers, "n_head": config.num_heads}
 
 
 def names(config: TransformerConfig) -> list[Name]:
     """Query, key and value of a head lie together in one matrix, ``[N, 3, H]``."""
-    table = [Name("embeddings/token/embedding", "transformer.word_embeddings.weight")]
-    table += norm("embeddings/norm", "transformer.word_embeddings_layernorm") + norm("final_norm", "transformer.ln_f")
-    if not config.tie_embeddings:
-        table += linear("lm_head", "lm_head", bias=False)
-    block = "transformer.h.{}."
+    table = [Name("embeddings/token/embedding", "word_embeddings.weight")]
+    table += norm("embeddings/norm", "word_embeddings_layernorm") + norm("final_norm", "ln_f")
+    block = "h.{}."
     table += norm("layers/attention_norm", f"{block}input_layernorm")
     table += norm("layers/feed_forward_norm", f"{block}post_attention_layernorm")
     for index, ours in enumerate(("query", "key", "value")):
@@ -62,4 +63,20 @@ def names(config: TransformerConfig) -> list[Name]:
     return table
 
 
-FAMILY = Family("bloom", DEFAULTS, from_hf, names)
+FORMAT = Format(
+    "bloom",
+    KEYS,
+    names,
+    {
+        "body": Head("BloomModel"),
+        "causal_lm": Head("BloomForCausalLM", lm_head("lm_head")),
+        "sequence_classification": Head("BloomForSequenceClassification", linear("classifier", "score", bias=False)),
+        "token_classification": Head("BloomForTokenClassification", linear("classifier", "classifier")),
+        "question_answering": Head("BloomForQuestionAnswering", linear("span_classifier", "qa_outputs")),
+    },
+    prefix="transformer.",
+    constants={"apply_residual_connection_post_layernorm": False},
+    read=read,
+    write=write,
+)
+FAMILY = Family("bloom", DEFAULTS, FORMAT)

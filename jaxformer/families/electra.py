@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.families.base import Family, Name, linear, norm, require
-from jaxformer.families.bert import BERT, common_from_hf, encoder_names
+from jaxformer.families.base import Family, Format, Head, Key, Name, linear, norm
+from jaxformer.families.bert import BERT, CLASSES, CONSTANTS, KEYS, POOLER, SPANS, encoder_names, mlm_head
 from jaxformer.models.config import TransformerConfig
 
 # ELECTRA-base: the embedding is as wide as the layers; ELECTRA-small's has 128 of 256.
@@ -20,48 +20,31 @@ ALBERT = {
 }
 
 
-def electra_from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of ``TransformerConfig`` from an ELECTRA ``config.json``.
-
-    Raises:
-        UserError: if it asks for something no switch here expresses.
-    """
+def read_electra(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """The width of the embedding; there is a projection behind it only where it is another than the model's."""
     narrow = hf["embedding_size"] != hf["hidden_size"]
-    return {**common_from_hf(hf), "type": "electra", "embedding_size": hf["embedding_size"] if narrow else None}
+    return {"embedding_size": hf["embedding_size"] if narrow else None}
 
 
-def albert_from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of ``TransformerConfig`` from an ALBERT ``config.json``.
-
-    Raises:
-        UserError: if it asks for something no switch here expresses.
-    """
-    require(hf, num_hidden_groups=1, inner_group_num=1)
-    return {**common_from_hf(hf), "type": "albert", "embedding_size": hf["embedding_size"]}
+def write_electra(config: TransformerConfig) -> dict[str, Any]:
+    """The way back."""
+    return {"embedding_size": config.token_size}
 
 
 def electra_names(config: TransformerConfig) -> list[Name]:
-    """``ElectraForMaskedLM`` (the generator) and ``ElectraForPreTraining`` (the discriminator)."""
-    return [
-        *encoder_names("electra"),
-        *linear("embeddings/projection", "electra.embeddings_project"),
-        *linear("mlm_head/dense", "generator_predictions.dense"),
-        *norm("mlm_head/norm", "generator_predictions.LayerNorm"),
-        Name("mlm_head/bias", "generator_lm_head.bias"),
-        *linear("rtd_head/dense", "discriminator_predictions.dense"),
-        *linear("rtd_head/output", "discriminator_predictions.dense_prediction"),
-    ]
+    """BERT's rows and the projection behind a narrow embedding."""
+    return [*encoder_names(config), *linear("embeddings/projection", "embeddings_project")]
 
 
 def albert_names(config: TransformerConfig) -> list[Name]:
-    """``AlbertForPreTraining``: one block that all layers share."""
-    block = "albert.encoder.albert_layer_groups.0.albert_layers.0."
+    """One block that all layers share."""
+    block = "encoder.albert_layer_groups.0.albert_layers.0."
     table = [
-        Name("embeddings/token/embedding", "albert.embeddings.word_embeddings.weight"),
-        Name("embeddings/position/embedding", "albert.embeddings.position_embeddings.weight"),
-        Name("embeddings/token_type/embedding", "albert.embeddings.token_type_embeddings.weight"),
-        *norm("embeddings/norm", "albert.embeddings.LayerNorm"),
-        *linear("embeddings/projection", "albert.encoder.embedding_hidden_mapping_in"),
+        Name("embeddings/token/embedding", "embeddings.word_embeddings.weight"),
+        Name("embeddings/position/embedding", "embeddings.position_embeddings.weight"),
+        Name("embeddings/token_type/embedding", "embeddings.token_type_embeddings.weight"),
+        *norm("embeddings/norm", "embeddings.LayerNorm"),
+        *linear("embeddings/projection", "encoder.embedding_hidden_mapping_in"),
     ]
     for part in ("query", "key", "value"):
         table += linear(f"layers/attention/{part}", f"{block}attention.{part}")
@@ -72,15 +55,66 @@ def albert_names(config: TransformerConfig) -> list[Name]:
         *linear("layers/feed_forward/up", f"{block}ffn"),
         *linear("layers/feed_forward/down", f"{block}ffn_output"),
         *norm("layers/feed_forward_norm", f"{block}full_layer_layer_norm"),
-        *linear("pooler/dense", "albert.pooler"),
-        *linear("mlm_head/dense", "predictions.dense"),
-        *norm("mlm_head/norm", "predictions.LayerNorm"),
-        Name("mlm_head/bias", "predictions.bias"),
-        *linear("pair_classifier", "sop_classifier.classifier"),
     ]
 
 
+ELECTRA_FORMAT = Format(
+    "electra",
+    KEYS,
+    electra_names,
+    {
+        "body": Head("ElectraModel"),
+        # The generator, and the discriminator.
+        "masked_lm": Head(
+            "ElectraForMaskedLM",
+            mlm_head("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias"),
+        ),
+        "pre_training": Head(
+            "ElectraForPreTraining",
+            [
+                *linear("rtd_head/dense", "discriminator_predictions.dense"),
+                *linear("rtd_head/output", "discriminator_predictions.dense_prediction"),
+            ],
+        ),
+        "sequence_classification": Head(
+            "ElectraForSequenceClassification",
+            [*linear(POOLER, "classifier.dense"), *linear("classifier", "classifier.out_proj")],
+        ),
+        "token_classification": Head("ElectraForTokenClassification", CLASSES),
+        "question_answering": Head("ElectraForQuestionAnswering", SPANS),
+        "multiple_choice": Head("ElectraForMultipleChoice", [*linear(POOLER, "sequence_summary.summary"), *CLASSES]),
+    },
+    prefix="electra.",
+    constants=CONSTANTS,
+    read=read_electra,
+    write=write_electra,
+    ignored=r"position_ids$|generator_lm_head\.weight$",
+)
+ALBERT_MLM = mlm_head("predictions.dense", "predictions.LayerNorm", "predictions.bias")
+ALBERT_FORMAT = Format(
+    "albert",
+    (*KEYS, Key("embedding_size", "embedding_size")),
+    albert_names,
+    {
+        "body": Head("AlbertModel", linear(POOLER, "pooler")),
+        "masked_lm": Head("AlbertForMaskedLM", ALBERT_MLM),
+        "pre_training": Head(
+            "AlbertForPreTraining",
+            [*linear(POOLER, "albert.pooler"), *ALBERT_MLM, *linear("pair_classifier", "sop_classifier.classifier")],
+        ),
+        "sequence_classification": Head(
+            "AlbertForSequenceClassification", [*linear(POOLER, "albert.pooler"), *CLASSES]
+        ),
+        "token_classification": Head("AlbertForTokenClassification", CLASSES),
+        "question_answering": Head("AlbertForQuestionAnswering", SPANS),
+        "multiple_choice": Head("AlbertForMultipleChoice", [*linear(POOLER, "albert.pooler"), *CLASSES]),
+    },
+    prefix="albert.",
+    constants={**CONSTANTS, "num_hidden_groups": 1, "inner_group_num": 1},
+    ignored=r"position_ids$|predictions\.decoder\.(weight|bias)$",
+)
+
 FAMILIES = (
-    Family("electra", ELECTRA, electra_from_hf, electra_names, "replaced_token_detection"),
-    Family("albert", ALBERT, albert_from_hf, albert_names, "masked_lm"),
+    Family("electra", ELECTRA, ELECTRA_FORMAT, "replaced_token_detection"),
+    Family("albert", ALBERT, ALBERT_FORMAT, "masked_lm"),
 )

@@ -4,10 +4,20 @@
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from jaxformer.families import llama
-from jaxformer.families.base import Family, activation, require
+from jaxformer.families.base import (
+    Family,
+    Key,
+    read_activation,
+    read_rotary,
+    require,
+    write_activation,
+    write_rotary,
+)
+from jaxformer.models.config import TransformerConfig
 
 # The shape is that of Gemma 2B.
 DEFAULTS = {
@@ -27,8 +37,14 @@ DEFAULTS = {
 }
 
 
-def from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of ``TransformerConfig`` from a Gemma ``config.json``, of transformers 4 or 5.
+KEYS = (
+    *(key for key in llama.KEYS if key.ours not in ("activation", "tie_embeddings")),
+    Key("tie_embeddings", "tie_word_embeddings", True),
+)
+
+
+def read(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """The rotary positions and the activation.
 
     Raises:
         UserError: if it asks for something no switch here expresses.
@@ -36,13 +52,24 @@ def from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
     if hf.get("use_bidirectional_attention"):
         require(hf, use_bidirectional_attention=False)
     # The first files said "gelu" and meant the formula with tanh, which a second key then named.
-    act = activation({"hidden_act": hf.get("hidden_activation") or hf["hidden_act"]}, "hidden_act")
-    return {
-        **llama.from_hf(hf),
-        "type": "gemma",
-        "activation": "gelu_tanh" if act == "gelu" else act,
-        "tie_embeddings": hf.get("tie_word_embeddings", True),
-    }
+    act = read_activation(hf.get("hidden_activation") or hf.get("hidden_act", "gelu"))
+    return {**read_rotary(hf), "activation": "gelu_tanh" if act == "gelu" else act}
 
 
-FAMILY = Family("gemma", DEFAULTS, from_hf, llama.names)
+def write(config: TransformerConfig) -> dict[str, Any]:
+    """The way back; the activation under both keys."""
+    act = "gelu_pytorch_tanh" if config.activation == "gelu_tanh" else write_activation(config.activation)
+    return {**write_rotary(config), "hidden_act": act, "hidden_activation": act}
+
+
+FORMAT = replace(
+    llama.FORMAT,
+    model_type="gemma",
+    keys=KEYS,
+    # transformers has no Gemma for questions.
+    heads={kind: head for kind, head in llama.heads("Gemma").items() if kind != "question_answering"},
+    constants={"attention_bias": False},
+    read=read,
+    write=write,
+)
+FAMILY = Family("gemma", DEFAULTS, FORMAT)

@@ -1,9 +1,6 @@
 """GPT-2 (Radford et al. 2019): learned positions, pre-norm LayerNorm, GELU by tanh, biases, tied head."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from jaxformer.families.base import Family, Name, activation, linear, norm, require
+from jaxformer.families.base import Family, Format, Head, Key, Name, activation, linear, lm_head, norm
 from jaxformer.models.config import TransformerConfig
 
 DEFAULTS = {
@@ -21,38 +18,31 @@ DEFAULTS = {
 }
 
 
-def from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of ``TransformerConfig`` from a GPT-2 ``config.json``.
-
-    Raises:
-        UserError: if it asks for something no switch here expresses.
-    """
-    require(hf, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
-    return {
-        "type": "gpt2",
-        "vocab_size": hf["vocab_size"],
-        "hidden_size": hf["n_embd"],
-        "num_layers": hf["n_layer"],
-        "num_heads": hf["n_head"],
-        "intermediate_size": hf.get("n_inner"),
-        "max_length": hf["n_positions"],
-        "norm_epsilon": hf["layer_norm_epsilon"],
-        "activation": activation(hf, "activation_function"),
-        "tie_embeddings": hf.get("tie_word_embeddings", True),
-        "initializer_range": hf["initializer_range"],
-    }
+KEYS = (
+    Key("vocab_size", "vocab_size"),
+    Key("hidden_size", "n_embd"),
+    Key("num_layers", "n_layer"),
+    Key("num_heads", "n_head"),
+    Key("intermediate_size", "n_inner", None),
+    Key("max_length", "n_positions"),
+    Key("norm_epsilon", "layer_norm_epsilon"),
+    activation("activation_function"),
+    Key("tie_embeddings", "tie_word_embeddings", True),
+    Key("initializer_range", "initializer_range"),
+    Key("dropout", "resid_pdrop", 0.0),
+    Key("dropout", "embd_pdrop", 0.0),
+    Key("attention_dropout", "attn_pdrop", 0.0),
+)
 
 
 def names(config: TransformerConfig) -> list[Name]:
-    """GPT-2 stores its linear kernels as ``[in, out]`` (Conv1D), so nothing is transposed but an untied head."""
+    """GPT-2 stores its linear kernels as ``[in, out]`` (Conv1D), so nothing is transposed."""
     table = [
-        Name("embeddings/token/embedding", "transformer.wte.weight"),
-        Name("embeddings/position/embedding", "transformer.wpe.weight"),
-        *norm("final_norm", "transformer.ln_f"),
+        Name("embeddings/token/embedding", "wte.weight"),
+        Name("embeddings/position/embedding", "wpe.weight"),
+        *norm("final_norm", "ln_f"),
     ]
-    if not config.tie_embeddings:
-        table += linear("lm_head", "lm_head", bias=False)
-    block = "transformer.h.{}."
+    block = "h.{}."
     table += norm("layers/attention_norm", f"{block}ln_1") + norm("layers/feed_forward_norm", f"{block}ln_2")
     for index, ours in enumerate(("query", "key", "value")):
         table += linear(f"layers/attention/{ours}", f"{block}attn.c_attn", transposed=False, part=(index, 3))
@@ -62,4 +52,20 @@ def names(config: TransformerConfig) -> list[Name]:
     return table
 
 
-FAMILY = Family("gpt2", DEFAULTS, from_hf, names)
+FORMAT = Format(
+    "gpt2",
+    KEYS,
+    names,
+    {
+        "body": Head("GPT2Model"),
+        "causal_lm": Head("GPT2LMHeadModel", lm_head("lm_head")),
+        "sequence_classification": Head("GPT2ForSequenceClassification", linear("classifier", "score", bias=False)),
+        "token_classification": Head("GPT2ForTokenClassification", linear("classifier", "classifier")),
+        "question_answering": Head("GPT2ForQuestionAnswering", linear("span_classifier", "qa_outputs")),
+    },
+    prefix="transformer.",
+    constants={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+    # The causal mask, which the first files hold as a buffer.
+    ignored=r"attn\.(masked_)?bias$",
+)
+FAMILY = Family("gpt2", DEFAULTS, FORMAT)

@@ -3,7 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.families.base import Family, Name, activation, linear, norm, require, rotary
+from jaxformer.families.base import (
+    Family,
+    Format,
+    Head,
+    Key,
+    Name,
+    activation,
+    linear,
+    lm_head,
+    norm,
+    read_rotary,
+    write_rotary,
+)
 from jaxformer.models.config import TransformerConfig
 
 # The shape is that of Pythia 160M.
@@ -26,39 +38,38 @@ DEFAULTS = {
 }
 
 
-def from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of ``TransformerConfig`` from a GPT-NeoX ``config.json``, of transformers 4 or 5.
+KEYS = (
+    Key("vocab_size", "vocab_size"),
+    Key("hidden_size", "hidden_size"),
+    Key("num_layers", "num_hidden_layers"),
+    Key("num_heads", "num_attention_heads"),
+    Key("intermediate_size", "intermediate_size"),
+    Key("max_length", "max_position_embeddings"),
+    Key("norm_epsilon", "layer_norm_eps"),
+    Key("parallel_residual", "use_parallel_residual", True),
+    activation("hidden_act"),
+    Key("tie_embeddings", "tie_word_embeddings", False),
+    Key("initializer_range", "initializer_range"),
+)
 
-    Raises:
-        UserError: if it asks for something no switch here expresses.
-    """
-    require(hf, attention_bias=True)
+
+def read(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """The rotary positions, whose keys differ between versions 4 and 5 of transformers."""
     rope = hf.get("rope_parameters") or {}
-    return {
-        "type": "gpt_neox",
-        "vocab_size": hf["vocab_size"],
-        "hidden_size": hf["hidden_size"],
-        "num_layers": hf["num_hidden_layers"],
-        "num_heads": hf["num_attention_heads"],
-        "intermediate_size": hf["intermediate_size"],
-        "max_length": hf["max_position_embeddings"],
-        "norm_epsilon": hf["layer_norm_eps"],
-        "parallel_residual": hf.get("use_parallel_residual", True),
-        "activation": activation(hf, "hidden_act"),
-        "rotary_fraction": hf.get("rotary_pct", rope.get("partial_rotary_factor", 0.25)),
-        **rotary({"rope_theta": hf.get("rotary_emb_base"), **hf}),
-        "tie_embeddings": hf.get("tie_word_embeddings", False),
-        "initializer_range": hf["initializer_range"],
-    }
+    share = hf.get("rotary_pct", rope.get("partial_rotary_factor", 0.25))
+    return {"rotary_fraction": share, **read_rotary({"rope_theta": hf.get("rotary_emb_base"), **hf})}
+
+
+def write(config: TransformerConfig) -> dict[str, Any]:
+    """The way back."""
+    rotary = write_rotary(config)
+    return {"rotary_pct": config.rotary_fraction, "rotary_emb_base": rotary["rope_theta"], **rotary}
 
 
 def names(config: TransformerConfig) -> list[Name]:
     """Query, key and value of a head lie together in one matrix, ``[N, 3, H]``."""
-    table = [Name("embeddings/token/embedding", "gpt_neox.embed_in.weight")]
-    table += norm("final_norm", "gpt_neox.final_layer_norm")
-    if not config.tie_embeddings:
-        table += linear("lm_head", "embed_out", bias=False)
-    block = "gpt_neox.layers.{}."
+    table = [Name("embeddings/token/embedding", "embed_in.weight"), *norm("final_norm", "final_layer_norm")]
+    block = "layers.{}."
     table += norm("layers/attention_norm", f"{block}input_layernorm")
     table += norm("layers/feed_forward_norm", f"{block}post_attention_layernorm")
     for index, ours in enumerate(("query", "key", "value")):
@@ -70,4 +81,21 @@ def names(config: TransformerConfig) -> list[Name]:
     return table
 
 
-FAMILY = Family("gpt_neox", DEFAULTS, from_hf, names)
+FORMAT = Format(
+    "gpt_neox",
+    KEYS,
+    names,
+    {
+        "body": Head("GPTNeoXModel"),
+        "causal_lm": Head("GPTNeoXForCausalLM", lm_head("embed_out")),
+        "sequence_classification": Head("GPTNeoXForSequenceClassification", linear("classifier", "score", bias=False)),
+        "token_classification": Head("GPTNeoXForTokenClassification", linear("classifier", "classifier")),
+        "question_answering": Head("GPTNeoXForQuestionAnswering", linear("span_classifier", "qa_outputs")),
+    },
+    prefix="gpt_neox.",
+    constants={"attention_bias": True},
+    read=read,
+    write=write,
+    ignored=r"attention\.(masked_)?bias$|rotary_emb\.inv_freq$",
+)
+FAMILY = Family("gpt_neox", DEFAULTS, FORMAT)

@@ -1,9 +1,18 @@
 """LLaMA (Touvron et al. 2023): rotary positions, pre-norm RMSNorm, gated SiLU, grouped key/value heads, no biases."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from jaxformer.families.base import Family, Name, activation, linear, norm, require, rotary
+from jaxformer.families.base import (
+    Family,
+    Format,
+    Head,
+    Key,
+    Name,
+    activation,
+    linear,
+    lm_head,
+    norm,
+    read_rotary,
+    write_rotary,
+)
 from jaxformer.models.config import TransformerConfig
 
 # The shape is that of Llama 3.2 1B, so that the bare defaults are a model people know.
@@ -26,46 +35,32 @@ DEFAULTS = {
 }
 
 
-def from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of ``TransformerConfig`` from a LLaMA ``config.json``, of transformers 4 or 5.
-
-    Raises:
-        UserError: if it asks for something no switch here expresses.
-    """
-    require(hf, attention_bias=False, mlp_bias=False)
-    return {
-        "type": "llama",
-        "vocab_size": hf["vocab_size"],
-        "hidden_size": hf["hidden_size"],
-        "num_layers": hf["num_hidden_layers"],
-        "num_heads": hf["num_attention_heads"],
-        "num_kv_heads": hf.get("num_key_value_heads"),
-        "head_size": hf.get("head_dim"),
-        "intermediate_size": hf["intermediate_size"],
-        "max_length": hf["max_position_embeddings"],
-        "norm_epsilon": hf["rms_norm_eps"],
-        "activation": activation(hf, "hidden_act"),
-        **rotary(hf),
-        "tie_embeddings": hf.get("tie_word_embeddings", False),
-        "initializer_range": hf["initializer_range"],
-    }
+KEYS = (
+    Key("vocab_size", "vocab_size"),
+    Key("hidden_size", "hidden_size"),
+    Key("num_layers", "num_hidden_layers"),
+    Key("num_heads", "num_attention_heads"),
+    Key("num_kv_heads", "num_key_value_heads", None),
+    Key("head_size", "head_dim", None),
+    Key("intermediate_size", "intermediate_size"),
+    Key("max_length", "max_position_embeddings"),
+    Key("norm_epsilon", "rms_norm_eps"),
+    activation("hidden_act"),
+    Key("tie_embeddings", "tie_word_embeddings", False),
+    Key("initializer_range", "initializer_range"),
+    Key("attention_dropout", "attention_dropout", 0.0),
+)
 
 
 def names(config: TransformerConfig) -> list[Name]:
     """Every kernel is a ``torch.nn.Linear`` weight, ``[out, in]``."""
-    table = [
-        Name("embeddings/token/embedding", "model.embed_tokens.weight"),
-        *norm("final_norm", "model.norm", bias=False),
-    ]
-    if not config.tie_embeddings:
-        table += linear("lm_head", "lm_head", bias=False)
-    block = "model.layers.{}."
+    table = [Name("embeddings/token/embedding", "embed_tokens.weight"), *norm("final_norm", "norm", bias=False)]
+    block = "layers.{}."
     table += norm("layers/attention_norm", f"{block}input_layernorm", bias=False)
     table += norm("layers/feed_forward_norm", f"{block}post_attention_layernorm", bias=False)
+    for ours, theirs in {"query": "q_proj", "key": "k_proj", "value": "v_proj"}.items():
+        table += linear(f"layers/attention/{ours}", f"{block}self_attn.{theirs}", bias=bool(config.qkv_bias))
     linears = {
-        "attention/query": "self_attn.q_proj",
-        "attention/key": "self_attn.k_proj",
-        "attention/value": "self_attn.v_proj",
         "attention/output": "self_attn.o_proj",
         "feed_forward/gate": "mlp.gate_proj",
         "feed_forward/up": "mlp.up_proj",
@@ -76,4 +71,28 @@ def names(config: TransformerConfig) -> list[Name]:
     return table
 
 
-FAMILY = Family("llama", DEFAULTS, from_hf, names)
+def heads(name: str, qa_prefix: str = "transformer.") -> dict[str, Head]:
+    """The classes of LLaMA and its relatives, whose names begin with ``name``."""
+    return {
+        "body": Head(f"{name}Model"),
+        "causal_lm": Head(f"{name}ForCausalLM", lm_head("lm_head")),
+        "sequence_classification": Head(f"{name}ForSequenceClassification", linear("classifier", "score", bias=False)),
+        "token_classification": Head(f"{name}ForTokenClassification", linear("classifier", "score")),
+        "question_answering": Head(
+            f"{name}ForQuestionAnswering", linear("span_classifier", "qa_outputs"), prefix=qa_prefix
+        ),
+    }
+
+
+FORMAT = Format(
+    "llama",
+    KEYS,
+    names,
+    heads("Llama"),
+    prefix="model.",
+    constants={"attention_bias": False, "mlp_bias": False},
+    read=read_rotary,
+    write=write_rotary,
+    ignored=r"rotary_emb\.inv_freq$",
+)
+FAMILY = Family("llama", DEFAULTS, FORMAT)

@@ -1,10 +1,9 @@
 """Mistral (Jiang et al. 2023): LLaMA with a sliding window."""
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
 from jaxformer.families import llama
-from jaxformer.families.base import Family
+from jaxformer.families.base import Family, Key
 
 # The shape is that of Mistral 7B v0.1.
 DEFAULTS = {
@@ -20,13 +19,12 @@ DEFAULTS = {
 }
 
 
-def from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of ``TransformerConfig`` from a Mistral ``config.json``; its window counts the token itself, as ours does.
-
-    Raises:
-        UserError: if it asks for something no switch here expresses.
-    """
-    return {**llama.from_hf(hf), "type": "mistral", "window": hf.get("sliding_window")}
-
-
-FAMILY = Family("mistral", DEFAULTS, from_hf, llama.names)
+FORMAT = replace(
+    llama.FORMAT,
+    model_type="mistral",
+    # Their window counts the token itself, as ours does.
+    keys=(*llama.KEYS, Key("window", "sliding_window", None)),
+    heads=llama.heads("Mistral", qa_prefix="model."),
+    constants={},
+)
+FAMILY = Family("mistral", DEFAULTS, FORMAT)

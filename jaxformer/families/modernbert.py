@@ -3,8 +3,21 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.families.base import Family, Name, activation, linear, norm, require
+from jaxformer.families.base import (
+    Family,
+    Format,
+    Head,
+    Key,
+    Name,
+    activation,
+    linear,
+    norm,
+    read_activation,
+    require,
+    write_activation,
+)
 from jaxformer.models.config import TransformerConfig
+from jaxformer.schema import UserError
 
 DEFAULTS: dict[str, Any] = {
     "architecture": "encoder",
@@ -28,52 +41,87 @@ DEFAULTS: dict[str, Any] = {
     "window": 65,
     "global_every": 3,
     "tie_embeddings": True,
+    "pooling": "mean",
     "pooler": "gelu",
+    "pooler_norm": True,
+    "token_pooler": True,
 }
 
 
-def from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of ``TransformerConfig`` from a ModernBERT ``config.json``, of transformers 4 or 5.
+POOLINGS = {"cls": "first", "mean": "mean"}
+
+
+def _read_pooling(name: str) -> str:
+    if name not in POOLINGS:
+        raise UserError(f"config.json has classifier_pooling: {name!r}, expected one of {', '.join(POOLINGS)}")
+    return POOLINGS[name]
+
+
+def _write_pooling(ours: str | None) -> str:
+    return "mean" if ours == "mean" else "cls"
+
+
+KEYS = (
+    Key("vocab_size", "vocab_size"),
+    Key("hidden_size", "hidden_size"),
+    Key("num_layers", "num_hidden_layers"),
+    Key("num_heads", "num_attention_heads"),
+    Key("intermediate_size", "intermediate_size"),
+    Key("max_length", "max_position_embeddings"),
+    Key("norm_epsilon", "norm_eps"),
+    activation("hidden_activation"),
+    Key("window", "local_attention", read=lambda both: both // 2 + 1, write=lambda side: (side - 1) * 2),
+    Key("initializer_range", "initializer_range"),
+    Key("tie_embeddings", "tie_word_embeddings", True),
+    Key("pooling", "classifier_pooling", "cls", _read_pooling, _write_pooling),
+)
+
+
+def read(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """The pooler's activation, rotary bases and the order of local and global blocks, whose keys differ by version.
 
     Raises:
-        UserError: if it asks for something no switch here expresses.
+        UserError: if the order is another than every so manyth block global, from the first.
     """
-    require(hf, attention_bias=False, mlp_bias=False, norm_bias=False, decoder_bias=True, classifier_bias=False)
     rope = hf.get("rope_parameters") or {}
     full, local = rope.get("full_attention") or {}, rope.get("sliding_attention") or {}
     every = hf.get("global_attn_every_n_layers")
     kinds = hf.get("layer_types") or []
     if every is None:
         every = next((i for i, kind in enumerate(kinds) if i and kind == "full_attention"), len(kinds))
-    expected = ["sliding_attention" if i % every else "full_attention" for i in range(len(kinds))]
-    require({"layer_types": kinds}, layer_types=expected)
+    require({"layer_types": kinds}, layer_types=_layer_types(len(kinds), every))
+    require(hf, classifier_activation=hf["hidden_activation"])
     return {
-        "type": "modernbert",
-        "vocab_size": hf["vocab_size"],
-        "hidden_size": hf["hidden_size"],
-        "num_layers": hf["num_hidden_layers"],
-        "num_heads": hf["num_attention_heads"],
-        "intermediate_size": hf["intermediate_size"],
-        "max_length": hf["max_position_embeddings"],
-        "norm_epsilon": hf["norm_eps"],
-        "activation": activation(hf, "hidden_activation"),
+        "pooler": read_activation(hf["hidden_activation"]),
         "rope_theta": full.get("rope_theta") or hf["global_rope_theta"],
         "local_rope_theta": local.get("rope_theta") or hf["local_rope_theta"],
-        "window": hf["local_attention"] // 2 + 1,
         "global_every": every,
-        "initializer_range": hf["initializer_range"],
+    }
+
+
+def _layer_types(layers: int, every: int) -> list[str]:
+    return ["sliding_attention" if i % every else "full_attention" for i in range(layers)]
+
+
+def write(config: TransformerConfig) -> dict[str, Any]:
+    """The way back, as version 4 writes it and both read it."""
+    return {
+        "classifier_activation": write_activation(config.activation),
+        "global_rope_theta": config.rope_theta,
+        "local_rope_theta": config.local_rope_theta,
+        "global_attn_every_n_layers": config.global_every,
     }
 
 
 def names(config: TransformerConfig) -> list[Name]:
-    """``ModernBertForMaskedLM``."""
-    block = "model.layers.{}."
+    """The body, with query, key and value in one matrix, and gate and up in another."""
+    block = "layers.{}."
     table = [
-        Name("embeddings/token/embedding", "model.embeddings.tok_embeddings.weight"),
-        *norm("embeddings/norm", "model.embeddings.norm", bias=False),
+        Name("embeddings/token/embedding", "embeddings.tok_embeddings.weight"),
+        *norm("embeddings/norm", "embeddings.norm", bias=False),
         Name("layers/attention_norm/scale", f"{block}attn_norm.weight", not_first=True),
         *norm("layers/feed_forward_norm", f"{block}mlp_norm", bias=False),
-        *norm("final_norm", "model.final_norm", bias=False),
+        *norm("final_norm", "final_norm", bias=False),
     ]
     for index, part in enumerate(("query", "key", "value")):
         table += linear(f"layers/attention/{part}", f"{block}attn.Wqkv", bias=False, part=(index, 3))
@@ -83,10 +131,39 @@ def names(config: TransformerConfig) -> list[Name]:
         *linear("layers/feed_forward/gate", f"{block}mlp.Wi", bias=False, part=(0, 2)),
         *linear("layers/feed_forward/up", f"{block}mlp.Wi", bias=False, part=(1, 2)),
         *linear("layers/feed_forward/down", f"{block}mlp.Wo", bias=False),
-        *linear("mlm_head/dense", "head.dense", bias=False),
-        *norm("mlm_head/norm", "head.norm", bias=False),
-        Name("mlm_head/bias", "decoder.bias"),
     ]
 
 
-FAMILY = Family("modernbert", DEFAULTS, from_hf, names, "masked_lm")
+def _transform(ours: str) -> list[Name]:
+    """The layer before every output layer, which all its heads call by one name."""
+    return [*linear(f"{ours}/dense", "head.dense", bias=False), *norm(f"{ours}/norm", "head.norm", bias=False)]
+
+
+CLASSES = [*_transform("pooler"), *linear("classifier", "classifier")]
+FORMAT = Format(
+    "modernbert",
+    KEYS,
+    names,
+    {
+        "body": Head("ModernBertModel"),
+        "masked_lm": Head("ModernBertForMaskedLM", [*_transform("mlm_head"), Name("mlm_head/bias", "decoder.bias")]),
+        "sequence_classification": Head("ModernBertForSequenceClassification", CLASSES),
+        "token_classification": Head("ModernBertForTokenClassification", CLASSES),
+        "question_answering": Head(
+            "ModernBertForQuestionAnswering", [*_transform("pooler"), *linear("span_classifier", "classifier")]
+        ),
+        "multiple_choice": Head("ModernBertForMultipleChoice", CLASSES),
+    },
+    prefix="model.",
+    constants={
+        "attention_bias": False,
+        "mlp_bias": False,
+        "norm_bias": False,
+        "decoder_bias": True,
+        "classifier_bias": False,
+    },
+    read=read,
+    write=write,
+    ignored=r"inv_freq$|^decoder\.weight$",
+)
+FAMILY = Family("modernbert", DEFAULTS, FORMAT, "masked_lm")

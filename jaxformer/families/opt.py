@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.families.base import Family, Name, activation, linear, norm, require
+from jaxformer.families.base import Family, Format, Head, Key, Name, activation, linear, lm_head, norm, require
 from jaxformer.models.config import TransformerConfig
 
 # The shape is that of OPT 125M.
@@ -24,39 +24,42 @@ DEFAULTS = {
 }
 
 
-def from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of ``TransformerConfig`` from an OPT ``config.json``.
+KEYS = (
+    Key("vocab_size", "vocab_size"),
+    Key("hidden_size", "hidden_size"),
+    Key("num_layers", "num_hidden_layers"),
+    Key("num_heads", "num_attention_heads"),
+    Key("intermediate_size", "ffn_dim"),
+    Key("max_length", "max_position_embeddings"),
+    activation("activation_function"),
+    Key("tie_embeddings", "tie_word_embeddings", True),
+    Key("initializer_range", "init_std"),
+)
+
+
+def read(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """Refuses OPT 350M, which is post-norm with an embedding narrower than the model.
 
     Raises:
-        UserError: if it asks for something no switch here expresses, as OPT 350M does: it is post-norm, and its
-            embedding is narrower than the model.
+        UserError: if it is that.
     """
-    require(hf, do_layer_norm_before=True, word_embed_proj_dim=hf["hidden_size"])
-    require(hf, enable_bias=True, layer_norm_elementwise_affine=True, _remove_final_layer_norm=False)
-    return {
-        "type": "opt",
-        "vocab_size": hf["vocab_size"],
-        "hidden_size": hf["hidden_size"],
-        "num_layers": hf["num_hidden_layers"],
-        "num_heads": hf["num_attention_heads"],
-        "intermediate_size": hf["ffn_dim"],
-        "max_length": hf["max_position_embeddings"],
-        "activation": activation(hf, "activation_function"),
-        "tie_embeddings": hf.get("tie_word_embeddings", True),
-        "initializer_range": hf["init_std"],
-    }
+    require(hf, word_embed_proj_dim=hf["hidden_size"])
+    return {}
+
+
+def write(config: TransformerConfig) -> dict[str, Any]:
+    """The width of the embedding, which is the model's."""
+    return {"word_embed_proj_dim": config.hidden_size}
 
 
 def names(config: TransformerConfig) -> list[Name]:
     """Every kernel is a ``torch.nn.Linear`` weight, ``[out, in]``."""
     table = [
-        Name("embeddings/token/embedding", "model.decoder.embed_tokens.weight"),
-        Name("embeddings/position/embedding", "model.decoder.embed_positions.weight"),
-        *norm("final_norm", "model.decoder.final_layer_norm"),
+        Name("embeddings/token/embedding", "decoder.embed_tokens.weight"),
+        Name("embeddings/position/embedding", "decoder.embed_positions.weight"),
+        *norm("final_norm", "decoder.final_layer_norm"),
     ]
-    if not config.tie_embeddings:
-        table += linear("lm_head", "lm_head", bias=False)
-    block = "model.decoder.layers.{}."
+    block = "decoder.layers.{}."
     table += norm("layers/attention_norm", f"{block}self_attn_layer_norm")
     table += norm("layers/feed_forward_norm", f"{block}final_layer_norm")
     linears = {
@@ -72,4 +75,24 @@ def names(config: TransformerConfig) -> list[Name]:
     return table
 
 
-FAMILY = Family("opt", DEFAULTS, from_hf, names)
+FORMAT = Format(
+    "opt",
+    KEYS,
+    names,
+    {
+        "body": Head("OPTModel"),
+        "causal_lm": Head("OPTForCausalLM", lm_head("lm_head")),
+        "sequence_classification": Head("OPTForSequenceClassification", linear("classifier", "score", bias=False)),
+        "question_answering": Head("OPTForQuestionAnswering", linear("span_classifier", "qa_outputs")),
+    },
+    prefix="model.",
+    constants={
+        "do_layer_norm_before": True,
+        "enable_bias": True,
+        "layer_norm_elementwise_affine": True,
+        "_remove_final_layer_norm": False,
+    },
+    read=read,
+    write=write,
+)
+FAMILY = Family("opt", DEFAULTS, FORMAT)

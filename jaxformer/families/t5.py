@@ -1,12 +1,22 @@
 """T5 (Raffel et al. 2020) and its successors: relative position biases, RMS norm, no biases, unscaled scores."""
 
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
-from jaxformer.families.base import ACTIVATIONS, Family, Name, linear, norm
+from jaxformer.families.base import (
+    Family,
+    Format,
+    Head,
+    Key,
+    Name,
+    linear,
+    lm_head,
+    norm,
+    read_activation,
+    write_activation,
+)
 from jaxformer.models.config import TransformerConfig
-from jaxformer.schema import UserError
 
 # T5-small of version 1.0. Relative positions have no longest length; 512 is what it was trained with.
 T5: dict[str, Any] = {
@@ -35,7 +45,7 @@ T5: dict[str, Any] = {
     "attention_dropout": 0.1,
 }
 # Version 1.1 was pre-trained without dropout; Flan-T5 and mT5 are of the same shape (Chung et al. 2022; Xue et al.
-# 2021), mT5 with a vocabulary of 250,112.
+# 2021), mT5 with a vocabulary of 250,112; ByT5 reads bytes (Xue et al. 2022).
 T5_V1_1 = {
     **T5,
     "num_layers": 8,
@@ -50,47 +60,64 @@ T5_V1_1 = {
 }
 
 
-def from_hf(hf: Mapping[str, Any], *, name: str) -> dict[str, Any]:
-    """Keys of ``TransformerConfig`` from a T5 or mT5 ``config.json``.
+KEYS = (
+    Key("vocab_size", "vocab_size"),
+    Key("hidden_size", "d_model"),
+    Key("num_layers", "num_layers"),
+    Key("num_decoder_layers", "num_decoder_layers", None),
+    Key("num_heads", "num_heads"),
+    Key("head_size", "d_kv"),
+    Key("intermediate_size", "d_ff"),
+    # Relative positions have no longest length: this one is what the model was trained with.
+    Key("max_length", "n_positions", 512),
+    Key("norm_epsilon", "layer_norm_epsilon"),
+    Key("relative_buckets", "relative_attention_num_buckets"),
+    Key("relative_max_distance", "relative_attention_max_distance", 128),
+    Key("dropout", "dropout_rate"),
+    Key("attention_dropout", "dropout_rate"),
+)
+
+
+def read(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """The feed-forward, and whether the head is tied, which scales its input (section 3.1.2 of the code's T5 v1.0).
 
     Raises:
-        UserError: if it asks for something no switch here expresses.
+        UserError: if the activation has no name here.
     """
     kind = hf["feed_forward_proj"]
     gated = kind.startswith("gated-")
     activation = kind.removeprefix("gated-")
     # "gated-gelu" means the tanh form: the only exception to the names (T5 v1.1's own configuration).
     activation = "gelu_new" if gated and activation == "gelu" else activation
-    if activation not in ACTIVATIONS:
-        raise UserError(f"feed_forward_proj is {kind!r}, expected [gated-] and one of {list(ACTIVATIONS)}")
-    tied = hf.get("tie_word_embeddings", True)
+    # Version 5 of transformers calls every head tied, and says with a key of its own which one was not.
+    tied = hf.get("tie_word_embeddings", True) and hf.get("scale_decoder_outputs", True)
     return {
-        "type": name,
-        "vocab_size": hf["vocab_size"],
-        "hidden_size": hf["d_model"],
-        "num_layers": hf["num_layers"],
-        "num_decoder_layers": hf.get("num_decoder_layers"),
-        "num_heads": hf["num_heads"],
-        "head_size": hf["d_kv"],
-        "intermediate_size": hf["d_ff"],
-        "norm_epsilon": hf["layer_norm_epsilon"],
-        "activation": ACTIVATIONS[activation],
+        "activation": read_activation(activation),
         "gated": gated,
-        "relative_buckets": hf["relative_attention_num_buckets"],
-        "relative_max_distance": hf.get("relative_attention_max_distance", 128),
         "tie_embeddings": tied,
-        # mT5 never scales; version 5 of transformers writes the factor under a name of its own.
-        "scale_logits": name != "mt5" and hf.get("scale_decoder_outputs", tied),
-        "dropout": hf["dropout_rate"],
-        "attention_dropout": hf["dropout_rate"],
+        "scale_logits": tied,
+    }
+
+
+def read_mt5(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """The same; mT5 never scales."""
+    return {**read(hf), "scale_logits": False}
+
+
+def write(config: TransformerConfig) -> dict[str, Any]:
+    """The way back."""
+    name = write_activation(config.activation)
+    name = "gelu" if config.gated and name == "gelu_new" else name
+    return {
+        "feed_forward_proj": f"gated-{name}" if config.gated else name,
+        "tie_word_embeddings": config.tie_embeddings,
+        "scale_decoder_outputs": config.scale_logits,
     }
 
 
 def names(config: TransformerConfig) -> list[Name]:
-    """``T5ForConditionalGeneration``; the relative bias stands in the first block of each side."""
-    table = [Name("shared/embedding", "shared.weight")]
-    if not config.tie_embeddings:
-        table.append(Name("lm_head/kernel", "lm_head.weight", transposed=True))
+    """Encoder and decoder; the relative bias stands in the first block of each side."""
+    table = [Name("shared/embedding", "shared.weight", otherwise="encoder.embed_tokens.weight")]
     sublayers = {
         "encoder": [("attention", "SelfAttention"), ("feed_forward", "DenseReluDense")],
         "decoder": [
@@ -116,7 +143,35 @@ def names(config: TransformerConfig) -> list[Name]:
     return table
 
 
+def format_of(model_type: str, name: str) -> Format:
+    """The format of T5, whose classes begin with ``name``."""
+    classes = [*linear("pooler/dense", "classification_head.dense")]
+    classes += linear("classifier", "classification_head.out_proj")
+    spans = linear("span_classifier", "qa_outputs")
+    return Format(
+        model_type,
+        KEYS,
+        names,
+        {
+            "body": Head(f"{name}Model"),
+            # A file of version 5 has a head that is not tied only if it differs from the embedding.
+            "seq2seq_lm": Head(f"{name}ForConditionalGeneration", lm_head("lm_head", "shared.weight"), prefix=""),
+            "sequence_classification": Head(f"{name}ForSequenceClassification", classes),
+            "token_classification": Head(f"{name}ForTokenClassification", linear("classifier", "classifier")),
+            "question_answering": Head(f"{name}ForQuestionAnswering", spans, prefix=""),
+        },
+        prefix="transformer.",
+        read=read,
+        write=write,
+        untied_by="lm_head.weight",
+        # Copies of the shared embedding, and a bias of the cross-attention that old files have and nothing reads.
+        ignored=r"(encoder|decoder)\.embed_tokens\.weight$|^lm_head\.weight$|EncDecAttention\.relative_attention_bias",
+    )
+
+
+T5_FORMAT = format_of("t5", "T5")
+FORMATS = {"t5": T5_FORMAT, "t5_v1_1": T5_FORMAT, "flan_t5": T5_FORMAT, "byt5": T5_FORMAT}
+FORMATS["mt5"] = replace(format_of("mt5", "MT5"), read=read_mt5)
 FAMILIES = tuple(
-    Family(name, defaults, partial(from_hf, name=name), names, "span_corruption")
-    for name, defaults in (("t5", T5), ("t5_v1_1", T5_V1_1), ("flan_t5", T5_V1_1), ("mt5", T5_V1_1))
+    Family(name, T5 if name == "t5" else T5_V1_1, format, "span_corruption") for name, format in FORMATS.items()
 )

@@ -16,11 +16,12 @@ def learned_positions(table: Float[Array, "P D"], position_ids: Int[Array, "B T"
 
 
 def sinusoidal_positions(
-    position_ids: Int[Array, "*batch T"], hidden_size: int, *, theta: float = 10_000.0
+    position_ids: Int[Array, "*batch T"], hidden_size: int, *, theta: float = 10_000.0, halves: bool = False
 ) -> Float[Array, "*batch T D"]:
     """``PE[p, 2i] = sin(p / theta^(2i/D))`` and ``PE[p, 2i+1] = cos(p / theta^(2i/D))``, float32.
 
-    Vaswani et al. 2017, "Attention Is All You Need", section 3.5.
+    Vaswani et al. 2017, "Attention Is All You Need", section 3.5. With ``halves`` all sines stand before all cosines,
+    as in the paper's own code and in Marian.
 
     Raises:
         ValueError: if ``hidden_size`` is odd.
@@ -32,7 +33,8 @@ def sinusoidal_positions(
         raise ValueError(f"sinusoidal_positions: hidden_size is {hidden_size}, expected an even number")
     frequencies = theta ** (-jnp.arange(0, hidden_size, 2, dtype=jnp.float32) / hidden_size)
     angles = position_ids[..., None].astype(jnp.float32) * frequencies
-    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*position_ids.shape, hidden_size)
+    waves = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-2 if halves else -1)
+    return waves.reshape(*position_ids.shape, hidden_size)
 
 
 class RotaryScaling(NamedTuple):

@@ -19,6 +19,10 @@ Positions = Literal["learned", "sinusoidal", "rotary", "relative", "alibi", "non
 Activation = Annotated[str, AfterValidator(_known_activation)]
 
 
+# No model is near these sizes: a file that asks for more is broken, and is refused before memory is.
+LARGEST, MOST_LAYERS = 10_000_000, 10_000
+
+
 class RopeScaling(Schema):
     """How rotary positions reach beyond the length the model was trained on."""
 
@@ -34,20 +38,29 @@ class TransformerConfig(Schema):
 
     type: str = Field("gpt2", description="model family; chooses the defaults of the keys below")
     pretrained: str | None = Field(
-        None, description="output_dir of a run to start from: its sizes, tokenizer and the parameters both models have"
+        None,
+        description="what to start from, its sizes, tokenizer and the parameters both models have: the output_dir of "
+        "a run, a folder in the Hugging Face format, or owner/name on the Hub",
     )
     architecture: Architecture = Field("decoder", description="what the family is; not meant to be changed")
-    vocab_size: int | None = Field(None, ge=1, description="rows of the embedding; default: the tokenizer's size")
-    hidden_size: int = Field(768, ge=1, description="D, width of the residual stream")
-    num_layers: int = Field(12, ge=1, description="L, number of blocks")
-    num_decoder_layers: int | None = Field(None, ge=1, description="encoder_decoder: blocks of the decoder, if others")
-    num_heads: int = Field(12, ge=1, description="N, query heads")
+    vocab_size: int | None = Field(
+        None, ge=1, le=LARGEST, description="rows of the embedding; default: the tokenizer's size"
+    )
+    hidden_size: int = Field(768, ge=1, le=LARGEST, description="D, width of the residual stream")
+    num_layers: int = Field(12, ge=1, le=MOST_LAYERS, description="L, number of blocks")
+    num_decoder_layers: int | None = Field(
+        None, ge=1, le=MOST_LAYERS, description="encoder_decoder: blocks of the decoder, if others"
+    )
+    num_heads: int = Field(12, ge=1, le=LARGEST, description="N, query heads")
     num_kv_heads: int | None = Field(None, ge=1, description="K, key/value heads; default: num_heads")
     head_size: int | None = Field(None, ge=1, description="H, width of a head; default: hidden_size / num_heads")
     intermediate_size: int | None = Field(
-        None, ge=1, description="F, inner width of the feed-forward; default: 4 D, gated 8/3 D in steps of 64"
+        None,
+        ge=1,
+        le=LARGEST,
+        description="F, inner width of the feed-forward; default: 4 D, gated 8/3 D in steps of 64",
     )
-    max_length: int = Field(1024, ge=1, description="longest sequence, in tokens")
+    max_length: int = Field(1024, ge=1, le=10 * LARGEST, description="longest sequence, in tokens")
     embedding_size: int | None = Field(
         None, ge=1, description="E, width of the token embedding where a projection from E to D follows it"
     )
@@ -64,8 +77,14 @@ class TransformerConfig(Schema):
     activation: Activation = Field("gelu_tanh", description="feed-forward activation: " + ", ".join(ACTIVATIONS))
     gated: bool = Field(False, description="gated feed-forward: act(gate) * up")
     use_bias: bool = Field(True, description="biases in projections and layer norms")
+    qkv_bias: bool | None = Field(
+        None, description="biases in the projections to queries, keys and values; default: use_bias"
+    )
     positions: Positions = Field("learned", description="position scheme")
     position_offset: int = Field(0, ge=0, description="learned: rows of the table before the one of position 0")
+    sinusoidal_halves: bool = Field(
+        False, description="sinusoidal: all sines before all cosines; Marian, instead of pairs"
+    )
     token_types: int = Field(0, ge=0, description="rows of the token type (segment) embedding; 0: none")
     scale_embedding: bool = Field(False, description="token embedding times sqrt(D)")
     relative_buckets: int = Field(32, ge=4, description="relative: buckets of distances, each with a bias per head")
@@ -83,11 +102,26 @@ class TransformerConfig(Schema):
     scale_scores: bool = Field(True, description="attention scores times 1/sqrt(H)")
     tie_embeddings: bool = Field(True, description="the output layer is the token embedding")
     scale_logits: bool = Field(False, description="logits times 1/sqrt(D)")
-    decoder_start: Literal["pad", "sep"] = Field(
-        "pad", description="encoder_decoder: special token before the first of the target; T5: pad, BART: sep"
+    logits_bias: bool = Field(False, description="encoder_decoder: a bias of the output layer; Marian")
+    decoder_start: Literal["pad", "sep", "last"] = Field(
+        "pad",
+        description="encoder_decoder: token before the first of the target; T5: pad, BART: sep, mBART: the text's last",
+    )
+    pooling: Literal["first", "last", "mean"] | None = Field(
+        None, description="classification: state of the text; default: an encoder's first token, else the last real one"
     )
     pooler: Activation | None = Field(
         None, description="classification: activation of the dense layer over the pooled state; null: no such layer"
+    )
+    pooler_norm: bool = Field(False, description="classification: a norm behind that layer; ModernBERT")
+    token_pooler: bool = Field(
+        False, description="that layer also stands before the scores of single tokens; ModernBERT"
+    )
+    pad_token_id: int | None = Field(None, ge=0, description="id of the padding token, for others who read the model")
+    bos_token_id: int | None = Field(None, ge=0, description="id of the token that begins a text, likewise")
+    eos_token_id: int | None = Field(None, ge=0, description="id of the token that ends a text, likewise")
+    decoder_start_token_id: int | None = Field(
+        None, ge=0, description="encoder_decoder: id of the token before the first of the target"
     )
 
     dropout: float = Field(0.0, ge=0, lt=1, description="on the embedding and on each sublayer's output")
@@ -106,6 +140,16 @@ class TransformerConfig(Schema):
     attention_implementation: Literal["auto", "blocked", "reference"] = Field(
         "auto", description="how scores are computed"
     )
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        """Whether queries, keys and values have biases, resolved."""
+        return self.use_bias if self.qkv_bias is None else self.qkv_bias
+
+    @property
+    def pooled_state(self) -> str:
+        """Which state stands for the text, resolved."""
+        return self.pooling or ("first" if self.architecture == "encoder" else "last")
 
     @property
     def kv_heads(self) -> int:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxformer import functional as F
 from jaxformer.models.config import TransformerConfig
-from jaxformer.models.layers import DropoutKeys, Projection, kernel_deviation
+from jaxformer.models.layers import DropoutKeys, Norm, Projection, kernel_deviation
 from jaxformer.models.transformer import BODIES
 
 
@@ -30,6 +30,26 @@ class HeadOutput:
 
     logits: jax.Array
     last_hidden_state: jax.Array
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["last_hidden_state", "pooler_output", "encoder_last_hidden_state"],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class BodyOutput:
+    """What a body returns.
+
+    Attributes:
+        last_hidden_state: ``[B, T, D]``, an encoder-decoder's of the decoder.
+        pooler_output: ``[B, D]``, None without a pooler.
+        encoder_last_hidden_state: ``[B, S, D]`` of an encoder-decoder, else None.
+    """
+
+    last_hidden_state: jax.Array
+    pooler_output: jax.Array | None = None
+    encoder_last_hidden_state: jax.Array | None = None
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["start_logits", "end_logits"], meta_fields=[])
@@ -59,25 +79,40 @@ class Dense(nn.Module):
 
 
 class Pooler(nn.Module):
-    """One state for the whole text: an encoder's first token, else the last real one, which has seen all others.
+    """One state for the whole text: its first token's, its last one's, which has seen all others, or their mean.
 
-    Then, if the configuration names a ``pooler``, a dense layer with that activation (Devlin et al. 2019, section 3.1).
+    Then, if the configuration names a ``pooler``, a dense layer with that activation (Devlin et al. 2019, section 3.1),
+    in ModernBERT with a norm behind it.
     """
 
     config: TransformerConfig
 
-    @nn.compact
+    def setup(self) -> None:
+        """Declares the dense layer and its norm."""
+        c = self.config
+        if c.pooler is not None:
+            self.dense = Dense(c, c.hidden_size, None, c.use_bias if c.pooler_norm else True)
+            if c.pooler_norm:
+                self.norm = Norm(c)
+
     def __call__(self, hidden: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
         """``[B, T, D]`` to ``[B, D]``."""
-        c = self.config
         B, T = hidden.shape[:2]
         real = jnp.ones((B, T), bool) if attention_mask is None else attention_mask.astype(bool)
-        place = jnp.argmax(real, axis=-1) if c.architecture == "encoder" else T - 1 - jnp.argmax(real[:, ::-1], axis=-1)
-        pooled = jnp.take_along_axis(hidden, place[:, None, None], axis=1)[:, 0]
+        if self.config.pooled_state == "mean":
+            total = jnp.sum(jnp.where(real[..., None], hidden.astype(jnp.float32), 0.0), axis=1)
+            return self.transform((total / jnp.maximum(jnp.sum(real, axis=1), 1)[:, None]).astype(hidden.dtype))
+        first = self.config.pooled_state == "first"
+        place = jnp.argmax(real, axis=-1) if first else T - 1 - jnp.argmax(real[:, ::-1], axis=-1)
+        return self.transform(jnp.take_along_axis(hidden, place[:, None, None], axis=1)[:, 0])
+
+    def transform(self, x: jax.Array) -> jax.Array:
+        """The dense layer, its activation and norm, over ``[..., D]``; nothing where there is none."""
+        c = self.config
         if c.pooler is None:
-            return pooled
-        pooled = Dense(c, c.hidden_size, None, name="dense")(pooled)
-        return F.ACTIVATIONS[c.pooler](pooled)
+            return x
+        x = F.ACTIVATIONS[c.pooler](self.dense(x))
+        return self.norm(x) if c.pooler_norm else x
 
 
 class WithBody(nn.Module):
@@ -134,15 +169,42 @@ class WithBody(nn.Module):
         return F.dropout(x, rate, self.head_dropout_keys(rate, None if deterministic else examples))
 
 
+class Body(WithBody):
+    """A body without a head.
+
+    Attributes:
+        config: of the model.
+        pooled: whether a pooler gives one state for the text, as the first encoders have been trained with.
+    """
+
+    pooled: bool = False
+
+    def setup(self) -> None:
+        """Declares the parts."""
+        super().setup()
+        if self.pooled:
+            self.pooler = Pooler(self.config)
+
+    def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None, **kwargs: Any) -> BodyOutput:
+        """The last hidden states; arguments as in ``WithBody.states``, an encoder-decoder's also ``decoder_...``."""
+        if self.config.architecture == "encoder_decoder":
+            context, hidden = self.body.both(input_ids, attention_mask, **kwargs)
+            return BodyOutput(hidden, None, context.hidden)
+        states = self.states(input_ids, attention_mask, **kwargs)
+        return BodyOutput(states, self.pooler(states, attention_mask) if self.pooled else None)
+
+
 class SequenceClassifier(WithBody):
     """One score per class for the whole text; with ``num_labels`` 1 a regression.
 
     Attributes:
         config: of the model.
         num_labels: number of classes ``C``.
+        labels: their names, if they have some.
     """
 
     num_labels: int = 2
+    labels: tuple[str, ...] = ()
 
     def setup(self) -> None:
         """Declares the parts."""
@@ -185,13 +247,17 @@ class TokenClassifier(WithBody):
     Attributes:
         config: of the model.
         num_labels: number of classes ``C``.
+        labels: their names, if they have some.
     """
 
     num_labels: int = 2
+    labels: tuple[str, ...] = ()
 
     def setup(self) -> None:
         """Declares the parts."""
         super().setup()
+        if self.config.token_pooler:
+            self.pooler = Pooler(self.config)
         self.classifier = Dense(self.config, self.num_labels, "classes")
 
     def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None, **kwargs: Any) -> HeadOutput:
@@ -201,7 +267,8 @@ class TokenClassifier(WithBody):
             states = self.body.encode(input_ids, attention_mask, **inputs).hidden
         else:
             states = self.states(input_ids, attention_mask, **kwargs)
-        dropped = self.drop(states, **kwargs)
+        read = self.pooler.transform(states) if self.config.token_pooler else states
+        dropped = self.drop(read, **kwargs)
         return HeadOutput(self.classifier(dropped).astype(jnp.float32), states)
 
 
@@ -211,9 +278,13 @@ class QuestionAnswering(WithBody):
     def setup(self) -> None:
         """Declares the parts."""
         super().setup()
+        if self.config.token_pooler:
+            self.pooler = Pooler(self.config)
         self.span_classifier = Dense(self.config, 2, None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> SpanOutput:
         """Scores of every token; arguments as in ``WithBody.states``."""
-        logits = self.span_classifier(self.states(*args, **kwargs)).astype(jnp.float32)
+        states = self.states(*args, **kwargs)
+        read = self.pooler.transform(states) if self.config.token_pooler else states
+        logits = self.span_classifier(read).astype(jnp.float32)
         return SpanOutput(logits[..., 0], logits[..., 1])

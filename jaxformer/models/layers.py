@@ -80,6 +80,19 @@ class Embedding(nn.Module):
         return self.param("embedding", normal, (self.size, self.width))
 
 
+class Bias(nn.Module):
+    """Declares a bias ``[size]`` and returns it."""
+
+    size: int
+    axis: str
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        """The bias."""
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, (self.axis,))
+        return self.param("bias", zeros, (self.size,))
+
+
 class DropoutKeys(nn.Module):
     """One dropout key per example, from Flax's ``dropout`` stream and the example's number."""
 
@@ -147,9 +160,9 @@ class Attention(nn.Module):
         query_std = std if c.scale_scores or c.initializer == "normal" else std * H**-0.5
         out_std = kernel_deviation(c, N * H, to_residual=True)
         weights: Weights = {
-            "query": Projection((D, N, H), ("embed", "heads", "head"), 2, c.use_bias, query_std, name="query")(),
-            "key": Projection((D, K, H), ("embed", "kv_heads", "head"), 2, c.use_bias, std, name="key")(),
-            "value": Projection((D, K, H), ("embed", "kv_heads", "head"), 2, c.use_bias, std, name="value")(),
+            "query": Projection((D, N, H), ("embed", "heads", "head"), 2, c.has_qkv_bias, query_std, name="query")(),
+            "key": Projection((D, K, H), ("embed", "kv_heads", "head"), 2, c.has_qkv_bias, std, name="key")(),
+            "value": Projection((D, K, H), ("embed", "kv_heads", "head"), 2, c.has_qkv_bias, std, name="value")(),
             "output": Projection((N, H, D), ("heads", "head", "embed"), 1, c.use_bias, out_std, name="output")(),
         }
         if c.qk_norm:
@@ -235,7 +248,7 @@ class Embeddings(nn.Module):
         if c.positions == "learned":
             x = x + F.learned_positions(self.position(), position_ids + c.position_offset)
         elif c.positions == "sinusoidal":
-            x = x + F.sinusoidal_positions(position_ids, c.token_size)
+            x = x + F.sinusoidal_positions(position_ids, c.token_size, halves=c.sinusoidal_halves)
         if c.token_types:
             types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
             x = x + jnp.take(self.token_type(), types, axis=0)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxformer import functional as F
 from jaxformer.models.cache import KVCache
 from jaxformer.models.config import TransformerConfig
-from jaxformer.models.layers import Embedding, Projection, embedding_deviation, kernel_deviation
+from jaxformer.models.layers import Bias, Embedding, Projection, embedding_deviation, kernel_deviation
 from jaxformer.models.stack import Context, Stack
 
 
@@ -188,6 +188,8 @@ class EncoderDecoder(nn.Module):
         self.decoder = Stack(c, causal=True, cross=True, num_layers=c.decoder_layers, own_tokens=False)
         if not c.tie_embeddings:
             self.lm_head = untied_head(c)
+        if c.logits_bias:
+            self.logits_bias = Bias(c.vocabulary, "vocab")
 
     def encode(
         self,
@@ -238,9 +240,10 @@ class EncoderDecoder(nn.Module):
 
     def head_weights(self) -> F.HeadWeights:
         """The output layer's weights, for a loss that does not build all logits."""
+        bias = self.logits_bias() if self.config.logits_bias else None
         if self.config.tie_embeddings:
-            return F.HeadWeights(self.shared(), tied=True)
-        return F.HeadWeights(self.lm_head()["kernel"])
+            return F.HeadWeights(self.shared(), bias, tied=True)
+        return F.HeadWeights(self.lm_head()["kernel"], bias)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Logits ``[B, T, V]`` of the decoder's hidden states."""
@@ -249,6 +252,31 @@ class EncoderDecoder(nn.Module):
     def hidden_and_head(self, *args: Any, **kwargs: Any) -> tuple[jax.Array, F.HeadWeights]:
         """What ``functional.chunked_cross_entropy`` takes: the decoder's hidden states and output layer."""
         return for_head(self.config, self.both(*args, **kwargs)[1]), self.head_weights()
+
+    def shifted(
+        self, input_ids: jax.Array, attention_mask: jax.Array | None = None, segment_ids: jax.Array | None = None
+    ) -> jax.Array:
+        """``[B, T]``, what the decoder reads of a text that it does not write: start token, then all but the last.
+
+        The start token is the configuration's ``decoder_start_token_id``, or the text's last one (mBART). Without
+        either the text itself.
+        """
+        c = self.config
+        start_id = c.decoder_start_token_id
+        if c.decoder_start != "last" and start_id is None:
+            return input_ids
+        B, T = input_ids.shape
+        if segment_ids is None:
+            segment_ids = jnp.ones((B, T), int) if attention_mask is None else attention_mask.astype(int)
+        real = segment_ids > 0
+        if c.decoder_start == "last":
+            last = T - 1 - jnp.argmax(real[:, ::-1], axis=-1)
+            start = jnp.take_along_axis(input_ids, last[:, None], axis=1)
+        else:
+            assert start_id is not None
+            start = jnp.full((B, 1), start_id)
+        first = real & (segment_ids != jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0))))
+        return jnp.where(first, start, jnp.pad(input_ids[:, :-1], ((0, 0), (1, 0))))
 
     def both(
         self,
@@ -268,7 +296,10 @@ class EncoderDecoder(nn.Module):
         if not deterministic and example_ids is None:
             example_ids = jnp.arange(input_ids.shape[0])
         if decoder_input_ids is None:
-            decoder_input_ids, decoder_attention_mask = input_ids, attention_mask
+            decoder_input_ids, decoder_attention_mask = (
+                self.shifted(input_ids, attention_mask, segment_ids),
+                attention_mask,
+            )
             decoder_segment_ids, decoder_position_ids = segment_ids, position_ids
         context = self.encode(input_ids, attention_mask, position_ids, segment_ids, example_ids, deterministic)
         hidden, _ = self.decode(
@@ -289,7 +320,7 @@ class EncoderDecoder(nn.Module):
         Args:
             *args: as below, by position.
             **kwargs: ``input_ids [B, S]``, ``attention_mask [B, S]`` (1 at real tokens, padding on any side),
-                ``decoder_input_ids [B, T]`` (default: ``input_ids``, as a classifier reads them),
+                ``decoder_input_ids [B, T]`` (default: ``shifted``, as a classifier reads the text),
                 ``decoder_attention_mask [B, T]``, ``position_ids``, ``segment_ids``, ``decoder_position_ids``,
                 ``decoder_segment_ids`` (a target token of document i sees the source tokens of document i),
                 ``example_ids [B]`` and ``deterministic`` as in ``Decoder``. For step-by-step decoding call the methods

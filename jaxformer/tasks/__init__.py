@@ -103,7 +103,9 @@ def build_task(config: TaskSchema, to: Bound) -> Task:
     """
     if not isinstance(config, CausalLMConfig) and to.layout != "packed":
         raise UserError(f"data.layout is {to.layout!r}, expected packed for {name_of(config)}; leave it out")
-    tokenizer, T, start = to.tokenizer, to.sequence_length, to.model.decoder_start
+    tokenizer, T = to.tokenizer, to.sequence_length
+    # mBART begins with the mark of a language; a text of one language begins with the token that ends it, as BART's.
+    start: Literal["pad", "sep"] = "sep" if to.model.decoder_start == "last" else to.model.decoder_start
     match config:
         case CausalLMConfig():
             return CausalLM(config, T, to.layout)

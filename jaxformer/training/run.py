@@ -232,15 +232,20 @@ def _tokenizer(config: RunConfig, name: str, texts: Iterable[str], folder: Path,
 
 
 def _fit_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
+    """The configuration with what the tokenizer says of the model: the vocabulary's size and the special ids."""
     size = config.model.vocab_size
     if size is not None and size < tokenizer.vocab_size:
         raise UserError(
             f"model.vocab_size is {size}, expected at least the tokenizer's {tokenizer.vocab_size}; "
             "leave it out to take the tokenizer's"
         )
-    if size is not None:
-        return config
-    model = config.model.model_copy(update={"vocab_size": tokenizer.vocab_size})
+    found: dict[str, int | None] = {"pad_token_id": tokenizer.find_special("pad"), "eos_token_id": tokenizer.eos_id}
+    if config.model.architecture == "encoder":
+        found["bos_token_id"], found["eos_token_id"] = tokenizer.find_special("cls"), tokenizer.find_special("sep")
+    if config.model.architecture == "encoder_decoder" and config.model.decoder_start != "last":
+        found["decoder_start_token_id"] = tokenizer.find_special(config.model.decoder_start)
+    ids = {key: value for key, value in found.items() if getattr(config.model, key) is None}
+    model = config.model.model_copy(update={"vocab_size": size or tokenizer.vocab_size, **ids})
     return config.model_copy(update={"model": model})
 
 

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from jaxformer.families import FAMILIES, build_model, get_family, model_config
-from jaxformer.families.base import Family, Name, activation, linear, norm, params_from_hf, rotary
+from jaxformer.families.base import Format, Head, Name, linear, norm, read_activation, read_rotary
+from jaxformer.families.convert import params_from_hf, params_to_hf
 from jaxformer.models import TransformerConfig
 from jaxformer.schema import UserError
 
@@ -13,7 +14,13 @@ TABLE = [
     Name("layers/second/kernel", "h.{}.c", part=(1, 2)),
     Name("layers/linear/kernel", "h.{}.fc.weight", transposed=True),
 ]
-FAMILY = Family("toy", {}, dict, lambda config: TABLE)
+
+
+def toy(table):
+    return Format("toy", (), lambda config: table, {"body": Head("ToyModel")})
+
+
+FORMAT = toy(TABLE)
 STATE = {
     "wte": np.arange(4).reshape(2, 2),
     "h.0.c": np.array([[1, 2, 3, 4], [5, 6, 7, 8]]),
@@ -32,13 +39,17 @@ SHAPES = {
 
 
 def test_stacking_splitting_transposing_and_heads_by_hand():
-    params = params_from_hf(FAMILY, CONFIG, STATE, SHAPES)
+    params = params_from_hf(FORMAT, CONFIG, "body", STATE, SHAPES)
     np.testing.assert_array_equal(params["table"], [[0, 1], [2, 3]])
     layers = params["layers"]
     np.testing.assert_array_equal(layers["first"]["kernel"], [[[1, 2], [5, 6]], [[10, 20], [50, 60]]])
     np.testing.assert_array_equal(layers["second"]["kernel"], [[[[3, 4]], [[7, 8]]], [[[30, 40]], [[70, 80]]]])
     np.testing.assert_array_equal(layers["linear"]["kernel"], [[[1, 3, 5], [2, 4, 6]], [[7, 9, 11], [8, 10, 12]]])
     assert params["table"].dtype == np.float32
+    back = dict(params_to_hf(FORMAT, CONFIG, "body", params))
+    assert back.keys() == STATE.keys()
+    for name, array in back.items():
+        np.testing.assert_array_equal(array, STATE[name])
 
 
 def test_groups_of_parts_by_hand():
@@ -48,18 +59,20 @@ def test_groups_of_parts_by_hand():
         for index, name in enumerate("qkv")
         for row in linear(f"layers/{name}", "h.{}.qkv", part=(index, 3), groups=2)
     ]
-    family = Family("toy", {}, dict, lambda config: table)
+    family = toy(table)
     kernel = np.array([[1, 2], [3, 4], [5, 6], [10, 20], [30, 40], [50, 60]])  # [out, in]
     state = {f"h.{i}.qkv.weight": kernel for i in range(2)} | {f"h.{i}.qkv.bias": kernel[:, 0] for i in range(2)}
     shapes = {"layers": {name: {"kernel": np.zeros((2, 2, 2, 1)), "bias": np.zeros((2, 2, 1))} for name in "qkv"}}
-    layers = params_from_hf(family, CONFIG, state, shapes)["layers"]
+    layers = params_from_hf(family, CONFIG, "body", state, shapes)["layers"]
     for name, first, second in (("q", [1, 2], [10, 20]), ("k", [3, 4], [30, 40]), ("v", [5, 6], [50, 60])):
         for layer in range(2):
             np.testing.assert_array_equal(layers[name]["kernel"][layer, :, :, 0], np.array([first, second]).T)
             np.testing.assert_array_equal(layers[name]["bias"][layer], [[first[0]], [second[0]]])
     state["h.1.qkv.weight"] = kernel[:5]
-    with pytest.raises(UserError, match=r"h\.\{\}\.qkv\.weight has 5 outputs, expected 2 groups of 3 parts; check"):
-        params_from_hf(family, CONFIG, state, shapes)
+    with pytest.raises(
+        UserError, match=r"h\.1\.qkv\.weight of the checkpoint is \[5, 2\], expected \[6, 2\] for this config; check"
+    ):
+        params_from_hf(family, CONFIG, "body", state, shapes)
 
 
 def test_rows_of_a_linear_layer_and_a_norm():
@@ -72,12 +85,12 @@ def test_rows_of_a_linear_layer_and_a_norm():
 def test_a_missing_parameter_is_named():
     state = {name: array for name, array in STATE.items() if name != "h.1.c"}
     with pytest.raises(UserError, match=r"the checkpoint has no h\.1\.c, expected it for this config"):
-        params_from_hf(FAMILY, CONFIG, state, SHAPES)
+        params_from_hf(FORMAT, CONFIG, "body", state, SHAPES)
 
 
 def test_a_wrong_shape_is_named():
-    with pytest.raises(UserError, match=r"wte has shape \(3, 2\), expected \(2, 2\) of table; check the config"):
-        params_from_hf(FAMILY, CONFIG, STATE | {"wte": np.zeros((3, 2))}, SHAPES)
+    with pytest.raises(UserError, match=r"wte of the checkpoint is \[3, 2\], expected \[2, 2\] for this config; check"):
+        params_from_hf(FORMAT, CONFIG, "body", STATE | {"wte": np.zeros((3, 2))}, SHAPES)
 
 
 def test_an_unknown_family_names_the_nearest():
@@ -111,10 +124,10 @@ def test_swapping_the_family_is_one_override(name):
 
 
 def test_an_unknown_activation_is_refused():
-    with pytest.raises(UserError, match=r"config\.json has act: 'mish', expected one of gelu, "):
-        activation({"act": "mish"}, "act")
+    with pytest.raises(UserError, match=r"config\.json has the activation 'mish', expected one of gelu, "):
+        read_activation("mish")
 
 
 def test_an_unknown_rotary_scaling_is_refused():
     with pytest.raises(UserError, match=r"config\.json has rope_type: 'yarn', expected default, linear or llama3"):
-        rotary({"rope_scaling": {"type": "yarn", "factor": 2.0}})
+        read_rotary({"rope_scaling": {"type": "yarn", "factor": 2.0}})

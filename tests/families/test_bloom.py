@@ -1,5 +1,7 @@
-from jaxformer.families.bloom import from_hf
+from jaxformer.families import FAMILIES
 from tests.families.published import PUBLISHED
+
+from_hf = FAMILIES["bloom"].from_hf
 
 HF = next(published.hf for published in PUBLISHED if published.family == "bloom")
 

@@ -1,7 +1,9 @@
 import pytest
 
-from jaxformer.families.gemma import from_hf
+from jaxformer.families import FAMILIES
 from tests.families.published import PUBLISHED
+
+from_hf = FAMILIES["gemma"].from_hf
 
 HF = next(published.hf for published in PUBLISHED if published.family == "gemma")
 

@@ -1,4 +1,6 @@
-from jaxformer.families.llama import from_hf
+from jaxformer.families import FAMILIES
+
+from_hf = FAMILIES["llama"].from_hf
 
 SCALING = {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192}
 HF = {

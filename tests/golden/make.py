@@ -76,6 +76,7 @@ CASES = {
     "opt": ("opt", OPT),
     "bloom": ("bloom", BLOOM),
     "mistral": ("mistral", MISTRAL),
+    "qwen2": ("qwen2", {**GATED, "num_attention_heads": 3, "num_key_value_heads": 1, "rope_parameters": PLAIN_ROTARY}),
     "qwen3": ("qwen3", {**QWEN3, "tie_word_embeddings": True}),
     "gemma": ("gemma", GEMMA),
 }

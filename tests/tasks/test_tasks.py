@@ -12,6 +12,7 @@ from tests.tasks.tiny import WITH_MASK, cache_of, config_of
 OBJECTIVES = {
     "bert": "masked_lm",
     "roberta": "masked_lm",
+    "xlm_roberta": "masked_lm",
     "distilbert": "masked_lm",
     "albert": "masked_lm",
     "modernbert": "masked_lm",
@@ -20,8 +21,12 @@ OBJECTIVES = {
     "t5_v1_1": "span_corruption",
     "flan_t5": "span_corruption",
     "mt5": "span_corruption",
+    "byt5": "span_corruption",
+    "marian": "span_corruption",
+    "pegasus": "span_corruption",
     "transformer": "span_corruption",
     "bart": "denoising",
+    "mbart": "denoising",
 }
 CORPUS = ["the quick brown fox. jumps over? the lazy dog!"]
 

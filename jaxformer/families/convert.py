@@ -1,0 +1,329 @@
+"""Parameters between our tree and a Hugging Face state dict, driven by a family's table of names, in both directions.
+
+One tensor is in memory at a time beside the tree that is filled, or whose arrays are written.
+"""
+
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxformer.families.base import Format, Name
+from jaxformer.models.config import TransformerConfig
+from jaxformer.schema import UserError
+
+
+class Weights(Protocol):
+    """A checkpoint's tensors by name, read one at a time."""
+
+    def names(self) -> Collection[str]:
+        """All names."""
+        ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+        ...
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArrayWeights:
+    """Tensors that are in memory already."""
+
+    arrays: Mapping[str, np.ndarray]
+
+    def names(self) -> Collection[str]:
+        """All names."""
+        return self.arrays.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return np.shape(self.arrays[name])
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor."""
+        return np.asarray(self.arrays[name])
+
+
+@dataclass
+class Loaded:
+    """What came of reading a checkpoint.
+
+    Attributes:
+        params: our parameters by path, those that the checkpoint has.
+        missing: paths of those it has not.
+        left: the checkpoint's names that no parameter here took.
+    """
+
+    params: dict[str, jax.Array] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+
+def matrix_shape(path: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """Shape of one layer's parameter with its heads merged: kernels ``[in, out]``, biases ``[out]``, others as is."""
+    if path.endswith("attention/output/kernel"):
+        return (math.prod(shape[:-1]), shape[-1])
+    if path.endswith("/kernel"):
+        return (shape[0], math.prod(shape[1:]))
+    return (math.prod(shape),) if path.endswith("/bias") else tuple(shape)
+
+
+def their_shape(name: Name, shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape theirs must have for one layer of ours with this shape."""
+    *rest, outputs = matrix_shape(name.ours, shape)
+    theirs = (*rest, outputs * name.part[1])
+    theirs = theirs[::-1] if name.transposed else theirs
+    return (1, *theirs) if name.leading_one else theirs
+
+
+def _is_stacked(name: Name) -> bool:
+    return "{}" in name.theirs
+
+
+class _Finder:
+    """Finds a table's names in a checkpoint: old spellings, and the body's prefix where only one side has it."""
+
+    def __init__(self, available: Collection[str], format: Format, kind: str) -> None:
+        self.available, self.used = available, set[str]()
+        head = format.head(kind)
+        self.own = "" if kind == "body" else format.prefix if head.prefix is None else head.prefix
+        prefixes = [head.prefix for head in format.heads.values() if head.prefix is not None]
+        self.prefixes = dict.fromkeys(["", format.prefix, *prefixes])
+
+    def find(self, name: Name, layer: int | None) -> str | None:
+        """The checkpoint's name of one layer of a row, None if it has none."""
+        for theirs in (name.theirs, name.otherwise):
+            for spelling in [] if theirs is None else self._spellings(theirs.format(layer)):
+                if spelling in self.available:
+                    self.used.add(spelling)
+                    return spelling
+        return None
+
+    def _spellings(self, key: str) -> Iterator[str]:
+        bare = key.removeprefix(self.own)
+        for spelling in dict.fromkeys((key, *(prefix + bare for prefix in self.prefixes))):
+            yield spelling
+            # TensorFlow's names of a norm's parameters, in the oldest files.
+            if "LayerNorm." in spelling:
+                yield spelling.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+                    "LayerNorm.bias", "LayerNorm.beta"
+                )
+
+
+def _layers_of(name: Name, layers: int) -> range:
+    return range(int(name.not_first), layers)
+
+
+def _one_layer(name: Name, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    array = array[0] if name.leading_one else array
+    array = array.T if name.transposed else array
+    index, parts = name.part
+    if parts > 1:
+        grouped = array.reshape(*array.shape[:-1], name.groups, parts, -1)
+        array = grouped[..., index, :]
+    return array.reshape(shape)
+
+
+class _Reader:
+    """Reads one parameter of ours, or the part of it that a device holds."""
+
+    def __init__(
+        self, name: Name, keys: Mapping[int | None, str], weights: Weights, shape: tuple[int, ...], dtype: Any
+    ):
+        self.name, self.keys, self.weights, self.shape, self.dtype = name, keys, weights, shape, dtype
+
+    def __call__(self, index: tuple[slice, ...] | None = None) -> np.ndarray:
+        """The values of ours at ``index``."""
+        index = index or (slice(None),) * len(self.shape)
+        if not _is_stacked(self.name):
+            return self._layer(None, self.shape)[index].astype(self.dtype)
+        layers = range(*index[0].indices(self.shape[0]))
+        sizes = [len(range(*part.indices(size))) for part, size in zip(index[1:], self.shape[1:], strict=True)]
+        result = np.ones((len(layers), *sizes), self.dtype)
+        for place, layer in enumerate(layers):
+            if layer in self.keys:
+                result[place] = self._layer(layer, self.shape[1:])[index[1:]]
+        return result
+
+    def _layer(self, layer: int | None, shape: tuple[int, ...]) -> np.ndarray:
+        return _one_layer(self.name, self.weights.read(self.keys[layer]), shape)
+
+
+def _keys_of(name: Name, shape: tuple[int, ...], finder: _Finder, weights: Weights) -> dict[int | None, str] | None:
+    """The checkpoint's names of one parameter by layer, their shapes checked; None if it has none of them.
+
+    Raises:
+        UserError: if it has only some layers, or one of another shape.
+    """
+    stacked = _is_stacked(name)
+    places: list[int | None] = [*_layers_of(name, shape[0])] if stacked else [None]
+    found = {place: finder.find(name, place) for place in places}
+    present = {place: key for place, key in found.items() if key is not None}
+    if not present:
+        return None
+    if len(present) < len(found):
+        lacks = next(name.theirs.format(place) for place, key in found.items() if key is None)
+        raise UserError(
+            f"the checkpoint has no {lacks}, expected it for this config; check that the two belong together"
+        )
+    expected = their_shape(name, shape[1:] if stacked else shape)
+    for key in present.values():
+        if tuple(weights.shape(key)) != expected:
+            raise UserError(
+                f"{key} of the checkpoint is {list(weights.shape(key))}, expected {list(expected)} for this config; "
+                "check that the two belong together"
+            )
+    if stacked and finder.find(name, shape[0]) is not None:
+        raise UserError(
+            f"the checkpoint has {name.theirs.format(shape[0])}, expected {shape[0]} layers by its config; "
+            "check that the two belong together"
+        )
+    return present
+
+
+def read_params(
+    format: Format,
+    config: TransformerConfig,
+    kind: str,
+    weights: Weights,
+    shapes: Any,
+    *,
+    shardings: Any = None,
+    dtype: Any = np.float32,
+    may_differ: bool = False,
+) -> Loaded:
+    """Our parameters from a checkpoint, tensor by tensor.
+
+    All shapes are compared before anything is read.
+
+    Args:
+        format: of the family.
+        config: of the model.
+        kind: of the model, one of ``KINDS``.
+        weights: the checkpoint.
+        shapes: our parameter tree with anything that has a ``shape`` at the leaves (``jax.eval_shape`` of ``init``).
+        shardings: a tree of the same structure; each process then reads only what its devices hold. Default: the
+            default device has all.
+        dtype: of the parameters.
+        may_differ: a head's parameter of another shape counts as missing.
+
+    Raises:
+        UserError: if a parameter of the body is missing, or one has another shape.
+    """
+    ours = flatten_dict(dict(shapes), sep="/")
+    places = None if shardings is None else flatten_dict(dict(shardings), sep="/")
+    finder, loaded = _Finder(weights.names(), format, kind), Loaded()
+    rows = [name for name in format.names(config, kind) if name.ours in ours]
+    unnamed = ours.keys() - {name.ours for name in rows}
+    assert not unnamed, f"the table of {format.model_type} lacks {sorted(unnamed)}"
+    body = {name.ours for name in format.body(config)}
+    readers = {}
+    for name in rows:
+        try:
+            keys = _keys_of(name, tuple(ours[name.ours].shape), finder, weights)
+        except UserError:
+            if not may_differ or name.ours in body:
+                raise
+            keys = None
+        if keys is None:
+            loaded.missing.append(name.ours)
+        else:
+            readers[name.ours] = _Reader(name, keys, weights, tuple(ours[name.ours].shape), dtype)
+    _check_body(format, rows, [path for path in loaded.missing if path in body], readers, weights)
+    for path, reader in readers.items():
+        if places is None:
+            loaded.params[path] = jax.device_put(reader())
+        else:
+            loaded.params[path] = jax.make_array_from_callback(reader.shape, places[path], reader)
+    _check_zeros(format, weights)
+    known = re.compile(format.ignored)
+    loaded.left = sorted(key for key in set(weights.names()) - finder.used if not known.search(key))
+    return loaded
+
+
+def _check_zeros(format: Format, weights: Weights) -> None:
+    for key in weights.names():
+        if key in format.zeros and np.any(weights.read(key)):
+            raise UserError(
+                f"{key} of the checkpoint is not zero, expected zeros for model_type {format.model_type!r}: "
+                "this library's model has no such parameter; set model.logits_bias"
+            )
+
+
+def _check_body(
+    format: Format, rows: Sequence[Name], missing: Sequence[str], readers: Mapping[str, Any], weights: Weights
+) -> None:
+    if not missing:
+        return
+    theirs = {name.ours: name.theirs for name in rows}
+    first = theirs[missing[0]].format(0)
+    if not any(path in readers for path in theirs):
+        some = ", ".join(sorted(weights.names())[:3])
+        raise UserError(
+            f"the checkpoint has no {first}, expected the names of {format.model_type}; it has {some} ...; "
+            "check model_type in config.json"
+        )
+    raise UserError(f"the checkpoint has no {first}, expected it for this config; check that the two belong together")
+
+
+def params_from_hf(
+    format: Format, config: TransformerConfig, kind: str, state_dict: Mapping[str, np.ndarray], shapes: Any
+) -> dict[str, Any]:
+    """Our whole parameter tree from a Hugging Face state dict in memory, float32.
+
+    Raises:
+        UserError: if a parameter is missing or has another shape.
+    """
+    loaded = read_params(format, config, kind, ArrayWeights(state_dict), shapes)
+    if loaded.missing:
+        raise UserError(f"the checkpoint lacks {', '.join(loaded.missing)}, expected them for this config")
+    return unflatten_dict(loaded.params, sep="/")
+
+
+def params_to_hf(format: Format, config: TransformerConfig, kind: str, params: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """The state dict of our parameters, one tensor after the other; a tied head once.
+
+    Parameters that no row names (another head's) are not written.
+
+    Raises:
+        UserError: if transformers has no such model of the family.
+    """
+    flat = flatten_dict(dict(params), sep="/")
+    together: dict[str, list[Name]] = {}
+    for name in format.names(config, kind):
+        if name.ours in flat:
+            together.setdefault(name.theirs, []).append(name)
+    for theirs, names in together.items():
+        if not _is_stacked(names[0]):
+            yield theirs, _joined(names, [np.asarray(flat[name.ours]) for name in names])
+            continue
+        for layer in _layers_of(names[0], len(flat[names[0].ours])):
+            arrays = [np.asarray(flat[name.ours][layer]) for name in names]
+            yield theirs.format(layer), _joined(names, arrays)
+
+
+def _joined(names: Sequence[Name], arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Theirs from all its parts, in their layout."""
+    first = names[0]
+    matrices = [array.reshape(matrix_shape(name.ours, array.shape)) for name, array in zip(names, arrays, strict=True)]
+    parts = first.part[1]
+    assert len(matrices) == parts, f"{first.theirs} has {len(matrices)} of {parts} parts"
+    if parts > 1:
+        ordered = [
+            matrix for _, matrix in sorted(zip([n.part[0] for n in names], matrices, strict=True), key=lambda x: x[0])
+        ]
+        grouped = [matrix.reshape(*matrix.shape[:-1], first.groups, -1) for matrix in ordered]
+        joined = np.stack(grouped, axis=-2).reshape(*matrices[0].shape[:-1], -1)
+    else:
+        joined = matrices[0]
+    joined = joined.T if first.transposed else joined
+    return np.ascontiguousarray(joined[None] if first.leading_one else joined)

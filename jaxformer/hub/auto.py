@@ -1,0 +1,139 @@
+"""``AutoModel...``: the classes users of transformers know; each gives a model, which is a function, and parameters."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from jax.sharding import Mesh
+
+from jaxformer.hub.pretrained import Pretrained, load, read_config
+from jaxformer.hub.repository import Repository
+from jaxformer.models.config import TransformerConfig
+
+
+class AutoConfig:
+    """A model's configuration from its ``config.json``."""
+
+    @staticmethod
+    def from_pretrained(
+        name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        **overrides: Any,
+    ) -> TransformerConfig:
+        """The configuration, with keys of ours laid over it; arguments as of ``AutoModel.from_pretrained``.
+
+        Raises:
+            UserError: if there is none, or it makes no sense.
+        """
+        repository = Repository(str(name_or_path), revision, token, cache_dir, local_files_only)
+        return read_config(repository, overrides).config
+
+
+class AutoModel:
+    """A body without a head: ``last_hidden_state`` and, where it was trained with a pooler, ``pooler_output``."""
+
+    kind: ClassVar[str] = "body"
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        num_labels: int | None = None,
+        labels: tuple[str, ...] = (),
+        dtype: str = "float32",
+        mesh: Mesh | None = None,
+        seed: int = 0,
+        ignore_mismatched_sizes: bool = False,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        **overrides: Any,
+    ) -> Pretrained:
+        """The model and its parameters, ``model, params = ...``.
+
+        Weights are read tensor by tensor, from safetensors, Flax msgpack or, with PyTorch installed, its pickles,
+        through a reader that executes nothing. Parameters that the checkpoint lacks are initialised and named in a
+        warning, as is what was left out of it.
+
+        Args:
+            name_or_path: a folder, or ``owner/name`` on the Hub.
+            num_labels: classes of a classifier; default: those of ``config.json``.
+            labels: their names.
+            dtype: of the parameters and of the computation, ``float32`` or ``bfloat16``.
+            mesh: devices to spread the parameters over by the rules of ``jaxformer.parallel``; every process then reads
+                only what its devices hold. Default: the default device.
+            seed: of the parameters that are new.
+            ignore_mismatched_sizes: a head's parameter of another shape is initialised instead of refused.
+            revision: branch, tag or commit on the Hub.
+            token: access token; default: the stored one.
+            cache_dir: where downloads are kept; default ``HF_HOME``.
+            local_files_only: use what the cache has, ask nobody.
+            **overrides: keys of ``TransformerConfig`` that replace what ``config.json`` says, such as ``dropout=0.2``.
+
+        Raises:
+            UserError: if there is no such model, its files are broken, or it has no such head.
+        """
+        return load(
+            Repository(str(name_or_path), revision, token, cache_dir, local_files_only),
+            cls.kind,
+            num_labels=num_labels,
+            labels=tuple(labels),
+            dtype=dtype,
+            mesh=mesh,
+            seed=seed,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+            overrides=overrides,
+        )
+
+
+class AutoModelForCausalLM(AutoModel):
+    """A decoder with its language-model head: ``logits``."""
+
+    kind = "causal_lm"
+
+
+class AutoModelForMaskedLM(AutoModel):
+    """An encoder with its masked-language-model head: ``logits``."""
+
+    kind = "masked_lm"
+
+
+class AutoModelForPreTraining(AutoModel):
+    """An encoder with the heads it was pre-trained with: BERT's and ALBERT's two, ELECTRA's discriminator."""
+
+    kind = "pre_training"
+
+
+class AutoModelForSeq2SeqLM(AutoModel):
+    """An encoder-decoder with its language-model head: ``logits``."""
+
+    kind = "seq2seq_lm"
+
+
+class AutoModelForSequenceClassification(AutoModel):
+    """A score per class for the text: ``logits``."""
+
+    kind = "sequence_classification"
+
+
+class AutoModelForTokenClassification(AutoModel):
+    """A score per class for every token: ``logits``."""
+
+    kind = "token_classification"
+
+
+class AutoModelForQuestionAnswering(AutoModel):
+    """Scores of every token as the first and the last of the answer: ``start_logits``, ``end_logits``."""
+
+    kind = "question_answering"
+
+
+class AutoModelForMultipleChoice(AutoModel):
+    """A score per choice: ``logits``."""
+
+    kind = "multiple_choice"

@@ -1,0 +1,174 @@
+"""Models from the Hugging Face format: configuration, parameters, what was initialised and what was left out."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
+from jax.sharding import Mesh
+from pydantic import ValidationError
+
+from jaxformer.families import family_of, get_family, model_config
+from jaxformer.families.convert import Loaded, Weights, read_params
+from jaxformer.hub.kinds import abstract_params, build, init_params
+from jaxformer.hub.repository import Repository
+from jaxformer.hub.weights import open_weights
+from jaxformer.models.config import TransformerConfig
+from jaxformer.parallel.mesh import parameter_shardings
+from jaxformer.schema import UserError, nearest
+
+CONFIG_FILE = "config.json"
+
+
+class PretrainedWarning(UserWarning):
+    """Something of a checkpoint was not used, or something of the model was not in it."""
+
+
+class Pretrained(NamedTuple):
+    """A model and its parameters: ``model.apply({"params": params}, **batch)``."""
+
+    model: Any
+    params: Any
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a ``config.json`` says.
+
+    Attributes:
+        config: the model's configuration.
+        labels: names of its classes in order, empty if it has none.
+        hf: the file's own keys.
+    """
+
+    config: TransformerConfig
+    labels: tuple[str, ...]
+    hf: Mapping[str, Any]
+
+
+def describe(hf: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Described:
+    """Our configuration from a ``config.json``, with keys of ours laid over it.
+
+    Raises:
+        UserError: if it is of a family that is not here, or a key is missing or makes no sense.
+    """
+    family = family_of(hf)
+    keys = {**family.from_hf(hf), **(overrides or {})}
+    for key in overrides or {}:
+        if key not in TransformerConfig.model_fields:
+            near = nearest(key, TransformerConfig.model_fields)
+            raise UserError(f"{key!r} is no key of the model's configuration{near}")
+    try:
+        config = TransformerConfig(**model_config(keys))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        raise UserError(
+            f"config.json does not describe a {family.name} model: {where}: {first['msg']}, got {first['input']!r}"[
+                :400
+            ]
+        ) from None
+    return Described(config, _labels(hf), hf)
+
+
+def _labels(hf: Mapping[str, Any]) -> tuple[str, ...]:
+    names = hf.get("id2label")
+    if not isinstance(names, dict):
+        return ()
+    try:
+        ordered = {int(index): str(name) for index, name in names.items()}
+    except ValueError:
+        raise UserError(f"config.json has id2label with the keys {list(names)[:5]}, expected numbers from 0") from None
+    if sorted(ordered) != list(range(len(ordered))):
+        raise UserError(
+            f"config.json has id2label with the keys {sorted(ordered)[:5]}, expected 0 to {len(ordered) - 1}"
+        )
+    return tuple(ordered[index] for index in range(len(ordered)))
+
+
+def read_config(repository: Repository, overrides: Mapping[str, Any] | None = None) -> Described:
+    """What a model's ``config.json`` says; nothing else of the model is downloaded.
+
+    Raises:
+        UserError: if it has none, or it makes no sense.
+    """
+    return describe(repository.get_json(CONFIG_FILE), overrides)
+
+
+def untie_by(described: Described, weights: Weights) -> TransformerConfig:
+    """The configuration, with a head of its own where the checkpoint has one that the file does not tell of.
+
+    Version 5 of transformers calls every head of T5 tied, and unties it by the checkpoint.
+    """
+    config = described.config
+    name = get_family(config.type).hub.untied_by
+    if name is not None and config.tie_embeddings and not config.scale_logits and name in weights.names():
+        return config.model_copy(update={"tie_embeddings": False})
+    return config
+
+
+def load(
+    repository: Repository,
+    kind: str,
+    *,
+    num_labels: int | None = None,
+    labels: tuple[str, ...] = (),
+    dtype: str = "float32",
+    mesh: Mesh | None = None,
+    seed: int = 0,
+    ignore_mismatched_sizes: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+) -> Pretrained:
+    """The model of this kind and its parameters; see ``AutoModel.from_pretrained``."""
+    described = read_config(repository, {"dtype": dtype, **(overrides or {})})
+    family = get_family(described.config.type)
+    family.hub.head(kind)  # before anything large is downloaded
+    names = labels or (described.labels if num_labels in (None, len(described.labels)) else ())
+    count = num_labels or len(names) or int(described.hf.get("num_labels") or 2)
+    build(described.config, kind)
+    weights = open_weights(repository)
+    config = untie_by(described, weights)
+    model = build(config, kind, num_labels=count, labels=names)
+    boxed = abstract_params(model)
+    loaded = read_params(
+        family.hub,
+        config,
+        kind,
+        weights,
+        nn.unbox(boxed),
+        shardings=None if mesh is None else parameter_shardings(boxed, mesh),
+        dtype=jnp.dtype(dtype),
+        may_differ=ignore_mismatched_sizes,
+    )
+    del weights
+    warn(repository.name, loaded)
+    if loaded.missing:
+        new = init_params(model, seed, set(loaded.missing))
+        shardings = None if mesh is None else _flat(parameter_shardings(boxed, mesh))
+        for path, array in new.items():
+            array = array.astype(dtype)
+            loaded.params[path] = array if shardings is None else jax.device_put(array, shardings[path])
+    return Pretrained(model, unflatten_dict(loaded.params, sep="/"))
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    from flax.traverse_util import flatten_dict
+
+    return flatten_dict(dict(tree), sep="/")
+
+
+def warn(name: str, loaded: Loaded) -> None:
+    """Says which parameters are new and which of the checkpoint were left out."""
+    if loaded.missing:
+        warnings.warn(
+            f"{name} has no {', '.join(loaded.missing)}: newly initialised. Train the model before use.",
+            PretrainedWarning,
+            stacklevel=4,
+        )
+    if loaded.left:
+        shown = ", ".join(loaded.left[:8]) + (f" and {len(loaded.left) - 8} more" if len(loaded.left) > 8 else "")
+        warnings.warn(f"{name} has more than this model reads, left out: {shown}", PretrainedWarning, stacklevel=4)

@@ -1,0 +1,221 @@
+"""Models into the Hugging Face format, in a folder or on the Hub."""
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxformer.families import get_family
+from jaxformer.families.base import RESOLVED
+from jaxformer.families.convert import params_to_hf
+from jaxformer.hub.card import model_card
+from jaxformer.hub.kinds import kind_of
+from jaxformer.hub.pretrained import CONFIG_FILE, describe
+from jaxformer.hub.weights import SAFETENSORS, SAFETENSORS_INDEX
+from jaxformer.models.config import TransformerConfig
+from jaxformer.schema import UserError
+
+SHARD_BYTES = 5_000_000_000  # above it a checkpoint is cut, as transformers does
+GENERATION_FILE, CARD_FILE = "generation_config.json", "README.md"
+# Keys that say how a model is run or was started, not what it is: the format need not hold them.
+NOT_OF_THE_MODEL = {
+    "type",
+    "pretrained",
+    "decoder_start",
+    "dropout",
+    "attention_dropout",
+    "initializer",
+    "initializer_range",
+    "dtype",
+    "remat",
+    "unroll",
+    "attention_implementation",
+    "pooler",
+    "pooling",
+}
+
+
+class Saves(Protocol):
+    """A tokenizer that can be written into a folder."""
+
+    def save_pretrained(self, folder: str | Path) -> Any:
+        """Writes its files."""
+        ...
+
+
+def config_json(model: Any) -> dict[str, Any]:
+    """What ``config.json`` says of a model.
+
+    Raises:
+        UserError: if the Hugging Face format cannot say what it is.
+    """
+    config: TransformerConfig = model.config
+    family = get_family(config.type)
+    hf = family.hub.to_hf(config, kind_of(model))
+    _check_says_it(config, hf)
+    if getattr(model, "num_labels", None) is not None:
+        names = model.labels or tuple(f"LABEL_{i}" for i in range(model.num_labels))
+        hf["id2label"] = {str(i): name for i, name in enumerate(names)}
+        hf["label2id"] = {name: i for i, name in enumerate(names)}
+    return hf
+
+
+def _check_says_it(config: TransformerConfig, hf: Mapping[str, Any]) -> None:
+    """Reads what is to be written: a switch that the family's format has no word for must not get lost."""
+    again = describe(json.loads(json.dumps(hf))).config
+    for key in TransformerConfig.model_fields:
+        name = RESOLVED.get(key, key)
+        ours, theirs = getattr(config, name), getattr(again, name)
+        if key not in NOT_OF_THE_MODEL and ours != theirs:
+            raise UserError(
+                f"model.{key} is {ours!r}, which the Hugging Face format of {config.type} cannot say (it would be read "
+                f"as {theirs!r}); expected the family's own switches"
+            )
+
+
+def save_pretrained(
+    folder: str | Path,
+    model: Any,
+    params: Any,
+    tokenizer: Saves | None = None,
+    *,
+    metrics: Mapping[str, float] | None = None,
+    card: Mapping[str, Any] | None = None,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Path:
+    """Writes a model so that ``AutoModel...`` here and in PyTorch's transformers open it.
+
+    ``config.json``, ``model.safetensors`` (cut in shards with an index above ``shard_bytes``), ``generation_config.json``
+    of a model that writes text, a model card, and the tokenizer's files. Nothing of the training's state.
+
+    Args:
+        folder: made if need be; files of these names are replaced.
+        model: from ``AutoModel...`` or ``build_model``, or one of a task.
+        params: its parameters.
+        tokenizer: from ``AutoTokenizer``.
+        metrics: results that the model card lists, by name.
+        card: further keys of the card's head: ``license``, ``language``, ``datasets``, ``base_model``, ...
+        dtype: of the file's tensors, ``float32`` or ``bfloat16``; default: as the parameters are.
+        shard_bytes: size from which on a file is cut.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: if the format cannot hold this model, or the folder cannot be written.
+    """
+    kind, config = kind_of(model), model.config
+    hf = config_json(model)
+    target = Path(folder).expanduser()
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{target} cannot be made: {error.strerror}; choose another folder") from None
+    tensors = params_to_hf(get_family(config.type).hub, config, kind, params)
+    written = _write_weights(target, tensors, dtype, shard_bytes)
+    _write_json(target / CONFIG_FILE, {**hf, "dtype": written})
+    if kind in ("causal_lm", "seq2seq_lm"):
+        ids = {key: value for key, value in hf.items() if key.endswith("_token_id")}
+        _write_json(target / GENERATION_FILE, ids)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(target)
+    _write_text(target / CARD_FILE, model_card(target.name, kind, config, metrics or {}, card or {}))
+    return target
+
+
+def _write_weights(folder: Path, tensors: Iterator[tuple[str, np.ndarray]], dtype: str | None, shard_bytes: int) -> str:
+    """Writes the tensors and returns the name of their type; no more than a shard is in memory twice."""
+    from safetensors.numpy import save_file
+
+    shards: list[tuple[Path, list[str]]] = []
+    shard: dict[str, np.ndarray] = {}
+    size, total, name = 0, 0, "float32"
+
+    def flush() -> None:
+        path = folder / f".shard-{len(shards)}.safetensors"
+        save_file(shard, path, metadata={"format": "pt"})
+        shards.append((path, list(shard)))
+
+    for key, array in tensors:
+        array = array if dtype is None else array.astype(jnp.dtype(dtype))
+        if shard and size + array.nbytes > shard_bytes:
+            flush()
+            shard, size = {}, 0
+        shard[key] = array
+        size, total, name = size + array.nbytes, total + array.nbytes, array.dtype.name
+    flush()
+    for old in (*folder.glob("model-*-of-*.safetensors"), folder / SAFETENSORS, folder / SAFETENSORS_INDEX):
+        old.unlink(missing_ok=True)
+    if len(shards) == 1:
+        shards[0][0].replace(folder / SAFETENSORS)
+        return name
+    index = {}
+    for number, (path, keys) in enumerate(shards, 1):
+        final = folder / f"model-{number:05}-of-{len(shards):05}.safetensors"
+        path.replace(final)
+        index |= dict.fromkeys(keys, final.name)
+    _write_json(folder / SAFETENSORS_INDEX, {"metadata": {"total_size": total}, "weight_map": index})
+    return name
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    _write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def push_to_hub(
+    name: str,
+    model: Any,
+    params: Any,
+    tokenizer: Saves | None = None,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    message: str = "Upload model",
+    **saved: Any,
+) -> str:
+    """Writes a model as ``save_pretrained`` does and uploads it.
+
+    Args:
+        name: ``owner/name``; the repository is made if there is none.
+        model: as of ``save_pretrained``.
+        params: its parameters.
+        tokenizer: from ``AutoTokenizer``.
+        private: whether a new repository is; default: the owner's.
+        token: access token with the right to write; default: the stored one.
+        revision: branch; default ``main``.
+        message: of the commit.
+        **saved: ``metrics``, ``card``, ``dtype``, ``shard_bytes`` of ``save_pretrained``.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UserError: if the format cannot hold the model, or the Hub refuses it.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        path = save_pretrained(Path(folder) / name.split("/")[-1], model, params, tokenizer, **saved)
+        try:
+            made = api.create_repo(name, private=private, exist_ok=True)
+            info = api.upload_folder(repo_id=made.repo_id, folder_path=path, revision=revision, commit_message=message)
+        except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"{name} could not be uploaded: {first}; log in with `hf auth login` or set HF_TOKEN"
+            ) from error
+    return str(info.commit_url)

@@ -97,6 +97,7 @@ RESOLVED = {
     "intermediate_size": "inner_size",
     "num_decoder_layers": "decoder_layers",
     "embedding_size": "token_size",
+    "qkv_bias": "has_qkv_bias",
 }
 # The kinds of models that the Hugging Face format knows, as the head on the body.
 KINDS = (

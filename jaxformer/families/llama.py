@@ -59,7 +59,7 @@ def names(config: TransformerConfig) -> list[Name]:
     table += norm("layers/attention_norm", f"{block}input_layernorm", bias=False)
     table += norm("layers/feed_forward_norm", f"{block}post_attention_layernorm", bias=False)
     for ours, theirs in {"query": "q_proj", "key": "k_proj", "value": "v_proj"}.items():
-        table += linear(f"layers/attention/{ours}", f"{block}self_attn.{theirs}", bias=bool(config.qkv_bias))
+        table += linear(f"layers/attention/{ours}", f"{block}self_attn.{theirs}", bias=config.has_qkv_bias)
     linears = {
         "attention/output": "self_attn.o_proj",
         "feed_forward/gate": "mlp.gate_proj",

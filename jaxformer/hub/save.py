@@ -34,8 +34,6 @@ NOT_OF_THE_MODEL = {
     "remat",
     "unroll",
     "attention_implementation",
-    "pooler",
-    "pooling",
 }
 
 
@@ -90,7 +88,7 @@ def save_pretrained(
 ) -> Path:
     """Writes a model so that ``AutoModel...`` here and in PyTorch's transformers open it.
 
-    ``config.json``, ``model.safetensors`` (cut in shards with an index above ``shard_bytes``), ``generation_config.json``
+    ``config.json``, ``model.safetensors`` (above ``shard_bytes`` in shards, with an index), ``generation_config.json``
     of a model that writes text, a model card, and the tokenizer's files. Nothing of the training's state.
 
     Args:
@@ -154,7 +152,7 @@ def _write_weights(folder: Path, tensors: Iterator[tuple[str, np.ndarray]], dtyp
     if len(shards) == 1:
         shards[0][0].replace(folder / SAFETENSORS)
         return name
-    index = {}
+    index: dict[str, str] = {}
     for number, (path, keys) in enumerate(shards, 1):
         final = folder / f"model-{number:05}-of-{len(shards):05}.safetensors"
         path.replace(final)

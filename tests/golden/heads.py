@@ -189,14 +189,14 @@ def torch_model(case):
 def parameters(model):
     """Its parameters by the names they have in files, a tied one once, without frozen ones (sinusoids)."""
     renamed = {"lm_head.weight": "embed_out.weight"} if model.config.model_type == "gpt_neox" else {}
-    found = {}
+    names = {}
     for key, p in model.named_parameters(remove_duplicate=False):
-        tied = key in (model._tied_weights_keys or {}) and any(p is other for other in found.values())
-        if p.requires_grad and not tied:
-            # XLM-RoBERTa's output layer comes before the embedding that it is tied to.
-            found = {k: other for k, other in found.items() if other is not p}
-            found[renamed.get(key, key)] = p
-    return found
+        if p.requires_grad:
+            names.setdefault(p, []).append(key)
+    tied = model.all_tied_weights_keys
+    # Of a tied parameter's names the one that is not tied to another: the embedding's, not the output layer's.
+    own = {p: next((key for key in keys if key not in tied), keys[0]) for p, keys in names.items()}
+    return {renamed.get(key, key): p for p, key in own.items()}
 
 
 def outputs_of(model, kind, text, target):

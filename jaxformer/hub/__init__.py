@@ -1,1 +1,33 @@
 """The Hugging Face format and the Hub: models and tokenizers read from there and written back."""
+
+from jaxformer.hub.auto import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+from jaxformer.hub.pretrained import Pretrained, PretrainedWarning
+from jaxformer.hub.save import push_to_hub, save_pretrained
+
+__all__ = [
+    "AutoConfig",
+    "AutoModel",
+    "AutoModelForCausalLM",
+    "AutoModelForMaskedLM",
+    "AutoModelForMultipleChoice",
+    "AutoModelForPreTraining",
+    "AutoModelForQuestionAnswering",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "Pretrained",
+    "PretrainedWarning",
+    "push_to_hub",
+    "save_pretrained",
+]

@@ -258,7 +258,7 @@ def make(case):
         "config": {k: v for k, v in model.config.to_dict().items() if k != "transformers_version"},
         "shapes": {key: list(p.shape) for key, p in parameters(model).items()},
         "outputs": results,
-        "loss": float(total),
+        "loss": float(total.detach()),
         "gradients": gradients,
     }
 

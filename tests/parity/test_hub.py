@@ -1,0 +1,23 @@
+"""Live against PyTorch ``transformers``: every family with every head, there and back."""
+
+import pytest
+
+from tests.golden import heads
+from tests.parity.table import compare
+
+pytestmark = pytest.mark.parity
+
+
+@pytest.mark.parametrize("case", heads.cases())
+def test_there_and_back(case):
+    row = compare(case)
+    assert row.passes, row
+
+
+@pytest.mark.parametrize("case", heads.cases())
+def test_the_golden_file_is_what_transformers_makes_now(case):
+    golden, made = heads.load()[case], heads.make(case)
+    assert golden["shapes"] == made["shapes"]
+    assert golden["loss"] == pytest.approx(made["loss"], rel=1e-5)
+    for name, product in golden["gradients"].items():
+        assert made["gradients"][name] == pytest.approx(product, rel=1e-4, abs=1e-4)

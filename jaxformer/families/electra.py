@@ -6,6 +6,7 @@ from typing import Any
 from jaxformer.families.base import Family, Format, Head, Key, Name, linear, norm
 from jaxformer.families.bert import BERT, CLASSES, CONSTANTS, KEYS, POOLER, SPANS, encoder_names, mlm_head
 from jaxformer.models.config import TransformerConfig
+from jaxformer.schema import UserError
 
 # ELECTRA-base: the embedding is as wide as the layers; ELECTRA-small's has 128 of 256.
 ELECTRA = {**BERT, "pooler": "gelu"}
@@ -27,8 +28,31 @@ def read_electra(hf: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_electra(config: TransformerConfig) -> dict[str, Any]:
-    """The way back."""
+    """The way back.
+
+    Raises:
+        UserError: if there is a projection where the format has none.
+    """
+    if config.embedding_size == config.hidden_size:
+        raise UserError(
+            f"model.embedding_size is {config.embedding_size} as hidden_size, for which the Hugging Face format of "
+            "electra has no projection; expected it left out, or another width"
+        )
     return {"embedding_size": config.token_size}
+
+
+def write_albert(config: TransformerConfig) -> dict[str, Any]:
+    """Nothing further; but the format always has the projection.
+
+    Raises:
+        UserError: if the model has none.
+    """
+    if config.embedding_size is None:
+        raise UserError(
+            "model.embedding_size is not set, expected a number: the Hugging Face format of albert always has the "
+            "projection behind the embedding"
+        )
+    return {}
 
 
 def electra_names(config: TransformerConfig) -> list[Name]:
@@ -111,6 +135,7 @@ ALBERT_FORMAT = Format(
     },
     prefix="albert.",
     constants={**CONSTANTS, "num_hidden_groups": 1, "inner_group_num": 1},
+    write=write_albert,
     ignored=r"position_ids$|predictions\.decoder\.(weight|bias)$",
 )
 

@@ -8,7 +8,7 @@ brings back every character it saw in training.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -77,16 +77,22 @@ class Tokenizer:
         fingerprint: sha256 over the canonical JSON: the same for the same tokenizer, wherever it was saved.
     """
 
-    def __init__(self, backend: hf.Tokenizer) -> None:
-        """Takes over `backend`, a tokenizer of the `tokenizers` library."""
+    def __init__(self, backend: hf.Tokenizer, roles: Mapping[str, str] | None = None) -> None:
+        """Takes over `backend`, a tokenizer of the `tokenizers` library.
+
+        Args:
+            backend: The tokenizer.
+            roles: The token of a role (`pad`, `cls`, `sep`, `mask`, `eos`) where it is known; others go by their names.
+        """
         # A downloaded tokenizer.json may carry both, and would then cut off the text without a word.
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True
         self._backend = backend
+        self._roles = dict(roles or {})
         # Not the number of tokens: the ids of a loaded vocabulary may have gaps.
         self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        ids = (backend.token_to_id(name) for name in EOS_NAMES)
+        ids = (backend.token_to_id(name) for name in self._names("eos"))
         self.eos_id: int | None = next((i for i in ids if i is not None), None)
         self.sentinel_ids: list[int] = []
         while (sentinel := backend.token_to_id(SENTINEL.format(len(self.sentinel_ids)))) is not None:
@@ -94,9 +100,15 @@ class Tokenizer:
         canonical = json.dumps(json.loads(backend.to_str()), sort_keys=True, ensure_ascii=False)
         self.fingerprint: str = hashlib.sha256(canonical.encode()).hexdigest()
 
+    def _names(self, role: str) -> tuple[str, ...]:
+        """The names under which the token of a role is looked for: its own if it is known, else the usual ones."""
+        if role in self._roles:
+            return (self._roles[role],)
+        return EOS_NAMES if role == "eos" else ROLE_NAMES[role]
+
     def find_special(self, role: Role) -> int | None:
         """Id of the special token of this role, or None if the tokenizer has none."""
-        ids = (self._backend.token_to_id(name) for name in ROLE_NAMES[role])
+        ids = (self._backend.token_to_id(name) for name in self._names(role))
         return next((i for i in ids if i is not None), None)
 
     def special_id(self, role: Role) -> int:
@@ -107,7 +119,7 @@ class Tokenizer:
         """
         found = self.find_special(role)
         if found is None:
-            names = " or ".join(ROLE_NAMES[role])
+            names = " or ".join(self._names(role))
             raise UserError(f"the tokenizer has no {role} token, expected {names}; add it with with_special_tokens")
         return found
 
@@ -129,7 +141,7 @@ class Tokenizer:
             return self
         backend = hf.Tokenizer.from_str(self._backend.to_str())
         backend.add_special_tokens(names)
-        return Tokenizer(backend)
+        return Tokenizer(backend, self._roles)
 
     @cached_property
     def word_starts(self) -> np.ndarray:

@@ -18,7 +18,8 @@ Names, defaults and results are those of ``transformers``, but for what follows.
 - What cannot be done is an error: padding to an unknown length, a special token that the vocabulary lacks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from jaxformer.hub.tokenizer_batch import (
     to_rows,
 )
 from jaxformer.hub.tokenizer_chat import ChatTokenizer
-from jaxformer.hub.tokenizer_encode import Inputs, Plan, encode, make_plan, pad_encodings, read_inputs
+from jaxformer.hub.tokenizer_encode import Inputs, Plan, encode, make_plan, pad_encodings, read_inputs, type_ids
 from jaxformer.hub.tokenizer_files import TokenizerParts, open_tokenizer
 from jaxformer.hub.tokenizer_save import save_tokenizer
 from jaxformer.schema import UserError
@@ -49,6 +50,16 @@ _ROLES = {
     "sep": ("sep_token", "eos_token"),
     "mask": ("mask_token",),
     "eos": ("eos_token", "sep_token"),
+}
+
+
+_Read = Callable[[hf.Encoding], Any]
+# How each key is read off a row.
+_READ: dict[str, _Read] = {
+    "attention_mask": lambda row: row.attention_mask,
+    "special_tokens_mask": lambda row: row.special_tokens_mask,
+    "offset_mapping": lambda row: row.offsets,
+    "length": len,
 }
 
 
@@ -190,8 +201,10 @@ class PretrainedTokenizer(ChatTokenizer):
 
         def run(given: Any, pair: Any, processor: Any) -> BatchEncoding:
             inputs = read_inputs(given, pair, is_split_into_words)
-            found = encode(self.backend, self._bare, inputs, plan, add_special_tokens, processor)
-            return self._collect(found, inputs, plan, wanted, return_overflowing_tokens, return_tensors)
+            found, second = encode(self.backend, self._bare, inputs, plan, add_special_tokens, processor)
+            read: dict[str, _Read] = {**_READ, "token_type_ids": partial(type_ids, second=second)}
+            chosen = {key: read[key] for key in wanted}
+            return self._collect(found, inputs, plan, chosen, return_overflowing_tokens, return_tensors)
 
         if text is None:
             return run(text_target, text_pair, self._target_processor())
@@ -211,7 +224,7 @@ class PretrainedTokenizer(ChatTokenizer):
         found: list[list[hf.Encoding]],
         inputs: Inputs,
         plan: Plan,
-        wanted: list[str],
+        wanted: dict[str, _Read],
         overflowing: bool,
         tensors: str | None,
     ) -> BatchEncoding:
@@ -220,15 +233,8 @@ class PretrainedTokenizer(ChatTokenizer):
         if plan.padding is not None:
             pad_encodings(rows, plan, self._require_pad(), self.pad_token or "")
         values: dict[str, Any] = {"input_ids": [row.ids for row in rows]}
-        read = {
-            "token_type_ids": lambda row: row.type_ids,
-            "attention_mask": lambda row: row.attention_mask,
-            "special_tokens_mask": lambda row: row.special_tokens_mask,
-            "offset_mapping": lambda row: row.offsets,
-            "length": len,
-        }
-        for key in wanted:
-            values[key] = [read[key](row) for row in rows]
+        for key, read in wanted.items():
+            values[key] = [read(row) for row in rows]
         if overflowing:
             values["overflow_to_sample_mapping"] = [i for i, group in enumerate(found) for _ in group]
         many = inputs.batched or overflowing

@@ -204,7 +204,11 @@ def build_word_bpe(
         ]
     )
     backend.decoder = decoders.Sequence(
-        [decoders.ByteLevel(), decoders.Replace(_END_OF_WORD, " "), decoders.Strip(" ", 1, 1)]
+        [
+            decoders.ByteLevel(),
+            decoders.Replace(hf.Regex(f"{_END_OF_WORD}$"), ""),
+            decoders.Replace(_END_OF_WORD, " "),
+        ]
     )
     backend.post_processor = processors.RobertaProcessing(
         _require(special, "eos", vocabulary), _require(special, "bos", vocabulary), False, False

@@ -27,7 +27,7 @@ class ChatTokenizer(Vocabulary):
 
     chat_template: str | dict[str, str] | None = None
 
-    def __call__(self, text: Any = None, **options: Any) -> BatchEncoding:
+    def __call__(self, *texts: Any, **options: Any) -> BatchEncoding:
         """The inputs of a model for a text or many."""
         raise NotImplementedError
 

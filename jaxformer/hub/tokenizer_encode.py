@@ -172,7 +172,7 @@ def read_inputs(text: Any, pair: Any, split: bool) -> Inputs:
     return Inputs(first, [_require_row(row, split, number) for number, row in enumerate(pair)], True, split)
 
 
-def _guarded(call: Callable[[], Any], doing: str) -> Any:
+def guarded(call: Callable[[], Any], doing: str) -> Any:
     """The call's result; what the library complains of as an error of the user."""
     try:
         return call()
@@ -191,7 +191,7 @@ def encode(
     plan: Plan,
     add_special_tokens: bool,
     processor: Any = None,
-) -> list[list[hf.Encoding]]:
+) -> tuple[list[list[hf.Encoding]], int | None]:
     """The rows of each text: one, and behind it those that truncation cut off. Not padded.
 
     Args:
@@ -202,19 +202,23 @@ def encode(
         add_special_tokens: whether special tokens are put around them.
         processor: what puts them there, default the backend's own.
 
+    Returns:
+        The rows, and the type of the second texts where rows were cut: the library gives it to the first of a text's
+        rows alone.
+
     Raises:
         UserError: the texts cannot be cut as asked.
     """
     if not inputs.first:
-        return []
+        return [], None
     rows: list[Any] = inputs.first if inputs.second is None else list(zip(inputs.first, inputs.second, strict=True))
     if processor is None:
-        whole = _guarded(
+        whole = guarded(
             lambda: backend.encode_batch(rows, is_pretokenized=inputs.split, add_special_tokens=add_special_tokens),
             "encoding",
         )
         if plan.truncation is None:
-            return [[encoding] for encoding in whole]
+            return [[encoding] for encoding in whole], None
         finisher = _finisher(backend.post_processor, plan, inputs.second is not None, add_special_tokens)
         found = [[encoding] for encoding in whole]
         redo = [i for i, encoding in enumerate(whole) if len(encoding) > (plan.max_length or 0)]
@@ -223,11 +227,17 @@ def encode(
         found, redo = [[] for _ in rows], list(range(len(rows)))
     if redo:
         _finish(bare(), finisher, inputs, redo, found, add_special_tokens)
-    return found
+    second = next((_second_type(whole[i]) for i in redo), None) if processor is None and inputs.second else None
+    return found, second
+
+
+def _second_type(row: hf.Encoding) -> int | None:
+    """The type of the second text's tokens, None if it has none."""
+    return next((kind for kind, text in zip(row.type_ids, row.sequence_ids, strict=True) if text == 1), None)
 
 
 def _finisher(processor: Any, plan: Plan, pairs: bool, add_special_tokens: bool) -> hf.Tokenizer:
-    """A tokenizer without a vocabulary that cuts and puts special tokens around: so small that each call has its own."""
+    """A tokenizer without a vocabulary that cuts and puts special tokens around: so small that each call has one."""
     finisher = hf.Tokenizer(models.BPE())
     if processor is not None:
         finisher.post_processor = processor
@@ -264,12 +274,12 @@ def _finish(
         chosen = [texts[i] for i in redo]
         return bare.encode_batch(chosen, is_pretokenized=inputs.split, add_special_tokens=False)
 
-    first = _guarded(lambda: bare_rows(inputs.first), "encoding")
-    second = None if inputs.second is None else _guarded(lambda: bare_rows(inputs.second or []), "encoding")
+    first = guarded(lambda: bare_rows(inputs.first), "encoding")
+    second = None if inputs.second is None else guarded(lambda: bare_rows(inputs.second or []), "encoding")
     for place, i in enumerate(redo):
         other = None if second is None else second[place]
         doing = f"cutting text {i} down to max_length"
-        row = _guarded(partial(finisher.post_process, first[place], other, add_special_tokens), doing)
+        row = guarded(partial(finisher.post_process, first[place], other, add_special_tokens), doing)
         found[i] = [row, *row.overflowing]
 
 
@@ -282,3 +292,10 @@ def pad_encodings(rows: list[hf.Encoding], plan: Plan, pad_id: int, pad_token: s
     length = round_up(length, plan.multiple)
     for row in rows:
         row.pad(length, direction=plan.padding_side, pad_id=pad_id, pad_type_id=0, pad_token=pad_token)
+
+
+def type_ids(row: hf.Encoding, second: int | None) -> list[int]:
+    """The row's types, those of the second text set to ``second`` where that is known."""
+    if second is None:
+        return list(row.type_ids)
+    return [second if text == 1 else kind for kind, text in zip(row.type_ids, row.sequence_ids, strict=True)]

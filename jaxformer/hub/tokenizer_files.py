@@ -27,7 +27,7 @@ from jaxformer.hub.tokenizer_backends import (
     read_word_list,
 )
 from jaxformer.hub.tokenizer_kinds import ANY, KINDS, Kind, require_buildable
-from jaxformer.hub.tokenizer_sentencepiece import build_sentencepiece, read_sentencepiece
+from jaxformer.hub.tokenizer_sentencepiece import build_sentencepiece, further_special, read_sentencepiece
 from jaxformer.hub.tokenizer_settings import TokenizerConfigFiles
 from jaxformer.schema import UserError
 
@@ -232,6 +232,12 @@ def open_tokenizer(repository: Repository, overrides: Mapping[str, Any]) -> Toke
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = bool(settings.get("split_special_tokens", False))
+    if not others:
+        others = [
+            hf.AddedToken(token, normalized=False, special=True)
+            for token in further_special(kind, settings)
+            if backend.token_to_id(token) is not None and token not in {t.content for t in named.values()}
+        ]
     _add_tokens(backend, config, named, others, kind)
     _add_bos_eos(backend, config, {n: t.content for n, t in named.items()}, settings)
     return TokenizerParts(

@@ -212,7 +212,6 @@ def _build_t5(model: SentencePieceModel, special: Mapping[str, str], settings: M
     backend = _unigram(model, vocabulary, model.unknown, [])
     end = special["eos_token"]
     _template(backend, ["$A", end], ["$A", end, "$B", end])
-    backend.add_special_tokens([name for name, _ in reversed(extra)])
     return backend
 
 
@@ -254,7 +253,6 @@ def _build_mbart(model: SentencePieceModel, special: Mapping[str, str], settings
     backend = _unigram(model, [*_fairseq(model, special), *codes, (special["mask_token"], 0.0)], 3, [])
     end = [special["eos_token"], settings.get("src_lang") or "en_XX"]
     _template(backend, ["$A", *end], ["$A", "$B", *end])
-    backend.add_special_tokens(MBART_LANGUAGES)
     return backend
 
 
@@ -270,7 +268,6 @@ def _build_pegasus(model: SentencePieceModel, special: Mapping[str, str], settin
     backend = _unigram(model, vocabulary, model.unknown + shift, [])
     end = special["eos_token"]
     _template(backend, ["$A", end], ["$A", "$B", end])
-    backend.add_special_tokens([*own[2:], *unused])
     return backend
 
 
@@ -350,3 +347,14 @@ def build_sentencepiece(
         UserError: the model is not one of that kind.
     """
     return _BUILDERS[kind.name](model, special, settings)
+
+
+def further_special(kind: Kind, settings: Mapping[str, Any]) -> list[str]:
+    """The special tokens without a name that a kind has: sentinels, languages, places kept free."""
+    if kind.name in ("T5Tokenizer", "ByT5Tokenizer"):
+        return [f"<extra_id_{i}>" for i in range(int(settings["extra_ids"]))]
+    if kind.name == "PegasusTokenizer":
+        sentence_mask = settings.get("mask_token_sent", "<mask_1>")
+        unused = [f"<unk_{i}>" for i in range(2, int(settings["offset"]))]
+        return [*([sentence_mask] if sentence_mask else []), *unused]
+    return MBART_LANGUAGES if kind.name == "MBartTokenizer" else []

@@ -1,12 +1,14 @@
 """The half of a tokenizer that needs no model input: its vocabulary, its special tokens, and ids back to text."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, overload
 
 import numpy as np
 import tokenizers as hf
 from tokenizers import models
 
+from jaxformer.hub.tokenizer_encode import guarded
 from jaxformer.hub.tokenizer_kinds import SPECIAL_NAMES
 from jaxformer.schema import UserError, nearest
 
@@ -218,13 +220,12 @@ class Vocabulary:
         ids = np.asarray(token_ids).tolist() if hasattr(token_ids, "__array__") else token_ids
         if isinstance(ids, int):
             ids = [ids]
-        ids = list(ids)
+        ids = [int(i) if isinstance(i, np.integer) else i for i in ids]
         if ids and isinstance(ids[0], list | tuple | np.ndarray):
             return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids]
-        try:
-            text = str(self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens))
-        except (TypeError, ValueError, OverflowError) as error:
-            raise UserError(f"decode got {str(ids)[:80]}, expected ids from 0 on (-100 marks no token)") from error
+        if not all(isinstance(i, int | np.integer) and 0 <= i < 1 << 32 for i in ids):
+            raise UserError(f"decode got {str(ids)[:80]}, expected ids from 0 on (-100 marks what is no token)")
+        text = str(guarded(partial(self.backend.decode, ids, skip_special_tokens=skip_special_tokens), "decoding"))
         clean = self.clean_up_tokenization_spaces
         if clean if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces:
             return text if isinstance(self.backend.model, models.BPE) else _without_blanks(text)

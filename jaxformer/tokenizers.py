@@ -22,6 +22,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from jaxformer.schema import Schema, UserError
 
 FILE_NAME = "tokenizer.json"
+ROLES_FILE = "special_tokens_map.json"
 EOS = "<|endoftext|>"
 UNKNOWN_CHARACTER = "<|unk|>"
 WORDPIECE_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -201,13 +202,41 @@ class Tokenizer:
         return str(self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens))
 
     def save(self, folder: str | Path) -> Path:
-        """Writes `folder/tokenizer.json`, whole or not at all, and returns its path."""
+        """Writes `folder/tokenizer.json`, whole or not at all, and returns its path.
+
+        Beside it goes `special_tokens_map.json`, the roles, if the tokenizer was given any.
+        """
         path = Path(folder) / FILE_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{FILE_NAME}.{os.getpid()}")
-        temporary.write_text(self._backend.to_str(pretty=True), encoding="utf-8")
-        temporary.replace(path)
+        if self._roles:
+            _write(path.with_name(ROLES_FILE), json.dumps({f"{r}_token": t for r, t in self._roles.items()}, indent=2))
+        _write(path, self._backend.to_str(pretty=True))
         return path
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _read_roles(path: Path) -> dict[str, str]:
+    """The tokens of the roles that a `special_tokens_map.json` names; none if there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        named = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(named, dict):
+        raise UserError(f"{path} holds a {type(named).__name__}, expected a JSON object of special tokens")
+    roles = {}
+    for role in (*ROLE_NAMES, "eos"):
+        token = named.get(f"{role}_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str):
+            roles[role] = token
+    return roles
 
 
 def _without_blanks(text: str, start: int, end: int) -> tuple[int, int]:
@@ -225,6 +254,9 @@ def build_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Loads a `tokenizer.json`, or the one in a folder.
 
+    A `special_tokens_map.json` beside it says which token is the padding, the end of text and so on, where the names
+    alone do not.
+
     Raises:
         UserError: There is no such file, or it is not a tokenizer of the `tokenizers` library.
     """
@@ -233,8 +265,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         file = file / FILE_NAME
     if not file.is_file():
         raise UserError(f"no tokenizer at {file}: give a {FILE_NAME} file or a folder that holds one")
+    roles = _read_roles(file.with_name(ROLES_FILE))
     try:
-        return Tokenizer(hf.Tokenizer.from_str(file.read_text(encoding="utf-8")))
+        return Tokenizer(hf.Tokenizer.from_str(file.read_text(encoding="utf-8")), roles)
     except Exception as error:  # the library raises plain Exception
         raise UserError(f"{file} is not a valid {FILE_NAME} of the `tokenizers` library: {error}") from error
 

@@ -223,7 +223,8 @@ def build_bytes(special: Mapping[str, str], settings: Mapping[str, Any]) -> hf.T
     backend = hf.Tokenizer(models.BPE(vocab=names, merges=[], unk_token=unknown))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([pad, end, unknown])
+    # Written in a text, they take the blanks around them with them.
+    backend.add_special_tokens([hf.AddedToken(token, lstrip=True, rstrip=True) for token in (pad, end, unknown)])
     backend.add_special_tokens([f"<extra_id_{i}>" for i in range(int(settings.get("extra_ids", 125)))])
     backend.post_processor = processors.TemplateProcessing(
         single=["$A", end], pair=["$A", end, "$B", end], special_tokens=[(end, 1)]

@@ -178,8 +178,8 @@ def guarded(call: Callable[[], Any], doing: str) -> Any:
         return call()
     except (KeyboardInterrupt, SystemExit, UserError, MemoryError):
         raise
-    except UnicodeEncodeError as error:
-        raise UserError(f"a text holds half of a surrogate pair, expected Unicode text: {error.reason}") from error
+    except (UnicodeEncodeError, TypeError) as error:  # they are texts, so it can only be one that is not Unicode
+        raise UserError(f"{doing} failed: a text holds half of a surrogate pair, expected Unicode") from error
     except BaseException as error:  # the library raises plain Exception, and on a panic of its own a BaseException
         raise UserError(f"{doing} failed: {str(error).splitlines()[0][:300]}") from error
 

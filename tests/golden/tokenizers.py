@@ -127,7 +127,10 @@ def files():
         "t5": ({"spiece.model": _unigram(["<pad>", "</s>", "<unk>"])}, {"tokenizer_class": "T5Tokenizer"}),
         "albert": (
             {"spiece.model": _unigram(["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"])},
-            {"tokenizer_class": "AlbertTokenizer", "mask_token": {"__type": "AddedToken", **MASK, "content": "[MASK]"}},
+            {
+                "tokenizer_class": "AlbertTokenizer",
+                "mask_token": {"__type": "AddedToken", **MASK, "content": "[MASK]", "lstrip": False},
+            },
         ),
         "xlm_roberta": (
             {"sentencepiece.bpe.model": _unigram(["<unk>", "<s>", "</s>"])},

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import tokenizers as hf
+
 from jaxformer.hub.tokenizer_kinds import ANY
 from jaxformer.hub.tokenizer_settings import CONFIG_FILE, SPECIAL_FILE, TEMPLATE_FILE
 from jaxformer.schema import UserError
@@ -40,7 +42,7 @@ def _special_map(tokenizer: "PretrainedTokenizer") -> dict[str, Any]:
     added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
     named: dict[str, Any] = {}
     for name, content in tokenizer.special_tokens_map.items():
-        token = added[content]
+        token = added.get(content, hf.AddedToken(content, normalized=False))
         flags = {flag: getattr(token, flag) for flag in ("lstrip", "rstrip", "single_word", "normalized")}
         named[name] = {"content": content, **flags} if any(flags.values()) else content
     if tokenizer.extra_special_tokens:

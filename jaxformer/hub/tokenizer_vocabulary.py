@@ -130,16 +130,12 @@ class Vocabulary:
             self.special_tokens_map.pop(name, None)
             return
         content = token.content if isinstance(token, hf.AddedToken) else token
-        number = self.backend.token_to_id(content) if isinstance(content, str) else None
-        if number is None:
+        if not isinstance(content, str) or self.backend.token_to_id(content) is None:
             raise UserError(
                 f"{name} is {content!r}, which the vocabulary has not; expected a token of it, or add it with "
                 f"add_special_tokens({{{name!r}: {content!r}}}) and give the model's embedding a row for it"
             )
-        known = self.backend.get_added_tokens_decoder().get(number)
-        if known is None or not known.special:
-            self.backend.add_special_tokens([hf.AddedToken(content, special=True, normalized=False)])
-            self._changed()
+        # Not made special to the backend: it would cut every text at the token from then on.
         self.special_tokens_map[name] = content
 
     def _changed(self) -> None:

@@ -35,6 +35,7 @@ def require_jinja() -> Any:
     try:
         import jinja2.ext
         import jinja2.sandbox
+        import jinja2.visitor
     except ImportError as error:
         raise UserError(
             "chat templates need the package jinja2, which is not installed; pip install 'jaxformer[chat]'"
@@ -168,6 +169,14 @@ def _classes() -> tuple[Any, Any, Any]:
     """The environment, the tag ``generation`` and the namespace; made late, since jinja2 is an extra."""
     jinja2 = require_jinja()
 
+    class Joined(jinja2.visitor.NodeTransformer):  # type: ignore[name-defined]
+        """Makes ``a ~ b``, which is no operator that can be intercepted, a filter."""
+
+        def visit_Concat(self, node: Any) -> Any:  # noqa: N802  # the name that Jinja calls
+            parts = jinja2.nodes.List([self.visit(part) for part in node.nodes])
+            made = jinja2.nodes.Filter(parts, "_concat", [], [], None, None)
+            return made.set_lineno(node.lineno)
+
     class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):  # type: ignore[name-defined]
         intercepted_binops = frozenset(_OPERATORS)
         concat = staticmethod(_concat)
@@ -187,12 +196,8 @@ def _classes() -> tuple[Any, Any, Any]:
         def compile(self, source: Any, *args: Any, **kwargs: Any) -> Any:
             if isinstance(source, str):
                 source = self.parse(source)
-            # `a ~ b` is no operator that can be intercepted, so it is made a filter.
-            for node in list(source.find_all(jinja2.nodes.Concat)):
-                node.__class__ = jinja2.nodes.Filter
-                node.node, node.name = jinja2.nodes.List(node.nodes, "load").set_lineno(node.lineno), "_concat"
-                node.args, node.kwargs, node.dyn_args, node.dyn_kwargs = [], [], None, None
-                node.set_environment(self)
+            source = Joined().visit(source)
+            source.set_environment(self)
             return super().compile(source, *args, **kwargs)
 
     class Generation(jinja2.ext.Extension):  # type: ignore[name-defined]

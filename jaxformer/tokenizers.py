@@ -75,7 +75,8 @@ class Tokenizer:
         vocab_size: Largest id plus one, what an embedding table must hold.
         eos_id: Id of the end of a document, or None if the tokenizer has none.
         sentinel_ids: Ids of `<extra_id_0>`, `<extra_id_1>`, ... as far as the tokenizer has them.
-        fingerprint: sha256 over the canonical JSON: the same for the same tokenizer, wherever it was saved.
+        fingerprint: sha256 over the canonical JSON, and over roles that the names alone would not give: the same for
+            the same tokenizer, wherever it was saved.
     """
 
     def __init__(self, backend: hf.Tokenizer, roles: Mapping[str, str] | None = None) -> None:
@@ -93,24 +94,29 @@ class Tokenizer:
         self._roles = dict(roles or {})
         # Not the number of tokens: the ids of a loaded vocabulary may have gaps.
         self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        ids = (backend.token_to_id(name) for name in self._names("eos"))
-        self.eos_id: int | None = next((i for i in ids if i is not None), None)
+        self.eos_id: int | None = self._find(self._names("eos"))
         self.sentinel_ids: list[int] = []
         while (sentinel := backend.token_to_id(SENTINEL.format(len(self.sentinel_ids)))) is not None:
             self.sentinel_ids.append(sentinel)
         canonical = json.dumps(json.loads(backend.to_str()), sort_keys=True, ensure_ascii=False)
+        # Roles count where they make a difference: with others, the same text is cut into other examples.
+        roles = {role: found for role in sorted(self._roles) if (found := self._find(self._names(role))) is not None}
+        usual = {role: self._find(EOS_NAMES if role == "eos" else ROLE_NAMES[role]) for role in roles}
+        canonical += json.dumps(roles) if roles != usual else ""
         self.fingerprint: str = hashlib.sha256(canonical.encode()).hexdigest()
 
     def _names(self, role: str) -> tuple[str, ...]:
-        """The names under which the token of a role is looked for: its own if it is known, else the usual ones."""
-        if role in self._roles:
-            return (self._roles[role],)
-        return EOS_NAMES if role == "eos" else ROLE_NAMES[role]
+        """The names under which the token of a role is looked for: its own if it is known, then the usual ones."""
+        own = (self._roles[role],) if role in self._roles else ()
+        return (*own, *(EOS_NAMES if role == "eos" else ROLE_NAMES[role]))
+
+    def _find(self, names: Iterable[str]) -> int | None:
+        ids = (self._backend.token_to_id(name) for name in names)
+        return next((i for i in ids if i is not None), None)
 
     def find_special(self, role: Role) -> int | None:
         """Id of the special token of this role, or None if the tokenizer has none."""
-        ids = (self._backend.token_to_id(name) for name in self._names(role))
-        return next((i for i in ids if i is not None), None)
+        return self._find(self._names(role))
 
     def special_id(self, role: Role) -> int:
         """Id of the special token of this role.

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import lru_cache, wraps
+from importlib.metadata import version
 from typing import Any
 
 from jaxformer.schema import UserError
@@ -26,11 +27,12 @@ _WIDTH = re.compile(r"\d{5,}")
 _STAR_WIDTH = re.compile(r"%[^a-zA-Z%]*\*")
 
 
+@lru_cache(maxsize=1)
 def require_jinja() -> Any:
     """The module ``jinja2``.
 
     Raises:
-        UserError: it is not installed.
+        UserError: it is not installed, or is a release whose sandbox is known to leak.
     """
     try:
         import jinja2.ext
@@ -40,6 +42,11 @@ def require_jinja() -> Any:
         raise UserError(
             "chat templates need the package jinja2, which is not installed; pip install 'jaxformer[chat]'"
         ) from error
+    if tuple(int(part) for part in version("jinja2").split(".")[:3] if part.isdecimal()) < (3, 1, 6):
+        raise UserError(
+            f"jinja2 is {version('jinja2')}, whose sandbox is known to leak, expected 3.1.6 or later; "
+            "pip install 'jaxformer[chat]'"
+        )
     return jinja2
 
 

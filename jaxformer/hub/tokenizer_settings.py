@@ -146,10 +146,11 @@ class TokenizerConfigFiles:
     def special(self, kind: Kind) -> tuple[dict[str, hf.AddedToken], list[hf.AddedToken]]:
         """The special tokens that the files and overrides name, by name, and those without a name."""
         named: dict[str, hf.AddedToken] = {}
-        further = [n for n in self.file if n.endswith("_token") and not n.startswith("add_")]
+        # Names of a model's own, like image_token; what else ends like that is a setting.
+        further = [n for n, value in self.file.items() if n.endswith("_token") and isinstance(value, str | dict)]
         for name in dict.fromkeys([*SPECIAL_NAMES, *further]):
             value = self.get(name)
-            if value is not None and not isinstance(value, bool):
+            if value is not None:
                 flags = {"lstrip": True} if name == "mask_token" and kind.mask_lstrip else {}
                 token = _added_token(value, f"{self.where}: {name}", **flags)
                 named[name] = hf.AddedToken(

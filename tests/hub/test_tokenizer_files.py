@@ -336,3 +336,38 @@ def test_nothing_outside_the_folder_is_read(bert, tmp_path):
 def test_no_such_folder(tmp_path):
     with pytest.raises(UserError, match=r"is no folder and no name on the Hub"):
         AutoTokenizer.from_pretrained(tmp_path / "no" / "such" / "folder")
+
+
+def test_from_the_hub(tmp_path, monkeypatch):
+    from huggingface_hub.errors import EntryNotFoundError
+
+    golden.write("roberta", tmp_path)
+    asked = []
+
+    def download(name, file, **options):
+        asked.append((name, options["revision"]))
+        if not (tmp_path / file).is_file():
+            raise EntryNotFoundError(file)
+        return str(tmp_path / file)
+
+    monkeypatch.setattr("jaxformer.hub.repository.hf_hub_download", download)
+    tokenizer = AutoTokenizer.from_pretrained("owner/name", revision="v1")
+    assert tokens(tokenizer, "the cat") == ["<s>", "the", "Ġ", "cat", "</s>"]
+    assert set(asked) == {("owner/name", "v1")}
+
+
+def test_jinja_is_asked_for_by_name(bert, monkeypatch):
+    from jaxformer.hub import chat_sandbox
+
+    chat_sandbox.require_jinja.cache_clear()
+    monkeypatch.setitem(__import__("sys").modules, "jinja2.sandbox", None)
+    monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
+    tokenizer = AutoTokenizer.from_pretrained(bert, chat_template="{{ 1 }}")
+    with pytest.raises(UserError, match=r"need the package jinja2, .* pip install 'jaxformer\[chat\]'"):
+        tokenizer.apply_chat_template([{"role": "user", "content": "x"}])
+    monkeypatch.undo()
+    monkeypatch.setattr(chat_sandbox, "version", lambda name: "3.1.5")
+    with pytest.raises(UserError, match=r"jinja2 is 3.1.5, whose sandbox is known to leak"):
+        tokenizer.apply_chat_template([{"role": "user", "content": "x"}])
+    monkeypatch.undo()
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False) == "1"

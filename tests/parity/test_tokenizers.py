@@ -14,6 +14,7 @@ import pytest
 
 from jaxformer.hub.tokenizer import AutoTokenizer
 from tests.golden import tokenizers as golden
+from tests.hub.test_chat import CHAT, CHATML
 
 pytestmark = pytest.mark.parity
 
@@ -162,6 +163,29 @@ def test_saved_by_pytorch_and_opened(pair, texts, tmp_path):
     again = AutoTokenizer.from_pretrained(tmp_path)
     _equal_ids(theirs, again, texts)
     assert again.special_tokens_map == ours.special_tokens_map
+
+
+@pytest.mark.parametrize(
+    "call",
+    [{}, {"add_generation_prompt": True}, {"return_assistant_tokens_mask": True}, {"continue_final_message": True}],
+    ids=["whole", "prompt", "mask", "continued"],
+)
+def test_conversations(tmp_path, call):
+    from transformers import AutoTokenizer as Theirs
+
+    folder = golden.write("gpt2", tmp_path)
+    theirs, ours = Theirs.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    tool = {"type": "function", "function": {"name": "<f>", "parameters": {"type": "object", "한": [1, None]}}}
+    blocks = (
+        "{% for m in messages %}\n  {% if m.content is string %}\n{{ m.content | trim }}{% endif %}\n{% endfor %}x\n"
+    )
+    for template in (CHATML, CHATML.replace("'<|im_end|>'", "eos_token") + "{{ tools | tojson(indent=1) }}", blocks):
+        theirs.chat_template = ours.chat_template = template
+        for tools in (None, [tool]):
+            if "generation" in template or not call.get("return_assistant_tokens_mask"):
+                expected = theirs.apply_chat_template(CHAT, tools=tools, **call)
+                got = ours.apply_chat_template(CHAT, tools=tools, **call)
+                assert dict(got) == dict(expected)
 
 
 def test_the_trainer_s_own_tokenizer(pair, texts):

@@ -10,6 +10,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from jaxformer.hub.tokenizer_kinds import Kind
 from jaxformer.schema import UserError
+from jaxformer.tokenizers.training import byte_characters
 
 LARGEST_VOCABULARY = 64 << 20  # bytes of a vocab.txt, vocab.json or merges.txt
 _END_OF_WORD = "</w>"
@@ -219,7 +220,7 @@ def build_word_bpe(
 def build_bytes(special: Mapping[str, str], settings: Mapping[str, Any]) -> hf.Tokenizer:
     """ByT5's (Xue et al. 2021): three special tokens, the 256 bytes, the sentinels."""
     pad, end, unknown = (special[f"{role}_token"] for role in ("pad", "eos", "unk"))
-    names = {pad: 0, end: 1, unknown: 2, **{byte_character(byte): 3 + byte for byte in range(256)}}
+    names = {pad: 0, end: 1, unknown: 2, **{name: 3 + byte for byte, name in enumerate(byte_characters())}}
     backend = hf.Tokenizer(models.BPE(vocab=names, merges=[], unk_token=unknown))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
@@ -230,14 +231,6 @@ def build_bytes(special: Mapping[str, str], settings: Mapping[str, Any]) -> hf.T
         single=["$A", end], pair=["$A", end, "$B", end], special_tokens=[(end, 1)]
     )
     return backend
-
-
-def byte_character(byte: int) -> str:
-    """The character that stands for a byte in GPT-2's alphabet: itself if printable, else one from U+0100 on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    if byte in printable:
-        return chr(byte)
-    return chr(256 + [b for b in range(256) if b not in printable].index(byte))
 
 
 def language_processor(backend: hf.Tokenizer, kind: Kind, code: str, end: str | None) -> Any:

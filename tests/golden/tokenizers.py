@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from jaxformer.hub.tokenizer_backends import byte_character
+from jaxformer.tokenizers.training import byte_characters
 
 GOLDEN = Path(__file__).parent / "tokenizers.json"
 
@@ -71,7 +71,7 @@ def _bpe_pieces(special):
 
 
 def _byte_vocabulary(before, after):
-    alphabet = [byte_character(byte) for byte in range(256)]
+    alphabet = byte_characters()
     tokens = [*before, *alphabet, *("".join(merge.split()) for merge in MERGES), *after]
     return {token: i for i, token in enumerate(tokens)}
 
@@ -83,7 +83,7 @@ def _word_vocabulary(special):
 
 
 def _clip_vocabulary():
-    alphabet = [byte_character(byte) for byte in range(256)]
+    alphabet = byte_characters()
     tokens = [*alphabet, *(c + "</w>" for c in alphabet), "th", "the</w>", "ca", "cat</w>"]
     return {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
 

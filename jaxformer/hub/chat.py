@@ -106,9 +106,13 @@ def render_chat(
     """
     if not messages or not all(isinstance(message, Mapping) for message in messages):
         raise UserError("a conversation is a list of at least one message like {'role': 'user', 'content': 'Hi'}")
-    plain = [{k: v for k, v in _plain(message).items() if v is not None} for message in messages]
-    given = {key: _plain(value) for key, value in variables.items()}
-    if any(mark in json.dumps([plain, given], ensure_ascii=False) for mark in (START, END, CUT)):
+    try:
+        plain = [{k: v for k, v in _plain(message).items() if v is not None} for message in messages]
+        given = {key: _plain(value) for key, value in variables.items()}
+        text = json.dumps([plain, given], ensure_ascii=False)
+    except RecursionError:
+        raise UserError("the conversation holds lists within lists without end, expected messages") from None
+    if any(mark in text for mark in (START, END, CUT)):
         raise UserError("the conversation has the characters U+FDD0 to U+FDD2, which no text has; remove them")
     reserved = sorted({"messages", "range", "mark_generation"} & given.keys())
     if reserved:

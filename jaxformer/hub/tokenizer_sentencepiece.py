@@ -25,6 +25,7 @@ MBART_LANGUAGES = [
 BLANK = "▁"
 UNIGRAM, BPE = 1, 2
 _CONTROL, _USER_DEFINED = 3, 4
+_LONGEST_MERGED = 1000  # characters; a trained piece has 16 or, where it was asked for, some dozens
 
 
 @dataclass
@@ -157,9 +158,14 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
 
 
 def bpe_merges(vocabulary: Mapping[str, int], scores: Mapping[str, float]) -> list[tuple[str, str]]:
-    """The merges that make the pieces, in the order in which SentencePiece applies them: the best score first."""
+    """The merges that make the pieces, in the order in which SentencePiece applies them: the best score first.
+
+    Pieces of more than 1000 characters are left unmerged.
+    """
     found = []
     for piece, score in scores.items():
+        if len(piece) > _LONGEST_MERGED:
+            continue
         for cut in range(1, len(piece)):
             left, right = piece[:cut], piece[cut:]
             if left in vocabulary and right in vocabulary:

@@ -14,6 +14,7 @@ from jaxformer.schema import UserError, nearest
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_FILE = "special_tokens_map.json"
 TEMPLATE_FILE = "chat_template.jinja"
+_MOST_EXTRA = 10_000  # tokens that a number in a file may add to a vocabulary
 _UNLIMITED = 10**20  # what larger model_max_length mean: that nobody set one
 
 _Check = Callable[[Any], bool]
@@ -25,6 +26,10 @@ def _is_bool(value: Any) -> bool:
 
 def _is_size(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_EXTRA
 
 
 def _is_text(value: Any) -> bool:
@@ -52,8 +57,8 @@ SETTINGS: dict[str, tuple[_Check, str]] = {
         ),
         (_is_bool, "true or false"),
     ),
-    "extra_ids": (_is_size, "a whole number"),
-    "offset": (_is_size, "a whole number"),
+    "extra_ids": (_is_count, f"a whole number up to {_MOST_EXTRA:,}"),
+    "offset": (_is_count, f"a whole number up to {_MOST_EXTRA:,}"),
     "mask_token_sent": (_is_text, "a token"),
     "src_lang": (_is_text, "a language code"),
     "tgt_lang": (_is_text, "a language code"),

@@ -187,6 +187,10 @@ def test_wrong_conversations(tokenizer, tmp_path):
     ]:
         with pytest.raises(UserError, match=message):
             tokenizer.apply_chat_template(CHAT, **call)
+    endless = []
+    endless.append(endless)
+    with pytest.raises(UserError, match=r"lists within lists without end"):
+        tokenizer.apply_chat_template([{"role": "user", "content": endless}])
     with pytest.raises(UserError, match=r"characters U\+FDD0 to U\+FDD2"):
         tokenizer.apply_chat_template([{"role": "user", "content": "\ufdd0"}])
 

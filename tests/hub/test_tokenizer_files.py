@@ -290,6 +290,10 @@ BROKEN = {
         r"spiece.model cannot be read as a SentencePiece model: it is cut off",
     ),
     "spiece_empty": ({"spiece__model": "", "config__json": {"model_type": "t5"}}, r"it holds no pieces"),
+    "sentinels_without_end": (
+        {"config__json": {"model_type": "byt5"}, "tokenizer_config__json": {"extra_ids": 10**12}},
+        r"extra_ids is '1000000000000', expected a whole number up to 10,000",
+    ),
     "no_spiece": ({"config__json": {"model_type": "t5"}}, r"has no spiece.model or .* which a T5Tokenizer needs"),
 }
 

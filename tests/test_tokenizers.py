@@ -352,3 +352,24 @@ def test_sentence_ends(kind):
 def test_wide_points_end_sentences():
     tokenizer = train("character", texts=["값。뭐？와！."])
     assert [c for c in "값。뭐？와！." if tokenizer.sentence_ends[tokenizer.encode(c)[0]]] == list("。？！.")
+
+
+def test_the_token_of_a_role_may_be_named(tmp_path):
+    def backend():
+        return word_tokenizer({"[UNK]": 0, "[SEP]": 1, "end": 2, "[PAD]": 3, "filler": 4})
+
+    usual, named = Tokenizer(backend()), Tokenizer(backend(), {"pad": "filler", "eos": "end", "cls": "nowhere"})
+    assert (usual.find_special("pad"), usual.eos_id) == (3, 1)
+    assert (named.find_special("pad"), named.eos_id, named.find_special("cls")) == (4, 2, None)
+    assert named.with_special_tokens(["cls"]).find_special("pad") == 4
+    assert named.with_special_tokens(["cls"]).find_special("cls") == 5
+    assert named.fingerprint != usual.fingerprint == Tokenizer(backend(), {"pad": "[PAD]"}).fingerprint
+    named.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert (again.find_special("pad"), again.eos_id, again.fingerprint) == (4, 2, named.fingerprint)
+    (tmp_path / "special_tokens_map.json").write_text('{"pad_token": {"content": "end"}, "eos_token": null}')
+    assert load_tokenizer(tmp_path).find_special("pad") == 2
+    for wrong, message in [("{", "is not JSON"), ("[]", "holds a list, expected a JSON object")]:
+        (tmp_path / "special_tokens_map.json").write_text(wrong)
+        with pytest.raises(UserError, match=message):
+            load_tokenizer(tmp_path)

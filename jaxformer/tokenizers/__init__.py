@@ -8,7 +8,7 @@ brings back every character it saw in training.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -17,15 +17,13 @@ from typing import Literal
 import numpy as np
 import tokenizers as hf
 from pydantic import Field, model_validator
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import models
 
 from jaxformer.schema import Schema, UserError
+from jaxformer.tokenizers.training import EOS, TRAINERS
 
 FILE_NAME = "tokenizer.json"
-EOS = "<|endoftext|>"
-UNKNOWN_CHARACTER = "<|unk|>"
-WORDPIECE_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-UNIGRAM_SPECIALS = ["<pad>", "</s>", "<unk>"]
+ROLES_FILE = "special_tokens_map.json"
 # The names under which a loaded tokenizer.json may keep its end of text, the more telling ones first.
 EOS_NAMES = (EOS, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 # What a special token is for, and the names under which a tokenizer may keep it.
@@ -37,8 +35,6 @@ ROLE_NAMES: dict[str, tuple[str, ...]] = {
     "mask": ("[MASK]", "<mask>"),
 }
 SENTINEL = "<extra_id_{}>"  # T5's names of the tokens that stand for what was cut out
-# WordPiece turns a longer word into [UNK] and takes quadratic time on it, so that longer words are cut here.
-WORDPIECE_LONGEST_WORD = 100
 
 
 class TokenizerConfig(Schema):
@@ -74,30 +70,48 @@ class Tokenizer:
         vocab_size: Largest id plus one, what an embedding table must hold.
         eos_id: Id of the end of a document, or None if the tokenizer has none.
         sentinel_ids: Ids of `<extra_id_0>`, `<extra_id_1>`, ... as far as the tokenizer has them.
-        fingerprint: sha256 over the canonical JSON: the same for the same tokenizer, wherever it was saved.
+        fingerprint: sha256 over the canonical JSON, and over roles that the names alone would not give: the same for
+            the same tokenizer, wherever it was saved.
     """
 
-    def __init__(self, backend: hf.Tokenizer) -> None:
-        """Takes over `backend`, a tokenizer of the `tokenizers` library."""
+    def __init__(self, backend: hf.Tokenizer, roles: Mapping[str, str] | None = None) -> None:
+        """Takes over `backend`, a tokenizer of the `tokenizers` library.
+
+        Args:
+            backend: The tokenizer.
+            roles: The token of a role (`pad`, `cls`, `sep`, `mask`, `eos`) where it is known; others go by their names.
+        """
         # A downloaded tokenizer.json may carry both, and would then cut off the text without a word.
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True
         self._backend = backend
+        self._roles = dict(roles or {})
         # Not the number of tokens: the ids of a loaded vocabulary may have gaps.
         self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        ids = (backend.token_to_id(name) for name in EOS_NAMES)
-        self.eos_id: int | None = next((i for i in ids if i is not None), None)
+        self.eos_id: int | None = self._find(self._names("eos"))
         self.sentinel_ids: list[int] = []
         while (sentinel := backend.token_to_id(SENTINEL.format(len(self.sentinel_ids)))) is not None:
             self.sentinel_ids.append(sentinel)
         canonical = json.dumps(json.loads(backend.to_str()), sort_keys=True, ensure_ascii=False)
+        # Roles count where they make a difference: with others, the same text is cut into other examples.
+        found = {role: self._find(self._names(role)) for role in sorted(self._roles)}
+        usual = {role: self._find(_usual_names(role)) for role in found}
+        canonical += json.dumps(found) if found != usual else ""
         self.fingerprint: str = hashlib.sha256(canonical.encode()).hexdigest()
+
+    def _names(self, role: str) -> tuple[str, ...]:
+        """The names under which the token of a role is looked for: its own if it is known, then the usual ones."""
+        own = (self._roles[role],) if role in self._roles else ()
+        return (*own, *_usual_names(role))
+
+    def _find(self, names: Iterable[str]) -> int | None:
+        ids = (self._backend.token_to_id(name) for name in names)
+        return next((i for i in ids if i is not None), None)
 
     def find_special(self, role: Role) -> int | None:
         """Id of the special token of this role, or None if the tokenizer has none."""
-        ids = (self._backend.token_to_id(name) for name in ROLE_NAMES[role])
-        return next((i for i in ids if i is not None), None)
+        return self._find(self._names(role))
 
     def special_id(self, role: Role) -> int:
         """Id of the special token of this role.
@@ -107,7 +121,7 @@ class Tokenizer:
         """
         found = self.find_special(role)
         if found is None:
-            names = " or ".join(ROLE_NAMES[role])
+            names = " or ".join(self._names(role))
             raise UserError(f"the tokenizer has no {role} token, expected {names}; add it with with_special_tokens")
         return found
 
@@ -129,7 +143,7 @@ class Tokenizer:
             return self
         backend = hf.Tokenizer.from_str(self._backend.to_str())
         backend.add_special_tokens(names)
-        return Tokenizer(backend)
+        return Tokenizer(backend, self._roles)
 
     @cached_property
     def word_starts(self) -> np.ndarray:
@@ -189,13 +203,45 @@ class Tokenizer:
         return str(self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens))
 
     def save(self, folder: str | Path) -> Path:
-        """Writes `folder/tokenizer.json`, whole or not at all, and returns its path."""
+        """Writes `folder/tokenizer.json`, whole or not at all, and returns its path.
+
+        Beside it goes `special_tokens_map.json`, the roles, if the tokenizer was given any.
+        """
         path = Path(folder) / FILE_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{FILE_NAME}.{os.getpid()}")
-        temporary.write_text(self._backend.to_str(pretty=True), encoding="utf-8")
-        temporary.replace(path)
+        if self._roles:
+            _write(path.with_name(ROLES_FILE), json.dumps({f"{r}_token": t for r, t in self._roles.items()}, indent=2))
+        _write(path, self._backend.to_str(pretty=True))
         return path
+
+
+def _usual_names(role: str) -> tuple[str, ...]:
+    return EOS_NAMES if role == "eos" else ROLE_NAMES[role]
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _read_roles(path: Path) -> dict[str, str]:
+    """The tokens of the roles that a `special_tokens_map.json` names; none if there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        named = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(named, dict):
+        raise UserError(f"{path} holds a {type(named).__name__}, expected a JSON object of special tokens")
+    roles = {}
+    for role in (*ROLE_NAMES, "eos"):
+        token = named.get(f"{role}_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str):
+            roles[role] = token
+    return roles
 
 
 def _without_blanks(text: str, start: int, end: int) -> tuple[int, int]:
@@ -213,6 +259,9 @@ def build_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Loads a `tokenizer.json`, or the one in a folder.
 
+    A `special_tokens_map.json` beside it says which token is the padding, the end of text and so on, where the names
+    alone do not.
+
     Raises:
         UserError: There is no such file, or it is not a tokenizer of the `tokenizers` library.
     """
@@ -221,8 +270,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         file = file / FILE_NAME
     if not file.is_file():
         raise UserError(f"no tokenizer at {file}: give a {FILE_NAME} file or a folder that holds one")
+    roles = _read_roles(file.with_name(ROLES_FILE))
     try:
-        return Tokenizer(hf.Tokenizer.from_str(file.read_text(encoding="utf-8")))
+        return Tokenizer(hf.Tokenizer.from_str(file.read_text(encoding="utf-8")), roles)
     except Exception as error:  # the library raises plain Exception
         raise UserError(f"{file} is not a valid {FILE_NAME} of the `tokenizers` library: {error}") from error
 
@@ -238,7 +288,7 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
     """
     if config.type == "file":
         raise UserError("tokenizer.type is 'file', which is loaded, not trained")
-    return Tokenizer(_TRAINERS[config.type](config.vocab_size, _require_text(texts)))
+    return Tokenizer(TRAINERS[config.type](config.vocab_size, _require_text(texts)))
 
 
 def _require_text(texts: Iterable[str]) -> Iterator[str]:
@@ -248,137 +298,3 @@ def _require_text(texts: Iterable[str]) -> Iterator[str]:
     if first is None:
         raise UserError("cannot train a tokenizer: got no text, expected at least one character; check data.path")
     return chain([first], present)
-
-
-def _byte_characters() -> list[str]:
-    """The character that stands for each byte in the byte-level alphabet, in the order of the bytes.
-
-    Printable bytes stand for themselves, the others take the characters from U+0100 on (Radford et al. 2019, GPT-2).
-    """
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    others = iter(range(256, 512))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
-
-
-def _require_vocab_size(kind: str, vocab_size: int, smallest: int) -> None:
-    if vocab_size < smallest:
-        raise UserError(
-            f"tokenizer.vocab_size is {vocab_size}, but {kind} needs at least {smallest} "
-            "for the bytes and its special tokens: raise it, or set tokenizer.type to 'byte'"
-        )
-
-
-def _byte_level(model: models.Model, use_regex: bool = True) -> hf.Tokenizer:
-    tokenizer = hf.Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
-
-
-def _train_byte(vocab_size: int, texts: Iterable[str]) -> hf.Tokenizer:
-    vocab = {character: byte for byte, character in enumerate(_byte_characters())}
-    tokenizer = _byte_level(models.BPE(vocab=vocab, merges=[]), use_regex=False)
-    tokenizer.add_special_tokens([EOS])
-    return tokenizer
-
-
-def _train_character(vocab_size: int, texts: Iterable[str]) -> hf.Tokenizer:
-    seen: set[str] = set()
-    for text in texts:
-        seen.update(text)
-    vocab = {token: i for i, token in enumerate([*sorted(seen), EOS, UNKNOWN_CHARACTER])}
-    tokenizer = hf.Tokenizer(models.WordLevel(vocab, unk_token=UNKNOWN_CHARACTER))
-    # Unlike ".", this also takes line ends; unlike r"\X", it never joins characters.
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(hf.Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens([EOS, UNKNOWN_CHARACTER])
-    return tokenizer
-
-
-def _train_bpe(vocab_size: int, texts: Iterable[str]) -> hf.Tokenizer:
-    _require_vocab_size("bpe", vocab_size, 256 + 1)
-    tokenizer = _byte_level(models.BPE())
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[EOS], initial_alphabet=_byte_characters(), show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
-
-
-def _train_wordpiece(vocab_size: int, texts: Iterable[str]) -> hf.Tokenizer:
-    """WordPiece over bytes. Each byte has two pieces: one that begins a word and one, "##x", that continues it."""
-    starts = _byte_characters()
-    continuations = ["##" + character for character in starts]
-    _require_vocab_size("wordpiece", vocab_size, len(WORDPIECE_SPECIALS) + 2 * 256)
-    # No word begins with "##" if every "#" is a word by itself: the decoder may then remove "##" wherever a token
-    # begins with it.
-    split = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split("#", "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-            pre_tokenizers.FixedLength(length=WORDPIECE_LONGEST_WORD),
-        ]
-    )
-    learner = hf.Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    learner.pre_tokenizer = split
-    # The continuations are named to the trainer as special tokens only because that gives them a place in the
-    # vocabulary before training: else it holds those it happens to meet, numbered in the random order of a hash table,
-    # and breaks ties between merges by these numbers.
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[*WORDPIECE_SPECIALS, *continuations],
-        initial_alphabet=starts,
-        show_progress=False,
-    )
-    learner.train_from_iterator(texts, trainer)
-    tokenizer = hf.Tokenizer(
-        models.WordPiece(learner.get_vocab(), unk_token="[UNK]", max_input_chars_per_word=WORDPIECE_LONGEST_WORD)
-    )
-    tokenizer.pre_tokenizer = split
-    tokenizer.decoder = decoders.Sequence([decoders.Replace(hf.Regex("^##"), ""), decoders.ByteLevel()])
-    tokenizer.add_special_tokens(WORDPIECE_SPECIALS)
-    return tokenizer
-
-
-def _train_unigram(vocab_size: int, texts: Iterable[str]) -> hf.Tokenizer:
-    """Unigram (Kudo 2018) over bytes."""
-    _require_vocab_size("unigram", vocab_size, len(UNIGRAM_SPECIALS) + 256)
-    learner = _byte_level(models.Unigram())
-    trainer = trainers.UnigramTrainer(
-        vocab_size=vocab_size,
-        special_tokens=UNIGRAM_SPECIALS,
-        unk_token="<unk>",
-        initial_alphabet=_byte_characters(),
-        show_progress=False,
-    )
-    learner.train_from_iterator(texts, trainer)
-    pieces = json.loads(learner.to_str())["model"]["vocab"][len(UNIGRAM_SPECIALS) :]
-    specials = [(token, 0.0) for token in UNIGRAM_SPECIALS]
-    unknown = UNIGRAM_SPECIALS.index("<unk>")
-    learned = _canonical(pieces, vocab_size - len(specials))
-    tokenizer = _byte_level(models.Unigram([*specials, *learned], unk_id=unknown))
-    tokenizer.add_special_tokens(UNIGRAM_SPECIALS)
-    return tokenizer
-
-
-def _canonical(pieces: list[tuple[str, float]], limit: int) -> list[tuple[str, float]]:
-    """At most `limit` of the pieces, without the traces of the trainer's hash order, so that training twice agrees.
-
-    The trainer sums in random order, which moves scores by about 1e-11, and gives the bytes it never saw the lowest
-    score plus a step of 0.0001 each, in random order too. It also keeps pieces too many when `limit` is near 256.
-    """
-    lowest = min(score for _, score in pieces)
-    unseen = 0.0001 * 256
-    rounded = [(p, round(lowest if len(p) == 1 and s < lowest + unseen else s, 6)) for p, s in pieces]
-    # The bytes first, so that what is cut off is never one of them.
-    kept = sorted(rounded, key=lambda piece: (len(piece[0]) > 1, -piece[1], piece[0]))[:limit]
-    return sorted(kept, key=lambda piece: (-piece[1], piece[0]))
-
-
-_TRAINERS: dict[str, Callable[[int, Iterable[str]], hf.Tokenizer]] = {
-    "byte": _train_byte,
-    "character": _train_character,
-    "bpe": _train_bpe,
-    "wordpiece": _train_wordpiece,
-    "unigram": _train_unigram,
-}

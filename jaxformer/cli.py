@@ -1,4 +1,4 @@
-"""The command line: ``python train.py`` and ``jaxformer train``."""
+"""The command line: ``python train.py``, ``jaxformer train`` and ``jaxformer export``."""
 
 import argparse
 import errno
@@ -206,7 +206,28 @@ def _run(run: Any, display: Any) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {"train": train_command}
+def export_command(arguments: Sequence[str], program: str = "jaxformer export") -> int:
+    """Writes a run's model in the Hugging Face format and returns the exit code."""
+    parser = _Parser(prog=program, description="Write a run's model in the Hugging Face format.")
+    parser.add_argument("run", metavar="RUN", help="output_dir of the run, for instance runs/korean_topics")
+    parser.add_argument("folder", metavar="FOLDER", help="folder to write")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="upload the same files to the Hub")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="type of the file's tensors")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    options = parser.parse_args(list(arguments))
+
+    def command() -> int:
+        from jaxformer.training.console import Display
+        from jaxformer.training.export import export
+
+        for place in export(options.run, options.folder, push=options.push, dtype=options.dtype):
+            Display().say(f"written: {place}")
+        return 0
+
+    return guarded(command, options.debug)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {"train": train_command, "export": export_command}
 
 
 def main() -> None:
@@ -214,6 +235,6 @@ def main() -> None:
     name, *rest = sys.argv[1:] or ["--help"]
     if name not in COMMANDS:
         asked = name in ("-h", "--help")
-        print(f"usage: jaxformer {{{','.join(COMMANDS)}}} ...; jaxformer train --help says more", file=sys.stderr)
+        print(f"usage: jaxformer {{{','.join(COMMANDS)}}} ...; jaxformer COMMAND --help says more", file=sys.stderr)
         sys.exit(0 if asked else EXIT_USER_ERROR)
     sys.exit(COMMANDS[name](rest, f"jaxformer {name}"))

@@ -14,6 +14,7 @@ from jaxformer.hub.auto import (
 )
 from jaxformer.hub.pretrained import Pretrained, PretrainedWarning
 from jaxformer.hub.save import push_to_hub, save_pretrained
+from jaxformer.hub.tokenizer import AutoTokenizer
 
 __all__ = [
     "AutoConfig",
@@ -26,6 +27,7 @@ __all__ = [
     "AutoModelForSeq2SeqLM",
     "AutoModelForSequenceClassification",
     "AutoModelForTokenClassification",
+    "AutoTokenizer",
     "Pretrained",
     "PretrainedWarning",
     "push_to_hub",

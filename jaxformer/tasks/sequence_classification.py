@@ -135,7 +135,7 @@ class SequenceClassification:
 
     def model(self, config: TransformerConfig) -> nn.Module:
         """The body with a classification head."""
-        return heads.SequenceClassifier(config, len(self.labels) or 1)
+        return heads.SequenceClassifier(config, len(self.labels) or 1, self.labels)
 
     def rows(self, data: Sequence[R.Record]) -> Rows:
         """One row a record."""

@@ -145,7 +145,7 @@ class TokenClassification:
 
     def model(self, config: TransformerConfig) -> nn.Module:
         """The body with a classification head for each token."""
-        return heads.TokenClassifier(config, len(self.labels))
+        return heads.TokenClassifier(config, len(self.labels), self.labels)
 
     def rows(self, data: Sequence[R.Record]) -> Rows:
         """One row a record."""

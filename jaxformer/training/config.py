@@ -17,7 +17,7 @@ from jaxformer.schema import Schema, UserError
 from jaxformer.tasks import TASKS, CausalLMConfig, TaskConfig, check_fit, task_config
 from jaxformer.tokenizers import TokenizerConfig
 from jaxformer.training.optimizer import OptimizerConfig, ScheduleConfig
-from jaxformer.training.pretrained import CONFIG_FILE, TOKENIZER_FILE, check_run
+from jaxformer.training.pretrained import CONFIG_FILE, TOKENIZER_FILE, check_run, hub_model_keys, is_run
 
 
 class TrainingConfig(Schema):
@@ -107,21 +107,27 @@ class RunConfig(Schema):
 
 
 def _from_pretrained(keys: dict[str, Any], model: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The keys with the tokenizer, and the model's with the sizes, of the run that ``model.pretrained`` names."""
+    """The keys with the tokenizer, and the model's with the sizes, of what ``model.pretrained`` names."""
     if model.get("pretrained") is None:
         return keys, model
-    folder = Path(str(model["pretrained"])).expanduser()
-    check_run(folder)
-    earlier = read_yaml(folder / CONFIG_FILE)["model"]
+    source = str(model["pretrained"])
+    folder = Path(source).expanduser()
+    if is_run(source):
+        check_run(folder)
+        earlier = read_yaml(folder / CONFIG_FILE)["model"]
+        # The tokenizer may grow by the special tokens of another objective, and the vocabulary with it.
+        earlier.pop("vocab_size")
+        own_tokenizer = {"type": "file", "path": str(folder / TOKENIZER_FILE)}
+    else:
+        earlier = hub_model_keys(source)
+        own_tokenizer = {"type": "pretrained", "path": source}
     if model.get("type", earlier["type"]) != earlier["type"]:
         raise ValueError(
             f"model.type is {model['type']!r} and model.pretrained a {earlier['type']!r}, expected the same; leave out "
             "model.type"
         )
-    # The tokenizer may grow by the special tokens of another objective, and the vocabulary with it.
-    earlier = {key: value for key, value in earlier.items() if key not in ("vocab_size", "pretrained")}
-    tokenizer = keys.get("tokenizer") or {"type": "file", "path": str(folder / TOKENIZER_FILE)}
-    return {**keys, "tokenizer": tokenizer}, {**earlier, **model}
+    earlier.pop("pretrained", None)
+    return {**keys, "tokenizer": keys.get("tokenizer") or own_tokenizer}, {**earlier, **model}
 
 
 def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> RunConfig:

@@ -24,7 +24,7 @@ from jaxformer.training.console import Display, number
 from jaxformer.training.evaluation import Evaluator, in_words, put, write_report
 from jaxformer.training.flops import peak_flops
 from jaxformer.training.metrics import MetricsLog
-from jaxformer.training.pretrained import read_params, transfer
+from jaxformer.training.pretrained import earlier_params, transfer
 from jaxformer.training.run import CHECKPOINTS, Run, open_folder
 from jaxformer.training.state import TrainState, init_state
 from jaxformer.training.step import StepMetrics
@@ -131,7 +131,9 @@ class Trainer:
         source = run.config.model.pretrained
         if source is None:
             return state
-        params, done = transfer(state.params, read_params(Path(source).expanduser()))
+        earlier, elsewhere = earlier_params(source, run.model, tuple(getattr(run.task, "labels", ())))
+        params, done = transfer(state.params, earlier)
+        done.left += elsewhere
         self.display.say(f"took {len(done.taken)} parameters from {source}")
         if done.left:
             self.display.say(f"left there: {', '.join(done.left)}")

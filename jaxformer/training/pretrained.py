@@ -1,4 +1,7 @@
-"""Starting from an earlier run: its sizes and tokenizer, and the parameters that the new model has too."""
+"""Starting from an earlier model: its sizes and tokenizer, and the parameters that the new model has too.
+
+The earlier model is a run's folder, or one in the Hugging Face format: a folder or a name on the Hub.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +12,79 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxformer.families import get_family
+from jaxformer.families.convert import read_params as read_hub_params
+from jaxformer.hub.kinds import abstract_params, build, kind_of
+from jaxformer.hub.pretrained import read_config, untie_by
+from jaxformer.hub.repository import Repository
+from jaxformer.hub.weights import open_weights
+from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
 from jaxformer.training.checkpoint import Checkpoints
 
 CONFIG_FILE, TOKENIZER_FILE, CHECKPOINTS = "config.yaml", "tokenizer.json", "checkpoints"
+
+
+def is_run(source: str) -> bool:
+    """Whether ``model.pretrained`` names a run's folder, rather than a model in the Hugging Face format.
+
+    A folder with nothing of either is taken for a run that has not got far, and ``check_run`` says what it lacks.
+    """
+    folder = Path(source).expanduser()
+    return folder.is_dir() and not (folder / "config.json").exists()
+
+
+def hub_model_keys(source: str) -> dict[str, Any]:
+    """The model's keys from a ``config.json``; no weights are downloaded.
+
+    Raises:
+        UserError: if there is none, or it makes no sense.
+    """
+    config = read_config(Repository(source)).config
+    # How the model is run is the new run's affair.
+    return config.model_dump(exclude={"pretrained", "dtype", "remat", "unroll", "attention_implementation"})
+
+
+def read_hub(source: str, model: nn.Module, labels: tuple[str, ...]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The parameters of a model in the Hugging Face format by our names, and its names that no parameter took.
+
+    The head comes along where the checkpoint has one of the same kind, with the same classes in the same order.
+
+    Raises:
+        UserError: if the weights are missing or broken.
+    """
+    repository = Repository(source)
+    described = read_config(repository)
+    hub = get_family(described.config.type).hub
+    kind = kind_of(model)
+    kind = kind if kind in hub.heads else "body"
+    weights = open_weights(repository)
+    config: TransformerConfig = untie_by(described, weights)
+    theirs = build(config, kind, num_labels=getattr(model, "num_labels", 2))
+    loaded = read_hub_params(hub, config, kind, weights, nn.unbox(abstract_params(theirs)), may_differ=True)
+    params = {name: np.asarray(array) for name, array in loaded.params.items()}
+    named = described.labels and not all(name.startswith("LABEL_") for name in described.labels)
+    if labels and named and described.labels != labels:
+        params = {name: array for name, array in params.items() if not name.startswith("classifier/")}
+    return params, loaded.left
+
+
+def earlier_params(
+    source: str, model: nn.Module, labels: tuple[str, ...] = ()
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The parameters of what ``model.pretrained`` names, by our names, and names of others that have no place here.
+
+    Args:
+        source: a run's folder, a folder in the Hugging Face format or a name on the Hub.
+        model: the new one.
+        labels: names of its classes.
+
+    Raises:
+        UserError: if there are none.
+    """
+    if is_run(source):
+        return read_params(Path(source).expanduser()), []
+    return read_hub(source, model, labels)
 
 
 def check_run(folder: Path) -> None:

@@ -1,9 +1,10 @@
 """A run put together from its configuration: tokenizer, data, model, task, optimizer, mesh and the state's shapes."""
 
 import contextlib
+import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from jaxformer.data.corpus import Split, open_corpus
 from jaxformer.data.loader import TrainBatches
 from jaxformer.data.records import open_records
 from jaxformer.data.rows import Rows
+from jaxformer.hub.tokenizer import AutoTokenizer
 from jaxformer.parallel.mesh import check_batch, make_mesh
 from jaxformer.schema import UserError
 from jaxformer.tasks import Bound, Task, build_task
@@ -42,6 +44,9 @@ FREE_KEYS = (
     "data.num_threads",
     "data.prefetch",
     "model.pretrained",
+    "model.pad_token_id",
+    "model.bos_token_id",
+    "model.eos_token_id",
     "model.remat",
     "model.unroll",
     "model.attention_implementation",
@@ -184,6 +189,11 @@ def prepare(config: RunConfig, display: Display) -> Run:
     read = _read_text if config.task.reads == "text" else _read_records
     tokenizer, splits = read(config, folder, display)
     run = Run(_fit_vocabulary(config, tokenizer), folder, tokenizer, splits)
+    labels = getattr(run.task, "labels", None)
+    if labels and getattr(config.task, "labels", labels) is None:
+        # Those found in the data stand in the run's config.yaml, so that the model can be read without the data.
+        task = run.config.task.model_copy(update={"labels": list(labels)})
+        run = dataclasses.replace(run, config=run.config.model_copy(update={"task": task}))
     _ = run.train_batches  # a text shorter than one row should be refused now
     return run
 
@@ -217,23 +227,32 @@ def _tokenizer(config: RunConfig, name: str, texts: Iterable[str], folder: Path,
     """The run's own tokenizer if the folder has one, so that a resumed run cannot train another."""
     if (folder / CHECKPOINTS).exists() and (folder / TOKENIZER_FILE).exists():
         return load_tokenizer(folder / TOKENIZER_FILE)
-    with display.counting(f"training a {config.tokenizer.type} tokenizer on {name}", "texts") as counter:
-
-        def counted() -> Iterator[str]:
-            size = 0
-            for count, text in enumerate(texts):
-                size += len(text)
-                counter(count, size)
-                yield text
-
-        tokenizer = build_tokenizer(config.tokenizer, counted())
+    c = config.tokenizer
+    if c.type == "pretrained":
+        tokenizer = AutoTokenizer.from_pretrained(str(c.path)).for_training()
+    elif c.type == "file":
+        tokenizer = build_tokenizer(c, ())
+    else:
+        with display.counting(f"training a {c.type} tokenizer on {name}", "texts") as counter:
+            tokenizer = build_tokenizer(c, _counted(texts, counter))
     # An objective may need tokens that no text holds (a mask, sentinels).
     return tokenizer.with_special_tokens(config.task.special_tokens, config.task.sentinels)
+
+
+def _counted(texts: Iterable[str], counter: Callable[[int, int], None]) -> Iterator[str]:
+    size = 0
+    for count, text in enumerate(texts):
+        size += len(text)
+        counter(count, size)
+        yield text
 
 
 def _fit_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
     """The configuration with what the tokenizer says of the model: the vocabulary's size and the special ids."""
     size = config.model.vocab_size
+    if size is not None and config.model.pretrained is not None:
+        # An objective's special tokens are further rows of the table; spare rows of the table stay.
+        size = max(size, tokenizer.vocab_size)
     if size is not None and size < tokenizer.vocab_size:
         raise UserError(
             f"model.vocab_size is {size}, expected at least the tokenizer's {tokenizer.vocab_size}; "

@@ -1,0 +1,110 @@
+"""A run's model in the Hugging Face format."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+from flax.traverse_util import unflatten_dict
+from tokenizers import processors
+
+from jaxformer.hub.save import push_to_hub, save_pretrained
+from jaxformer.hub.tokenizer import AutoTokenizer, PretrainedTokenizer
+from jaxformer.tasks import Bound, build_task
+from jaxformer.tokenizers import Role, Tokenizer, load_tokenizer
+from jaxformer.training.config import RunConfig, parse_config, read_yaml
+from jaxformer.training.pretrained import CONFIG_FILE, TOKENIZER_FILE, check_run, read_params
+
+
+class Trained(NamedTuple):
+    """What a run made: a model, its parameters, its tokenizer, and the last results on the validation data."""
+
+    model: Any
+    params: Any
+    tokenizer: PretrainedTokenizer
+    metrics: Mapping[str, float]
+
+
+def load_run(folder: str | Path) -> Trained:
+    """The model of a run, from the newest whole checkpoint in its folder; its average of the weights if it kept one.
+
+    The data it was trained on is not read.
+
+    Raises:
+        UserError: if the folder holds no run, or one that has not saved yet.
+    """
+    path = Path(folder).expanduser()
+    check_run(path)
+    keys = read_yaml(path / CONFIG_FILE)
+    keys["model"].pop("pretrained", None)  # it may be gone, and its keys are all in the file
+    config = parse_config(keys, str(path / CONFIG_FILE))
+    tokenizer = load_tokenizer(path / TOKENIZER_FILE)
+    task = build_task(config.task, Bound(tokenizer, config.model, config.sequence_length, config.data.layout, ()))
+    params = unflatten_dict(read_params(path), sep="/")
+    model = task.model(config.model)
+    return Trained(model, params, hub_tokenizer(config, tokenizer), _last_metrics(path))
+
+
+def hub_tokenizer(config: RunConfig, tokenizer: Tokenizer) -> PretrainedTokenizer:
+    """The run's tokenizer as users of Hugging Face call it, with the special tokens that the model was trained with."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(folder)
+        opened = AutoTokenizer.from_pretrained(folder, model_max_length=config.model.max_length)
+    ids = {f"{role}_token": tokenizer.find_special(role) for role in get_args(Role)} | {"eos_token": tokenizer.eos_id}
+    for name, found in ids.items():
+        if found is not None and getattr(opened, name) is None:
+            setattr(opened, name, opened.convert_ids_to_tokens(found))
+    opened.model_input_names = ["input_ids", *(["token_type_ids"] if config.model.token_types > 1 else [])]
+    opened.model_input_names.append("attention_mask")
+    if not isinstance(opened.backend.post_processor, processors.TemplateProcessing | processors.BertProcessing):
+        _frame(opened, config)
+    return opened
+
+
+def _frame(tokenizer: PretrainedTokenizer, config: RunConfig) -> None:
+    """Puts the special tokens around a text that the objective puts there, where the tokenizer does not yet."""
+    roles = config.task.special_tokens
+    cls, sep = tokenizer.cls_token or tokenizer.bos_token, tokenizer.sep_token or tokenizer.eos_token
+    if "cls" in roles:
+        single, pair = f"{cls} $A {sep}", f"{cls} $A {sep} $B:1 {sep}:1"
+    elif "sep" in roles and config.model.architecture == "encoder_decoder":
+        single, pair = f"$A {sep}", f"$A {sep} $B {sep}"
+    else:
+        return
+    used = {token: tokenizer.convert_tokens_to_ids(token) for token in (cls, sep) if token in single.split()}
+    tokenizer.backend.post_processor = processors.TemplateProcessing(
+        single=single, pair=pair, special_tokens=list(used.items())
+    )
+
+
+def _last_metrics(folder: Path) -> dict[str, float]:
+    """The results of the last evaluation, by name."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    records = [json.loads(line) for line in lines if '"eval"' in line]
+    if not records:
+        return {}
+    return {k: float(v) for k, v in records[-1].items() if k not in ("step", "split", "examples", "tokens")}
+
+
+def export(folder: str | Path, target: str | Path, *, push: str | None = None, dtype: str | None = None) -> list[str]:
+    """Writes a run's model in the Hugging Face format, and to the Hub if asked.
+
+    Args:
+        folder: ``output_dir`` of the run.
+        target: folder to write.
+        push: ``owner/name`` on the Hub, which the same files are uploaded to.
+        dtype: of the file's tensors; default float32.
+
+    Returns:
+        Where it went: the folder, and the address on the Hub.
+
+    Raises:
+        UserError: if there is no such run, its model has no Hugging Face format, or the Hub refuses it.
+    """
+    model, params, tokenizer, metrics = load_run(folder)
+    written = [str(save_pretrained(target, model, params, tokenizer, metrics=metrics, dtype=dtype))]
+    if push is not None:
+        written.append(push_to_hub(push, model, params, tokenizer, metrics=metrics, dtype=dtype))
+    return written

@@ -98,7 +98,7 @@ class Pooler(nn.Module):
     def __call__(self, hidden: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
         """``[B, T, D]`` to ``[B, D]``."""
         B, T = hidden.shape[:2]
-        real = jnp.ones((B, T), bool) if attention_mask is None else attention_mask.astype(bool)
+        real = jnp.ones((B, T), bool) if attention_mask is None else jnp.asarray(attention_mask, bool)
         if self.config.pooled_state == "mean":
             total = jnp.sum(jnp.where(real[..., None], hidden.astype(jnp.float32), 0.0), axis=1)
             return self.transform((total / jnp.maximum(jnp.sum(real, axis=1), 1)[:, None]).astype(hidden.dtype))

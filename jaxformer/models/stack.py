@@ -213,6 +213,12 @@ class Stack(nn.Module):
                 prefix.
         """
         c = self.config
+        # A tokenizer returns NumPy arrays.
+        input_ids = jnp.asarray(input_ids)
+        attention_mask, position_ids, segment_ids, token_type_ids, prefix_mask = (
+            None if array is None else jnp.asarray(array)
+            for array in (attention_mask, position_ids, segment_ids, token_type_ids, prefix_mask)
+        )
         B, T = input_ids.shape
         self._check(T, segment_ids, cache)
         if prefix_mask is not None and cache is not None:

@@ -211,7 +211,7 @@ class EncoderDecoder(nn.Module):
             deterministic,
             table=self.shared(),
         )
-        real = None if attention_mask is None else attention_mask.astype(bool)
+        real = None if attention_mask is None else jnp.asarray(attention_mask, bool)
         return Context(hidden, real, segment_ids)
 
     def decode(
@@ -292,6 +292,8 @@ class EncoderDecoder(nn.Module):
         deterministic: bool = True,
     ) -> tuple[Context, jax.Array]:
         """What the encoder gives and the decoder's last hidden states; arguments as in ``__call__``."""
+        input_ids = jnp.asarray(input_ids)
+        attention_mask = None if attention_mask is None else jnp.asarray(attention_mask)
         # What encoder and decoder have in common is numbered once.
         if not deterministic and example_ids is None:
             example_ids = jnp.arange(input_ids.shape[0])

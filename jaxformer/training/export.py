@@ -57,7 +57,7 @@ def hub_tokenizer(config: RunConfig, tokenizer: Tokenizer) -> PretrainedTokenize
             setattr(opened, name, opened.convert_ids_to_tokens(found))
     opened.model_input_names = ["input_ids", *(["token_type_ids"] if config.model.token_types > 1 else [])]
     opened.model_input_names.append("attention_mask")
-    if not isinstance(opened.backend.post_processor, processors.TemplateProcessing | processors.BertProcessing):
+    if not opened.num_special_tokens_to_add():
         _frame(opened, config)
     return opened
 

@@ -1,0 +1,128 @@
+"""From the Hugging Face format into training, and from a run back into it."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+import jaxformer
+from jaxformer.hub.kinds import build
+from jaxformer.schema import UserError
+from jaxformer.training.config import parse_config
+from jaxformer.training.evaluation import evaluate_checkpoint
+from jaxformer.training.export import export, load_run
+from jaxformer.training.loop import StopRequest, Trainer
+from jaxformer.training.plan import plan
+from tests.training.helpers import make_run, quiet, run_training, tiny_keys
+from tests.training.test_pretrained import labelled_keys, pretraining_keys
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def write_bert(folder, kind="masked_lm", labels=(), spare_rows=3):
+    """A tiny BERT with the vocabulary of the labelled texts, as others publish it."""
+    vocabulary = [*SPECIAL, "cat", "dog", "mat", "hat", *"abcdehmotgn"]
+    sizes = {"hidden_size": 16, "num_heads": 2, "num_layers": 2, "max_length": 32, "dropout": 0.0}
+    keys = {"type": "bert", **sizes, "attention_dropout": 0.0, "vocab_size": len(vocabulary) + spare_rows}
+    model = build(parse_config({"model": keys}, "a test").model, kind, num_labels=len(labels) or 2, labels=labels)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+    import flax.linen as nn
+
+    jaxformer.save_pretrained(folder, model, nn.unbox(params))
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    return folder
+
+
+def fine_tuning_keys(folder, source, **training):
+    keys = labelled_keys(folder, source, **training)
+    return {**keys, "training": keys["training"] | {"sequence_length": 16}}
+
+
+def test_a_published_body_is_fine_tuned(tmp_path):
+    source = write_bert(tmp_path / "bert")
+    run = make_run(fine_tuning_keys(tmp_path, source))
+    assert run.config.model.vocab_size == 23, "spare rows of the table stay"
+    assert run.tokenizer.encode("cat dog") == [5, 6] and run.tokenizer.special_id("cls") == 2
+    trainer = Trainer(run, quiet(), StopRequest())
+    _, read = jaxformer.AutoModelForMaskedLM.from_pretrained(source)
+    before, after = (flatten_dict(tree, sep="/") for tree in (read, trainer.state.params))
+    assert after.keys() - before.keys() == {
+        f"{n}/{p}" for n in ("classifier", "pooler/dense") for p in ("kernel", "bias")
+    }
+    for name in after.keys() & before.keys():
+        np.testing.assert_array_equal(after[name], before[name])
+    trainer.train()
+    trainer.close()
+    assert evaluate_checkpoint(run)[3].metrics["accuracy"] > 0.9
+
+
+def test_a_head_of_the_same_classes_comes_along_and_of_others_does_not(tmp_path):
+    labels = ("animal", "thing")
+    for number, (names, kept) in enumerate([(labels, True), (labels[::-1], False), ((), True)]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        source = write_bert(folder / "bert", "sequence_classification", names)
+        trainer = Trainer(make_run(fine_tuning_keys(folder, source)), quiet(), StopRequest())
+        _, read = jaxformer.AutoModelForSequenceClassification.from_pretrained(source)
+        same = np.array_equal(trainer.state.params["classifier"]["kernel"], read["classifier"]["kernel"])
+        assert same is kept
+        trainer.close()
+
+
+def test_the_plan_needs_no_weights(tmp_path):
+    source = write_bert(tmp_path / "bert")
+    (source / "model.safetensors").unlink()
+    run = make_run(fine_tuning_keys(tmp_path, source))
+    assert "bert" in plan(run)["model"]
+    with pytest.raises(UserError, match="has no weights, expected model"):
+        Trainer(run, quiet(), StopRequest())
+
+
+def test_what_does_not_go_with_it_is_refused(tmp_path):
+    source = write_bert(tmp_path / "bert")
+    keys = fine_tuning_keys(tmp_path, source)
+    with pytest.raises(UserError, match=r"model\.type is 'gpt2' and model\.pretrained a 'bert', expected the same"):
+        make_run(keys | {"model": {**keys["model"], "type": "gpt2"}})
+    with pytest.raises(UserError, match="is no folder and no name on the Hub"):
+        make_run(keys | {"model": {"pretrained": str(tmp_path / "no/such/folder")}})
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classifier")
+    body = run_training(pretraining_keys(folder)).folder
+    return run_training(labelled_keys(folder, body)).folder
+
+
+def test_a_run_is_exported_and_opened(classifier, tmp_path):
+    assert export(classifier, tmp_path / "out") == [str(tmp_path / "out")]
+    model, params = jaxformer.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    tokenizer = jaxformer.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert model.labels == ("animal", "thing")
+    predictions = [json.loads(line) for line in (classifier / "predictions.jsonl").read_text().splitlines()]
+    batch = tokenizer([row["text"] for row in predictions], padding=True)
+    assert set(batch) == {"input_ids", "attention_mask", "token_type_ids"}
+    logits = model.apply({"params": params}, **batch).logits
+    expected = [[row["probabilities"][name] for name in model.labels] for row in predictions]
+    np.testing.assert_allclose(jax.nn.softmax(logits), expected, atol=1e-5)
+    assert (
+        f"| accuracy | {load_run(classifier).metrics['accuracy']:.4g} |" in (tmp_path / "out" / "README.md").read_text()
+    )
+
+
+def test_a_language_model_is_exported_with_its_end_of_text(tmp_path):
+    folder = run_training(tiny_keys(tmp_path, steps=2)).folder
+    export(folder, tmp_path / "out", dtype="bfloat16")
+    model, _ = jaxformer.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokenizer = jaxformer.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.eos_token_id == model.config.eos_token_id == load_run(folder).model.config.eos_token_id
+    assert tokenizer("abc").input_ids == load_run(folder).tokenizer("abc").input_ids
+
+
+def test_export_of_what_is_no_run(tmp_path):
+    with pytest.raises(UserError, match=r"has no config\.yaml; expected the output_dir of a run"):
+        export(tmp_path, tmp_path / "out")

@@ -216,3 +216,9 @@ def test_distances_that_have_no_logarithmic_bucket_are_refused():
     with pytest.raises(ValueError, match=r"max_distance is 16, expected more than 16"):
         relative_buckets(jnp.array([0]), bidirectional=False, num_buckets=32, max_distance=16)
     relative_buckets(jnp.array([0]), bidirectional=True, num_buckets=32, max_distance=16)
+
+
+def test_sinusoids_in_halves_are_the_same_waves_in_another_order():
+    places = jnp.arange(5)[None]
+    pairs, halves = sinusoidal_positions(places, 6), sinusoidal_positions(places, 6, halves=True)
+    np.testing.assert_array_equal(halves, pairs[..., jnp.array([0, 2, 4, 1, 3, 5])])

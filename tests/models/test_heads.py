@@ -1,0 +1,63 @@
+"""Pooling and what a decoder reads of a text, worked out by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxformer.families import build_model, model_config
+from jaxformer.models import TransformerConfig
+from jaxformer.models.heads import Pooler, TokenClassifier
+
+STATES = jnp.arange(24.0).reshape(2, 3, 4)
+MASK = jnp.array([[1, 1, 0], [0, 1, 1]])  # padded right, padded left
+
+
+def config_of(**keys):
+    sizes = {"hidden_size": 4, "num_heads": 2, "num_layers": 1, "vocab_size": 20, "max_length": 8}
+    return TransformerConfig(**model_config({**sizes, **keys}))
+
+
+@pytest.mark.parametrize(
+    ("family", "pooling", "expected"),
+    [
+        ("bert", None, [[0, 1, 2, 3], [16, 17, 18, 19]]),
+        ("bert", "last", [[4, 5, 6, 7], [20, 21, 22, 23]]),
+        ("bert", "mean", [[2, 3, 4, 5], [18, 19, 20, 21]]),
+        ("gpt2", None, [[4, 5, 6, 7], [20, 21, 22, 23]]),
+        ("gpt2", "first", [[0, 1, 2, 3], [16, 17, 18, 19]]),
+    ],
+)
+def test_the_state_of_a_text(family, pooling, expected):
+    pooler = Pooler(config_of(type=family, pooling=pooling, pooler=None))
+    np.testing.assert_array_equal(pooler.apply({}, STATES, MASK), expected)
+
+
+def test_the_mean_of_nothing_is_zero_and_padding_may_hold_anything():
+    pooler = Pooler(config_of(type="bert", pooling="mean", pooler=None))
+    poisoned = STATES.at[0, 2].set(jnp.inf).at[1].set(jnp.nan)
+    pooled = pooler.apply({}, poisoned, MASK.at[1].set(0))
+    np.testing.assert_array_equal(pooled, [[2, 3, 4, 5], [0, 0, 0, 0]])
+
+
+def test_the_layer_of_the_pooler_before_every_token():
+    model = TokenClassifier(config_of(type="modernbert", window=3, global_every=2), 3)
+    params = model.init(jax.random.key(0), jnp.ones((1, 2), int))["params"]
+    assert set(params["pooler"]) == {"dense", "norm"} and set(params["pooler"]["dense"]) == {"kernel"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "mask", "segments", "expected"),
+    [
+        ({"decoder_start_token_id": 9}, None, None, [[9, 1, 2, 3], [9, 5, 6, 7]]),
+        ({"decoder_start_token_id": 9}, [[1, 1, 1, 0], [0, 0, 1, 1]], None, [[9, 1, 2, 3], [0, 5, 9, 7]]),
+        ({"decoder_start_token_id": 9}, None, [[1, 1, 2, 2], [1, 2, 2, 0]], [[9, 1, 9, 3], [9, 9, 6, 7]]),
+        ({"decoder_start": "last"}, [[1, 1, 1, 0], [0, 0, 1, 1]], None, [[3, 1, 2, 3], [0, 5, 8, 7]]),
+        ({}, None, None, [[1, 2, 3, 4], [5, 6, 7, 8]]),
+    ],
+)
+def test_what_the_decoder_reads_of_a_text(keys, mask, segments, expected):
+    model = build_model(config_of(type="bart", **keys))
+    arrays = [None if a is None else jnp.array(a) for a in (mask, segments)]
+    shifted = model.apply({}, jnp.array([[1, 2, 3, 4], [5, 6, 7, 8]]), *arrays, method="shifted")
+    np.testing.assert_array_equal(shifted, expected)

@@ -13,6 +13,7 @@ from jaxformer.data.loader import evaluation_batches
 from jaxformer.parallel.mesh import BATCH
 from jaxformer.schema import UserError
 from jaxformer.tasks import Report
+from jaxformer.tasks.base import TaskSchema
 from jaxformer.tasks.picture import confusion_picture
 from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.pretrained import CHECKPOINTS
@@ -109,6 +110,11 @@ def write_report(report: Report, folder: Path) -> list[Path]:
         files.append(folder / CONFUSION)
         confusion_picture(report.labels, report.confusion, files[1])
     return files
+
+
+def amount(weight: float, task: TaskSchema) -> str:
+    """What a loss is a mean over, in words: class weights make it another number than that of the examples."""
+    return f"{weight:,.0f} {task.unit}{' by class weight' if getattr(task, 'class_weights', None) else ''}"
 
 
 def in_words(report: Report) -> str:

@@ -21,7 +21,7 @@ from jaxformer.schema import UserError
 from jaxformer.tasks import Report
 from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.console import Display, number
-from jaxformer.training.evaluation import Evaluator, in_words, put, write_report
+from jaxformer.training.evaluation import Evaluator, amount, in_words, put, write_report
 from jaxformer.training.flops import peak_flops
 from jaxformer.training.metrics import MetricsLog
 from jaxformer.training.pretrained import earlier_params, transfer
@@ -239,7 +239,7 @@ class Trainer:
             params = self.state.evaluation_params
             values, weight = self.evaluator.losses(params)
             task = self.run.config.task
-            said = f"step {self.step}: validation loss {values['loss']:.4f} over {int(weight):,} {task.unit}"
+            said = f"step {self.step}: validation loss {values['loss']:.4f} over {amount(weight, task)}"
             if self.step >= self.run.config.training.steps or not task.report_at_end:
                 report = self.current_report()
                 values |= {} if report is None else report.metrics

@@ -1,19 +1,21 @@
 """A model's files: a folder, or a repository of the Hub whose files are downloaded as they are asked for."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from huggingface_hub import hf_hub_download
+import huggingface_hub
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
-    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -35,12 +37,17 @@ def bare_name(file: str, said_by: str) -> str:
     return file
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error that says something, or its kind."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 @dataclass(frozen=True)
 class Repository:
     """Where a model's files are.
 
     The cache, the endpoint, the token and offline mode are those of ``huggingface_hub``: ``HF_HOME``, ``HF_ENDPOINT``,
-    ``HF_TOKEN``, ``HF_HUB_OFFLINE``.
+    ``HF_TOKEN``, ``HF_HUB_OFFLINE``. All files are those of one commit: the one that the first of them came from.
 
     Attributes:
         name: a folder, or ``owner/name`` on the Hub.
@@ -55,6 +62,8 @@ class Repository:
     token: str | bool | None = None
     cache_dir: str | Path | None = None
     local_files_only: bool = False
+    # Found with the first file: a branch that moves between two files must not mix two models.
+    _commit: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @cached_property
     def folder(self) -> Path | None:
@@ -85,47 +94,68 @@ class Repository:
         if self.folder is not None:
             path = self.folder / file
             return path if path.is_file() else None
+        revision = self._commit[0] if self._commit else self.revision
+        if self._commit and self._is_known_absent(file, revision):
+            return None
         try:
             found = hf_hub_download(
                 self.name,
                 file,
-                revision=self.revision,
+                revision=revision,
                 token=self.token,
                 cache_dir=self.cache_dir,
                 local_files_only=self.local_files_only,
             )
-        except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
-            raise UserError(self._refusal(error)) from error
-        except LocalEntryNotFoundError as error:
-            if self._is_known_absent(file):
+        except (RemoteEntryNotFoundError, LocalEntryNotFoundError) as error:
+            if isinstance(error, RemoteEntryNotFoundError) or self._is_known_absent(file, revision):
                 return None
-            raise UserError(
-                f"{file} of {self.name} is not in the cache and the Hub was not asked or gave no answer; "
-                "expected a network, or the file in the cache; check the connection and HF_HUB_OFFLINE"
-            ) from error
-        except EntryNotFoundError:
-            return None
-        except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-            raise UserError(f"{file} of {self.name} could not be downloaded: {str(error).splitlines()[0]}") from error
-        return Path(found)
+            raise UserError(self._refusal(file, error.__cause__ or OfflineModeIsEnabled())) from error
+        except (HTTPError, OSError) as error:
+            raise UserError(self._refusal(file, error)) from error
+        path = Path(found)
+        if not self._commit:
+            self._commit.append(path.parents[file.count("/")].name)
+        return path
 
-    def _is_known_absent(self, file: str) -> bool:
-        """Whether the cache, asked alone, has the repository but not this file: then it has none as far as we know."""
-        from huggingface_hub import try_to_load_from_cache
+    def _is_known_absent(self, file: str, revision: str | None) -> bool:
+        """Whether the cache says that there is no such file: the Hub said so once, or listed all there are."""
+        if try_to_load_from_cache(self.name, file, self.cache_dir, revision) is _CACHED_NO_EXIST:
+            return True
+        # Downloads of whole repositories keep the list since version 2 of the library.
+        listing = getattr(huggingface_hub, "get_cached_repo_tree", None)
+        if listing is None:
+            return False
+        try:
+            listed = listing(self.name, revision=revision, cache_dir=self.cache_dir)
+        except Exception:  # there is none, or it is damaged: nothing is known
+            return False
+        return file not in {entry.path for entry in listed}
 
-        config = try_to_load_from_cache(self.name, "config.json", self.cache_dir, self.revision)
-        wanted = try_to_load_from_cache(self.name, file, self.cache_dir, self.revision)
-        return isinstance(config, str) and not isinstance(wanted, str)
-
-    def _refusal(self, error: Exception) -> str:
+    def _refusal(self, file: str, error: BaseException) -> str:
+        """What keeps a file from us and what to do, in one line."""
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
         if isinstance(error, GatedRepoError):
             return f"{self.name} is gated, expected a token with access; accept its terms on the Hub, then set HF_TOKEN"
         if isinstance(error, RevisionNotFoundError):
             return f"{self.name} has no revision {self.revision!r}, expected a branch, tag or commit of it"
-        return (
-            f"{self.name} is no folder here and no repository on the Hub that this token can see; "
-            "check the name, or set HF_TOKEN if it is private"
-        )
+        if isinstance(error, RepositoryNotFoundError):
+            return (
+                f"{self.name} is no folder here and no repository on the Hub that this token can see; "
+                "check the name, or set HF_TOKEN if it is private"
+            )
+        if isinstance(error, OfflineModeIsEnabled):
+            return (
+                f"{file} of {self.name} is not in the cache, which does not know whether there is one, and the Hub was "
+                "not to be asked, expected it in the cache; open the model once without HF_HUB_OFFLINE and "
+                "local_files_only"
+            )
+        if status == 401:
+            return f"the Hub refuses the token given for {self.name}, expected a valid one; set HF_TOKEN anew"
+        if status is None and not isinstance(error, OSError):
+            return f"{file} of {self.name} is not in the cache and the Hub cannot be reached, expected a network: " + (
+                f"{first_line(error)}; check the connection and HF_ENDPOINT"
+            )
+        return f"{file} of {self.name} could not be downloaded: {first_line(error)}; try again later"
 
     def get(self, file: str) -> Path:
         """The file's path.
@@ -134,9 +164,7 @@ class Repository:
             UserError: if the model has no such file, or it cannot be had.
         """
         path = self.find(file)
-        if path is None:
-            raise UserError(f"{self.name} has no {file}, expected one; check that it is a model's folder or repository")
-        return path
+        return self._absent(file) if path is None else path
 
     def find_json(self, file: str) -> dict[str, Any] | None:
         """What a JSON file holds; None if the model has no such file.
@@ -163,7 +191,8 @@ class Repository:
         Raises:
             UserError: if there is no such file or it is not a JSON object.
         """
-        self.get(file)
         found = self.find_json(file)
-        assert found is not None
-        return found
+        return self._absent(file) if found is None else found
+
+    def _absent(self, file: str) -> NoReturn:
+        raise UserError(f"{self.name} has no {file}, expected one; check that it is a model's folder or repository")

@@ -1,11 +1,13 @@
 """Models into the Hugging Face format, in a folder or on the Hub."""
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,6 +17,7 @@ from jaxformer.families.convert import params_to_hf
 from jaxformer.hub.card import model_card
 from jaxformer.hub.kinds import kind_of
 from jaxformer.hub.pretrained import CONFIG_FILE, describe
+from jaxformer.hub.repository import first_line
 from jaxformer.hub.weights import SAFETENSORS, SAFETENSORS_INDEX
 from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
@@ -114,7 +117,8 @@ def save_pretrained(
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{target} cannot be made: {error.strerror}; choose another folder") from None
-    tensors = params_to_hf(get_family(config.type).hub, config, kind, params)
+    # What ``model.init`` gives is still in boxes with the names of its axes.
+    tensors = params_to_hf(get_family(config.type).hub, config, kind, nn.unbox(params))
     written = _write_weights(target, tensors, dtype, shard_bytes)
     _write_json(target / CONFIG_FILE, {**hf, "dtype": written})
     if kind in ("causal_lm", "seq2seq_lm"):
@@ -183,16 +187,18 @@ def push_to_hub(
     message: str = "Upload model",
     **saved: Any,
 ) -> str:
-    """Writes a model as ``save_pretrained`` does and uploads it.
+    """Writes a model as ``save_pretrained`` does and uploads it, in one commit.
+
+    Weights of an earlier model that the new files do not replace, such as its shards, are deleted by the same commit.
 
     Args:
-        name: ``owner/name``; the repository is made if there is none.
+        name: ``owner/name``, or ``name`` of your own; the repository is made if there is none.
         model: as of ``save_pretrained``.
         params: its parameters.
         tokenizer: from ``AutoTokenizer``.
         private: whether a new repository is; default: the owner's.
         token: access token with the right to write; default: the stored one.
-        revision: branch; default ``main``.
+        revision: branch, made if there is none; default ``main``.
         message: of the commit.
         **saved: ``metrics``, ``card``, ``dtype``, ``shard_bytes`` of ``save_pretrained``.
 
@@ -203,17 +209,55 @@ def push_to_hub(
         UserError: if the format cannot hold the model, or the Hub refuses it.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(f"{name!r} is no name on the Hub, expected owner/name: {first_line(error)}") from None
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
-        path = save_pretrained(Path(folder) / name.split("/")[-1], model, params, tokenizer, **saved)
+        path = save_pretrained(folder, model, params, tokenizer, **saved)
         try:
             made = api.create_repo(name, private=private, exist_ok=True)
-            info = api.upload_folder(repo_id=made.repo_id, folder_path=path, revision=revision, commit_message=message)
-        except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"{name} could not be uploaded: {first}; log in with `hf auth login` or set HF_TOKEN"
-            ) from error
-    return str(info.commit_url)
+            metrics, card = saved.get("metrics") or {}, saved.get("card") or {}
+            _write_text(path / CARD_FILE, model_card(made.repo_id, kind_of(model), model.config, metrics, card))
+            return _commit(api, made.repo_id, path, revision, message)
+        except Exception as error:  # the library, the one below it and the one for large files raise many kinds
+            raise UserError(f"{name} could not be uploaded: {_refusal(error)}") from error
+
+
+# What ``open_weights`` would read: files of these names that a commit does not replace are of the model before.
+WEIGHTS = re.compile(r"(model|pytorch_model|flax_model)(-\d+-of-\d+)?\.(safetensors|bin|msgpack)(\.index\.json)?")
+
+
+def _commit(api: Any, name: str, folder: Path, revision: str | None, message: str) -> str:
+    """One commit with all files, so that no one can read half a model; the address of the commit."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    if revision is not None and not revision.startswith("refs/"):
+        api.create_branch(name, branch=revision, exist_ok=True)
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    there = api.list_repo_files(name, revision=revision)
+    stale = [file for file in there if WEIGHTS.fullmatch(file) and file not in files]
+    operations = [
+        *(CommitOperationAdd(path_in_repo=file, path_or_fileobj=path) for file, path in files.items()),
+        *(CommitOperationDelete(path_in_repo=file) for file in stale),
+    ]
+    return str(api.create_commit(name, operations, commit_message=message, revision=revision).commit_url)
+
+
+def _refusal(error: BaseException) -> str:
+    """Why the Hub did not take something and what to do."""
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
+
+    while isinstance(error, RuntimeError) and error.__cause__ is not None:  # it only says which file it was
+        error = error.__cause__
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if status == 401 or isinstance(error, LocalTokenNotFoundError):
+        return "expected a valid token with the right to write; log in with `hf auth login` or set HF_TOKEN"
+    if status == 403:
+        return "this token has no right to write there; use another token, or a name of your own"
+    if status is None and isinstance(error, HTTPError):
+        return f"the Hub cannot be reached: {first_line(error)}; check the connection and HF_ENDPOINT"
+    return f"{first_line(error)}; nothing was committed, try again"

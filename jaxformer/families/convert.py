@@ -17,6 +17,8 @@ from jaxformer.families.base import Format, Name
 from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
 
+ALIGNMENT = 64  # bytes, of XLA's buffers on a CPU
+
 
 class Weights(Protocol):
     """A checkpoint's tensors by name, read one at a time."""
@@ -133,6 +135,17 @@ def _one_layer(name: Name, array: np.ndarray, shape: tuple[int, ...]) -> np.ndar
     return array.reshape(shape)
 
 
+def aligned_empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """An array that JAX takes over on a CPU as it is: it copies one that does not begin at a multiple of 64 bytes.
+
+    With the copy a checkpoint's largest parameters would be in memory twice, until Python's next garbage collection.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
 class _Reader:
     """Reads one parameter of ours, or the part of it that a device holds."""
 
@@ -144,14 +157,14 @@ class _Reader:
     def __call__(self, index: tuple[slice, ...] | None = None) -> np.ndarray:
         """The values of ours at ``index``."""
         index = index or (slice(None),) * len(self.shape)
+        sizes = [len(range(*part.indices(size))) for part, size in zip(index, self.shape, strict=True)]
+        result = aligned_empty(sizes, self.dtype)
         if not _is_stacked(self.name):
-            return self._layer(None, self.shape)[index].astype(self.dtype)
-        layers = range(*index[0].indices(self.shape[0]))
-        sizes = [len(range(*part.indices(size))) for part, size in zip(index[1:], self.shape[1:], strict=True)]
-        result = np.ones((len(layers), *sizes), self.dtype)
-        for place, layer in enumerate(layers):
-            if layer in self.keys:
-                result[place] = self._layer(layer, self.shape[1:])[index[1:]]
+            result[...] = self._layer(None, self.shape)[index]
+            return result
+        for place, layer in enumerate(range(*index[0].indices(self.shape[0]))):
+            # A layer that theirs lacks keeps ones.
+            result[place] = self._layer(layer, self.shape[1:])[index[1:]] if layer in self.keys else 1
         return result
 
     def _layer(self, layer: int | None, shape: tuple[int, ...]) -> np.ndarray:

@@ -82,7 +82,8 @@ def kind_of(model: nn.Module) -> str:
 def abstract_params(model: Any) -> Any:
     """The model's parameters as shapes, with their logical axes."""
     shape = getattr(model, "init_shape", (1, 2))
-    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape, jnp.int32))["params"]
+    # The arguments are made inside: outside of the trace each would compile and run a program.
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(shape, jnp.int32)))["params"]
 
 
 def init_params(model: Any, seed: int, names: set[str]) -> dict[str, jax.Array]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import huggingface_hub
-from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -119,7 +119,8 @@ class Repository:
 
     def _is_known_absent(self, file: str, revision: str | None) -> bool:
         """Whether the cache says that there is no such file: the Hub said so once, or listed all there are."""
-        if try_to_load_from_cache(self.name, file, self.cache_dir, revision) is _CACHED_NO_EXIST:
+        # A path, None where nothing is known, or else the library's sign that there is none.
+        if not isinstance(try_to_load_from_cache(self.name, file, self.cache_dir, revision), str | None):
             return True
         # Downloads of whole repositories keep the list since version 2 of the library.
         listing = getattr(huggingface_hub, "get_cached_repo_tree", None)

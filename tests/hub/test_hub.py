@@ -16,6 +16,7 @@ from jaxformer.hub import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     push_to_hub,
     save_pretrained,
 )
@@ -121,6 +122,17 @@ def test_a_name_alone_is_one_of_the_token_s_owner(hub, trained):
     push_to_hub("my-model", *trained, token="hf_me", private=True)
     assert hub.repos[NAME].private
     assert f'from_pretrained("{NAME}")' in hub.repos[NAME].files()["README.md"].decode()
+
+
+def test_the_tokenizer_goes_with_it_and_opens_offline(hub, trained, tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat"]))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, tokenizer_class="BertTokenizer")
+    push_to_hub(NAME, *trained, tokenizer, token="hf_me")
+    assert AutoTokenizer.from_pretrained(NAME)("the cat")["input_ids"] == [2, 5, 6, 3]
+    hub.forget()
+    again = AutoTokenizer.from_pretrained(NAME, local_files_only=True)
+    assert again("the cat")["input_ids"] == [2, 5, 6, 3]
+    assert hub.requests == []
 
 
 def test_opened_a_second_time_nothing_is_downloaded(hub, files):

@@ -6,9 +6,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import tokenizers
 
-from jaxformer.hub import AutoModel
+from jaxformer.hub import AutoModel, AutoTokenizer
 
 pytestmark = pytest.mark.parity
 
@@ -35,24 +34,17 @@ def test_embeddings_equal_those_of_pytorch(folder, side):
     import torch
     import transformers
 
-    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.enable_truncation(256)
-    tokenizer.enable_padding(direction="right")
-    encodings = tokenizer.encode_batch(SENTENCES)
-    ids, mask = (np.array([getattr(e, name) for e in encodings]) for name in ("ids", "attention_mask"))
-    assert len(set(mask.sum(axis=1))) == 32
-    # PyTorch's model numbers positions from the left whatever is padding, so it is given its padding on the right.
+    # PyTorch's model numbers positions from the left whatever is padding, so its rows are padded on the right.
+    batch = transformers.AutoTokenizer.from_pretrained(folder)(SENTENCES, padding=True, return_tensors="pt")
+    assert len(set(batch["attention_mask"].sum(axis=1).tolist())) == len(SENTENCES) == 32
     with torch.no_grad():
-        theirs = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager")(
-            input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask)
-        ).last_hidden_state.numpy()
-    expected = mean_embeddings(theirs, mask)
-    if side == "left":
-        ids, mask = (
-            np.array([np.roll(row, int((1 - m).sum())) for row, m in zip(array, mask, strict=True)])
-            for array in (ids, mask)
-        )
-        assert mask[:, -1].all()
+        theirs = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager")(**batch).last_hidden_state
+    expected = mean_embeddings(theirs.numpy(), batch["attention_mask"].numpy())
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side=side)
+    batch = dict(tokenizer(SENTENCES, padding=True, return_tensors="np"))
+    first, last = batch["attention_mask"][:, 0], batch["attention_mask"][:, -1]
+    assert all(first if side == "right" else last) and not all(last if side == "right" else first)
     model, params = AutoModel.from_pretrained(folder)
-    states = jax.jit(model.apply)({"params": params}, ids, attention_mask=mask).last_hidden_state
-    np.testing.assert_allclose(mean_embeddings(np.asarray(states), mask), expected, atol=1e-5)
+    states = jax.jit(model.apply)({"params": params}, **batch).last_hidden_state
+    np.testing.assert_allclose(mean_embeddings(np.asarray(states), batch["attention_mask"]), expected, atol=1e-5)

@@ -260,4 +260,4 @@ def _refusal(error: BaseException) -> str:
         return "this token has no right to write there; use another token, or a name of your own"
     if status is None and isinstance(error, HTTPError):
         return f"the Hub cannot be reached: {first_line(error)}; check the connection and HF_ENDPOINT"
-    return f"{first_line(error)}; nothing was committed, try again"
+    return f"{first_line(error)}; try again later"

@@ -317,7 +317,7 @@ def test_an_upload_that_fails_commits_nothing(hub, trained):
     hub.add(NAME, {})
     for path, status in {"/large/": 500, "/commit/": 502, "/preupload/": 504}.items():
         hub.failing = {path: status}
-        line = refused("nothing was committed, try again", push_to_hub, NAME, *trained, token="hf_me")
+        line = refused("try again later", push_to_hub, NAME, *trained, token="hf_me")
         assert str(status) in line
         assert hub.repos[NAME].files() == {}
 

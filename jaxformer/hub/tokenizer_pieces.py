@@ -176,7 +176,7 @@ class Pieces:
             if kind == _BYTE:
                 raw.append(int(piece[3:5], 16))
                 continue
-            text, raw = text + raw.decode("utf-8", "replace"), bytearray()
+            text, raw = text + _from_bytes(raw), bytearray()
             at_start = at_start and not text
             if kind is None:
                 text += piece
@@ -186,7 +186,18 @@ class Pieces:
                 trimmed = at_start and self._trims[0] and piece.startswith(BLANK)
                 text += piece[trimmed:].replace(BLANK, " ")
                 at_start = at_start and (not trimmed or self._trims[1])
-        return text + raw.decode("utf-8", "replace")
+        return text + _from_bytes(raw)
+
+
+def _from_bytes(raw: bytearray) -> str:
+    """The text of bytes, with a mark for each that is none of a character."""
+    text = ""
+    while True:
+        try:
+            return text + raw.decode()
+        except UnicodeDecodeError as error:
+            text += raw[: error.start].decode() + "\ufffd" * (error.end - error.start)
+            raw = raw[error.end :]
 
 
 def read_sides(repository: Repository) -> tuple[Pieces, Pieces]:

@@ -196,7 +196,7 @@ def test_pieces_by_hand(tmp_path):
     (tmp_path / "b.spm").write_bytes(golden.sentencepiece_file([*pieces, *raw], byte_fallback=True))
     model = Pieces(tmp_path / "b.spm")
     assert model.cut(["a한"]) == [["▁", "a", "<0xED>", "<0x95>", "<0x9C>"]]
-    assert model.join(["▁", "a", "<0xED>", "<0x95>", "<0x9C>", "b", "<0xED>"]) == "a한b\ufffd"
+    assert model.join(["▁", "a", "<0xED>", "<0x95>", "<0x9C>", "b", "<0xED>", "<0x95>"]) == "a한b\ufffd\ufffd"
 
 
 def test_threads_and_copies(shared):

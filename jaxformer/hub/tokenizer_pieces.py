@@ -10,6 +10,7 @@ from tokenizers import models, normalizers, processors
 
 from jaxformer.hub.repository import Repository
 from jaxformer.hub.tokenizer_backends import read_vocabulary
+from jaxformer.hub.tokenizer_encode import guarded
 from jaxformer.hub.tokenizer_sentencepiece import BLANK, BPE, SentencePieceModel, read_sentencepiece
 from jaxformer.schema import UserError
 
@@ -144,7 +145,10 @@ class Pieces:
         self._charsmap = Charsmap(model.charsmap) if model.charsmap else None
         own = sorted((text for text, _, kind in model.pieces if kind == _USER_DEFINED), key=len, reverse=True)
         self._own = re.compile(f"({'|'.join(map(re.escape, own))})") if own else None
-        self._backend = hf.Tokenizer(models.Unigram(_scored(model), unk_id=model.unknown, byte_fallback=False))
+        scored = _scored(model)
+        self._backend = guarded(
+            lambda: hf.Tokenizer(models.Unigram(scored, unk_id=model.unknown, byte_fallback=False)), f"reading {path}"
+        )
         # Cut as a whole and not word by word: a piece may have a blank within.
         self._backend.normalizer = _blanks(model)
 

@@ -68,6 +68,7 @@ STATIC = {**BART, "scale_embedding": True}
 
 # Case: class of theirs without "Flax", our kind, its configuration.
 CASES = {
+    "bert_body": ("BertModel", "body", BERT),
     "bert": ("BertForMaskedLM", "masked_lm", BERT),
     "bert_pre_training": ("BertForPreTraining", "pre_training", BERT),
     "bert_classes": ("BertForSequenceClassification", "sequence_classification", {**BERT, "num_labels": 3}),
@@ -80,6 +81,7 @@ CASES = {
     "electra": ("ElectraForPreTraining", "pre_training", {**BERT, "embedding_size": 7}),
     "electra_masked": ("ElectraForMaskedLM", "masked_lm", {**BERT, "embedding_size": 7}),
     "albert": ("AlbertForMaskedLM", "masked_lm", {**BERT, "embedding_size": 7}),
+    "gpt2_body": ("GPT2Model", "body", GPT2),
     "gpt2": ("GPT2LMHeadModel", "causal_lm", GPT2),
     "gpt2_untied": ("GPT2LMHeadModel", "causal_lm", {**GPT2, "tie_word_embeddings": False}),
     "t5": ("T5ForConditionalGeneration", "seq2seq_lm", T5),
@@ -139,7 +141,8 @@ def rounded(value):
 
 def outputs_of(result, kind):
     """The results of a model by the names that they have here."""
-    names = {"question_answering": ("start_logits", "end_logits")}.get(kind, ("logits", "prediction_logits"))
+    own = {"question_answering": ("start_logits", "end_logits"), "body": ("last_hidden_state", "pooler_output")}
+    names = own.get(kind, ("logits", "prediction_logits"))
     found = {name: getattr(result, name) for name in names if getattr(result, name, None) is not None}
     if "prediction_logits" in found:
         found = {"logits": found["prediction_logits"], "pair_logits": result.seq_relationship_logits}

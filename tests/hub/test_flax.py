@@ -15,6 +15,7 @@ from tests.golden import flax as golden
 
 GOLDEN = golden.load()
 AUTO = {
+    "body": hub.AutoModel,
     "causal_lm": hub.AutoModelForCausalLM,
     "masked_lm": hub.AutoModelForMaskedLM,
     "pre_training": hub.AutoModelForPreTraining,

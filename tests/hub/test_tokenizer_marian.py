@@ -147,6 +147,18 @@ def test_broken_files_are_one_clear_line(own, file, content, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_model_file_that_is_cut_off_anywhere(own):
+    data, refused = (own / "source.spm").read_bytes(), 0
+    places = range(0, len(data), 23)
+    for size in places:
+        (own / "source.spm").write_bytes(data[:size])
+        try:
+            AutoTokenizer.from_pretrained(own)("the cat")
+        except UserError:
+            refused += 1
+    assert refused > len(places) * 0.7, "only a cut between two fields can go unseen"
+
+
 def test_what_is_not_there(shared):
     with pytest.raises(UserError, match=r"a MarianTokenizer has no offsets; leave it out"):
         shared("the", return_offsets_mapping=True)

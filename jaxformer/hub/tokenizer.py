@@ -41,7 +41,7 @@ from jaxformer.hub.tokenizer_encode import Inputs, Plan, encode, make_plan, pad_
 from jaxformer.hub.tokenizer_files import TokenizerParts, open_tokenizer
 from jaxformer.hub.tokenizer_save import save_tokenizer
 from jaxformer.schema import UserError
-from jaxformer.tokenizers import Tokenizer
+from jaxformer.tokenizers import FILE_NAME, Tokenizer
 
 # Roles of the trainer's own tokenizer and the names that may hold them here, the better first.
 _ROLES = {
@@ -198,20 +198,29 @@ class PretrainedTokenizer(ChatTokenizer):
         wanted = [key for key, value in extras.items() if value]
         if text is None and text_target is None:
             raise UserError("the tokenizer was called without a text, expected text or text_target")
+        if return_offsets_mapping and not self.is_fast:
+            raise UserError(f"return_offsets_mapping is true, but a {self.kind.name} has no offsets; leave it out")
 
-        def run(given: Any, pair: Any, processor: Any) -> BatchEncoding:
+        def run(given: Any, pair: Any, target: bool) -> BatchEncoding:
             inputs = read_inputs(given, pair, is_split_into_words)
-            found, second = encode(self.backend, self._bare, inputs, plan, add_special_tokens, processor)
+            found, second = self._encode(inputs, plan, add_special_tokens, target)
             read: dict[str, _Read] = {**_READ, "token_type_ids": partial(type_ids, second=second)}
             chosen = {key: read[key] for key in wanted}
             return self._collect(found, inputs, plan, chosen, return_overflowing_tokens, return_tensors)
 
         if text is None:
-            return run(text_target, text_pair, self._target_processor())
-        batch = run(text, text_pair, None)
+            return run(text_target, text_pair, target=True)
+        batch = run(text, text_pair, target=False)
         if text_target is not None:
-            batch["labels"] = run(text_target, None, self._target_processor())["input_ids"]
+            batch["labels"] = run(text_target, None, target=True)["input_ids"]
         return batch
+
+    def _encode(
+        self, inputs: Inputs, plan: Plan, add_special_tokens: bool, target: bool
+    ) -> tuple[list[list[hf.Encoding]], int | None]:
+        """The rows of each text, as ``tokenizer_encode.encode`` returns them; ``target``: of what is to be written."""
+        processor = self._target_processor() if target else None
+        return encode(self.backend, self._bare, inputs, plan, add_special_tokens, processor)
 
     def _target_processor(self) -> Any:
         if self.kind.languages is None:
@@ -309,11 +318,15 @@ class PretrainedTokenizer(ChatTokenizer):
             return BatchEncoding(rows)
         return BatchEncoding(to_arrays(rows, return_tensors))
 
+    def files(self) -> dict[str, str | bytes]:
+        """The files that hold its vocabulary, by name."""
+        return {FILE_NAME: self.backend.to_str(pretty=True)}
+
     def save_pretrained(self, save_directory: str | Path) -> tuple[str, ...]:
         """Writes the tokenizer so that this library and ``transformers`` open it again; returns the files' paths.
 
         ``tokenizer.json``, ``tokenizer_config.json``, ``special_tokens_map.json``, and ``chat_template.jinja`` if there
-        is a chat template.
+        is a chat template. For Marian, ``source.spm``, ``target.spm`` and ``vocab.json`` in place of the first.
 
         Raises:
             UserError: the folder cannot be written.
@@ -360,7 +373,12 @@ class AutoTokenizer:
             UserError: there is no tokenizer, it is broken or of a class not known here, or an override is unknown.
         """
         repository = Repository(str(name_or_path), revision, token, cache_dir, local_files_only)
-        return PretrainedTokenizer(open_tokenizer(repository, overrides), str(name_or_path))
+        parts = open_tokenizer(repository, overrides)
+        if parts.sides is None:
+            return PretrainedTokenizer(parts, str(name_or_path))
+        from jaxformer.hub.tokenizer_marian import MarianTokenizer  # which is one of these tokenizers
+
+        return MarianTokenizer(parts, str(name_or_path))
 
 
 def _default(value: bool | None, default: bool) -> bool:

@@ -27,6 +27,7 @@ from jaxformer.hub.tokenizer_backends import (
     read_word_list,
 )
 from jaxformer.hub.tokenizer_kinds import ANY, KINDS, Kind, require_buildable
+from jaxformer.hub.tokenizer_pieces import SOURCE, Pieces, build_vocabulary, read_sides
 from jaxformer.hub.tokenizer_sentencepiece import build_sentencepiece, further_special, read_sentencepiece
 from jaxformer.hub.tokenizer_settings import TokenizerConfigFiles
 from jaxformer.schema import UserError
@@ -46,6 +47,7 @@ class TokenizerParts:
         settings: the validated settings.
         chat_template: its chat template, or several by name.
         type_ids: whether its model reads ``token_type_ids``.
+        sides: for Marian, what cuts the source and what cuts the target into the backend's tokens.
     """
 
     backend: hf.Tokenizer
@@ -55,6 +57,7 @@ class TokenizerParts:
     settings: dict[str, Any]
     chat_template: str | dict[str, str] | None
     type_ids: bool
+    sides: tuple[Pieces, Pieces] | None = None
 
 
 def _find_pair(repository: Repository) -> tuple[Path, Path] | None:
@@ -71,6 +74,8 @@ def _find_pair(repository: Repository) -> tuple[Path, Path] | None:
 
 def _guess(repository: Repository) -> tuple[Kind | None, str]:
     """The kind that the files themselves imply where nothing names it."""
+    if repository.find(SOURCE):
+        return KINDS["MarianTokenizer"], "MarianTokenizer"
     if repository.find("vocab.txt"):
         return KINDS["BertTokenizer"], "BertTokenizer"
     pair = _find_pair(repository)
@@ -105,6 +110,8 @@ def _build(repository: Repository, kind: Kind, special: dict[str, str], settings
             if kind.files == "byte_bpe":
                 return build_byte_bpe(kind, vocabulary, merges, special, settings)
             return build_word_bpe(kind, vocabulary, merges, special)
+        if kind.files == "marian":
+            return build_vocabulary(repository, special["unk_token"], special["eos_token"])
         if kind.files == "bytes":
             return build_bytes(special, settings)
         found = (repository.find(name) for name in _SENTENCEPIECE_FILES)
@@ -214,12 +221,16 @@ def open_tokenizer(repository: Repository, overrides: Mapping[str, Any]) -> Toke
     config = TokenizerConfigFiles(repository, overrides)
     path = repository.find("tokenizer.json")
     kind, name = config.kind()
+    if path is not None and kind is not None and kind.files == "marian" and repository.find(SOURCE):
+        path = None  # a tokenizer.json cannot say what Marian's own files do
     if path is None and not name:
         kind, name = _guess(repository)
     if path is None:
         kind = require_buildable(kind, name, repository.name)
     kind = kind or ANY
     settings = config.settings(kind)
+    if kind.files == "marian":
+        config.refuse_variants()
     named, others = config.special(kind)
     if path is not None:
         backend = backend_from_json(read_text(path), path)
@@ -248,6 +259,7 @@ def open_tokenizer(repository: Repository, overrides: Mapping[str, Any]) -> Toke
         settings=settings,
         chat_template=config.chat_template(),
         type_ids=config.reads_type_ids(kind),
+        sides=read_sides(repository) if path is None and kind.files == "marian" else None,
     )
 
 

@@ -9,7 +9,7 @@ from jaxformer.schema import UserError, nearest
 # In the order in which `all_special_tokens` lists them.
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
-Files = Literal["wordpiece", "byte_bpe", "word_bpe", "sentencepiece", "bytes", "none"]
+Files = Literal["wordpiece", "byte_bpe", "word_bpe", "sentencepiece", "marian", "bytes", "none"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ KINDS: dict[str, Kind] = {
         Kind("XLMRobertaTokenizer", "sentencepiece", _ROBERTA, mask_lstrip=True),
         Kind("MBartTokenizer", "sentencepiece", _ROBERTA, mask_lstrip=True, languages="suffix"),
         Kind("PegasusTokenizer", "sentencepiece", {**_T5, "mask_token": "<mask_2>"}, {"offset": 103}),
+        Kind("MarianTokenizer", "marian", _T5, {"model_max_length": 512}),
         Kind("LlamaTokenizer", "sentencepiece", _LLAMA, _BOS, padding_side="left"),
         Kind(
             "GemmaTokenizer",
@@ -132,6 +133,7 @@ _MODEL_TYPES = {
     "xlm-roberta": "XLMRoberta",
     "mbart": "MBart",
     "pegasus": "Pegasus",
+    "marian": "Marian",
     "llama": "Llama",
     "mistral": "Llama",
     "gemma": "Gemma",

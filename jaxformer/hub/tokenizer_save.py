@@ -10,7 +10,6 @@ import tokenizers as hf
 from jaxformer.hub.tokenizer_kinds import ANY
 from jaxformer.hub.tokenizer_settings import CONFIG_FILE, SPECIAL_FILE, TEMPLATE_FILE
 from jaxformer.schema import UserError
-from jaxformer.tokenizers import FILE_NAME
 
 if TYPE_CHECKING:
     from jaxformer.hub.tokenizer import PretrainedTokenizer
@@ -26,6 +25,11 @@ def _config(tokenizer: "PretrainedTokenizer") -> dict[str, Any]:
         config["extra_special_tokens"] = tokenizer.extra_special_tokens
     if tokenizer.kind.languages:
         config |= {"src_lang": tokenizer.src_lang, "tgt_lang": tokenizer.tgt_lang}
+    if not tokenizer.is_fast:  # no tokenizer.json has them
+        config["added_tokens_decoder"] = {
+            str(number): {"content": token.content, "special": token.special, **_flags(token)}
+            for number, token in tokenizer.added_tokens_decoder.items()
+        }
     return config | {
         # A class of no file here is opened from its tokenizer.json alone, by whichever library.
         "tokenizer_class": "PreTrainedTokenizerFast" if tokenizer.kind is ANY else tokenizer.kind.name,
@@ -37,13 +41,18 @@ def _config(tokenizer: "PretrainedTokenizer") -> dict[str, Any]:
     }
 
 
+def _flags(token: hf.AddedToken) -> dict[str, bool]:
+    """How a token is found in a text."""
+    return {flag: getattr(token, flag) for flag in ("lstrip", "rstrip", "single_word", "normalized")}
+
+
 def _special_map(tokenizer: "PretrainedTokenizer") -> dict[str, Any]:
     """The ``special_tokens_map.json``: each named token, with how it is found in a text where that is not the usual."""
     added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
     named: dict[str, Any] = {}
     for name, content in tokenizer.special_tokens_map.items():
         token = added.get(content, hf.AddedToken(content, normalized=False))
-        flags = {flag: getattr(token, flag) for flag in ("lstrip", "rstrip", "single_word", "normalized")}
+        flags = _flags(token)
         named[name] = {"content": content, **flags} if any(flags.values()) else content
     if tokenizer.extra_special_tokens:
         named["additional_special_tokens"] = tokenizer.extra_special_tokens
@@ -56,8 +65,8 @@ def save_tokenizer(tokenizer: "PretrainedTokenizer", folder: Path) -> tuple[str,
     Raises:
         UserError: the folder cannot be written.
     """
-    files = {
-        FILE_NAME: tokenizer.backend.to_str(pretty=True),
+    files: dict[str, str | bytes] = {
+        **tokenizer.files(),
         CONFIG_FILE: json.dumps(_config(tokenizer), indent=2, ensure_ascii=False, sort_keys=True) + "\n",
         SPECIAL_FILE: json.dumps(_special_map(tokenizer), indent=2, ensure_ascii=False) + "\n",
     }
@@ -72,7 +81,7 @@ def save_tokenizer(tokenizer: "PretrainedTokenizer", folder: Path) -> tuple[str,
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             temporary = folder / f".{name}.{os.getpid()}"
-            temporary.write_text(text, encoding="utf-8", newline="\n")
+            temporary.write_bytes(text if isinstance(text, bytes) else text.encode())
             temporary.replace(folder / name)
     except OSError as error:
         raise UserError(f"the tokenizer cannot be written to {folder}: {error.strerror or error}") from error

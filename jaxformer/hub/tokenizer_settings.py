@@ -54,6 +54,7 @@ SETTINGS: dict[str, tuple[_Check, str]] = {
         (
             *("clean_up_tokenization_spaces", "split_special_tokens", "do_lower_case", "strip_accents", "legacy"),
             *("tokenize_chinese_chars", "keep_accents", "add_prefix_space", "add_bos_token", "add_eos_token"),
+            "separate_vocabs",
         ),
         (_is_bool, "true or false"),
     ),
@@ -62,6 +63,8 @@ SETTINGS: dict[str, tuple[_Check, str]] = {
     "mask_token_sent": (_is_text, "a token"),
     "src_lang": (_is_text, "a language code"),
     "tgt_lang": (_is_text, "a language code"),
+    "source_lang": (_is_text, "a language"),
+    "target_lang": (_is_text, "a language"),
 }
 _OTHER_OVERRIDES = ("tokenizer_class", "chat_template", "extra_special_tokens", "additional_special_tokens", "use_fast")
 OVERRIDES = (*SETTINGS, *SPECIAL_NAMES, *_OTHER_OVERRIDES)
@@ -185,6 +188,21 @@ class TokenizerConfigFiles:
                 raise UserError(f"added_tokens.json of {self.repository.name} gives {token!r} the id {number!r}")
             tokens[number] = hf.AddedToken(token, normalized=True)
         return dict(sorted(tokens.items()))
+
+    def refuse_variants(self) -> None:
+        """Refuses what Marian's class can be told and is not done here.
+
+        Raises:
+            UserError: there is a vocabulary for each language, or pieces are to be drawn at random.
+        """
+        if self.get("separate_vocabs"):
+            raise UserError(
+                f"{self.where}: separate_vocabs is true, expected one vocab.json for both languages; "
+                "models with a vocabulary for each are not read"
+            )
+        options = self.file.get("sp_model_kwargs")
+        if isinstance(options, Mapping) and options.get("enable_sampling"):
+            raise UserError(f"{self.where}: sp_model_kwargs asks for enable_sampling, expected pieces without chance")
 
     def chat_template(self) -> str | dict[str, str] | None:
         """The chat template, whose own file goes before the key of the configuration."""

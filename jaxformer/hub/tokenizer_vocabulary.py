@@ -201,7 +201,11 @@ class Vocabulary:
         return str(self.backend.decoder.decode(tokens)) if self.backend.decoder is not None else " ".join(tokens)
 
     def decode(
-        self, token_ids: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
+        self,
+        token_ids: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **options: Any,
     ) -> Any:
         """The text of ids; of rows of ids, the list of their texts.
 
@@ -209,6 +213,8 @@ class Vocabulary:
             token_ids: an id, a list or array of them, or rows of them.
             skip_special_tokens: leave special tokens out.
             clean_up_tokenization_spaces: default the attribute of that name.
+            **options: for Marian, ``use_source_tokenizer``: which language's model puts the text together, default
+                True, as in ``transformers``. They differ where a text begins, and in what stands for ``<unk>``.
 
         Raises:
             UserError: they are no ids.
@@ -218,20 +224,28 @@ class Vocabulary:
             ids = [ids]
         ids = [int(i) if isinstance(i, np.integer) else i for i in ids]
         if ids and isinstance(ids[0], list | tuple | np.ndarray):
-            return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids]
+            return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces, **options) for row in ids]
         if not all(isinstance(i, int | np.integer) and 0 <= i < 1 << 32 for i in ids):
             raise UserError(f"decode got {str(ids)[:80]}, expected ids from 0 on (-100 marks what is no token)")
-        text = str(guarded(partial(self.backend.decode, ids, skip_special_tokens=skip_special_tokens), "decoding"))
+        text = self._text(ids, skip_special_tokens, **options)
         clean = self.clean_up_tokenization_spaces
         if clean if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces:
             return text if isinstance(self.backend.model, models.BPE) else _without_blanks(text)
         return text
 
+    def _text(self, ids: list[int], skip_special_tokens: bool) -> str:
+        """The text of ids, before blanks are cleaned up."""
+        return str(guarded(partial(self.backend.decode, ids, skip_special_tokens=skip_special_tokens), "decoding"))
+
     def batch_decode(
-        self, sequences: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
+        self,
+        sequences: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **options: Any,
     ) -> list[str]:
         """The text of each row of ids."""
-        return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in sequences]
+        return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces, **options) for row in sequences]
 
 
 def _without_blanks(text: str) -> str:

@@ -118,7 +118,8 @@ class FlaxWeights:
     """Tensors of a Flax checkpoint under their PyTorch names.
 
     transformers' Flax models have the module names of the PyTorch ones; a ``kernel`` is the transposed ``weight``, an
-    ``embedding`` and a norm's ``scale`` are a ``weight`` as they are.
+    ``embedding`` and a norm's ``scale`` are a ``weight`` as they are. GPT-2's matrices, ``[in, out]`` in PyTorch, are
+    ``[out, in]`` there, so that the rule has no exception.
     """
 
     def __init__(self, paths: Collection[Path]) -> None:

@@ -5,10 +5,12 @@
 The vocabularies are written here, by hand, and need neither library; the default tests open the same files and compare.
 """
 
+import base64
 import json
 import struct
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 from jaxformer.tokenizers.training import byte_characters
@@ -22,6 +24,22 @@ BERT_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *CONTINUED]
 MERGES = ["t h", "th e", "Ġ t", "Ġt h", "Ġth e", "c a", "ca t", "Ġ c", "Ġc a", "Ġca t", "s a", "sa t", "o n", "l d"]
 PIECES = (
     "▁ ▁the ▁cat ▁sat at ▁on ▁mat s e t h a c o n m l d r w i , . ! ' 1 2 3 ▁a ▁b 한국 ▁안녕 어 wor ▁wor ld".split()
+)
+# Marian's two languages. Of the target's pieces the vocabulary lacks "▁Matte", and the source knows no "ß" but it.
+TARGET_PIECES = "▁ ▁die ▁katze ▁saß ▁auf ▁der ▁Matte s ß t h a e n m d r k z u , . ! 1 2".split()
+# A normalization as SentencePiece 0.2 compiled it (--normalization_rule_tsv), compressed by zlib: A, T, Á and A with
+# U+0301 to small letters, e and o with their marks to one letter, ½ and ﬁ to several, tab and line end to a blank,
+# U+200B to nothing.
+CHARSMAP = zlib.decompress(
+    base64.b64decode(
+        "eNol03mQ13MYB/Dn91N/bIYx0wxbSCqsSLubZWO7nJMr5SjHsBHamm1RulR+y2LZnEUHxVJRlnJtOVblF/pjdZGjUG1r2ppKOZLb68t35jXv"
+        "5/s8zx+fme/nG60iomNETk5Em9YRqYiMMlN5WMQR8nAaIx3Je9ukLk7HkbLabgOHqDN56agx92Tqcu3qH6o+SsNutCOXo2nPsRzDcXTg+P+P"
+        "EJ3pxAl04SRO5GTyOIWudONUunMaBeTTg0KKOJ0zOYOeFHM2Z9GLEvrQm3705VzO4XzO40IuoH+yU5SKi+VFXMolDOAyBnI5VzCIq7iSwVzN"
+        "NQzhOq5NZuWpuF7eyA0MpZSbuYlbGMZtVGTSUSaHM5IRlCc789JRIUdxB7czmju5izGMYywTGM/dTGQyk7iHKVQmH477uJf7qeJBHuAhqqnh"
+        "YR5hKo/xKE/wONN4kqeYzgyeZhYzeYbZzOFZnmMutTzPi7zAfObxEgtYyMu8wiJepY7FvMbrLOFN3uBt3mIp9bzDMt7jXRp4n+V8wEpWkOVD"
+        "PmIVn/AxjfmpWJ3MmlORLUnFp0mPtaxhPev4jA1s5HO+5Au+5is2s4lv+YYtfMc2trKdJr6nmR38UJqKnbIlmbWkYpfcw+5kxl72s4+f+JFf"
+        "+JlfOcBvHOQPfucv/uQf/o7/fr6CpsqqQhfx1jI3J1sb2YWRrY9/AfDNlzA="
+    )
 )
 MASK = {"content": "<mask>", "lstrip": True, "rstrip": False, "single_word": False, "normalized": False}
 
@@ -38,7 +56,7 @@ def _varint(value):
     return out + bytes([value])
 
 
-def sentencepiece_file(pieces, algorithm=1, unknown=0, byte_fallback=False):
+def sentencepiece_file(pieces, algorithm=1, unknown=0, byte_fallback=False, charsmap=None):
     """The bytes of a ``.model`` file of ``(text, score, type)``; types: 1 text, 2 unknown, 3 control, 6 byte."""
     data = b""
     for text, score, kind in pieces:
@@ -47,6 +65,8 @@ def sentencepiece_file(pieces, algorithm=1, unknown=0, byte_fallback=False):
     trainer = b"\x18" + _varint(algorithm) + _varint(35 << 3) + _varint(int(byte_fallback))
     trainer += _varint(40 << 3) + _varint(unknown) + _message(45, b"<unk>")
     normalizer = _message(1, b"identity") + b"\x18\x01\x20\x00"
+    if charsmap is not None:  # which trims blanks too, as every published model
+        normalizer = _message(1, b"own") + _message(2, charsmap) + b"\x18\x01\x20\x01"
     return data + _message(2, trainer) + _message(3, normalizer)
 
 
@@ -54,6 +74,22 @@ def _unigram(special):
     control = [(token, 0.0, 2 if token == "<unk>" else 3) for token in special]
     scored = [(piece, -2.0 - 0.25 * (i % 7) - 1.5 / len(piece), 1) for i, piece in enumerate(PIECES)]
     return sentencepiece_file([*control, *scored], unknown=special.index("<unk>"))
+
+
+def _side(pieces, own=()):
+    control = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3), *((text, 0.0, 4) for text in own)]
+    scored = [(piece, -2.0 - 0.25 * (i % 7) - 1.5 / len(piece), 1) for i, piece in enumerate(pieces)]
+    return sentencepiece_file([*control, *scored], charsmap=CHARSMAP)
+
+
+def _marian():
+    pieces = [piece for piece in dict.fromkeys([*PIECES, *TARGET_PIECES]) if piece not in ("▁Matte", "wor")]
+    tokens = ["</s>", "<unk>", ",", *(p for p in reversed(pieces) if p != ","), ">>deu<<", ">>fra<<", "<pad>"]
+    return {
+        "source.spm": _side(PIECES, own=["<x>"]),
+        "target.spm": _side(TARGET_PIECES),
+        "vocab.json": {token: i for i, token in enumerate(tokens)},
+    }
 
 
 def _bpe_pieces(special):
@@ -144,6 +180,7 @@ def files():
             {"tokenizer.model": _bpe_pieces(["<unk>", "<s>", "</s>"])},
             {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "pad_token": "<unk>"},
         ),
+        "marian": (_marian(), {"tokenizer_class": "MarianTokenizer", "source_lang": "eng", "target_lang": "deu"}),
         "byt5": ({}, {"tokenizer_class": "ByT5Tokenizer"}),
     }
     return {
@@ -212,6 +249,29 @@ CALLS = {
     },
     "words": {"text": SPLIT, "is_split_into_words": True, **EXTRAS},
     "single_words": {"text": SPLIT[0], "is_split_into_words": True},
+    "languages": {
+        "text": [
+            ">>deu<< The cat sat  on the mat.",
+            ">>fra<<the cat, world",
+            ">>xyz<< a </s> >>deu<< b<pad>the <s> <x>1",
+            " A\u0301 \u00bd \ufb01 e\u0301 \u00df\u200b\n o\u0308 ",
+            "\u2581\u2581a \u2581 >>deu<< <<",
+            ">>deu<<",
+            "",
+        ],
+        "text_target": [
+            "Die Katze saß auf der Matte.",
+            ">>deu<< die katze, the cat",
+            "<unk> die",
+            "\u00bd",
+            "\u2581",
+            " der  Matte ",
+            "",
+        ],
+    },
+    "languages_cut": {"text": TEXTS, "text_target": TEXTS, "truncation": True, "max_length": 7},
+    "words_bare": {"text": SPLIT, "is_split_into_words": True},
+    "pairs_cut": {"text": PAIRS, "truncation": "longest_first", "max_length": 9},
 }
 
 
@@ -229,7 +289,7 @@ def run(tokenizer, call):
     out = {key: as_lists(value) for key, value in batch.items()}
     ids = out["input_ids"]
     rows = ids if ids and isinstance(ids[0], list) else [ids]
-    if call is CALLS["plain"] or call is CALLS["single"]:
+    if call in (CALLS["plain"], CALLS["single"], CALLS["languages"]):
         out["tokens"] = [tokenizer.convert_ids_to_tokens(row) for row in rows]
         out["decoded"] = [tokenizer.decode(row) for row in rows]
         out["decoded_without_special_tokens"] = [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
@@ -251,15 +311,27 @@ def describe(tokenizer):
 
 
 # How rows are cut and padded does not depend on the kind: three kinds have all the calls, the others these.
+ALL_CALLS = tuple(call for call in CALLS if call not in ("languages", "languages_cut", "pairs_cut", "words_bare"))
 IN_FULL = ("bert", "roberta", "gpt2")
 SOME_CALLS = ("plain", "pairs", "single", "overflow_stride", "words")
-# PyTorch's ByT5 is written in Python: it has no offsets, overflowing rows or words.
+# PyTorch's ByT5 and Marian are written in Python: they have no offsets, overflowing rows or words.
+MARIAN_CALLS = (
+    "single",
+    "empty",
+    "without_special_tokens",
+    "one_pair",
+    "languages",
+    "languages_cut",
+    "pairs_cut",
+    "words_bare",
+)
 PLAIN_CALLS = ("single", "empty", "without_special_tokens", "one_pair", "cut_by_length_alone")
 
 
 def calls_of(name):
     """The names of the calls of a tiny tokenizer."""
-    return CALLS if name in IN_FULL else PLAIN_CALLS if name == "byt5" else SOME_CALLS
+    own = {"byt5": PLAIN_CALLS, "marian": MARIAN_CALLS, **dict.fromkeys(IN_FULL, ALL_CALLS)}
+    return own.get(name, SOME_CALLS)
 
 
 def make(name, folder):

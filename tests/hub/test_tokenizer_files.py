@@ -257,7 +257,7 @@ BROKEN = {
     "tokenizer_wrong": ({"tokenizer__json": {"model": 3}}, r"is not a tokenizer.json of the `tokenizers` library"),
     "tokenizer_binary": ({"tokenizer__json": b"\xff\xfe"}, r"is not UTF-8 text"),
     "class_wrong": ({"tokenizer_config__json": {"tokenizer_class": 3}}, r"tokenizer_class is 3, expected the name"),
-    "class_unknown": ({"tokenizer_config__json": {"tokenizer_class": "MarianTokenizer"}}, r"is a MarianTokenizer"),
+    "class_unknown": ({"tokenizer_config__json": {"tokenizer_class": "XLMTokenizer"}}, r"is a XLMTokenizer"),
     "no_vocab_txt": ({"tokenizer_config__json": BERT_CONFIG}, r"has no vocab.txt, which a BertTokenizer needs"),
     "empty_vocab": ({"vocab__txt": "", "tokenizer_config__json": BERT_CONFIG}, r"vocab.txt is empty"),
     "binary_vocab": ({"vocab__txt": b"\xff\xfe\x00", "tokenizer_config__json": BERT_CONFIG}, r"is not UTF-8 text"),

@@ -342,24 +342,6 @@ def test_no_such_folder(tmp_path):
         AutoTokenizer.from_pretrained(tmp_path / "no" / "such" / "folder")
 
 
-def test_from_the_hub(tmp_path, monkeypatch):
-    from huggingface_hub.errors import EntryNotFoundError
-
-    golden.write("roberta", tmp_path)
-    asked = []
-
-    def download(name, file, **options):
-        asked.append((name, options["revision"]))
-        if not (tmp_path / file).is_file():
-            raise EntryNotFoundError(file)
-        return str(tmp_path / file)
-
-    monkeypatch.setattr("jaxformer.hub.repository.hf_hub_download", download)
-    tokenizer = AutoTokenizer.from_pretrained("owner/name", revision="v1")
-    assert tokens(tokenizer, "the cat") == ["<s>", "the", "Ġ", "cat", "</s>"]
-    assert set(asked) == {("owner/name", "v1")}
-
-
 def test_jinja_is_asked_for_by_name(bert, monkeypatch):
     from jaxformer.hub import chat_sandbox
 

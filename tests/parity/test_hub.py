@@ -10,7 +10,8 @@ pytestmark = pytest.mark.parity
 
 @pytest.mark.parametrize("case", heads.cases())
 def test_there_and_back(case):
-    row = compare(case)
+    # Gradients are those of the golden file, to which the default tests hold ours and the next test PyTorch's.
+    row = compare(case, with_gradients=False)
     assert row.passes, row
 
 

@@ -187,7 +187,7 @@ class TorchWeights:
             try:
                 loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
             except Exception as error:  # unpickling raises many kinds
-                reason = str(error).strip().splitlines()[0]
+                reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
                 raise UserError(
                     f"{path} holds more than weights, or is broken; nothing was executed: {reason}"
                 ) from error

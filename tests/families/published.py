@@ -46,6 +46,9 @@ PUBLISHED = [
         124_439_808,
         {
             "activation_function": "gelu_new",
+            "attn_pdrop": 0.1,
+            "embd_pdrop": 0.1,
+            "resid_pdrop": 0.1,
             "initializer_range": 0.02,
             "layer_norm_epsilon": 1e-05,
             "n_embd": 768,
@@ -54,6 +57,7 @@ PUBLISHED = [
             "n_positions": 1024,
             "vocab_size": 50257,
         },
+        {"dropout": 0.1, "attention_dropout": 0.1},
     ),
     Published(
         "llama",

@@ -211,8 +211,10 @@ class Format:
                 )
             keys[row.ours], said[row.ours] = value, row.theirs
         for key in TOKEN_IDS:
-            if key in hf:  # several ends of text are possible; the first is the one that training sets
-                keys[key] = hf[key][0] if isinstance(hf[key], list) and hf[key] else hf[key]
+            # Several ends of text are possible, the first is the one that training sets; -1 is said for none.
+            value = hf[key][0] if isinstance(hf.get(key), list) and hf[key] else hf.get(key)
+            if value is not None and value != -1:
+                keys[key] = value
         try:
             return {**keys, **self.read(hf)}
         except KeyError as error:

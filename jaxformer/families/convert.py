@@ -258,7 +258,8 @@ def read_params(
         else:
             loaded.params[path] = jax.make_array_from_callback(reader.shape, places[path], reader)
     _check_zeros(format, weights)
-    known = re.compile(format.ignored)
+    # A tied output layer may be written a second time.
+    known = re.compile(rf"{format.ignored}|^(lm_head|embed_out)\.weight$" if config.tie_embeddings else format.ignored)
     loaded.left = sorted(key for key in set(weights.names()) - finder.used if not known.search(key))
     return loaded
 

@@ -84,7 +84,7 @@ def read(hf: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: if the activation has no name here.
     """
-    kind = hf["feed_forward_proj"]
+    kind = hf.get("feed_forward_proj") or "relu"  # the first files do not say it
     gated = kind.startswith("gated-")
     activation = kind.removeprefix("gated-")
     # "gated-gelu" means the tanh form: the only exception to the names (T5 v1.1's own configuration).

@@ -152,6 +152,29 @@ def test_the_prefix_of_the_body_may_be_on_either_side(tmp_path):
     same(params, hub.AutoModelForCausalLM.from_pretrained(tmp_path)[1])
 
 
+def test_what_is_there_twice_is_not_called_left_out(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    model, params = tiny.make("opt", "causal_lm")
+    path = hub.save_pretrained(tmp_path, model, params) / "model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"lm_head.weight": tensors["model.decoder.embed_tokens.weight"]}, path)
+    same(params, hub.AutoModelForCausalLM.from_pretrained(tmp_path)[1])
+
+
+def test_ids_of_special_tokens_as_files_have_them(tmp_path):
+    folder = tiny.save(tmp_path, "llama", "causal_lm")
+    tiny.edit(folder, pad_token_id=-1, eos_token_id=[2, 7], bos_token_id=1)
+    config = hub.AutoConfig.from_pretrained(folder)
+    assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == (None, 1, 2)
+
+
+def test_the_first_t5_does_not_say_its_activation(tmp_path):
+    folder = tiny.save(tmp_path, "t5", "seq2seq_lm")
+    tiny.edit(folder, feed_forward_proj=None)
+    assert hub.AutoConfig.from_pretrained(folder).activation == "relu"
+
+
 def test_the_norms_of_the_oldest_files(tmp_path):
     from safetensors.numpy import load_file, save_file
 

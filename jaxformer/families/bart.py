@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import jax.numpy as jnp
+
 from jaxformer.families.base import Family, Format, Head, Key, Name, activation, linear, lm_head, norm
+from jaxformer.functional import sinusoidal_positions
 from jaxformer.models.config import TransformerConfig
 
 BART: dict[str, Any] = {
@@ -137,6 +140,12 @@ def generation_rows(config: TransformerConfig) -> list[Name]:
     return [*rows, Name("logits_bias/bias", "final_logits_bias", leading_one=True)] if config.logits_bias else rows
 
 
+def sinusoids(config: TransformerConfig) -> dict[str, Any]:
+    """Both sides' table of positions, ``[max_length, D]``."""
+    table = sinusoidal_positions(jnp.arange(config.max_length), config.token_size, halves=config.sinusoidal_halves)
+    return {f"{side}.embed_positions.weight": table for side in ("encoder", "decoder")}
+
+
 def format_of(model_type: str, name: str, **constants: Any) -> Format:
     """The format of BART or a relative, whose classes begin with ``name``."""
     classes = [*linear("pooler/dense", "classification_head.dense")]
@@ -158,6 +167,7 @@ def format_of(model_type: str, name: str, **constants: Any) -> Format:
         {kind: heads[kind] for kind in kinds},
         prefix="model.",
         constants=constants,
+        derived=sinusoids if static else lambda config: {},
         zeros=() if name == "Marian" else ("final_logits_bias",),
         ignored=ignored + (r"|embed_positions\.weight$" if static else ""),
     )

@@ -143,6 +143,7 @@ class Format:
         write: the way back.
         untied_by: a name whose presence in a checkpoint says that its head is not tied, whatever its config says.
         zeros: names of tensors that must be zero if a checkpoint has them.
+        derived: tensors of the body that transformers expects in a file though they follow from the configuration.
         ignored: pattern of names in checkpoints that are no parameters.
     """
 
@@ -156,6 +157,7 @@ class Format:
     write: Callable[[TransformerConfig], dict[str, Any]] = lambda config: {}
     untied_by: str | None = None
     zeros: tuple[str, ...] = ()
+    derived: Callable[[TransformerConfig], dict[str, Any]] = lambda config: {}
     ignored: str = r"\b\B"
 
     def head(self, kind: str) -> Head:

@@ -306,6 +306,8 @@ def params_from_hf(
 def params_to_hf(format: Format, config: TransformerConfig, kind: str, params: Any) -> Iterator[tuple[str, np.ndarray]]:
     """The state dict of our parameters, one tensor after the other; a tied head once.
 
+    Tensors that follow from the configuration (sinusoids) come first.
+
     Parameters that no row names (another head's) are not written.
 
     Raises:
@@ -316,6 +318,10 @@ def params_to_hf(format: Format, config: TransformerConfig, kind: str, params: A
     for name in format.names(config, kind):
         if name.ours in flat:
             together.setdefault(name.theirs, []).append(name)
+    head = format.head(kind)
+    prefix = "" if kind == "body" else format.prefix if head.prefix is None else head.prefix
+    for key, array in format.derived(config).items():
+        yield prefix + key, np.asarray(array)
     for theirs, names in together.items():
         if not _is_stacked(names[0]):
             yield theirs, _joined(names, [np.asarray(flat[name.ours]) for name in names])

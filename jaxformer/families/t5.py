@@ -101,7 +101,7 @@ def read(hf: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_mt5(hf: Mapping[str, Any]) -> dict[str, Any]:
     """The same; mT5 never scales."""
-    return {**read(hf), "scale_logits": False}
+    return {**read({**hf, "scale_decoder_outputs": True}), "scale_logits": False}
 
 
 def write(config: TransformerConfig) -> dict[str, Any]:
@@ -113,6 +113,11 @@ def write(config: TransformerConfig) -> dict[str, Any]:
         "tie_word_embeddings": config.tie_embeddings,
         "scale_decoder_outputs": config.scale_logits,
     }
+
+
+def write_mt5(config: TransformerConfig) -> dict[str, Any]:
+    """The way back; mT5 has no word for the scale."""
+    return {key: value for key, value in write(config).items() if key != "scale_decoder_outputs"}
 
 
 def names(config: TransformerConfig) -> list[Name]:
@@ -171,7 +176,7 @@ def format_of(model_type: str, name: str) -> Format:
 
 T5_FORMAT = format_of("t5", "T5")
 FORMATS = {"t5": T5_FORMAT, "t5_v1_1": T5_FORMAT, "flan_t5": T5_FORMAT, "byt5": T5_FORMAT}
-FORMATS["mt5"] = replace(format_of("mt5", "MT5"), read=read_mt5)
+FORMATS["mt5"] = replace(format_of("mt5", "MT5"), read=read_mt5, write=write_mt5)
 FAMILIES = tuple(
     Family(name, T5 if name == "t5" else T5_V1_1, format, "span_corruption") for name, format in FORMATS.items()
 )

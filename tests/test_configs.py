@@ -1,5 +1,6 @@
 """Every shipped configuration loads, builds by shape, and is named in its own first lines."""
 
+import json
 from pathlib import Path
 
 import flax.linen as nn
@@ -15,12 +16,35 @@ from jaxformer.training.state import abstract_params
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
 
+# What the config.json of a model on the Hub says.
+ON_THE_HUB = {
+    "sentence-transformers/all-MiniLM-L6-v2": {
+        "model_type": "bert",
+        "attention_probs_dropout_prob": 0.1,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1,
+        "hidden_size": 384,
+        "initializer_range": 0.02,
+        "intermediate_size": 1536,
+        "layer_norm_eps": 1e-12,
+        "max_position_embeddings": 512,
+        "num_attention_heads": 12,
+        "num_hidden_layers": 6,
+        "pad_token_id": 0,
+        "type_vocab_size": 2,
+        "vocab_size": 30522,
+    }
+}
+
 
 def load(path, folder):
     """The configuration; a run that it starts from is there as far as its sizes go."""
     pretrained = (yaml.safe_load(path.read_text(encoding="utf-8")).get("model") or {}).get("pretrained")
     if pretrained is None:
         return load_config(path)
+    if pretrained in ON_THE_HUB:
+        (folder / "config.json").write_text(json.dumps(ON_THE_HUB[pretrained]), encoding="utf-8")
+        return load_config(path, [f"model.pretrained={folder}"])
     earlier = next(config for config in CONFIGS if config.stem == Path(pretrained).name)
     (folder / "config.yaml").write_text(dump_config(load_config(earlier)), encoding="utf-8")
     (folder / "tokenizer.json").touch()

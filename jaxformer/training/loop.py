@@ -131,7 +131,7 @@ class Trainer:
         source = run.config.model.pretrained
         if source is None:
             return state
-        earlier, elsewhere = earlier_params(source, run.model, tuple(getattr(run.task, "labels", ())))
+        earlier, elsewhere = earlier_params(source, run.model, tuple(getattr(run.model, "labels", ())))
         params, done = transfer(state.params, earlier)
         done.left += elsewhere
         self.display.say(f"took {len(done.taken)} parameters from {source}")

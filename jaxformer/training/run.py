@@ -189,8 +189,8 @@ def prepare(config: RunConfig, display: Display) -> Run:
     read = _read_text if config.task.reads == "text" else _read_records
     tokenizer, splits = read(config, folder, display)
     run = Run(_fit_vocabulary(config, tokenizer), folder, tokenizer, splits)
-    labels = getattr(run.task, "labels", None)
-    if labels and getattr(config.task, "labels", labels) is None:
+    labels = getattr(run.model, "labels", ())
+    if labels and config.task.labels is None:  # type: ignore[union-attr]
         # Those found in the data stand in the run's config.yaml, so that the model can be read without the data.
         task = run.config.task.model_copy(update={"labels": list(labels)})
         run = dataclasses.replace(run, config=run.config.model_copy(update={"task": task}))

@@ -29,7 +29,8 @@ def error_of(text: str, tmp_path, *overrides: str) -> str:
         (
             "task: {type: masked_lm}",
             "c.yaml: task.type masked_lm does not go with model.type gpt2 (decoder), expected encoder: set model.type "
-            "to one of bert, roberta, distilbert, electra, albert, modernbert, or task.type to one of causal_lm, ",
+            "to one of bert, roberta, xlm_roberta, distilbert, electra, albert, modernbert, or task.type to one of "
+            "causal_lm, ",
         ),
         (
             "{model: {type: bert}, task: {type: seq2seq}}",

@@ -126,3 +126,18 @@ def test_a_language_model_is_exported_with_its_end_of_text(tmp_path):
 def test_export_of_what_is_no_run(tmp_path):
     with pytest.raises(UserError, match=r"has no config\.yaml; expected the output_dir of a run"):
         export(tmp_path, tmp_path / "out")
+
+
+def test_questions_start_from_a_published_body(tmp_path):
+    """A task without classes of its own."""
+    source = write_bert(tmp_path / "bert")
+    path = tmp_path / "questions.jsonl"
+    answers = [{"text": "dog", "answer_start": 4}]
+    row = {"id": "1", "question": "cat?", "context": "cat dog mat", "answers": answers}
+    path.write_text("\n".join(json.dumps(row | {"id": str(i)}) for i in range(16)))
+    keys = fine_tuning_keys(tmp_path, source)
+    keys["data"] |= {"path": str(path)}
+    keys["task"] = {"type": "question_answering", "stride": 2, "max_question_tokens": 4}
+    trainer = Trainer(make_run(keys), quiet(), StopRequest())
+    assert "span_classifier" in trainer.state.params
+    trainer.close()

@@ -94,7 +94,7 @@ def main():
     rows = []
     form = "| {} | {} | {} | {} | {} |" if args.markdown else "{:40} {:>9} {:>9} {:>9} {:>9}"
     if args.markdown:
-        print(f"# Parity with PyTorch\n\n{__doc__.strip().partition(chr(10))[2].strip()}\n")
+        print(f"# Parity with PyTorch\n\n{__doc__.partition(chr(10))[2].strip(chr(10))}\n")
         print(f"Limits: {OUTPUTS:g} for outputs, loss and the way back, {GRADIENTS:g} for gradients, relative.\n")
     print(form.format("family / head", "outputs", "loss", "gradients", "and back"))
     if args.markdown:

@@ -171,19 +171,24 @@ class Format:
             raise UserError(f"transformers has no {self.model_type} model with head {kind!r}, expected one of: {fits}")
         return self.heads[kind]
 
+    def prefix_of(self, kind: str) -> str:
+        """What stands before the body's names in a model of this kind.
+
+        Raises:
+            UserError: if transformers has no such model of the family.
+        """
+        own = self.head(kind).prefix
+        return "" if kind == "body" else self.prefix if own is None else own
+
     def names(self, config: TransformerConfig, kind: str) -> list[Name]:
         """The table of parameter names of a model of this kind.
 
         Raises:
             UserError: if transformers has no such model of the family.
         """
-        head = self.head(kind)
-        prefix = self.prefix if head.prefix is None else head.prefix
+        head, prefix = self.head(kind), self.prefix_of(kind)
         rows = head.rows(config) if callable(head.rows) else head.rows
-        body = self.body(config)
-        if kind != "body":
-            body = [name._replace(theirs=prefix + name.theirs) for name in body]
-        return [*body, *rows]
+        return [*(name._replace(theirs=prefix + name.theirs) for name in self.body(config)), *rows]
 
     def from_hf(self, hf: Mapping[str, Any], family: str) -> dict[str, Any]:
         """Keys of ``TransformerConfig`` from a ``config.json``, for the family of this name.

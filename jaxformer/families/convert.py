@@ -96,8 +96,7 @@ class _Finder:
 
     def __init__(self, available: Collection[str], format: Format, kind: str) -> None:
         self.available, self.used = available, set[str]()
-        head = format.head(kind)
-        self.own = "" if kind == "body" else format.prefix if head.prefix is None else head.prefix
+        self.own = format.prefix_of(kind)
         prefixes = [head.prefix for head in format.heads.values() if head.prefix is not None]
         self.prefixes = dict.fromkeys(["", format.prefix, *prefixes])
 
@@ -318,10 +317,8 @@ def params_to_hf(format: Format, config: TransformerConfig, kind: str, params: A
     for name in format.names(config, kind):
         if name.ours in flat:
             together.setdefault(name.theirs, []).append(name)
-    head = format.head(kind)
-    prefix = "" if kind == "body" else format.prefix if head.prefix is None else head.prefix
     for key, array in format.derived(config).items():
-        yield prefix + key, np.asarray(array)
+        yield format.prefix_of(kind) + key, np.asarray(array)
     for theirs, names in together.items():
         if not _is_stacked(names[0]):
             yield theirs, _joined(names, [np.asarray(flat[name.ours]) for name in names])

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from pydantic import ValidationError
 
@@ -148,17 +148,11 @@ def load(
     warn(repository.name, loaded)
     if loaded.missing:
         new = init_params(model, seed, set(loaded.missing))
-        shardings = None if mesh is None else _flat(parameter_shardings(boxed, mesh))
+        shardings = None if mesh is None else flatten_dict(parameter_shardings(boxed, mesh), sep="/")
         for path, array in new.items():
             array = array.astype(dtype)
             loaded.params[path] = array if shardings is None else jax.device_put(array, shardings[path])
     return Pretrained(model, unflatten_dict(loaded.params, sep="/"))
-
-
-def _flat(tree: Any) -> dict[str, Any]:
-    from flax.traverse_util import flatten_dict
-
-    return flatten_dict(dict(tree), sep="/")
 
 
 def warn(name: str, loaded: Loaded) -> None:

@@ -259,6 +259,7 @@ def multi_head_attention(
     rotary: Rotary | None = None,
     cache: KeyValue | None = None,
     norm_epsilon: float = 1e-6,
+    place: Callable[..., Array] = lambda x, *_: x,
     **options: Any,
 ) -> tuple[Float[Array, "B T D"], KeyValue | None]:
     """Multi-head attention: project to heads, rotate if asked, attend, join the heads and project back.
@@ -277,6 +278,9 @@ def multi_head_attention(
         rotary: angles of the tokens of ``x`` to rotate queries and keys by.
         cache: keys and values of earlier tokens; those of ``x`` are appended and all are attended to.
         norm_epsilon: of the norms of queries and keys.
+        place: says how an array lies on the devices by the names of its dimensions; returns it. Where the tokens of a
+            row are split over devices, each keeps its queries and gets all keys and values (Llama Team 2024, "The Llama
+            3 Herd of Models", section 3.3.2).
         **options: ``scale``, ``softcap``, ``dropout_rate``, ``dropout_keys`` and ``implementation`` of
             ``dot_product_attention``.
 
@@ -294,5 +298,7 @@ def multi_head_attention(
     if cache is not None:
         cache = append_key_value(cache, key, value)
         key, value = cache.key.astype(x.dtype), cache.value.astype(x.dtype)
+    query = place(query, "batch", "length", "heads", None)
+    key, value = (place(array, "batch", None, "kv_heads", None) for array in (key, value))
     output = dot_product_attention(query, key, value, mask=mask, bias=bias, **options)
     return merge_heads(output, weights["output"]), cache

@@ -133,13 +133,16 @@ def _chunk_loss(weights: tuple[Any, Any, Any], labels: Array, static: tuple[bool
 
 
 def _split(hidden: Array, labels: Array, columns: int) -> tuple[Array, Array]:
-    """``[B, T, ...]`` to ``[chunks, B, columns, ...]``, padded with ignored tokens."""
+    """``[B, T, ...]`` to ``[chunks, B, columns, ...]``, padded with ignored tokens.
+
+    A chunk takes every so manyth column: where the tokens of a row are split over devices, each has its share of it.
+    """
     B, T, D = hidden.shape
     chunks = -(-T // columns)
     padding = chunks * columns - T
-    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0))).reshape(B, chunks, columns, D)
-    labels = jnp.pad(labels, ((0, 0), (0, padding)), constant_values=IGNORE).reshape(B, chunks, columns)
-    return hidden.swapaxes(0, 1), labels.swapaxes(0, 1)
+    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0))).reshape(B, columns, chunks, D)
+    labels = jnp.pad(labels, ((0, 0), (0, padding)), constant_values=IGNORE).reshape(B, columns, chunks)
+    return hidden.transpose(2, 0, 1, 3), labels.transpose(2, 0, 1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -183,7 +186,7 @@ def _chunked_forward(
     zeros = jax.tree.map(lambda weight: jnp.zeros(weight.shape, jnp.float32), weights)
     (loss, *sums), d_hidden = lax.scan(step, (TokenLoss(zero, zero, zero), *zeros), _split(hidden, labels, columns))
     d_kernel, d_bias = jax.tree.map(lambda total, weight: total.astype(weight.dtype), tuple(sums), weights)
-    d_hidden = d_hidden.swapaxes(0, 1).reshape(B, -1, D)[:, :T]
+    d_hidden = d_hidden.transpose(1, 2, 0, 3).reshape(B, -1, D)[:, :T]
     return loss, (d_hidden, d_kernel, d_bias)
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxformer import functional as F
 from jaxformer.models.config import TransformerConfig
+from jaxformer.models.partition import place
 
 Weights = dict[str, Any]
 
@@ -177,6 +178,7 @@ class Attention(nn.Module):
             rotary=rotary,
             cache=cache,
             norm_epsilon=c.norm_epsilon,
+            place=place,
             scale=None if c.scale_scores else 1.0,
             dropout_rate=c.attention_dropout,
             dropout_keys=DropoutKeys(name="attention_dropout")(c.attention_dropout, example_ids),
@@ -259,7 +261,7 @@ class Embeddings(nn.Module):
         x = F.dropout(x, c.dropout, self.dropout_keys(c.dropout, example_ids))
         if c.embedding_size is not None:
             x = F.linear(x, self.projection())
-        return x.astype(c.dtype)
+        return place(x.astype(c.dtype), "batch", "length", None)
 
     def head(self) -> F.HeadWeights:
         """The tied output layer."""

@@ -11,6 +11,7 @@ from jaxformer import functional as F
 from jaxformer.models.cache import KVCache, extend_cache
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.layers import Attention, DropoutKeys, Embedding, Embeddings, FeedForward, Norm
+from jaxformer.models.partition import place, platform
 
 
 class Context(NamedTuple):
@@ -67,6 +68,7 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, F.KeyValue | None]:
         """Maps the residual stream to the next; the signature is that of a scan body (carry, per layer, broadcast)."""
         c = self.config
+        x = place(x, "batch", "length", None)
         cache, kind = per_layer
         pre = c.norm_place == "pre"
         feed_forward = FeedForward(c, name="feed_forward")
@@ -136,7 +138,7 @@ def stacked_blocks(config: TransformerConfig, num_layers: int | None = None, cro
     if config.remat != "none":
         # Inside a scan the loop itself keeps the recomputation apart, so XLA need not be told not to merge it.
         block = nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
-    unroll = config.unroll or (num_layers if jax.default_backend() == "cpu" else 1)
+    unroll = config.unroll or (num_layers if platform() == "cpu" else 1)
     shared: dict[str, Any] = {"variable_broadcast": "params", "split_rngs": {"params": False, "dropout": True}}
     stacked: dict[str, Any] = {"variable_axes": {"params": 0}, "split_rngs": {"params": True, "dropout": True}}
     layers = nn.scan(

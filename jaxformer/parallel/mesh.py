@@ -5,15 +5,17 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from jaxformer.models.partition import Rules
 from jaxformer.schema import Schema, UserError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "sequence", "tensor")
 
-# Logical axis of a parameter -> mesh axis. What is not named is not split.
-RULES: tuple[tuple[str, str | None], ...] = (
+# Name of a dimension -> the mesh axes it is split over. First the logical axes of parameters, then those of activations.
+RULES: Rules = (
     ("embed", "fsdp"),
     ("vocab", "tensor"),
     ("heads", "tensor"),
@@ -24,19 +26,41 @@ RULES: tuple[tuple[str, str | None], ...] = (
     ("layers", None),
     ("table", None),
     ("classes", None),
+    # Rows of a batch are split over both: fsdp is data parallelism whose parameters are split too.
+    ("batch", ("data", "fsdp")),
+    ("length", "sequence"),
 )
 
-# Rows of a batch are split over both: fsdp is data parallelism whose parameters are split too.
-BATCH = PartitionSpec(("data", "fsdp"))
+# The key of the model's configuration that a dimension of its parameters is.
+DIMENSION_KEYS = {
+    "embed": "hidden_size",
+    "vocab": "vocab_size",
+    "heads": "num_heads",
+    "kv_heads": "num_kv_heads",
+    "mlp": "intermediate_size",
+}
 
 
 class ParallelConfig(Schema):
     """How the work is spread over devices: the product of the axes is the number of devices."""
 
-    strategy: Literal["jit"] = Field("jit", description="one jitted step over a mesh")
+    strategy: Literal["jit", "pmap"] = Field(
+        "jit", description="jit: one step over a mesh of any axes; pmap: the data axis alone, parameters on every device"
+    )
     data: int = Field(-1, ge=-1, description="devices that split the batch; -1: those left")
     fsdp: int = Field(1, ge=1, description="devices that split the batch, the parameters and the optimizer's state")
+    sequence: int = Field(1, ge=1, description="devices that split the tokens of a row")
     tensor: int = Field(1, ge=1, description="devices that split heads, feed-forward and vocabulary")
+
+    @model_validator(mode="after")
+    def _pmap_is_data_parallel(self) -> "ParallelConfig":
+        others = [f"{name} is {getattr(self, name)}" for name in AXES[1:] if getattr(self, name) > 1]
+        if self.strategy == "pmap" and others:
+            raise ValueError(
+                f"strategy is pmap and {', '.join(others)}, expected 1: under pmap every device holds all parameters "
+                "and whole rows; set strategy to jit"
+            )
+        return self
 
 
 def make_mesh(config: ParallelConfig, devices: list[jax.Device] | None = None) -> Mesh:
@@ -46,21 +70,35 @@ def make_mesh(config: ParallelConfig, devices: list[jax.Device] | None = None) -
         UserError: if the axes' product is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    rest = config.fsdp * config.tensor
+    rest = config.fsdp * config.sequence * config.tensor
     data = len(devices) // rest if config.data == -1 else config.data
-    sizes = (data, config.fsdp, config.tensor)
+    sizes = (data, config.fsdp, config.sequence, config.tensor)
     if math.prod(sizes) != len(devices) or data < 1:
         named = " x ".join(f"{name} {size}" for name, size in zip(AXES, (config.data, *sizes[1:]), strict=True))
         raise UserError(
             f"parallel: {named} on {len(devices)} device(s), expected a product of {len(devices)}; "
             f"set parallel.data to -1 and the others to divisors of {len(devices)}"
         )
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    types = (AxisType.Auto,) * len(AXES)
+    if config.strategy == "pmap":
+        # pmap numbers the devices as they come; jax.make_mesh may order them by how they are wired.
+        return Mesh(np.array(devices).reshape(sizes), AXES, axis_types=types)
+    return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
 
 
 def batch_devices(mesh: Mesh) -> int:
     """Into how many parts the rows of a batch are split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def nearest_multiples(size: int, unit: int) -> str:
+    """The sizes around ``size`` that ``unit`` divides, in words.
+
+    >>> nearest_multiples(257, 4), nearest_multiples(3, 4)
+    ('256 or 260', '4')
+    """
+    below, above = size // unit * unit, -(-size // unit) * unit
+    return f"{below} or {above}" if below else f"{above}"
 
 
 def check_batch(batch_size: int, accumulate: int, mesh: Mesh, key: str = "training.batch_size") -> None:
@@ -71,11 +109,23 @@ def check_batch(batch_size: int, accumulate: int, mesh: Mesh, key: str = "traini
     """
     unit = batch_devices(mesh) * accumulate
     if batch_size % unit:
-        below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
-        sizes = f"{below} or {above}" if below else f"{above}"
         raise UserError(
             f"{key} is {batch_size}, expected a multiple of {unit} ({batch_devices(mesh)} devices x "
-            f"{accumulate} accumulated parts); set it to {sizes}"
+            f"{accumulate} accumulated parts); set it to {nearest_multiples(batch_size, unit)}"
+        )
+
+
+def check_length(length: int, mesh: Mesh) -> None:
+    """Refuses rows whose tokens do not divide evenly.
+
+    Raises:
+        UserError: naming the nearest lengths that work.
+    """
+    parts = mesh.shape["sequence"]
+    if length % parts:
+        raise UserError(
+            f"parallel.sequence is {parts} and does not divide the sequence length {length}; set "
+            f"training.sequence_length to {nearest_multiples(length, parts)}"
         )
 
 
@@ -87,21 +137,36 @@ def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
         mesh: of the run.
 
     Raises:
-        UserError: if an axis does not divide its dimension; names the parameter, the axis and the size.
+        UserError: if an axis does not divide its dimension; names the dimension, its size and the nearest that work.
     """
-    shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
+    logical = nn.get_partition_spec(boxed)
+    shardings = nn.logical_to_mesh_sharding(logical, mesh, RULES)
 
-    def check(path: Any, leaf: Any, sharding: NamedSharding) -> None:
-        for dimension, axis in zip(leaf.shape, sharding.spec, strict=False):
-            if axis is not None and dimension % mesh.shape[axis]:
-                name = "/".join(part.key for part in path)
+    def check(path: Any, leaf: Any, sharding: NamedSharding, names: PartitionSpec) -> None:
+        for name, size, axis in zip(names, leaf.shape, sharding.spec, strict=False):
+            if axis is not None and size % mesh.shape[axis]:
+                parts = mesh.shape[axis]
+                key = DIMENSION_KEYS.get(name)
                 raise UserError(
-                    f"parallel.{axis} is {mesh.shape[axis]} and does not divide {dimension}, a dimension of {name} "
-                    f"{tuple(leaf.shape)}; choose a divisor of {dimension}"
+                    f"parallel.{axis} is {parts} and does not divide {size}, the dimension {name!r} of "
+                    f"{'/'.join(part.key for part in path)} {tuple(leaf.shape)}; choose a divisor of {size}"
+                    + (f" or set model.{key} to {nearest_multiples(size, parts)}" if key else "")
                 )
 
-    jax.tree_util.tree_map_with_path(check, nn.unbox(boxed), shardings)
+    jax.tree_util.tree_map_with_path(check, nn.unbox(boxed), shardings, logical)
     return shardings
+
+
+def batch_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """How an array of a batch lies on the devices: rows over data and fsdp, tokens over sequence.
+
+    Tokens are the last of two or more dimensions. Where their number does not divide (a short batch of examples, a list
+    of masked places) they are not split; no number depends on it.
+    """
+    rows, tokens = nn.logical_to_mesh_axes(("batch", "length"), RULES)
+    splits = len(shape) > 1 and shape[-1] % mesh.shape["sequence"] == 0
+    inner = (*(None,) * (len(shape) - 2), tokens if splits else None) if len(shape) > 1 else ()
+    return NamedSharding(mesh, PartitionSpec(rows, *inner))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

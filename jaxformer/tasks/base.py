@@ -11,6 +11,7 @@ from flax import linen as nn
 from jaxformer import functional as F
 from jaxformer.data.rows import Rows
 from jaxformer.models.config import Architecture, TransformerConfig
+from jaxformer.models.partition import shards
 from jaxformer.schema import Schema
 from jaxformer.tokenizers import Role
 
@@ -121,6 +122,14 @@ def apply(
     )
 
 
+def chunked_cross_entropy(
+    hidden: jax.Array, head: F.HeadWeights, labels: jax.Array, *, chunk_tokens: int, **options: float
+) -> F.TokenLoss:
+    """``functional.chunked_cross_entropy`` with ``chunk_tokens`` on each device the tokens are split over."""
+    tokens = chunk_tokens * shards("batch") * shards("length")
+    return F.chunked_cross_entropy(hidden, head, labels, chunk_tokens=tokens, **options)
+
+
 def token_loss(
     model: nn.Module,
     params: Any,
@@ -134,7 +143,7 @@ def token_loss(
     """Cross-entropy summed over the labels that are not -100, nats; all else in the batch is the model's input."""
     inputs = {name: array for name, array in batch.items() if name != "labels"}
     hidden, head = apply(model, params, inputs, dropout_key, "hidden_and_head")
-    sums = F.chunked_cross_entropy(
+    sums = chunked_cross_entropy(
         hidden, head, batch["labels"], label_smoothing=label_smoothing, z_loss=z_loss, chunk_tokens=chunk_tokens
     )
     metrics = {"loss": sums.cross_entropy}
@@ -143,4 +152,15 @@ def token_loss(
     return LossSums(sums.total, sums.tokens, metrics)
 
 
-__all__ = ["Batch", "LossSums", "Report", "ReportingTask", "Rows", "Task", "TaskSchema", "apply", "token_loss"]
+__all__ = [
+    "Batch",
+    "LossSums",
+    "Report",
+    "ReportingTask",
+    "Rows",
+    "Task",
+    "TaskSchema",
+    "apply",
+    "chunked_cross_entropy",
+    "token_loss",
+]

@@ -25,7 +25,7 @@ class CausalLMConfig(TaskSchema):
     type: Literal["causal_lm"] = Field("causal_lm", description="objective")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over the vocabulary")
     z_loss: float = Field(0.0, ge=0, description="weight of (log Z)^2, which keeps logits from drifting; PaLM: 1e-4")
-    chunk_tokens: int = Field(2048, ge=1, description="tokens whose logits are in memory at once, per step")
+    chunk_tokens: int = Field(2048, ge=1, description="tokens whose logits are in memory at once, on a device")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class DenoisingConfig(TaskSchema):
     rate: float = Field(0.3, ge=0, lt=1, description="share of the tokens that are masked; 0: none")
     mean_span: float = Field(3.0, gt=0, description="mean of the Poisson distribution of the spans' lengths, tokens")
     permute_sentences: bool = Field(True, description="shuffle the sentences of each text")
-    chunk_tokens: int = Field(2048, ge=1, description="tokens whose logits are in memory at once, per step")
+    chunk_tokens: int = Field(2048, ge=1, description="tokens whose logits are in memory at once, on a device")
 
 
 def permute_sentences(tokens: np.ndarray, ends: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -14,7 +14,7 @@ from jaxformer.data.cache import TokenCache
 from jaxformer.data.pieces import PieceRows, split_pieces
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.masked_lm import MaskedLM
-from jaxformer.tasks.base import Batch, LossSums, Rows, TaskSchema, apply, token_loss
+from jaxformer.tasks.base import Batch, LossSums, Rows, TaskSchema, apply, chunked_cross_entropy, token_loss
 from jaxformer.tokenizers import Tokenizer
 
 
@@ -95,7 +95,7 @@ class MaskingConfig(TaskSchema):
 
     rate: float = Field(0.15, gt=0, lt=1, description="share of the tokens that are hidden and predicted")
     whole_words: bool = Field(False, description="hide all tokens of a word or none")
-    chunk_tokens: int = Field(2048, ge=1, description="tokens whose logits are in memory at once, per step")
+    chunk_tokens: int = Field(2048, ge=1, description="tokens whose logits are in memory at once, on a device")
 
 
 class MaskedLMConfig(MaskingConfig):
@@ -234,7 +234,7 @@ class MaskedLanguageModelling:
             return token_loss(model, params, batch, dropout_key, chunk_tokens=self.config.chunk_tokens)
         inputs = {k: v for k, v in batch.items() if k not in ("labels", "pair_labels")}
         hidden, head, pair_logits = apply(model, params, inputs, dropout_key, "hidden_head_and_pairs")
-        sums = F.chunked_cross_entropy(hidden, head, batch["labels"], chunk_tokens=self.config.chunk_tokens)
+        sums = chunked_cross_entropy(hidden, head, batch["labels"], chunk_tokens=self.config.chunk_tokens)
         pairs = F.cross_entropy(pair_logits, batch["pair_labels"])
         hidden_per_row = max(1, round(self.config.rate * (self.sequence_length - 3)))
         right = (pair_logits.argmax(-1) == batch["pair_labels"]).sum() * float(hidden_per_row)

@@ -26,7 +26,7 @@ class PrefixLMConfig(TaskSchema):
     special_tokens: ClassVar = ("pad", "sep")
 
     type: Literal["prefix_lm"] = Field("prefix_lm", description="objective")
-    chunk_tokens: int = Field(2048, ge=1, description="tokens whose logits are in memory at once, per step")
+    chunk_tokens: int = Field(2048, ge=1, description="tokens whose logits are in memory at once, on a device")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from jaxformer.data.cache import TokenCache
 from jaxformer.data.pieces import PieceRows, split_pieces
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.masked_lm import Discriminator
-from jaxformer.tasks.base import Batch, LossSums, Rows, apply
+from jaxformer.tasks.base import Batch, LossSums, Rows, apply, chunked_cross_entropy
 from jaxformer.tasks.masked_lm import Masking, MaskingConfig, join, make_masking, masked_features
 from jaxformer.tokenizers import Tokenizer
 
@@ -104,7 +104,7 @@ class ReplacedTokenDetection:
         c, labels = self.config, batch["labels"]
         inputs = {name: array for name, array in batch.items() if name != "labels"}
         hidden, head = apply(model, params, inputs, dropout_key, "generator_hidden_and_head")
-        generator = F.chunked_cross_entropy(hidden, head, labels, chunk_tokens=c.chunk_tokens)
+        generator = chunked_cross_entropy(hidden, head, labels, chunk_tokens=c.chunk_tokens)
 
         # Sampling has no gradient, so none flows back to the generator.
         replaced, is_replaced = self._replace(batch, F.head_logits(hidden, head), dropout_key)

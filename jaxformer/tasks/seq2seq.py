@@ -16,7 +16,7 @@ from jaxformer.generation.seq2seq import greedy_search
 from jaxformer.models.config import TransformerConfig
 from jaxformer.tasks import metrics
 from jaxformer.tasks import records as R
-from jaxformer.tasks.base import Batch, LossSums, Report, Rows, TaskSchema
+from jaxformer.tasks.base import Batch, LossSums, Report, Rows, TaskSchema, chunked_cross_entropy
 from jaxformer.tokenizers import Role, Tokenizer
 
 
@@ -34,7 +34,7 @@ class Seq2SeqConfig(TaskSchema):
     prefix: str = Field("", description="put before every source, for instance 'translate English to German: '")
     target_length: int = Field(128, ge=2, description="most tokens of a target, its end included")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over the vocabulary")
-    chunk_tokens: int = Field(2048, ge=1, description="tokens whose logits are in memory at once, per step")
+    chunk_tokens: int = Field(2048, ge=1, description="tokens whose logits are in memory at once, on a device")
     metrics: list[Literal["bleu", "chrf", "rouge"]] = Field(["bleu"], description="metrics of the generated texts")
     bleu_tokenize: Literal["13a", "intl", "char"] = Field(
         "13a", description="words of BLEU: 13a, the usual; intl, by Unicode; char, each character"
@@ -102,7 +102,7 @@ class Seq2Seq:
         """Cross-entropy summed over the target tokens, nats."""
         hidden, head = R.apply(model, params, batch, dropout_key, method="hidden_and_head")
         c = self.config
-        sums = F.chunked_cross_entropy(
+        sums = chunked_cross_entropy(
             hidden, head, batch["labels"], label_smoothing=c.label_smoothing, chunk_tokens=c.chunk_tokens
         )
         further = {"objective": sums.total} if c.label_smoothing else {}

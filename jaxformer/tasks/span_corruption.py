@@ -34,7 +34,7 @@ class SpanCorruptionConfig(TaskSchema):
     target_length: int | None = Field(
         None, ge=2, description="longest target of a row, tokens; default: what a row of one whole text needs"
     )
-    chunk_tokens: int = Field(2048, ge=1, description="tokens whose logits are in memory at once, per step")
+    chunk_tokens: int = Field(2048, ge=1, description="tokens whose logits are in memory at once, on a device")
 
 
 def span_counts(length: int, rate: float, mean_span: float) -> tuple[int, int]:

@@ -36,12 +36,27 @@ EvalStep = Callable[[Any, Batch], tuple[dict[str, jax.Array], jax.Array]]
 
 
 def gradients_of_sum(
-    model: nn.Module, task: Task, params: Any, batch: Batch, dropout_key: jax.Array, accumulate: int
+    model: nn.Module,
+    task: Task,
+    params: Any,
+    batch: Batch,
+    dropout_key: jax.Array,
+    accumulate: int,
+    axis_name: str | None = None,
 ) -> tuple[Any, LossSums]:
     """Gradient of the objective's sum over the batch, in ``accumulate`` parts one after the other.
 
-    Summing sums weights every token alike, however the parts' token counts differ; and each example keeps its number,
-    so that the parts draw the dropout the whole batch would have drawn.
+    Summing sums weights every token alike, however the parts' token counts differ; and each example keeps its number
+    in the global batch, so that parts and devices draw the dropout the whole batch would have drawn.
+
+    Args:
+        model: with the head of the objective.
+        task: the objective.
+        params: of the model.
+        batch: this call's rows.
+        dropout_key: of the step.
+        accumulate: number of parts.
+        axis_name: of the devices that hold the other rows, where each runs this function by itself (pmap).
     """
 
     def objective(params: Any, batch: Batch) -> tuple[jax.Array, LossSums]:
@@ -50,7 +65,8 @@ def gradients_of_sum(
 
     gradient = jax.grad(objective, has_aux=True)
     size = len(next(iter(batch.values())))
-    batch = {**batch, "example_ids": jnp.arange(size)}
+    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * size
+    batch = {**batch, "example_ids": first + jnp.arange(size)}
     if accumulate == 1:
         return gradient(params, batch)
 
@@ -75,16 +91,28 @@ def make_train_step(
     seed: int,
     accumulate: int = 1,
     ema_decay: float | None = None,
+    axis_name: str | None = None,
 ) -> TrainStep:
     """One update: mean gradient over all trained tokens of the global batch, optimizer, average of the weights.
 
     A loss or gradient that is inf or nan leaves parameters, optimizer state and average as they were and is counted.
-    The result is pure and not jitted; ``jax.jit(step, donate_argnums=0)`` is the caller's.
+    The result is pure and not jitted; ``parallel.strategy`` spreads it over devices.
+
+    Args:
+        model: with the head of the objective.
+        task: the objective.
+        optimizer: optax's.
+        seed: of dropout.
+        accumulate: parts the batch is processed in.
+        ema_decay: of the average of the weights; None keeps none.
+        axis_name: under pmap, where each device has rows of its own, the devices' name: sums are added up over it.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         key = purpose_key(seed, "dropout", state.step)
-        gradients, sums = gradients_of_sum(model, task, state.params, batch, key, accumulate)
+        gradients, sums = gradients_of_sum(model, task, state.params, batch, key, accumulate, axis_name)
+        if axis_name is not None:
+            gradients, sums = jax.lax.psum((gradients, sums), axis_name)
         # The mean is taken here and nowhere else. A batch without a single trained token gives zeros.
         weight = jnp.where(sums.weight > 0, sums.weight, 1.0)
         gradients = jax.tree.map(lambda gradient: gradient / weight, gradients)

@@ -1,0 +1,87 @@
+"""How activations lie on the devices: by the names of their dimensions, on the mesh that a step is traced for.
+
+Parameters say themselves how they are split (their logical axes). What is computed from them mostly follows; where it
+could follow two ways, a module says which by calling ``place``. Outside of ``on_mesh`` that does nothing, so that a
+model alone is what it was: a pure function of arrays.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+Rules = tuple[tuple[str, Any], ...]
+
+
+class _Placement(NamedTuple):
+    mesh: Mesh
+    rules: Rules
+
+
+_PLACEMENT: ContextVar[_Placement | None] = ContextVar("placement", default=None)
+
+
+@contextmanager
+def _placed(placement: _Placement) -> Iterator[None]:
+    token = _PLACEMENT.set(placement)
+    try:
+        yield
+    finally:
+        _PLACEMENT.reset(token)
+
+
+def on_mesh(function: Callable[..., Any], mesh: Mesh, rules: Rules) -> Callable[..., Any]:
+    """``function``, to be traced for this mesh: ``place`` and ``shards`` inside it follow the rules.
+
+    Args:
+        function: to be jitted by the caller.
+        mesh: the devices, real or only described.
+        rules: pairs of a dimension's name and the mesh axes it is split over (None: not split).
+    """
+
+    @wraps(function)
+    def placed(*args: Any, **kwargs: Any) -> Any:
+        with _placed(_Placement(mesh, rules)):
+            return function(*args, **kwargs)
+
+    return placed
+
+
+def spec(*axes: str | None) -> PartitionSpec | None:
+    """The mesh axes of dimensions by their names; None outside of ``on_mesh``."""
+    placement = _PLACEMENT.get()
+    return None if placement is None else nn.logical_to_mesh_axes(axes, placement.rules)
+
+
+def place(x: jax.Array, *axes: str | None) -> jax.Array:
+    """``x`` with its dimensions split as the rules say of their names (None: not split).
+
+    A dimension whose size does not divide is not split: rows of examples are as long as their longest.
+    """
+    placement = _PLACEMENT.get()
+    if placement is None:
+        return x
+    divides = (axis if axis and size % shards(axis) == 0 else None for axis, size in zip(axes, x.shape, strict=True))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(placement.mesh, spec(*divides)))
+
+
+def shards(axis: str) -> int:
+    """Into how many parts a dimension of this name is split; 1 outside of ``on_mesh``."""
+    placement = _PLACEMENT.get()
+    if placement is None:
+        return 1
+    found = nn.logical_to_mesh_axes((axis,), placement.rules)[0]
+    names = () if found is None else (found,) if isinstance(found, str) else found
+    return math.prod(placement.mesh.shape[name] for name in names)
+
+
+def platform() -> str:
+    """What the program is compiled for: the mesh's devices, which may only be described, or else JAX's default."""
+    placement = _PLACEMENT.get()
+    return jax.default_backend() if placement is None else placement.mesh.devices.flat[0].platform

@@ -1,0 +1,104 @@
+"""The one train step on many devices: jitted over a mesh, or a copy of it on each device under pmap."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxformer.models.partition import on_mesh
+from jaxformer.parallel.batch import put_batch
+from jaxformer.parallel.mesh import RULES, replicated
+
+# What pmap calls the devices; a step that is to run under it sums over this name.
+AXIS_NAME = "data"
+
+Step = Callable[[Any, Any], tuple[Any, Any]]
+
+
+def _with_request(step: Step) -> Callable[[Any, Any, Any], tuple[Any, Any, Any]]:
+    """The step, and the largest of the requests that the processes brought: all learn of it in the same step."""
+
+    def together(state: Any, batch: Any, requests: Any) -> tuple[Any, Any, Any]:
+        return *step(state, batch), jnp.max(requests)
+
+    return together
+
+
+class DeviceStep:
+    """A train step compiled for the devices of a run. The state it returns is laid out like the one it takes.
+
+    Under ``pmap`` every device runs the step on its own rows, with all parameters, and ``step`` itself sums over
+    ``AXIS_NAME``; under ``jit`` the step is one program over all devices, which the compiler splits.
+    """
+
+    def __init__(self, step: Step, abstract: Any, mesh: Mesh, strategy: str, batch_size: int) -> None:
+        """Prepares the program; it is compiled for each shape of batch when that first comes.
+
+        Args:
+            step: pure, ``(state, batch) -> (state, metrics)``; the state's memory is given up to the result.
+            abstract: the state's shapes with their shardings.
+            mesh: the devices.
+            strategy: ``jit`` or ``pmap``.
+            batch_size: rows of the global batch.
+        """
+        self.mesh, self.strategy, self.batch_size = mesh, strategy, batch_size
+        self.processes = len({device.process_index for device in mesh.devices.flat})
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        if strategy == "pmap":
+            mapped = _with_max_over_devices(step) if self.processes > 1 else step
+            axes = (None, 0, 0) if self.processes > 1 else (None, 0)
+            self.program: Any = jax.pmap(
+                mapped,
+                axis_name=AXIS_NAME,
+                in_axes=axes,
+                out_axes=None,
+                donate_argnums=0,
+                devices=list(mesh.devices.flat),
+            )
+        else:
+            traced = on_mesh(_with_request(step) if self.processes > 1 else step, mesh, RULES)
+            one = replicated(mesh)
+            out = (shardings, one, one) if self.processes > 1 else (shardings, one)
+            self.program = jax.jit(traced, donate_argnums=0, out_shardings=out)
+
+    def put(self, batch: Mapping[str, np.ndarray]) -> Any:
+        """This process's rows of a batch, as the program takes them."""
+        if self.strategy == "jit":
+            return put_batch(batch, self.batch_size, self.mesh)
+        devices = len(self.mesh.local_devices)
+        return {name: array.reshape(devices, -1, *array.shape[1:]) for name, array in batch.items()}
+
+    def __call__(self, state: Any, batch: Any, request: int = 0) -> tuple[Any, Any, Any]:
+        """New state, metrics, and the largest ``request`` of all processes (a device's value where there are several).
+
+        Args:
+            state: as ``abstract`` says; it is used up.
+            batch: from ``put``.
+            request: what this process wants all to know, 0 for nothing.
+        """
+        if self.processes == 1:
+            return *self.program(state, batch), request
+        if self.strategy == "pmap":
+            outputs = self.program(state, batch, np.full(len(self.mesh.local_devices), request, np.int32))
+            return jax.tree.map(self._of_all_processes, outputs)
+        return self.program(state, batch, self._requests(request))
+
+    def _requests(self, request: int) -> jax.Array:
+        """``[devices]``, each process's request on its own devices."""
+        sharding = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
+        return jax.make_array_from_callback((self.mesh.size,), sharding, lambda _: np.array([request], np.int32))
+
+    def _of_all_processes(self, array: jax.Array) -> jax.Array:
+        """pmap returns an array of this process's devices; the same values are on all others', so it is one of all."""
+        parts = [shard.data for shard in array.addressable_shards]
+        return jax.make_array_from_single_device_arrays(array.shape, replicated(self.mesh), parts)
+
+
+def _with_max_over_devices(step: Step) -> Callable[[Any, Any, Any], tuple[Any, Any, Any]]:
+    def together(state: Any, batch: Any, request: Any) -> tuple[Any, Any, Any]:
+        return *step(state, batch), jax.lax.pmax(request, AXIS_NAME)
+
+    return together

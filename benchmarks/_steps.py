@@ -30,9 +30,9 @@ def jaxformer_step(model: Mapping[str, Any], batch: Arrays, weights: Path) -> St
     keep_freed_memory()  # before JAX is imported, as the command line does
     import jax
     from flax.traverse_util import flatten_dict
-    from jax.sharding import NamedSharding
 
-    from jaxformer.parallel.mesh import BATCH, make_mesh
+    from jaxformer.parallel.mesh import make_mesh
+    from jaxformer.parallel.strategy import DeviceStep
     from jaxformer.tasks import Bound, build_task
     from jaxformer.training.config import parse_config
     from jaxformer.training.optimizer import build_optimizer, build_schedule
@@ -59,14 +59,13 @@ def jaxformer_step(model: Mapping[str, Any], batch: Arrays, weights: Path) -> St
     params = {name: np.asarray(array) for name, array in flatten_dict(state.params, sep="/").items()}
     arrays: Any = hugging_face_weights(c.model, params)
     np.savez(weights, **arrays)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     train_step = make_train_step(network, task, optimizer, seed=c.seed)
-    compiled = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
-    on_device = jax.device_put(batch, NamedSharding(mesh, BATCH))
+    compiled = DeviceStep(train_step, abstract, mesh, c.parallel.strategy, len(next(iter(batch.values()))))
+    on_device = compiled.put(batch)
 
     def step() -> float:
         nonlocal state
-        state, metrics = jax.block_until_ready(compiled(state, on_device))
+        state, metrics, _ = jax.block_until_ready(compiled(state, on_device))
         return float(metrics.sums["loss"]) / float(metrics.weight)
 
     return step

@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxformer.schema import UserError
 
+EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2
 EXIT_SIGNAL = {"SIGTERM": 143, "SIGINT": 130}
 EXIT_BROKEN_PIPE = 141
@@ -110,27 +111,34 @@ def guarded(command: Callable[[], int], debug: bool) -> int:
     """Runs a command; whatever goes wrong is one line on standard error, with a traceback only in debug."""
     try:
         return command()
-    except UserError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("\nstopped at once; the last checkpoint is intact, run the same command to go on", file=sys.stderr)
-        return EXIT_SIGNAL["SIGINT"]
     except BrokenPipeError:
         # Whoever read our output has seen enough (| head); closing it once more at exit must not complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
-    except Exception as error:
-        if debug:
-            raise
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            print(f"error: the disk is full ({error}); make room and run the same command to go on", file=sys.stderr)
-            return EXIT_USER_ERROR
-        text = " ".join(str(error).split())[:500]
-        print(f"error: {type(error).__name__}: {text}; run again with --debug for the traceback", file=sys.stderr)
-        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        if debug and not isinstance(error, KeyboardInterrupt):
+            traceback.print_exc()
+        code, text = _explain(error)
+        # Loaded by the commands that may be one of several processes.
+        hosts = sys.modules.get("jaxformer.parallel.hosts")
+        if hosts is not None:
+            if code == EXIT_FAILURE:
+                hosts.lost_touch()
+            hosts.give_up(code, text)
+        print(text if isinstance(error, KeyboardInterrupt) else f"error: {text}", file=sys.stderr)
+        return code
+
+
+def _explain(error: BaseException) -> tuple[int, str]:
+    """The exit code and the line for what went wrong."""
+    if isinstance(error, UserError):
+        return EXIT_USER_ERROR, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_SIGNAL["SIGINT"], "\nstopped at once; the last checkpoint is intact, run the same command to go on"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return EXIT_USER_ERROR, f"the disk is full ({error}); make room and run the same command to go on"
+    text = " ".join(str(error).split())[:500]
+    return EXIT_FAILURE, f"{type(error).__name__}: {text}; run again with --debug for the traceback"
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -146,11 +154,13 @@ def _train(options: argparse.Namespace) -> int:
     if options.print_config:
         print(dump_config(config), end="")
         return 0
+    from jaxformer.parallel import hosts
     from jaxformer.training.console import Display, show_warnings
     from jaxformer.training.plan import idle_accelerator, plan
     from jaxformer.training.run import prepare
 
-    display = Display()
+    hosts.start(config.parallel.start_timeout)
+    display = Display(silent=not hosts.is_first())
     show_warnings(display.console, options.debug)
     idle = idle_accelerator()
     if idle is not None:
@@ -158,8 +168,11 @@ def _train(options: argparse.Namespace) -> int:
     run = prepare(config, display)
     if options.dry_run:
         display.facts(plan(run))
-        return 0
-    return _evaluate(run, display) if options.evaluate else _run(run, display)
+        code = 0
+    else:
+        code = _evaluate(run, display) if options.evaluate else _run(run, display)
+    hosts.finish()
+    return code
 
 
 def _evaluate(run: Any, display: Any) -> int:

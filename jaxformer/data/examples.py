@@ -50,29 +50,32 @@ class ExampleRows:
         self.shortage = None if examples else "no example, expected at least one: check data.path"
         self._choices = max((np.shape(e["input_ids"])[0] for e in examples if np.ndim(e["input_ids"]) == 2), default=0)
 
-    def take(self, indices: np.ndarray, phases: np.ndarray | None = None) -> Batch:
+    def take(self, indices: np.ndarray, phases: np.ndarray | None = None, keep: np.ndarray | None = None) -> Batch:
         """The examples `indices`, padded to one shape; the same in every epoch, whatever `phases` says."""
         examples = [self._examples[i] if i < self.num_rows else None for i in np.asarray(indices).tolist()]
+        kept = examples if keep is None else [examples[i] for i in keep.tolist()]
         names = self._examples[0]
-        batch = {name: self._column(name, [e and e[name] for e in examples]) for name in names}
+        batch = {name: self._column(name, examples, kept) for name in names}
         if "attention_mask" not in batch:
-            sizes = np.array([0 if e is None else np.size(e["input_ids"]) for e in examples])
+            sizes = np.array([0 if e is None else np.size(e["input_ids"]) for e in kept])
             columns = np.arange(batch["input_ids"].shape[1])
             batch["attention_mask"] = (columns < sizes[:, None]).astype(np.int32)
         return batch
 
-    def _column(self, name: str, values: Sequence[Value | None]) -> np.ndarray:
+    def _column(self, name: str, examples: Sequence[Example | None], kept: Sequence[Example | None]) -> np.ndarray:
+        """The values of those kept, padded to the longest of all."""
         like = np.asarray(self._examples[0][name])
         dtype = np.float32 if like.dtype.kind == "f" else np.int32
         shape = like.shape
         if like.ndim and name not in self._stacked:
-            longest = max((np.shape(value)[-1] for value in values if value is not None), default=0)
+            longest = max((np.shape(example[name])[-1] for example in examples if example is not None), default=0)
             tokens = min(self._lengths.get(name, self._length), -(-max(longest, 1) // BUCKET) * BUCKET)
             assert longest <= tokens, f"{name}: an example of {longest} tokens is longer than {tokens}"
             shape = (tokens,) if like.ndim == 1 else (self._choices, tokens)
-        padded = np.full((len(values), *shape), self._fill[name], dtype)
-        for row, value in enumerate(values):
-            if value is not None:
+        padded = np.full((len(kept), *shape), self._fill[name], dtype)
+        for row, example in enumerate(kept):
+            if example is not None:
+                value = example[name]
                 corner: tuple[Any, ...] = (row, *(slice(size) for size in np.shape(value)))
                 padded[corner] = value
         return padded

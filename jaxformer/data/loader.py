@@ -33,32 +33,41 @@ class TrainBatches:
         batch_size: Rows a batch, over all devices and hosts.
         seed: Seed of the run.
         transform: Makes the features of a batch from its rows; leave out to get the rows.
+        keep: Numbers of the rows of each batch that this process reads; leave out to read all.
 
     Raises:
         UserError: The split has less than one row.
     """
 
-    def __init__(self, rows: Rows, batch_size: int, seed: int, transform: Transform | None = None) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        batch_size: int,
+        seed: int,
+        transform: Transform | None = None,
+        keep: np.ndarray | None = None,
+    ) -> None:
         if rows.shortage is not None:
             raise UserError(f"the training data has {rows.shortage}")
         self.rows = rows
         self.batch_size = batch_size
         self._seed = seed
         self._transform = transform
+        self._keep = np.arange(batch_size) if keep is None else keep
         # Grain shuffles epoch e with seed + e: unmixed, runs with neighbouring seeds would repeat each other's epochs.
         self._order = grain.MapDataset.range(rows.num_rows).shuffle(seed=_bits(seed, _SHUFFLE) % 2**32).repeat()
 
     def __getitem__(self, step: int) -> Batch:
-        """Batch number `step`, counted from 0."""
+        """Batch number `step`, counted from 0, or this process's part of it."""
         numbers = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         indices = np.array([self._order[int(number)] for number in numbers])
         epochs = numbers // self.rows.num_rows
         different, inverse = np.unique(epochs, return_inverse=True)
         phases = np.array([self.phase(int(epoch)) for epoch in different])[inverse]
-        batch = self.rows.take(indices, phases)
+        batch = self.rows.take(indices, phases, self._keep)
         if self._transform is None:
             return batch
-        pairs = zip(epochs.tolist(), indices.tolist(), strict=True)
+        pairs = zip(epochs[self._keep].tolist(), indices[self._keep].tolist(), strict=True)
         generators = [example_generator(self._seed, epoch, index) for epoch, index in pairs]
         return self._transform(batch, generators, self.rows)
 
@@ -106,12 +115,12 @@ def load(
 
 
 def evaluation_batches(
-    rows: Rows, batch_size: int, seed: int = 0, transform: Transform | None = None
+    rows: Rows, batch_size: int, seed: int = 0, transform: Transform | None = None, keep: np.ndarray | None = None
 ) -> Iterator[Batch]:
     """The whole split once, in order; what the last batch lacks is filled with rows of nothing but padding.
 
     So all batches have one shape, and every example counts exactly once. What is drawn at random is the same in every
-    evaluation: that of epoch 0.
+    evaluation: that of epoch 0. With `keep` only these rows of each batch are read, those of this process.
 
     Raises:
         UserError: The split has not even a part of a row.
@@ -123,7 +132,8 @@ def evaluation_batches(
         )
     for start in range(0, rows.num_rows, batch_size):
         indices = np.arange(start, start + batch_size)
-        batch = rows.take(indices)
+        batch = rows.take(indices, keep=keep)
         if transform is not None:
-            batch = transform(batch, [example_generator(seed, 0, index) for index in indices.tolist()], rows)
+            mine = indices if keep is None else indices[keep]
+            batch = transform(batch, [example_generator(seed, 0, index) for index in mine.tolist()], rows)
         yield batch

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from jaxformer.data.cache import TokenCache
-from jaxformer.data.rows import Batch
+from jaxformer.data.rows import Batch, kept
 from jaxformer.schema import UserError
 
 # What a piece of so many tokens takes up, for instance on the side of the encoder and of the decoder; each number must
@@ -60,8 +60,9 @@ class PieceRows:
         np.add.at(sizes, rows, self._stops - self._starts)
         self._width = int(sizes.max(initial=0))
 
-    def take(self, indices: np.ndarray, phases: np.ndarray | None = None) -> Batch:
+    def take(self, indices: np.ndarray, phases: np.ndarray | None = None, keep: np.ndarray | None = None) -> Batch:
         """The rows `indices`; documents are put together in the same way in every epoch."""
+        indices = kept(indices, keep)
         tokens = np.zeros((len(indices), self._width), np.int32)
         segments = np.zeros_like(tokens)
         for row, index in enumerate(indices.tolist()):
@@ -74,7 +75,7 @@ class PieceRows:
                 tokens[row, place:end] = self._cache.tokens[start:stop]
                 segments[row, place:end] = number
                 place = end
-        return {"tokens": tokens, "segment_ids": segments, "row_ids": np.asarray(indices, np.int64)}
+        return {"tokens": tokens, "segment_ids": segments, "row_ids": indices}
 
     def text_of_another_document(self, row: int, generator: np.random.Generator) -> np.ndarray:
         """A piece of a document that has no piece in this row, drawn evenly from all such pieces.

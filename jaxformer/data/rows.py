@@ -22,11 +22,13 @@ class Rows(Protocol):
     num_phases: int
     shortage: str | None
 
-    def take(self, indices: np.ndarray, phases: np.ndarray | None = None) -> Batch:
+    def take(self, indices: np.ndarray, phases: np.ndarray | None = None, keep: np.ndarray | None = None) -> Batch:
         """The rows `indices` [B], arrays with the batch in front.
 
         An index of `num_rows` or more gives a row of nothing but padding. Training gives `phases` [B], each below
-        `num_phases`, for layouts that cut the text at other places in every epoch; evaluation gives none.
+        `num_phases`, for layouts that cut the text at other places in every epoch; evaluation gives none. With `keep`
+        it is only the rows `indices[keep]`, as long as they would be among all: each process of a run reads a part of
+        the batch, and all parts must have one shape.
         """
 
 
@@ -51,9 +53,10 @@ class PackedRows:
         self.shortage = _shortage(cache.num_tokens, T + 1)
         self.row_length = T + 1
 
-    def take(self, indices: np.ndarray, phases: np.ndarray | None = None) -> Batch:
+    def take(self, indices: np.ndarray, phases: np.ndarray | None = None, keep: np.ndarray | None = None) -> Batch:
         """The rows `indices`; documents are packed the same way in every epoch, whatever `phases` says."""
-        starts = np.asarray(indices, np.int64) * self._stride
+        indices = kept(indices, keep)
+        starts = indices * self._stride
         tokens, valid = _read(self._cache.tokens, starts, self.row_length, indices < self.num_rows)
         # 1 where a document begins; its running sum numbers the pieces. Searching once a row, not once a token.
         begins = np.zeros(tokens.shape, np.int32)
@@ -89,15 +92,22 @@ class StreamRows:
         self.shortage = _shortage(cache.num_tokens, T + 1)
         self.row_length = T + 1
 
-    def take(self, indices: np.ndarray, phases: np.ndarray | None = None) -> Batch:
+    def take(self, indices: np.ndarray, phases: np.ndarray | None = None, keep: np.ndarray | None = None) -> Batch:
         """The rows `indices`, each shifted by its phase in training."""
-        starts = np.asarray(indices, np.int64) * self._stride
+        indices, phases = kept(indices, keep), None if phases is None else kept(phases, keep)
+        starts = indices * self._stride
         is_row = indices < self.num_rows
         if phases is None:
             tokens, valid = _read(self._cache.tokens, starts, self.row_length, is_row)
             return {"tokens": tokens, "valid": valid}
         starts = np.clip(starts - phases, 0, self.num_tokens - self.row_length)
         return {"tokens": _read(self._cache.tokens, starts, self.row_length, is_row)[0]}
+
+
+def kept(indices: np.ndarray, keep: np.ndarray | None) -> np.ndarray:
+    """``indices[keep]``; all of them if `keep` is None."""
+    indices = np.asarray(indices, np.int64)
+    return indices if keep is None else indices[keep]
 
 
 def _rows_of_all(num_tokens: int, T: int) -> int:

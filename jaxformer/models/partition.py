@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 Rules = tuple[tuple[str, Any], ...]
 
@@ -53,12 +53,6 @@ def on_mesh(function: Callable[..., Any], mesh: Mesh, rules: Rules) -> Callable[
     return placed
 
 
-def spec(*axes: str | None) -> PartitionSpec | None:
-    """The mesh axes of dimensions by their names; None outside of ``on_mesh``."""
-    placement = _PLACEMENT.get()
-    return None if placement is None else nn.logical_to_mesh_axes(axes, placement.rules)
-
-
 def place(x: jax.Array, *axes: str | None) -> jax.Array:
     """``x`` with its dimensions split as the rules say of their names (None: not split).
 
@@ -68,7 +62,9 @@ def place(x: jax.Array, *axes: str | None) -> jax.Array:
     if placement is None:
         return x
     divides = (axis if axis and size % shards(axis) == 0 else None for axis, size in zip(axes, x.shape, strict=True))
-    return jax.lax.with_sharding_constraint(x, NamedSharding(placement.mesh, spec(*divides)))
+    return jax.lax.with_sharding_constraint(
+        x, NamedSharding(placement.mesh, nn.logical_to_mesh_axes(tuple(divides), placement.rules))
+    )
 
 
 def shards(axis: str) -> int:

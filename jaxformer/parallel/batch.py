@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +22,7 @@ def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
 
 
 def _global_array(array: np.ndarray, sharding: NamedSharding, rows: np.ndarray, batch_size: int) -> jax.Array:
-    def of_device(index: tuple[slice, ...]) -> np.ndarray:
+    def of_device(index: Any) -> np.ndarray:
         # The rows of one device are neighbours in the batch, so they are neighbours in what this process read.
         start, stop, _ = index[0].indices(batch_size)
         first = int(np.searchsorted(rows, start))

@@ -14,7 +14,7 @@ from jaxformer.schema import Schema, UserError
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 
-# Name of a dimension -> the mesh axes it is split over. First the logical axes of parameters, then those of activations.
+# Name of a dimension -> the mesh axes it is split over: the logical axes of parameters, then those of activations.
 RULES: Rules = (
     ("embed", "fsdp"),
     ("vocab", "tensor"),
@@ -45,12 +45,16 @@ class ParallelConfig(Schema):
     """How the work is spread over devices: the product of the axes is the number of devices."""
 
     strategy: Literal["jit", "pmap"] = Field(
-        "jit", description="jit: one step over a mesh of any axes; pmap: the data axis alone, parameters on every device"
+        "jit",
+        description="jit: one step over a mesh of any axes; pmap: the data axis alone, parameters on every device",
     )
     data: int = Field(-1, ge=-1, description="devices that split the batch; -1: those left")
     fsdp: int = Field(1, ge=1, description="devices that split the batch, the parameters and the optimizer's state")
     sequence: int = Field(1, ge=1, description="devices that split the tokens of a row")
     tensor: int = Field(1, ge=1, description="devices that split heads, feed-forward and vocabulary")
+    start_timeout: int = Field(
+        600, ge=1, description="several processes: seconds that each waits for the others to start"
+    )
 
     @model_validator(mode="after")
     def _pmap_is_data_parallel(self) -> "ParallelConfig":

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxformer.models.partition import on_mesh
 from jaxformer.parallel.batch import put_batch
-from jaxformer.parallel.mesh import RULES, replicated
+from jaxformer.parallel.mesh import RULES, batch_sharding, replicated
 
 # What pmap calls the devices; a step that is to run under it sums over this name.
 AXIS_NAME = "data"
@@ -70,6 +70,25 @@ class DeviceStep:
             return put_batch(batch, self.batch_size, self.mesh)
         devices = len(self.mesh.local_devices)
         return {name: array.reshape(devices, -1, *array.shape[1:]) for name, array in batch.items()}
+
+    def lower(self, state: Any, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Any:
+        """The program for a state and a global batch of which only shapes are known, ready to be compiled.
+
+        Args:
+            state: shapes with shardings.
+            shapes: of the global batch's arrays, by name.
+        """
+        if self.strategy == "pmap":
+            devices = len(self.mesh.local_devices)
+            each = {name: (devices, s.shape[0] // self.mesh.size, *s.shape[1:]) for name, s in shapes.items()}
+            batch = {name: jax.ShapeDtypeStruct(shape, shapes[name].dtype) for name, shape in each.items()}
+            request: Any = jax.ShapeDtypeStruct((devices,), np.int32)
+        else:
+            laid_out = {name: batch_sharding(s.shape, self.mesh) for name, s in shapes.items()}
+            batch = {n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=laid_out[n]) for n, s in shapes.items()}
+            spread = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
+            request = jax.ShapeDtypeStruct((self.mesh.size,), np.int32, sharding=spread)
+        return self.program.lower(state, batch, *([request] if self.processes > 1 else []))
 
     def __call__(self, state: Any, batch: Any, request: int = 0) -> tuple[Any, Any, Any]:
         """New state, metrics, and the largest ``request`` of all processes (a device's value where there are several).

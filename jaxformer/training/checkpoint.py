@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from jaxformer.parallel.hosts import from_first, is_first
 from jaxformer.schema import UserError
 
 logger = logging.getLogger(__name__)
@@ -63,9 +64,24 @@ class Checkpoints:
         self._open: Callable[[], Any] = lambda: ocp.training.Checkpointer(
             folder.absolute(), preservation_policy=policy, cleanup_tmp_directories=True
         )
-        self._checkpointer = self._open()
+        self._opened: Any = None
+        self._damaged = False
         self._lock = threading.Lock()
+        # What this process saved: the folder of a shared file system may show it to others late.
+        self._saved: set[int] = set()
         self._pending: tuple[int, Any] | None = None
+
+    @property
+    def _checkpointer(self) -> Any:
+        """Orbax's, which remembers what is in the folder, so it is opened once that is settled."""
+        if self._opened is None:
+            self._opened = self._open()
+        return self._opened
+
+    def _close(self) -> None:
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
 
     def steps(self) -> list[int]:
         """Steps of the committed checkpoints, oldest first."""
@@ -83,8 +99,9 @@ class Checkpoints:
             UserError: if this or the previous checkpoint could not be written.
         """
         self.wait()
-        if step in self.steps():
+        if step in self._saved:
             return
+        self._saved.add(step)
         try:
             metrics = None if loss is None else {"loss": loss}
             response = self._checkpointer.save_async(step, state, metrics=metrics)
@@ -110,6 +127,8 @@ class Checkpoints:
 
     def _list_files(self, step: int) -> None:
         """Writes the list of a committed checkpoint's files, once; called by Orbax's thread and by ``wait``."""
+        if not is_first():
+            return
         folder = self.folder / str(step)
         manifest = folder / MANIFEST
         with self._lock:
@@ -147,33 +166,50 @@ class Checkpoints:
         A damaged one is named in a warning, set aside as ``damaged-<step>`` and the one before it is tried.
 
         Raises:
-            UserError: if checkpoints exist and none can be used, or the state has other shapes.
+            UserError: if checkpoints exist and none can be used, or the state has other shapes; with several processes
+                also if files that look whole cannot be loaded, since the others may have loaded theirs.
         """
-        steps = self.steps()
-        for step in reversed(steps):
+        while (step := self._newest_whole()) is not None:
             folder = self.folder / str(step)
-            damage = find_damage(folder)
-            if damage is None:
-                try:
-                    self._check_shapes(step, abstract)
-                    return step, self._checkpointer.load(step, abstract)
-                except UserError:
-                    raise
-                except Exception as error:  # what Orbax raises for a damaged file depends on the file
-                    damage = f"{folder} cannot be loaded: {' '.join(str(error).split())[:300]}"
-            logger.warning("checkpoint of step %d is damaged: %s; trying the one before it", step, damage)
-            self._set_aside(folder)
-        if steps:
-            raise UserError(f"no checkpoint in {self.folder} can be used, expected one; choose another output_dir")
+            try:
+                self._check_shapes(step, abstract)
+                state = self._checkpointer.load(step, abstract)
+                self._saved.add(step)
+                return step, state
+            except UserError:
+                raise
+            except Exception as error:  # what Orbax raises for a damaged file depends on the file
+                damage = f"{folder} cannot be loaded: {' '.join(str(error).split())[:300]}"
+                if jax.process_count() > 1:
+                    raise UserError(f"{damage}; move it away to go on from the checkpoint before it") from error
+                self._set_aside(step, damage)
         return None
 
-    def _set_aside(self, folder: Path) -> None:
-        self._checkpointer.close()
+    def _newest_whole(self) -> int | None:
+        """The newest step whose files are all there, as the first process sees it; sets aside what is damaged."""
+
+        def choose() -> bytes:
+            for step in reversed(self.steps()):
+                damage = find_damage(self.folder / str(step))
+                if damage is None:
+                    return str(step).encode()
+                self._set_aside(step, damage)
+            if self._damaged:
+                raise UserError(f"no checkpoint in {self.folder} can be used, expected one; choose another output_dir")
+            return b""
+
+        found = from_first(choose)
+        return int(found) if found else None
+
+    def _set_aside(self, step: int, damage: str) -> None:
+        logger.warning("checkpoint of step %d is damaged: %s; trying the one before it", step, damage)
+        self._damaged = True
+        folder = self.folder / str(step)
+        self._close()
         target = folder.with_name(f"damaged-{folder.name}")
         if target.exists():
             shutil.rmtree(target)
         folder.rename(target)
-        self._checkpointer = self._open()
 
     def _check_shapes(self, step: int, abstract: Any) -> None:
         """Orbax's own message for another shape is unreadable, so trees are compared first."""
@@ -197,7 +233,7 @@ class Checkpoints:
         finally:
             # After a failed save Orbax raises the same error here once more; it was reported when it happened.
             with contextlib.suppress(Exception):
-                self._checkpointer.close()
+                self._close()
 
 
 def _named_shapes(tree: Any) -> dict[str, str]:

@@ -48,8 +48,8 @@ def number(value: float) -> str:
 class Display:
     """Prints a run. On a terminal a progress bar moves; elsewhere each training record is a line."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+    def __init__(self, console: Console | None = None, silent: bool = False) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True, quiet=silent)
         self._progress: Progress | None = None
 
     def facts(self, rows: dict[str, str]) -> None:

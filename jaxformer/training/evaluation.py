@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
 
 from jaxformer.data.loader import evaluation_batches
-from jaxformer.parallel.mesh import BATCH
+from jaxformer.models.partition import on_mesh
+from jaxformer.parallel.batch import local_rows, put_batch
+from jaxformer.parallel.mesh import RULES, replicated
 from jaxformer.schema import UserError
 from jaxformer.tasks import Report
 from jaxformer.tasks.base import TaskSchema
@@ -23,30 +24,28 @@ from jaxformer.training.step import make_eval_step
 PREDICTIONS, CONFUSION = "predictions.jsonl", "confusion_matrix.png"
 
 
-def put(run: Run, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """A batch on the devices, its rows split over them."""
-    sharding = NamedSharding(run.mesh, BATCH)
-    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
-
-
 class Evaluator:
-    """Evaluates parameters of one run on its validation data."""
+    """Evaluates parameters of one run on its validation data; whatever the strategy of training, jitted over a mesh."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self._step = jax.jit(make_eval_step(run.model, run.task))
+        self._step = self._jit(make_eval_step(run.model, run.task))
+
+    def _jit(self, function: Any) -> Any:
+        """Its results are on every device, so that every process can read them."""
+        return jax.jit(on_mesh(function, self.run.mesh, RULES), out_shardings=replicated(self.run.mesh))
 
     @cached_property
     def _predict(self) -> Any:
         task: Any = self.run.task
-        return jax.jit(lambda params, batch: task.predict(self.run.model, params, batch))
+        return self._jit(lambda params, batch: task.predict(self.run.model, params, batch))
 
     def _batches(self) -> Any:
-        c, rows = self.run.config, self.run.validation_rows
+        c, rows, mesh = self.run.config, self.run.validation_rows, self.run.mesh
         assert rows is not None
         size = c.training.eval_batch_size or c.training.batch_size
-        for batch in evaluation_batches(rows, size, c.seed, self.run.task.features):
-            yield put(self.run, batch)
+        for batch in evaluation_batches(rows, size, c.seed, self.run.task.features, local_rows(size, mesh)):
+            yield put_batch(batch, size, mesh)
 
     def losses(self, params: Any) -> tuple[dict[str, float], float]:
         """Means over the validation set, ``loss`` among them, and the weight they were divided by."""

@@ -3,6 +3,7 @@
 import dataclasses
 import signal
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,11 +18,13 @@ import numpy as np
 from jaxformer.data.loader import load
 from jaxformer.generation import sample
 from jaxformer.models import Decoder
+from jaxformer.parallel.hosts import is_first
+from jaxformer.parallel.mesh import replicated
 from jaxformer.schema import UserError
 from jaxformer.tasks import Report
 from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.console import Display, number
-from jaxformer.training.evaluation import Evaluator, amount, in_words, put, write_report
+from jaxformer.training.evaluation import Evaluator, amount, in_words, write_report
 from jaxformer.training.flops import peak_flops
 from jaxformer.training.metrics import MetricsLog
 from jaxformer.training.pretrained import earlier_params, transfer
@@ -51,11 +54,38 @@ class Result:
     stopped_by: str | None
 
 
+# Of several processes any may be asked to stop; that all stop at the same step, each learns from the step itself, this
+# many steps later: so long ago that reading it holds up nothing.
+AGREEMENT_LAG = 2
+
+
 class StopRequest:
-    """SIGTERM and Ctrl-C ask for a stop after the current step; a second Ctrl-C stops at once."""
+    """SIGTERM and Ctrl-C ask for a stop after the current step; a second Ctrl-C stops at once.
+
+    Attributes:
+        signal: what this process was asked by.
+    """
 
     def __init__(self) -> None:
         self.signal: str | None = None
+        self._agreed: str | None = None
+        self._requests: deque[Any] = deque()
+
+    @property
+    def agreed(self) -> str | None:
+        """What the run is to stop for, the same in all processes."""
+        return self.signal if jax.process_count() == 1 else self._agreed
+
+    @property
+    def request(self) -> int:
+        """The number of the signal, 0 if there was none."""
+        return 0 if self.signal is None else signal.Signals[self.signal].value
+
+    def agree(self, request: Any) -> None:
+        """Takes note of the largest request of all processes, as a step returned it."""
+        self._requests.append(request)
+        if len(self._requests) > AGREEMENT_LAG and (number := int(self._requests.popleft())):
+            self._agreed = signal.Signals(number).name
 
     def _ask(self, number: int, _: Any) -> None:
         if self.signal is not None and number == signal.SIGINT:
@@ -117,8 +147,6 @@ class Trainer:
             self.step, self.state = restored
             display.say(f"resuming at step {self.step} of {c.training.steps}")
         self.log = MetricsLog(run.folder, c.logging, self.step, c.model_dump(mode="json"))
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, run.abstract)
-        self.train_step = jax.jit(run.train_step, donate_argnums=0, out_shardings=(shardings, None))
         self.evaluator = Evaluator(run)
         # The report of the last evaluation and the step it was made at.
         self.report: tuple[int, Report | None] = (-1, None)
@@ -150,13 +178,14 @@ class Trainer:
         c = self.run.config
         t, data = c.training, c.data
         batches = load(self.run.train_batches, self.step, data.num_threads, data.prefetch)
-        first = self.step
+        step, first = self.run.device_step, self.step
         try:
             while self.step < t.steps and not self.stopping:
                 before = time.perf_counter()
-                batch = put(self.run, next(batches))
+                batch = step.put(next(batches))
                 self.clock.waiting += time.perf_counter() - before
-                self.state, metrics = self.train_step(self.state, batch)
+                self.state, metrics, request = step(self.state, batch, self.stop.request)
+                self.stop.agree(request)
                 self.step += 1
                 self.clock.steps += 1
                 if self.step == first + 1:
@@ -176,7 +205,7 @@ class Trainer:
     @property
     def stopping(self) -> bool:
         """Whether a signal or early stopping ends the run now."""
-        return self.stop.signal is not None or self.stale
+        return self.stop.agreed is not None or self.stale
 
     @property
     def stale(self) -> bool:
@@ -269,7 +298,9 @@ class Trainer:
         prompt = prompt[-(model.max_length - new) :]
         draw = partial(sample, self.run.model, max_new_tokens=new, seed=self.run.config.seed)
         options = {"temperature": s.temperature, "top_k": s.top_k, "top_p": s.top_p, "eos_id": tokenizer.eos_id}
-        tokens = draw(params=self.state.evaluation_params, input_ids=np.array([prompt], np.int32), **options)
+        # On every device, so that every process can read it.
+        jitted = jax.jit(partial(draw, **options), out_shardings=replicated(self.run.mesh))
+        tokens = jitted(params=self.state.evaluation_params, input_ids=np.array([prompt], np.int32))
         return tokenizer.decode(prompt + np.asarray(tokens)[0].tolist())
 
     def close(self) -> None:
@@ -290,14 +321,14 @@ def train(run: Run, display: Display) -> Result:
                 with display.training(run.config.training.steps, trainer.step):
                     trainer.train()
             losses = trainer.log.losses("eval")
-            finished = already_done or stop.signal is None
+            finished = already_done or stop.agreed is None
             text = trainer.sample() if finished else None
             report = trainer.current_report() if finished else None
-            if report is not None:
+            if report is not None and is_first():
                 write_report(report, run.folder)
         finally:
             trainer.close()
-    loss, signal_name = losses[-1] if losses else None, None if finished else stop.signal
+    loss, signal_name = losses[-1] if losses else None, None if finished else stop.agreed
     return Result(trainer.step, loss, text, report, run.folder, signal_name)
 
 

@@ -4,8 +4,9 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from jaxformer.parallel.hosts import from_first, is_first
 from jaxformer.schema import UserError
 from jaxformer.training.config import LoggingConfig
 
@@ -29,14 +30,23 @@ class MetricsLog:
     """Writes each record to every place that was asked for."""
 
     def __init__(self, output_dir: Path, config: LoggingConfig, step: int, run_config: dict[str, Any]) -> None:
-        """Opens the logs to go on after ``step``: records beyond it belong to steps that will be done again."""
+        """Opens the logs to go on after ``step``: records beyond it belong to steps that will be done again.
+
+        Of several processes only the first writes; all know the records, since early stopping goes by them.
+        """
         self.path = output_dir / "metrics.jsonl"
-        self.records = [record for record in read_records(self.path) if record["step"] <= step]
+        text = from_first(lambda: json.dumps(read_records(self.path)).encode())
+        self.records = [record for record in json.loads(text) if record["step"] <= step]
+        self._file: TextIO | None = None
+        self._tensorboard = self._wandb = None
+        if is_first():
+            self._open(output_dir, config, step, run_config)
+
+    def _open(self, output_dir: Path, config: LoggingConfig, step: int, run_config: dict[str, Any]) -> None:
         partial = self.path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
         partial.replace(self.path)
         self._file = self.path.open("a", encoding="utf-8")
-        self._tensorboard = self._wandb = None
         if config.tensorboard:
             from tensorboardX import SummaryWriter
 
@@ -49,6 +59,8 @@ class MetricsLog:
         # JSON has no inf and nan.
         record = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         self.records.append(record)
+        if self._file is None:
+            return
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         values = {
@@ -69,6 +81,8 @@ class MetricsLog:
 
     def close(self) -> None:
         """Makes sure everything is on disk."""
+        if self._file is None:
+            return
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
 
-from jaxformer.parallel.mesh import BATCH, batch_devices
+from jaxformer.parallel.hosts import tpu_chips
+from jaxformer.parallel.mesh import batch_devices
 from jaxformer.training.console import duration, number
 from jaxformer.training.flops import peak_flops
 from jaxformer.training.run import CHECKPOINTS, Run, size_of
@@ -28,9 +28,7 @@ def idle_accelerator(root: Path = Path("/")) -> str | None:
         return None
     if any(root.glob("dev/nvidia[0-9]*")):
         return "an NVIDIA GPU (install with: pip install 'jaxformer[cuda]')"
-    # Cloud TPU chips appear as accel or vfio devices with Google's PCI vendor id.
-    vendors = root.glob("sys/bus/pci/devices/*/vendor")
-    if any(root.glob("dev/accel[0-9]*")) or any(vendor.read_text().strip() == "0x1ae0" for vendor in vendors):
+    if tpu_chips(root):
         return "a TPU (install with: pip install 'jaxformer[tpu]')"
     return None
 
@@ -49,10 +47,7 @@ def matmul_flops(devices: int) -> float:
 
 def step_memory(run: Run) -> tuple[int, int]:
     """Bytes a device needs for state and batch, and for everything else during a step, from the compiled step."""
-    rows = run.train_batches[0]
-    sharding = NamedSharding(run.mesh, BATCH)
-    batch = {name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for name, a in rows.items()}
-    compiled = jax.jit(run.train_step, donate_argnums=0).lower(run.abstract, batch).compile()
+    compiled = run.device_step.lower(run.abstract, run.batch_shapes).compile()
     analysis = compiled.memory_analysis()
     assert analysis is not None, "every backend JAX compiles for analyses its memory"
     return analysis.argument_size_in_bytes, analysis.temp_size_in_bytes

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxformer.families import get_family
 from jaxformer.families.convert import read_params as read_hub_params
@@ -150,13 +151,21 @@ def transfer(params: Any, earlier: dict[str, np.ndarray]) -> tuple[Any, Transfer
             continue
         old = earlier[name]
         if old.shape != array.shape:
-            old = _grown(name, old, np.asarray(array))
+            old = _grown(name, old, _whole(array))
             done.grown.append(name)
         done.taken.append(name)
-        result[name] = jax.device_put(old.astype(array.dtype), array.sharding)
+        values = old.astype(array.dtype)
+        result[name] = jax.make_array_from_callback(values.shape, array.sharding, values.__getitem__)
     if not done.taken:
         raise UserError("no parameter of model.pretrained has a place in this model; expected the same model.type")
     return unflatten_dict(result, sep="/"), done
+
+
+def _whole(array: jax.Array) -> np.ndarray:
+    """All of an array, whose parts may be on devices of other processes."""
+    assert isinstance(array.sharding, NamedSharding), "a state's arrays lie on a mesh"
+    everywhere = NamedSharding(array.sharding.mesh, PartitionSpec())
+    return np.asarray(jax.jit(lambda x: x, out_shardings=everywhere)(array))
 
 
 def _grown(name: str, old: np.ndarray, new: np.ndarray) -> np.ndarray:

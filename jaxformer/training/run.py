@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import jax
 import optax
 from filelock import FileLock, Timeout
 from jax.sharding import Mesh
@@ -21,7 +22,10 @@ from jaxformer.data.loader import TrainBatches
 from jaxformer.data.records import open_records
 from jaxformer.data.rows import Rows
 from jaxformer.hub.tokenizer import AutoTokenizer
-from jaxformer.parallel.mesh import check_batch, make_mesh
+from jaxformer.parallel import hosts
+from jaxformer.parallel.batch import local_rows
+from jaxformer.parallel.mesh import check_batch, check_length, make_mesh
+from jaxformer.parallel.strategy import AXIS_NAME, DeviceStep
 from jaxformer.schema import UserError
 from jaxformer.tasks import Bound, Task, build_task
 from jaxformer.tasks.metrics import check_installed
@@ -154,18 +158,33 @@ class Run:
             seed=c.seed,
             accumulate=c.training.accumulate,
             ema_decay=c.training.ema_decay,
+            axis_name=AXIS_NAME if c.parallel.strategy == "pmap" else None,
         )
 
     @cached_property
-    def train_batches(self) -> TrainBatches:
-        """Batch by step."""
+    def device_step(self) -> DeviceStep:
+        """The update on the devices of the run."""
         c = self.config
-        return TrainBatches(self.task.rows(self.splits.train), c.training.batch_size, c.seed, self.task.features)
+        return DeviceStep(self.train_step, self.abstract, self.mesh, c.parallel.strategy, c.training.batch_size)
+
+    @cached_property
+    def train_batches(self) -> TrainBatches:
+        """Batch by step; the rows that this process reads."""
+        c = self.config
+        keep = local_rows(c.training.batch_size, self.mesh)
+        rows = self.task.rows(self.splits.train)
+        return TrainBatches(rows, c.training.batch_size, c.seed, self.task.features, keep)
+
+    @cached_property
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The arrays of a global batch, by name; where batches differ in length, those of the first."""
+        size, first = self.config.training.batch_size, self.train_batches[0]
+        return {name: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype) for name, array in first.items()}
 
     @cached_property
     def flops_per_step(self) -> float:
         """Floating-point operations of one step, worked out from shapes."""
-        shapes = {name: array.shape for name, array in self.train_batches[0].items()}
+        shapes = {name: array.shape for name, array in self.batch_shapes.items()}
         return flops_per_step(self.config.model, self.abstract.params, shapes)
 
     @cached_property
@@ -185,6 +204,7 @@ def prepare(config: RunConfig, display: Display) -> Run:
     t = config.training
     check_batch(t.batch_size, t.accumulate, mesh)
     check_batch(t.eval_batch_size or t.batch_size, 1, mesh, "training.eval_batch_size")
+    check_length(config.sequence_length, mesh)
     folder = Path(config.output_dir)
     read = _read_text if config.task.reads == "text" else _read_records
     tokenizer, splits = read(config, folder, display)
@@ -195,6 +215,7 @@ def prepare(config: RunConfig, display: Display) -> Run:
         task = run.config.task.model_copy(update={"labels": list(labels)})
         run = dataclasses.replace(run, config=run.config.model_copy(update={"task": task}))
     _ = run.train_batches  # a text shorter than one row should be refused now
+    hosts.check_same({"the configuration": dump_config(run.config), **_data_facts(run)})
     return run
 
 
@@ -276,26 +297,34 @@ def open_folder(run: Run) -> Iterator[None]:
         UserError: if the folder cannot be written, another process trains in it, or it holds a run with another model,
             tokenizer or data.
     """
+    with contextlib.ExitStack() as stack:
+        # The first process takes the folder for all; what it finds is the same for the others.
+        hosts.from_first(lambda: _take_folder(run, stack))
+        if not (run.folder / CONFIG_FILE).exists():
+            raise UserError(
+                f"output_dir {run.folder} here is not that of process 0, expected one folder that every host sees; "
+                "choose one on a shared file system"
+            )
+        yield
+
+
+def _take_folder(run: Run, stack: contextlib.ExitStack) -> bytes:
     folder = run.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0)
-        lock.acquire()
+        stack.enter_context(FileLock(folder / ".lock", timeout=0))
     except Timeout:
         raise UserError(f"output_dir {folder} is in use by another process; stop it or choose another") from None
     except OSError as error:
         raise UserError(
             f"output_dir {folder} cannot be written: {os.strerror(error.errno or 0)}; choose another"
         ) from None
-    try:
-        if (folder / CHECKPOINTS).exists():
-            check_resumable(run)
-        run.tokenizer.save(folder)
-        _write(folder / CONFIG_FILE, dump_config(run.config))
-        _write(folder / DATA_FILE, json.dumps(_data_facts(run), indent=1) + "\n")
-        yield
-    finally:
-        lock.release()
+    if (folder / CHECKPOINTS).exists():
+        check_resumable(run)
+    run.tokenizer.save(folder)
+    _write(folder / CONFIG_FILE, dump_config(run.config))
+    _write(folder / DATA_FILE, json.dumps(_data_facts(run), indent=1) + "\n")
+    return b""
 
 
 def check_resumable(run: Run) -> None:

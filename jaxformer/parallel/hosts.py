@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 from jaxformer.schema import UserError
 
 NOTICE_S = 30.0  # between two notices of a process that waits for the others
+GOODBYE_S = 5.0  # what another process gets to answer
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _AGAIN = "start all processes again with the same command to go on from the last checkpoint"
 
@@ -92,6 +93,8 @@ def start(limit_s: float, notice_s: float = NOTICE_S) -> None:
     arguments = find_cluster(os.environ)
     if arguments is None:
         return
+    # It would take SIGTERM away from us; the training loop tells the others itself.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         with _patience(arguments, limit_s, notice_s):
             # JAX ends the process when its own limit is reached; ours comes first, with one clear line.
@@ -105,6 +108,8 @@ def start(limit_s: float, notice_s: float = NOTICE_S) -> None:
         raise UserError(f"the other processes cannot be joined: {' '.join(str(error).split())[:300]}") from None
     if jax.process_count() > 1:
         _WATCH.start(arguments.get("coordinator_address", "").rpartition(":")[0])
+        # Together, so that none ends before the others can hear of it.
+        from_first(lambda: b"")
 
 
 @contextmanager
@@ -186,10 +191,10 @@ def give_up(code: int, error: str) -> None:
         _WATCH.give_up(code, error)
 
 
-def lost_touch(wait_s: float = 5.0) -> None:
+def lost_touch() -> None:
     """After an error of the exchange between processes: time to learn that one of them ended, which explains it."""
     if jax.distributed.is_initialized() and jax.process_count() > 1:
-        time.sleep(wait_s)
+        time.sleep(GOODBYE_S)
 
 
 def _end(code: int, error: str) -> NoReturn:
@@ -206,6 +211,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self._connections: list[Connection] = []
+        self._listeners: list[threading.Thread] = []
         self._done = False
         self._lock = threading.Lock()
 
@@ -216,7 +222,10 @@ class _Watch:
             listener = Listener(("", 0), backlog=jax.process_count(), authkey=secret)
             host = host or socket.gethostbyname(socket.gethostname())
             from_first(lambda: f"{host}:{listener.address[1]}".encode())
-            threading.Thread(target=self._accept, args=(listener, jax.process_count()), daemon=True).start()
+            accepting = threading.Thread(target=self._accept, args=(listener, jax.process_count()), daemon=True)
+            accepting.start()
+            # Should one not reach us, it has said so; the run goes on without its connection.
+            accepting.join(GOODBYE_S)
             return
         host, _, port = from_first(lambda: b"").decode().rpartition(":")
         try:
@@ -239,17 +248,18 @@ class _Watch:
 
     def _listen(self, connection: Connection, name: str) -> None:
         self._connections.append(connection)
-        threading.Thread(target=self._hear, args=(connection, name), daemon=True).start()
+        self._listeners.append(threading.Thread(target=self._hear, args=(connection, name), daemon=True))
+        self._listeners[-1].start()
 
     def _hear(self, connection: Connection, name: str) -> None:
         try:
             message = connection.recv_bytes(10_000).decode()
         except (EOFError, OSError):
-            message = f"{name} ended without a word (killed, or out of memory?)"
+            message = f"{name} ended without a word (killed, or out of memory?); {_AGAIN}"
         with self._lock:
             if message and not self._done:
                 self._tell(message)
-                _end(1, message if message.endswith(_AGAIN) else f"{message}; {_AGAIN}")
+                _end(1, message)
 
     def _tell(self, message: str) -> None:
         for connection in self._connections:
@@ -267,8 +277,13 @@ class _Watch:
     def give_up(self, code: int, error: str) -> NoReturn:
         """Tells the others the error and ends this process."""
         with self._lock:
+            self._done = True
             self._tell(f"{_me()} stopped: {error}")
-            _end(code, error)
+        if is_first():
+            # JAX ends the others with a stack trace once the first is gone; their connections end when they are.
+            for listener in self._listeners:
+                listener.join(GOODBYE_S)
+        _end(code, error)
 
 
 def _me() -> str:

@@ -150,11 +150,12 @@ def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
         for name, size, axis in zip(names, leaf.shape, sharding.spec, strict=False):
             if axis is not None and size % mesh.shape[axis]:
                 parts = mesh.shape[axis]
-                key = DIMENSION_KEYS.get(name)
+                # A vocabulary cannot be smaller than it is.
+                works = -(-size // parts) * parts if name == "vocab" else nearest_multiples(size, parts)
                 raise UserError(
                     f"parallel.{axis} is {parts} and does not divide {size}, the dimension {name!r} of "
                     f"{'/'.join(part.key for part in path)} {tuple(leaf.shape)}; choose a divisor of {size}"
-                    + (f" or set model.{key} to {nearest_multiples(size, parts)}" if key else "")
+                    + (f" or set model.{DIMENSION_KEYS[name]} to {works}" if name in DIMENSION_KEYS else "")
                 )
 
     jax.tree_util.tree_map_with_path(check, nn.unbox(boxed), shardings, logical)

@@ -2,10 +2,11 @@ import flax.linen as nn
 import jax
 import pytest
 from jax.sharding import PartitionSpec
+from pydantic import ValidationError
 
 from jaxformer.families import build_model, model_config
 from jaxformer.models import TransformerConfig
-from jaxformer.parallel.mesh import ParallelConfig, check_batch, make_mesh, parameter_shardings
+from jaxformer.parallel.mesh import ParallelConfig, check_batch, check_length, make_mesh, parameter_shardings
 from jaxformer.schema import UserError
 from jaxformer.training.state import abstract_params
 
@@ -57,7 +58,39 @@ def test_parameters_are_split_by_their_logical_axes():
     assert all(spec for spec in jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, PartitionSpec)))
 
 
-def test_an_axis_that_does_not_divide_names_the_parameter():
-    mesh = make_mesh(ParallelConfig(tensor=4))
-    with pytest.raises(UserError, match=r"parallel.tensor is 4 and does not divide 2, .*layers/attention/key"):
-        parameter_shardings(abstract_params(model(num_kv_heads=2)), mesh)
+@pytest.mark.parametrize(
+    ("axes", "keys", "message"),
+    [
+        (
+            {"tensor": 4},
+            {"num_heads": 6, "head_size": 2, "num_kv_heads": 3},
+            r"parallel.tensor is 4 and does not divide 3, the dimension 'kv_heads' of layers/attention/key/bias "
+            r"\(2, 3, 2\); choose a divisor of 3 or set model.num_kv_heads to 4",
+        ),
+        ({"tensor": 8}, {"vocab_size": 33, "num_heads": 8}, "does not divide 33, the dimension 'vocab' of .* to 40"),
+        (
+            {"tensor": 8},
+            {"intermediate_size": 20, "num_heads": 8},
+            "'mlp' of .* set model.intermediate_size to 16 or 24",
+        ),
+        ({"fsdp": 8}, {"hidden_size": 12, "num_heads": 3}, "'embed' of .* set model.hidden_size to 8 or 16"),
+    ],
+)
+def test_an_axis_that_does_not_divide_names_the_dimension_and_sizes_that_work(axes, keys, message):
+    with pytest.raises(UserError, match=message):
+        parameter_shardings(abstract_params(model(**keys)), make_mesh(ParallelConfig(**axes)))
+
+
+def test_a_length_that_does_not_divide_names_the_nearest_that_do():
+    mesh = make_mesh(ParallelConfig(sequence=8))
+    check_length(64, mesh)
+    with pytest.raises(
+        UserError, match=r"parallel.sequence is 8 and does not divide the sequence length 100; .* 96 or 104"
+    ):
+        check_length(100, mesh)
+
+
+def test_pmap_is_refused_with_other_axes():
+    message = "strategy is pmap and fsdp is 2, tensor is 4, expected 1: under pmap every device holds all parameters"
+    with pytest.raises(ValidationError, match=message):
+        ParallelConfig(strategy="pmap", fsdp=2, tensor=4)

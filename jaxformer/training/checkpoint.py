@@ -204,6 +204,7 @@ class Checkpoints:
     def _set_aside(self, step: int, damage: str) -> None:
         logger.warning("checkpoint of step %d is damaged: %s; trying the one before it", step, damage)
         self._damaged = True
+        self._saved.discard(step)
         folder = self.folder / str(step)
         self._close()
         target = folder.with_name(f"damaged-{folder.name}")

@@ -43,6 +43,7 @@ class MetricsLog:
             self._open(output_dir, config, step, run_config)
 
     def _open(self, output_dir: Path, config: LoggingConfig, step: int, run_config: dict[str, Any]) -> None:
+        output_dir.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
         partial.replace(self.path)

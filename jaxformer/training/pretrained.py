@@ -163,6 +163,8 @@ def transfer(params: Any, earlier: dict[str, np.ndarray]) -> tuple[Any, Transfer
 
 def _whole(array: jax.Array) -> np.ndarray:
     """All of an array, whose parts may be on devices of other processes."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
     assert isinstance(array.sharding, NamedSharding), "a state's arrays lie on a mesh"
     everywhere = NamedSharding(array.sharding.mesh, PartitionSpec())
     return np.asarray(jax.jit(lambda x: x, out_shardings=everywhere)(array))

@@ -155,6 +155,7 @@ def _train(options: argparse.Namespace) -> int:
         print(dump_config(config), end="")
         return 0
     from jaxformer.parallel import hosts
+    from jaxformer.training.compilation import keep_compiled
     from jaxformer.training.console import Display, show_warnings
     from jaxformer.training.plan import idle_accelerator, plan
     from jaxformer.training.run import prepare
@@ -165,6 +166,7 @@ def _train(options: argparse.Namespace) -> int:
     idle = idle_accelerator()
     if idle is not None:
         display.warn(f"running on the CPU although this machine has {idle}")
+    keep_compiled(config.compilation_folder)
     run = prepare(config, display)
     if options.dry_run:
         display.facts(plan(run))
@@ -190,6 +192,7 @@ def _evaluate(run: Any, display: Any) -> int:
 def _run(run: Any, display: Any) -> int:
     import math
 
+    from jaxformer.training.compilation import write_hlo
     from jaxformer.training.evaluation import in_words
     from jaxformer.training.loop import train
     from jaxformer.training.state import count_parameters
@@ -203,6 +206,8 @@ def _run(run: Any, display: Any) -> int:
             f"{run.mesh.size} {run.mesh.devices.flat[0].platform} device(s) into {run.folder}",
         }
     )
+    if c.training.dump_hlo:
+        display.say(f"written: {', '.join(map(str, write_hlo(run)))}")
     result = train(run, display)
     if result.stopped_by is not None:
         display.say(f"{result.stopped_by}: saved step {result.step} in {result.folder}; run the same command to go on")

@@ -208,3 +208,18 @@ def test_the_installed_program_knows_its_commands():
     )
     assert result.returncode == 2
     assert "train" in result.stderr
+
+
+def test_a_profile_the_program_as_text_and_compiled_programs_kept(config, tmp_path):
+    cache = tmp_path / "compiled"
+    options = ("training.profile=[2,3]", "training.dump_hlo=true", f"training.compilation_cache={cache}")
+    printed = run("--config", config, *options, "model.num_layers=6", "model.unroll=6").stdout
+    assert f"profile: tensorboard --logdir {tmp_path / 'run' / 'profile'}" in printed
+    (trace,) = (tmp_path / "run" / "profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size > 0
+    assert "stablehlo.dot_general" in (tmp_path / "run" / "hlo" / "train_step.stablehlo.txt").read_text()
+    assert "ENTRY" in (tmp_path / "run" / "hlo" / "train_step.hlo.txt").read_text()
+    assert any("train_step" in path.name or "step" in path.name for path in cache.iterdir())
+    assert "training.profile: is [3, 2], expected [first, last]" in refused(
+        "--config", config, "training.profile=[3,2]"
+    )

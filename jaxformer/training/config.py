@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from jaxformer.data.config import DataConfig
@@ -36,6 +36,22 @@ class TrainingConfig(Schema):
     early_stopping: int | None = Field(None, ge=1, description="evaluations in a row without a new best; then stop")
     max_nonfinite: int = Field(10, ge=1, description="updates in a row skipped for inf or nan before the run stops")
     ema_decay: float | None = Field(None, gt=0, lt=1, description="average of the weights, used in evaluation")
+    compilation_cache: str | None = Field(
+        "auto",
+        description="folder where compiled programs are kept for the next run; auto: `compiled` in the data cache's; "
+        "null: nowhere",
+    )
+    profile: tuple[int, int] | None = Field(
+        None, description="first and last step that JAX's profiler traces, into output_dir/profile"
+    )
+    dump_hlo: bool = Field(False, description="the compiled train step as text, into output_dir/hlo")
+
+    @field_validator("profile")
+    @classmethod
+    def _some_steps(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and not 1 <= value[0] <= value[1]:
+            raise ValueError(f"is {list(value)}, expected [first, last] with 1 <= first <= last")
+        return value
 
 
 class LoggingConfig(Schema):
@@ -76,6 +92,14 @@ class RunConfig(Schema):
     def sequence_length(self) -> int:
         """T, resolved."""
         return self.training.sequence_length or self.model.max_length
+
+    @property
+    def compilation_folder(self) -> Path | None:
+        """Where compiled programs are kept, resolved."""
+        folder = self.training.compilation_cache
+        if folder == "auto":
+            return self.data.cache_folder / "compiled"
+        return None if folder is None else Path(folder).expanduser()
 
     @model_validator(mode="before")
     @classmethod

@@ -28,6 +28,7 @@ from jaxformer.training.evaluation import Evaluator, amount, in_words, write_rep
 from jaxformer.training.flops import peak_flops
 from jaxformer.training.metrics import MetricsLog
 from jaxformer.training.pretrained import earlier_params, transfer
+from jaxformer.training.profile import Profile
 from jaxformer.training.run import CHECKPOINTS, Run, open_folder
 from jaxformer.training.state import TrainState, init_state
 from jaxformer.training.step import StepMetrics
@@ -151,6 +152,7 @@ class Trainer:
         # The report of the last evaluation and the step it was made at.
         self.report: tuple[int, Report | None] = (-1, None)
         self.clock = Clock()
+        self.profile = Profile(run.folder, c.training.profile)
 
     def start(self) -> TrainState:
         """A new state, with the parameters of ``model.pretrained`` where there is one."""
@@ -184,9 +186,12 @@ class Trainer:
                 before = time.perf_counter()
                 batch = step.put(next(batches))
                 self.clock.waiting += time.perf_counter() - before
+                self.profile.before(self.step + 1)
                 self.state, metrics, request = step(self.state, batch, self.stop.request)
                 self.stop.agree(request)
                 self.step += 1
+                if self.profile.after(self.step, metrics):
+                    self.display.say(f"profile: tensorboard --logdir {self.profile.folder} (needs tensorboard, xprof)")
                 self.clock.steps += 1
                 if self.step == first + 1:
                     # The first step compiles; the clock starts behind it.
@@ -200,6 +205,7 @@ class Trainer:
             if self.stopping:
                 self.save(None)
         finally:
+            self.profile.close()
             batches.close()
 
     @property

@@ -60,7 +60,8 @@ def count_parameters(params: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _new_state(model: nn.Module, optimizer: optax.GradientTransformation, ema: bool, seed: jax.Array) -> TrainState:
+def new_state(model: nn.Module, optimizer: optax.GradientTransformation, ema: bool, seed: jax.Array) -> TrainState:
+    """A new state from a seed, to be jitted with the shardings it shall have."""
     key = purpose_key(seed, "init")
     params = nn.unbox(model.init(key, _init_inputs(model))["params"])
     zero = jnp.zeros((), jnp.int32)
@@ -76,7 +77,7 @@ def abstract_state(model: nn.Module, optimizer: optax.GradientTransformation, em
     """
     boxed = abstract_params(model)
     shardings = parameter_shardings(boxed, mesh)
-    shapes = jax.eval_shape(lambda seed: _new_state(model, optimizer, ema, seed), jnp.uint32(0))
+    shapes = jax.eval_shape(lambda seed: new_state(model, optimizer, ema, seed), jnp.uint32(0))
 
     opt_shardings = _statistics_shardings(shapes.opt_state, nn.unbox(boxed), shardings, mesh)
     one = replicated(mesh)
@@ -113,5 +114,5 @@ def init_state(
 ) -> TrainState:
     """A new state, each leaf made where it belongs: no array is ever whole on one device."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    make = jax.jit(partial(_new_state, model, optimizer, abstract.ema is not None), out_shardings=shardings)
+    make = jax.jit(partial(new_state, model, optimizer, abstract.ema is not None), out_shardings=shardings)
     return make(jnp.uint32(seed))

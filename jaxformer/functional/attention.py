@@ -299,6 +299,8 @@ def multi_head_attention(
         cache = append_key_value(cache, key, value)
         key, value = cache.key.astype(x.dtype), cache.value.astype(x.dtype)
     query = place(query, "batch", "length", "heads", None)
+    # Split, then whole: what comes before the gathering, and its gradient, stays split.
+    key, value = (place(array, "batch", "length", "kv_heads", None) for array in (key, value))
     key, value = (place(array, "batch", None, "kv_heads", None) for array in (key, value))
     output = dot_product_attention(query, key, value, mask=mask, bias=bias, **options)
     return merge_heads(output, weights["output"]), cache

@@ -57,7 +57,9 @@ def cross_entropy(
     # Replaced before the exponential: 0 * nan would be nan in the gradient of a masked token.
     logits = jnp.where(trained[..., None], logits.astype(jnp.float32), 0.0)
     log_z = jax.nn.logsumexp(logits, axis=-1)
-    label_logits = jnp.take_along_axis(logits, jnp.where(trained, labels, 0)[..., None], axis=-1)[..., 0]
+    # Chosen by comparing, not by index: where tokens or vocabulary are split over devices, nothing is gathered.
+    is_label = labels[..., None] == jnp.arange(logits.shape[-1])
+    label_logits = jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
     nll = log_z - label_logits
     loss = nll
     if label_smoothing:

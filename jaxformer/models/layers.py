@@ -244,11 +244,14 @@ class Embeddings(nn.Module):
     ) -> jax.Array:
         """Embeds the tokens; padding (``real`` False) becomes zeros, so that nothing in its row spreads."""
         c = self.config
-        x = jnp.take(self.token() if table is None else table, input_ids, axis=0)
+        # The rows that are looked up belong to the devices that hold the tokens, each as wide as it is.
+        table = place(self.token() if table is None else table, "vocab", None)
+        x = place(jnp.take(table, input_ids, axis=0), "batch", "length", None)
         if c.scale_embedding:
             x = x * c.hidden_size**0.5
         if c.positions == "learned":
-            x = x + F.learned_positions(self.position(), position_ids + c.position_offset)
+            positions = place(self.position(), "position", None)
+            x = x + F.learned_positions(positions, position_ids + c.position_offset)
         elif c.positions == "sinusoidal":
             x = x + F.sinusoidal_positions(position_ids, c.token_size, halves=c.sinusoidal_halves)
         if c.token_types:

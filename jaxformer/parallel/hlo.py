@@ -1,0 +1,337 @@
+"""Reads the text of a compiled program (``compiled.as_text()``): its loops, and every collective with size and count.
+
+A program of XLA is a set of computations, each a list of instructions ``%name = type opcode(operands), attributes``.
+Every device runs the same program, so all sizes are those of one device's part.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
+
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\](\{[^}]*\})?")
+_OPCODE = re.compile(r" ?([\w\-]+)\(")
+_NAME = re.compile(r"%([\w.\-]+)")
+_CALLED = re.compile(r"\b(?:body|calls|true_computation|false_computation)=%?([\w.\-]+)")
+_APPLIED = re.compile(r"\bto_apply=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+
+
+class ArrayType(NamedTuple):
+    """One array as the program stores it.
+
+    Attributes:
+        dtype: XLA's name of it, ``bf16``.
+        shape: of one device's part.
+        layout: order of the axes, tiling and memory space, as written.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    layout: str
+
+    @property
+    def bytes(self) -> int:
+        """Size of its values, without the padding of tiles.
+
+        >>> ArrayType("bf16", (2, 3), "").bytes, ArrayType("pred", (), "").bytes, ArrayType("f8e4m3fn", (4,), "").bytes
+        (12, 1, 4)
+        """
+        bits = re.search(r"\d+", self.dtype)
+        # ``pred`` has no number, and what is not data (``token``, ``opaque``) no size that matters.
+        width = int(bits.group()) if bits else 8
+        return -(-math.prod(self.shape) * width // 8)
+
+
+def array_types(text: str) -> list[ArrayType]:
+    """The arrays of a type as written, a tuple's in order.
+
+    >>> array_types("(bf16[2,3]{1,0:T(8,128)}, s32[])")[0].shape
+    (2, 3)
+    """
+    return [
+        ArrayType(dtype, tuple(map(int, dims.split(","))) if dims else (), layout or "")
+        for dtype, dims, layout in _ARRAY.findall(text)
+    ]
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line of a computation.
+
+    Attributes:
+        name: unique in its computation.
+        types: of the arrays it gives.
+        opcode: what it does.
+        operands: names of the instructions it reads.
+        arguments: what stands in the parentheses behind the opcode, as written.
+        attributes: all that stands behind them, as written.
+        root: whether it is what the computation returns.
+    """
+
+    name: str
+    types: list[ArrayType]
+    opcode: str
+    operands: list[str]
+    arguments: str
+    attributes: str
+    root: bool
+
+    @property
+    def called(self) -> list[str]:
+        """Names of the computations it runs; of a loop the body, of a reduction not the function it reduces by."""
+        branches = _BRANCHES.search(self.attributes)
+        names = (_APPLIED if self.opcode == "call" else _CALLED).findall(self.attributes)
+        return names + (_NAME.findall(branches.group(1)) if branches else [])
+
+
+class Computation(dict[str, Instruction]):
+    """Instructions by name, in order."""
+
+    @property
+    def root(self) -> Instruction:
+        """What it returns."""
+        return next(instruction for instruction in self.values() if instruction.root)
+
+
+@dataclass
+class Program:
+    """A compiled program.
+
+    Attributes:
+        computations: by name.
+        entry: name of the one that runs first.
+        devices: how many run it together.
+    """
+
+    computations: dict[str, Computation] = field(default_factory=dict)
+    entry: str = ""
+    devices: int = 1
+
+    def executed(self) -> "Iterator[Executed]":
+        """Every instruction that is reached, with how often it runs; a computation called twice comes twice.
+
+        A loop whose number of turns is not a constant, and each branch of a conditional, counts as run once.
+        """
+        return self._executed(self.entry, 1, self.entry)
+
+    def _executed(self, name: str, times: int, owner: str) -> "Iterator[Executed]":
+        computation = self.computations[name]
+        for instruction in computation.values():
+            yield Executed(instruction, computation, times, owner, name != owner)
+            if instruction.opcode.endswith(("-update", "-done")):
+                continue  # its start has run what it names
+            turns = trip_count(instruction, computation, self.computations) if instruction.opcode == "while" else 1
+            for called in instruction.called:
+                # What is fused belongs to where it is called: there one collective may be several fusions.
+                inner = owner if instruction.opcode == "fusion" else called
+                yield from self._executed(called, times * (turns or 1), inner)
+
+
+class Executed(NamedTuple):
+    """An instruction where it is run.
+
+    Attributes:
+        instruction: which.
+        computation: where it stands.
+        times: how often it runs in one run of the program, on each device.
+        owner: the computation that schedules it: its own, or of a fusion's parts that of the fusion.
+        fused: whether it is a part of a fusion.
+    """
+
+    instruction: Instruction
+    computation: Computation
+    times: int
+    owner: str
+    fused: bool
+
+
+def parse_program(text: str) -> Program:
+    """The computations of ``compiled.as_text()``."""
+    program, current = Program(), Computation()
+    partitions = re.search(r"num_partitions=(\d+)", text[:100_000])
+    replicas = re.search(r"replica_count=(\d+)", text[:100_000])
+    program.devices = int(partitions.group(1) if partitions else 1) * int(replicas.group(1) if replicas else 1)
+    for line in text.splitlines():
+        header = _HEADER.match(line)
+        if header:
+            current = program.computations[header.group(2)] = Computation()
+            program.entry = header.group(2) if header.group(1) else program.entry
+            continue
+        found = _INSTRUCTION.match(line)
+        if found:
+            instruction = _parse_instruction(found.group(2), found.group(3), bool(found.group(1)))
+            if instruction is not None:
+                current[instruction.name] = instruction
+    return program
+
+
+def _parse_instruction(name: str, text: str, root: bool) -> Instruction | None:
+    # A tuple's type stands in parentheses, which also stand in layouts, so they are counted.
+    end = _closing(text, 0) if text.startswith("(") else text.find(" ")
+    opcode = _OPCODE.match(text, end)
+    if opcode is None:
+        return None
+    close = _closing(text, opcode.end() - 1)
+    arguments = text[opcode.end() : close - 1]
+    operands = _NAME.findall(arguments)
+    return Instruction(name, array_types(text[:end]), opcode.group(1), operands, arguments, text[close:], root)
+
+
+def _closing(text: str, start: int) -> int:
+    """The place behind the parenthesis that closes the one at ``start``."""
+    depth = 0
+    for place in re.finditer(r"[()]", text[start:]):
+        depth += 1 if place.group() == "(" else -1
+        if depth == 0:
+            return start + place.end()
+    return len(text)
+
+
+def trip_count(loop: Instruction, computation: Computation, computations: Mapping[str, Computation]) -> int | None:
+    """How often the body of a loop runs; None if that is not a constant.
+
+    XLA:CPU and XLA:GPU write it down. XLA:TPU does not: there it is read from the condition, ``counter < constant``,
+    and the counter's first value, 0 where that is not written beside the loop; the counters of JAX's loops go up by 1.
+    """
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
+    if known:
+        return int(known.group(1))
+    name = re.search(r"condition=%?([\w.\-]+)", loop.attributes)
+    assert name is not None, "every while has a condition"
+    condition = computations[name.group(1)]
+    compare = condition.root
+    compared = computations[compare.called[0]].root if compare.opcode == "fusion" else compare
+    if "direction=LT" not in compared.attributes or len(compare.operands) != 2:
+        return None
+    counter, limit = (condition.get(operand) for operand in compare.operands)
+    index = None if counter is None else re.search(r"index=(\d+)", counter.attributes)
+    last = _constant(limit, condition)
+    if index is None or last is None:
+        return None
+    start = computation.get(loop.operands[0])
+    first = None
+    if start is not None and start.opcode == "tuple":
+        first = _constant(computation.get(start.operands[int(index.group(1))]), computation)
+    return max(0, last - (first or 0))
+
+
+def _constant(instruction: Instruction | None, computation: Computation) -> int | None:
+    """The whole number an instruction gives, where it is a constant or a copy of one."""
+    while instruction is not None and instruction.opcode in ("copy", "bitcast"):
+        instruction = computation.get(instruction.operands[0])
+    if instruction is None or instruction.opcode != "constant" or not re.fullmatch(r"-?\d+", instruction.arguments):
+        return None
+    return int(instruction.arguments)
+
+
+class Collective(NamedTuple):
+    """Equal collectives of one program.
+
+    Attributes:
+        kind: ``all-reduce``, ``all-gather``, ``reduce-scatter``, ``all-to-all`` or ``collective-permute``.
+        bytes: of the array that is reduced, gathered, scattered or exchanged, as the textbook counts it: what a device
+            holds before an all-reduce, a reduce-scatter, an all-to-all or a permute, and after an all-gather.
+        group: how many devices take part in each together.
+        times: how often it runs in one run of the program.
+    """
+
+    kind: str
+    bytes: int
+    group: int
+    times: int
+
+    @property
+    def sent(self) -> float:
+        """Bytes a device sends in one of them, by the ring algorithms (Patarasuk and Yuan 2009).
+
+        ``(g - 1) / g`` of the array to gather, to scatter or to exchange, twice that to reduce, all of it to permute.
+
+        >>> Collective("all-reduce", 800, 8, 1).sent, Collective("all-gather", 800, 8, 1).sent
+        (1400.0, 700.0)
+        """
+        if self.kind == "collective-permute":
+            return float(self.bytes)
+        return self.bytes * (self.group - 1) / self.group * (2 if self.kind == "all-reduce" else 1)
+
+
+def collectives(text: str) -> list[Collective]:
+    """Every collective of a compiled program, equal ones together, those that send most in all first.
+
+    A synchronous one and a pair of ``-start`` and ``-done`` count once. So does what XLA:TPU overlaps with computation:
+    it writes one collective into several fusions, which share its channel.
+
+    Args:
+        text: of ``compiled.as_text()``.
+    """
+    program = parse_program(text)
+    found: dict[tuple[str, str], Collective] = {}
+    for run in program.executed():
+        instruction = run.instruction
+        kind = instruction.opcode.removesuffix("-start")
+        if kind not in COLLECTIVES:
+            continue
+        channel = re.search(r"channel_id=(\d+)", instruction.attributes)
+        group = group_size(instruction.attributes, program.devices)
+        size = sum(t.bytes for name in instruction.operands for t in run.computation[name].types)
+        size *= group if kind == "all-gather" else 1
+        site = channel.group(1) if channel else instruction.name
+        found[run.owner, site] = Collective(kind, size, group, run.times)
+    counts: dict[Collective, int] = {}
+    for one in found.values():
+        # A group of one device exchanges nothing.
+        if one.group > 1:
+            alike = one._replace(times=1)
+            counts[alike] = counts.get(alike, 0) + one.times
+    listed = [one._replace(times=times) for one, times in counts.items()]
+    return sorted(listed, key=lambda one: -one.sent * one.times)
+
+
+def group_size(attributes: str, devices: int) -> int:
+    """How many devices one collective joins, in each of the ways XLA writes groups.
+
+    >>> group_size("replica_groups={{0,1},{2,3}}", 4), group_size("replica_groups=[2,4]<=[8]", 8)
+    (2, 4)
+    >>> group_size("replica_groups=mesh['a'=2,'b'=4], device_ids=([8]) {'b'}", 8)
+    4
+    >>> group_size("source_target_pairs={{0,1},{1,0},{2,3},{3,2}}", 4)
+    2
+    """
+    pairs = re.search(r"source_target_pairs=\{(\{[\d,{}]*\})\}", attributes)
+    if pairs:
+        return _ring_size({int(a): int(b) for a, b in re.findall(r"\{(\d+),(\d+)\}", pairs.group(1))})
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
+    if listed:
+        return len(listed.group(1).split(","))
+    tiled = re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes)
+    if tiled:
+        return int(tiled.group(1))
+    mesh = re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^)]*(?:\([^)]*\))?[^)]*\))? ?\{([^}]*)\}", attributes
+    )
+    if mesh:
+        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh.group(1))}
+        # A part of an axis is written with its size: 'a':(2)4.
+        axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh.group(2))
+        return math.prod(int(part) if part else sizes[name] for name, part in axes)
+    return devices
+
+
+def _ring_size(target: dict[int, int]) -> int:
+    """Devices on the longest path along the pairs, a ring or a line."""
+    longest = 1
+    left = set(target)
+    starts = sorted(left, key=lambda device: device in target.values())
+    for start in starts:
+        size, device = 1, start
+        while device in left:
+            left.discard(device)
+            device = target[device]
+            size += device != start
+        longest = max(longest, size)
+    return longest

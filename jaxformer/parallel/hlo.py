@@ -150,6 +150,11 @@ class Executed(NamedTuple):
     owner: str
     fused: bool
 
+    @property
+    def operand_types(self) -> list[ArrayType]:
+        """Of all arrays it reads."""
+        return [one for name in self.instruction.operands for one in self.computation[name].types]
+
 
 def parse_program(text: str) -> Program:
     """The computations of ``compiled.as_text()``."""
@@ -230,6 +235,20 @@ def _constant(instruction: Instruction | None, computation: Computation) -> int 
     return int(instruction.arguments)
 
 
+def exchanges(program: Program) -> list[Executed]:
+    """Every collective where it is run, once.
+
+    A synchronous one and a pair of ``-start`` and ``-done`` are one. So is what XLA:TPU overlaps with computation: it
+    writes one collective into several fusions, which share its channel.
+    """
+    found: dict[tuple[str, str], Executed] = {}
+    for run in program.executed():
+        if run.instruction.opcode.removesuffix("-start") in COLLECTIVES:
+            channel = re.search(r"channel_id=(\d+)", run.instruction.attributes)
+            found[run.owner, channel.group(1) if channel else run.instruction.name] = run
+    return list(found.values())
+
+
 class Collective(NamedTuple):
     """Equal collectives of one program.
 
@@ -263,31 +282,19 @@ class Collective(NamedTuple):
 def collectives(text: str) -> list[Collective]:
     """Every collective of a compiled program, equal ones together, those that send most in all first.
 
-    A synchronous one and a pair of ``-start`` and ``-done`` count once. So does what XLA:TPU overlaps with computation:
-    it writes one collective into several fusions, which share its channel.
-
     Args:
         text: of ``compiled.as_text()``.
     """
     program = parse_program(text)
-    found: dict[tuple[str, str], Collective] = {}
-    for run in program.executed():
-        instruction = run.instruction
-        kind = instruction.opcode.removesuffix("-start")
-        if kind not in COLLECTIVES:
-            continue
-        channel = re.search(r"channel_id=(\d+)", instruction.attributes)
-        group = group_size(instruction.attributes, program.devices)
-        size = sum(t.bytes for name in instruction.operands for t in run.computation[name].types)
-        size *= group if kind == "all-gather" else 1
-        site = channel.group(1) if channel else instruction.name
-        found[run.owner, site] = Collective(kind, size, group, run.times)
     counts: dict[Collective, int] = {}
-    for one in found.values():
+    for run in exchanges(program):
+        kind = run.instruction.opcode.removesuffix("-start")
+        group = group_size(run.instruction.attributes, program.devices)
+        size = sum(t.bytes for t in run.operand_types) * (group if kind == "all-gather" else 1)
         # A group of one device exchanges nothing.
-        if one.group > 1:
-            alike = one._replace(times=1)
-            counts[alike] = counts.get(alike, 0) + one.times
+        if group > 1:
+            alike = Collective(kind, size, group, 1)
+            counts[alike] = counts.get(alike, 0) + run.times
     listed = [one._replace(times=times) for one, times in counts.items()]
     return sorted(listed, key=lambda one: -one.sent * one.times)
 

@@ -1,0 +1,189 @@
+"""What a compiled program executes on one device: matrix-product FLOPs and bytes moved to and from its memory.
+
+XLA's own ``cost_analysis()`` counts the body of a loop once, whatever the number of its turns: measured on XLA:CPU and
+XLA:TPU in jax 0.10.2, a scan over 8 layers has the FLOPs of one over 4. A train step is such loops (layers, accumulated
+parts, chunks of the loss), so both are counted here, from the program's text, times the turns.
+"""
+
+import json
+import math
+import re
+
+import numpy as np
+
+from jaxformer.parallel.hlo import COLLECTIVES, ArrayType, Computation, Executed, Instruction, Program, exchanges
+
+# Instructions that touch no memory of their own: names for what is there, or counted by what they run or have started.
+_FREE = {
+    "after-all",
+    "bitcast",
+    "call",
+    "conditional",
+    "constant",
+    "get-tuple-element",
+    "opt-barrier",
+    "parameter",
+    "partition-id",
+    "replica-id",
+    "tuple",
+    "while",
+}
+# In a fusion, instructions that hand an array on: what they do is not done by the fusion.
+_PASSES_ON = {"tuple", "custom-call", *COLLECTIVES}
+_KERNEL = '"tpu_custom_call"'
+
+
+def matmul_flops(program: Program) -> float:
+    """Floating-point operations of all matrix products of one run on one device, 2 per multiply-add.
+
+    What a kernel (a custom call) does is what it says of itself, its cost estimate; a kernel that says nothing is not
+    counted. XLA:TPU writes every product as a convolution.
+    """
+    total = 0.0
+    for run in program.executed():
+        instruction = run.instruction
+        if instruction.opcode == "dot":
+            total += run.times * _dot_flops(instruction, run.computation)
+        elif instruction.opcode == "convolution":
+            total += run.times * _convolution_flops(instruction, run.computation)
+        elif instruction.opcode == "custom-call":
+            total += run.times * _estimated(instruction).get("flops", 0)
+    return total
+
+
+def _dot_flops(dot: Instruction, computation: Computation) -> int:
+    shape = computation[dot.operands[0]].types[0].shape
+    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.attributes)
+    axes = map(int, contracted.group(1).split(",")) if contracted and contracted.group(1) else ()
+    return 2 * math.prod(dot.types[0].shape) * math.prod(shape[axis] for axis in axes)
+
+
+def _convolution_flops(convolution: Instruction, computation: Computation) -> int:
+    """Of the positions a window takes, those in the padding or between dilated inputs multiply nothing."""
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", convolution.attributes)
+    assert labels is not None, "every convolution names its dimensions"
+    left = dict(zip(labels.group(1), computation[convolution.operands[0]].types[0].shape, strict=True))
+    out = dict(zip(labels.group(3), convolution.types[0].shape, strict=True))
+    groups = re.search(r"feature_group_count=(\d+)", convolution.attributes)
+    batches = re.search(r"batch_group_count=(\d+)", convolution.attributes)
+    flops = 2 * (left["b"] // int(batches.group(1) if batches else 1)) * out["f"]
+    flops *= left["f"] // int(groups.group(1) if groups else 1)
+    window = dict(
+        re.findall(r"(\w+)=([\dx_\-]+)", (re.findall(r"window=\{([^}]*)\}", convolution.attributes) or [""])[0])
+    )
+    for axis in range(len(left) - 2):
+        number = {key: window[key].split("x")[axis] for key in window}
+        stride, inner, outer = (int(number.get(key, 1)) for key in ("stride", "lhs_dilate", "rhs_dilate"))
+        before = int(number.get("pad", "0_0").split("_")[0])
+        starts = np.arange(out[str(axis)])[:, None] * stride - before
+        places = starts + np.arange(int(number.get("size", 1)))[None] * outer
+        inside = (places >= 0) & (places <= (left[str(axis)] - 1) * inner) & (places % inner == 0)
+        flops *= int(inside.sum())
+    return flops
+
+
+def _estimated(kernel: Instruction) -> dict[str, float]:
+    """What a kernel says of its own cost: ``flops``, ``bytes_accessed``; empty if it says nothing."""
+    found = re.search(r'"cost_estimate":(\{[^}]*\})', kernel.attributes)
+    return {key: float(value) for key, value in json.loads(found.group(1)).items()} if found else {}
+
+
+def hbm_bytes(program: Program) -> float:
+    """Bytes read from and written to a device's main memory in one run, at least.
+
+    Each instruction that is not part of a fusion reads its operands and writes its outputs once; of an array that is
+    only sliced the slice counts, of one that is updated in place the update. Arrays that XLA:TPU keeps in the chip's
+    fast memory (``S(1)`` in their layout) do not count. A kernel that reads an operand twice moves more than this.
+    """
+    total = 0.0
+    for run in program.executed():
+        if not run.fused:
+            total += run.times * _moved(run, program)
+    for run in exchanges(program):
+        # The tuple of a start: its operands, what is received, its context; of an all-reduce only what is received.
+        types, operands = run.instruction.types, len(run.instruction.operands)
+        starts = run.instruction.opcode.endswith("-start")
+        received = (types[operands : 2 * operands] if starts else []) or types
+        total += run.times * (_in_hbm(run.operand_types) + _in_hbm(received))
+    return total
+
+
+def _moved(run: Executed, program: Program) -> int:
+    instruction, opcode = run.instruction, run.instruction.opcode
+    if opcode in _FREE or opcode.endswith("-done") or opcode.removesuffix("-start") in COLLECTIVES:
+        return 0
+    if opcode == "fusion":
+        return _moved_by_fusion(run, program)
+    if opcode == "custom-call" and _KERNEL not in instruction.attributes:
+        return 0  # XLA:TPU's notes on buffers
+    operands = [run.computation[name].types for name in instruction.operands]
+    if opcode in ("dynamic-update-slice", "scatter"):
+        return 2 * _in_hbm(operands[-1] if opcode == "scatter" else operands[1])
+    if opcode in ("dynamic-slice", "slice", "gather", "slice-start"):
+        # The tuple of a start: operands, what is written, its context.
+        part = instruction.types[-2:-1] if opcode == "slice-start" else instruction.types
+        return _in_hbm(part) + (_bytes(part) if _in_hbm(operands[0]) else 0)
+    if opcode == "copy-start":
+        return _in_hbm(operands[0]) + _in_hbm(instruction.types[:1])
+    return _in_hbm(run.operand_types) + _in_hbm(instruction.types)
+
+
+def _moved_by_fusion(run: Executed, program: Program) -> int:
+    fusion, inner, total = run.instruction, program.computations[run.instruction.called[0]], 0
+    for instruction in inner.values():
+        if instruction.opcode == "parameter":
+            outer = run.computation[fusion.operands[int(instruction.arguments)]]
+            if _in_hbm(outer.types):
+                total += _read_of(instruction.name, inner, program)
+    parts = [inner[name] for name in inner.root.operands] if inner.root.opcode == "tuple" else [inner.root]
+    for part, kept in zip(parts, fusion.types, strict=False):
+        if _in_hbm([kept]):
+            total += _written_of(part, inner, program)
+    return total
+
+
+def _read_of(name: str, computation: Computation, program: Program) -> int:
+    """Bytes of an array that a fusion reads: of one that is only sliced the slices, of one updated in place none.
+
+    What is only passed on (by a tuple, or to a collective, which is counted by itself) is not read.
+    """
+    total = 0
+    for user in computation.values():
+        if name not in user.operands or user.opcode in _PASSES_ON:
+            continue
+        place = user.operands.index(name)
+        if user.opcode in ("dynamic-slice", "slice", "gather") and place == 0:
+            total += _bytes(user.types)
+        elif user.opcode == "fusion":
+            inner = program.computations[user.called[0]]
+            parameter = next(i for i in inner.values() if i.opcode == "parameter" and i.arguments == str(place))
+            total += _read_of(parameter.name, inner, program)
+        elif user.opcode == "bitcast":
+            total += _read_of(user.name, computation, program)
+        elif user.opcode not in ("dynamic-update-slice", "scatter") or place != 0:
+            return _bytes(computation[name].types)
+    return min(_bytes(computation[name].types), total)
+
+
+def _written_of(part: Instruction, computation: Computation, program: Program) -> int:
+    """Bytes of an output that a fusion writes: the update where it updates in place, none where it only passes on."""
+    while part.opcode == "bitcast":
+        part = computation[part.operands[0]]
+    if part.opcode in _PASSES_ON or part.opcode == "parameter":
+        return 0
+    if part.opcode == "fusion":
+        inner = program.computations[part.called[0]]
+        return _written_of(inner.root, inner, program)
+    if part.opcode == "dynamic-update-slice":
+        return _bytes(computation[part.operands[1]].types)
+    if part.opcode == "scatter":
+        return _bytes(computation[part.operands[-1]].types)
+    return _bytes(part.types)
+
+
+def _bytes(types: list[ArrayType]) -> int:
+    return sum(t.bytes for t in types)
+
+
+def _in_hbm(types: list[ArrayType]) -> int:
+    return _bytes([t for t in types if "S(" not in t.layout])

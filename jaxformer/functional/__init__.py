@@ -40,6 +40,7 @@ from jaxformer.functional.positions import (
 from jaxformer.functional.product import matrix_product
 from jaxformer.functional.random import purpose_key
 from jaxformer.functional.sampling import sample_token, top_k_logits, top_p_logits
+from jaxformer.functional.splash import Split
 
 __all__ = [
     "ACTIVATIONS",
@@ -51,6 +52,7 @@ __all__ = [
     "Mask",
     "Rotary",
     "RotaryScaling",
+    "Split",
     "TokenLoss",
     "alibi_bias",
     "alibi_slopes",

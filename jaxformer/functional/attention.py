@@ -19,6 +19,7 @@ from jaxformer.functional.mask import MASKED, Mask
 from jaxformer.functional.norm import rms_norm
 from jaxformer.functional.positions import Rotary, apply_rotary
 from jaxformer.functional.product import matrix_product
+from jaxformer.functional.splash import BLOCKS, HEAD_SIZE, Split, splash_attention
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,33 @@ class AttentionRequest(NamedTuple):
     key_length: int
     dropout: bool
     platform: str
+    bias: bool = False
+    head_size: int = 128
+    split: Split | None = None
+
+
+def _splash_refusal(request: AttentionRequest) -> str | None:
+    mask, split = request.mask, request.split
+    queries, keys = request.query_length, request.key_length
+    here = queries // split.parts(split.length) if split else queries
+    cached = mask.query_offset is not None or mask.query_positions is not None
+    limited = mask.causal or mask.window is not None
+    refusals = [
+        (request.platform != "tpu", f"it is a kernel for a TPU, not for a {request.platform}"),
+        (request.bias, "it adds no bias to the scores"),
+        (request.dropout, "it drops no attention weights"),
+        (mask.key_prefix is not None, "it has no prefix of keys that every query sees"),
+        (cached, "the queries start at an offset or have positions of their own (a cache)"),
+        (mask.reach is not None, "the window differs between the layers of one loop and is not known ahead"),
+        (queries != keys and limited, f"queries ({queries}) and keys ({keys}) differ in number under a causal mask"),
+        (bool(here % BLOCKS[-1]), f"a device has {here} queries, expected a multiple of {BLOCKS[-1]}, its block"),
+        (bool(keys % BLOCKS[-1]), f"there are {keys} keys, expected a multiple of {BLOCKS[-1]}, its block"),
+        (
+            bool(request.head_size % HEAD_SIZE),
+            f"heads have size {request.head_size}, expected a multiple of {HEAD_SIZE}",
+        ),
+    ]
+    return next((reason for applies, reason in refusals if applies), None)
 
 
 def _blocked_refusal(request: AttentionRequest) -> str | None:
@@ -57,6 +85,7 @@ def _reference_refusal(request: AttentionRequest) -> str | None:
 
 # In order of preference; the first that does not refuse is taken by "auto".
 REFUSALS: dict[str, Callable[[AttentionRequest], str | None]] = {
+    "splash": _splash_refusal,
     "blocked": _blocked_refusal,
     "reference": _reference_refusal,
 }
@@ -163,6 +192,8 @@ def dot_product_attention(
     dropout_rate: float = 0.0,
     dropout_keys: Array | None = None,
     implementation: str = "auto",
+    platform: str | None = None,
+    split: Split | None = None,
 ) -> Float[Array, "B T N H"]:
     """Scaled dot-product attention, ``softmax(cap(scale * Q K^T) + bias, where mask) V``.
 
@@ -180,7 +211,10 @@ def dot_product_attention(
         softcap: largest magnitude of the scaled scores.
         dropout_rate: probability of dropping an attention weight.
         dropout_keys: one key per example; None (evaluation) drops nothing.
-        implementation: ``auto``, ``blocked`` (causal, in blocks of queries) or ``reference``; same numbers.
+        implementation: ``auto``, ``splash`` (a TPU kernel), ``blocked`` (causal, in blocks of queries) or
+            ``reference``; same numbers.
+        platform: what the program is compiled for; default: what JAX computes on.
+        split: how the arrays lie on devices, which a kernel has to be told; the others follow the arrays.
 
     Returns:
         An array like ``query``, same dtype. A query that may see nothing gets zeros.
@@ -194,13 +228,16 @@ def dot_product_attention(
     mask = Mask() if mask is None else mask
     scale = 1.0 / math.sqrt(H) if scale is None else scale
     dropping = dropout_rate > 0 and dropout_keys is not None
-    request = AttentionRequest(mask, T, S, dropping, jax.default_backend())
+    platform = platform or jax.default_backend()
+    request = AttentionRequest(mask, T, S, dropping, platform, bias is not None, H, split)
     chosen = choose_implementation(implementation, request)
 
     padding = mask.key_padding
     if padding is not None:
         key = jnp.where(padding[:, :, None, None], key, 0)
         value = jnp.where(padding[:, :, None, None], value, 0)
+    if chosen == "splash":
+        return splash_attention(query, key, value, mask, scale=scale, softcap=softcap, split=split)
     # Heads before tokens: the matrix products then read whole rows. On a CPU at T=256 the forward pass took 6 ms so,
     # 19.5 ms with the heads inside.
     grouped = query.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
@@ -281,8 +318,8 @@ def multi_head_attention(
         place: says how an array lies on the devices by the names of its dimensions; returns it. Where the tokens of a
             row are split over devices, each keeps its queries and gets all keys and values (Llama Team 2024, "The Llama
             3 Herd of Models", section 3.3.2).
-        **options: ``scale``, ``softcap``, ``dropout_rate``, ``dropout_keys`` and ``implementation`` of
-            ``dot_product_attention``.
+        **options: ``scale``, ``softcap``, ``dropout_rate``, ``dropout_keys``, ``implementation``, ``platform`` and
+            ``split`` of ``dot_product_attention``.
 
     Returns:
         The output, like ``x``, and the cache with the new tokens (None without a cache).

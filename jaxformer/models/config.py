@@ -137,7 +137,7 @@ class TransformerConfig(Schema):
     unroll: int | None = Field(
         None, ge=1, description="blocks unrolled in the compiled loop over layers; default: all on a CPU, else 1"
     )
-    attention_implementation: Literal["auto", "blocked", "reference"] = Field(
+    attention_implementation: Literal["auto", "splash", "blocked", "reference"] = Field(
         "auto", description="how scores are computed"
     )
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxformer import functional as F
 from jaxformer.models.config import TransformerConfig
-from jaxformer.models.partition import place
+from jaxformer.models.partition import attention_split, place, platform
 
 Weights = dict[str, Any]
 
@@ -183,6 +183,8 @@ class Attention(nn.Module):
             dropout_rate=c.attention_dropout,
             dropout_keys=DropoutKeys(name="attention_dropout")(c.attention_dropout, example_ids),
             implementation=c.attention_implementation,
+            platform=platform(),
+            split=attention_split(x.shape[0], x.shape[1], N, K),
         )
 
 

@@ -16,6 +16,8 @@ import flax.linen as nn
 import jax
 from jax.sharding import Mesh, NamedSharding
 
+from jaxformer import functional as F
+
 Rules = tuple[tuple[str, Any], ...]
 
 
@@ -75,6 +77,23 @@ def shards(axis: str) -> int:
     found = nn.logical_to_mesh_axes((axis,), placement.rules)[0]
     names = () if found is None else (found,) if isinstance(found, str) else found
     return math.prod(placement.mesh.shape[name] for name in names)
+
+
+def attention_split(rows: int, queries: int, heads: int, kv_heads: int) -> F.Split | None:
+    """How attention's arrays lie on the devices, for a kernel that is not split by the compiler; None outside.
+
+    As ``place`` does, what does not divide is not split; key/value heads and their query heads only together.
+    """
+    placement = _PLACEMENT.get()
+    if placement is None:
+        return None
+    fits = {
+        "batch": rows % shards("batch") == 0,
+        "length": queries % shards("length") == 0,
+        "heads": heads % shards("heads") == 0 and kv_heads % shards("heads") == 0,
+    }
+    axes = nn.logical_to_mesh_axes(tuple(name if fit else None for name, fit in fits.items()), placement.rules)
+    return F.Split(placement.mesh, *axes)
 
 
 def platform() -> str:

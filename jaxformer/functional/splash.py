@@ -1,0 +1,146 @@
+"""Attention by JAX's TPU kernel "splash": flash attention that skips the blocks of scores that nobody may see.
+
+Dao et al. 2022, "FlashAttention": softmax over blocks of keys, so that the scores are never in main memory. The kernel
+is ``jax.experimental.pallas.ops.tpu.splash_attention``.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from jaxformer.functional.mask import MASKED, Mask
+
+# Queries and keys per block; the largest that divides the length is taken. The kernel needs multiples of 128.
+BLOCKS = (512, 256, 128)
+# Other head sizes compile too, and nobody tests them: JAX's own tests of the kernel take 128 and 256, ours 64 and 128.
+HEAD_SIZE = 64
+
+
+class Split(NamedTuple):
+    """How queries, keys and values lie on devices, since the compiler cannot split a kernel by itself.
+
+    Attributes:
+        mesh: the devices.
+        batch: mesh axes that rows are split over; None: not split.
+        length: that queries are split over; every device has all keys and values.
+        heads: that query heads and key/value heads are split over.
+    """
+
+    mesh: Mesh
+    batch: Any = None
+    length: Any = None
+    heads: Any = None
+
+    def parts(self, axes: Any) -> int:
+        """Into how many parts these mesh axes split a dimension."""
+        names = () if axes is None else (axes,) if isinstance(axes, str) else axes
+        return math.prod(self.mesh.shape[name] for name in names)
+
+
+def _block(length: int) -> int:
+    return next(block for block in BLOCKS if length % block == 0)
+
+
+def _kernel(
+    mask: Mask, shape: tuple[int, int, int], split: Split | None, softcap: float | None, interpret: bool
+) -> Any:
+    """The kernel for ``(N, T, S)``; it carries which blocks of scores are skipped, as arrays."""
+    # Imported here: Pallas takes half a second, which only those who use it should wait for.
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    N, T, S = shape
+    head_shards = 1 if split is None else split.parts(split.heads)
+    query_shards = 1 if split is None else split.parts(split.length)
+    if mask.window is not None:
+        sides = (mask.window - 1, 0 if mask.causal else mask.window - 1)
+        static: Any = splash.LocalMask((T, S), sides, 0, shard_count=query_shards)
+    elif mask.causal:
+        static = splash.CausalMask((T, S), shard_count=query_shards)
+    else:
+        static = splash.FullMask((T, S))
+    q, kv = _block(T // query_shards), _block(S)
+    sizes = {"block_q": q, "block_q_dkv": q, "block_q_dq": q, "block_kv": kv, "block_kv_dkv": kv, "block_kv_dq": kv}
+    return splash.make_splash_mha(
+        splash.MultiHeadMask([static] * N),
+        block_sizes=splash.BlockSizes(**sizes, block_kv_compute=kv, block_kv_dkv_compute=kv),
+        head_shards=head_shards,
+        # Where nothing is skipped, the kernel carries no array that could be split.
+        q_seq_shards=query_shards if mask.causal or mask.window is not None else 1,
+        attn_logits_soft_cap=softcap,
+        interpret=interpret,
+    )
+
+
+def _segments(mask: Mask, B: int, T: int) -> tuple[Array, Array] | None:
+    """Numbers of queries and keys that see each other where they are equal: documents; padding equals nothing."""
+    padding = mask.key_padding
+    if mask.query_segments is not None and mask.key_segments is not None and padding is not None:
+        query = jnp.where(mask.query_segments > 0, mask.query_segments, -1)
+        return query.astype(jnp.int32), jnp.where(padding, mask.key_segments, 0).astype(jnp.int32)
+    if padding is not None:
+        return jnp.ones((B, T), jnp.int32), padding.astype(jnp.int32)
+    return None
+
+
+def splash_attention(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    mask: Mask,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    split: Split | None = None,
+    interpret: bool = False,
+) -> Float[Array, "B T N H"]:
+    """Attention as ``dot_product_attention`` computes it, for requests that it does not refuse.
+
+    Args:
+        query: one vector per query token and head.
+        key: with ``K`` heads where ``K`` divides ``N``.
+        value: like ``key``.
+        mask: causal, window, padding and segments.
+        scale: factor of the scores.
+        softcap: largest magnitude of the scaled scores.
+        split: how the arrays lie on devices; None: each device that runs this has all of them.
+        interpret: run the kernel in Python, on any platform, to test it.
+    """
+    (B, T, N), S = query.shape[:3], key.shape[1]
+    segments = _segments(mask, B, T)
+    kernel = _kernel(mask, (N, T, S), split, softcap, interpret)
+    # The kernel scales nothing.
+    query = (query.astype(jnp.float32) * scale).astype(query.dtype)
+    query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
+    if split is None:
+        output = _rows(kernel, query, key, value, segments)
+    else:
+        heads, length = split.heads, split.length
+        queries, keys = PartitionSpec(split.batch, heads, length), PartitionSpec(split.batch, heads)
+        tokens = (PartitionSpec(split.batch, length), PartitionSpec(split.batch))
+        blocks = kernel.manual_sharding_spec(NamedSharding(split.mesh, PartitionSpec(heads, length)))
+        # The kernel's outputs do not say over which axes they vary, so JAX cannot check it.
+        output = jax.shard_map(
+            _rows,
+            mesh=split.mesh,
+            in_specs=(blocks, queries, keys, keys, None if segments is None else tokens),
+            out_specs=queries,
+            check_vma=False,
+        )(kernel, query, key, value, segments)
+    return output.transpose(0, 2, 1, 3)
+
+
+def _rows(kernel: Any, query: Array, key: Array, value: Array, segments: tuple[Array, Array] | None) -> Array:
+    """The kernel on each row of ``[B, N, T, H]``."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    if segments is None:
+        return jax.vmap(kernel)(query, key, value)
+    # A further key that every query sees, of weight exp(MASKED - maximum) = 0 and without a value: a query that sees
+    # nothing else then gets zeros instead of 0 / 0.
+    nothing = jnp.full((query.shape[1],), MASKED, jnp.float32)
+    each = jax.vmap(lambda q, k, v, s: kernel(q, k, v, splash.SegmentIds(*s), nothing))
+    return each(query, key, value, segments)

@@ -1,0 +1,88 @@
+"""Accelerators that are only described: enough to compile for them, with what the data sheets say of a chip."""
+
+import importlib.util
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from jax.experimental import topologies
+
+from jaxformer.schema import UserError
+
+
+class Chip(NamedTuple):
+    """What the data sheet says of one chip beside its peak FLOP/s (``training/flops.py``).
+
+    Attributes:
+        device_kind: JAX's name of it.
+        hbm: capacity of its main memory, bytes.
+        hbm_bandwidth: to and from its main memory, bytes/s.
+        ici_bandwidth: to its neighbours over all links together, one way, bytes/s.
+    """
+
+    device_kind: str
+    hbm: int
+    hbm_bandwidth: float
+    ici_bandwidth: float
+
+
+# cloud.google.com/tpu/docs/v5e, .../v5p and .../v6e, read in November 2026. The pages give the bandwidth between chips
+# as 400 GB/s in both directions, 4,800 Gbit/s in one, and 800 GB/s in both.
+CHIPS = {
+    "v5e": Chip("TPU v5 lite", 16 * 2**30, 819e9, 200e9),
+    "v5p": Chip("TPU v5", 95 * 2**30, 2765e9, 600e9),
+    "v6e": Chip("TPU v6 lite", 32 * 2**30, 1638e9, 400e9),
+}
+_FORM = "CHIP:TOPOLOGY, for instance v5e:16x16, v5p:4x4x4 or v6e:16x16"
+
+
+def described_devices(name: str) -> tuple[Chip, list[jax.Device]]:
+    """The chip and the devices of a topology that nobody needs to have, ``v5e:16x16``.
+
+    Raises:
+        UserError: if the chip or the topology is not known, or libtpu, which knows them, is not installed.
+    """
+    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", name)
+    chip = CHIPS.get(found.group(1)) if found else None
+    if chip is None:
+        raise UserError(f"--compile-for {name}: expected {_FORM}; chips: {', '.join(CHIPS)}")
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            "--compile-for needs libtpu, the TPU's compiler, expected it installed: pip install 'jaxformer[tpu]'"
+        )
+    tell_libtpu_without_tpu()
+    try:
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
+    except jax.errors.JaxRuntimeError as error:
+        reason = " ".join(str(error).split()).removeprefix("INVALID_ARGUMENT: ")
+        raise UserError(f"--compile-for {name}: libtpu knows no such topology ({reason}); give {_FORM}") from None
+    return chip, list(topology.devices)
+
+
+def has_tpu(root: Path = Path("/")) -> bool:
+    """Whether this machine has a TPU.
+
+    Args:
+        root: where the machine's ``/dev`` and ``/sys`` are.
+    """
+    # Cloud TPU chips appear as accel or vfio devices with Google's PCI vendor id.
+    vendors = root.glob("sys/bus/pci/devices/*/vendor")
+    return any(root.glob("dev/accel[0-9]*")) or any(vendor.read_text().strip() == "0x1ae0" for vendor in vendors)
+
+
+def tell_libtpu_without_tpu() -> None:
+    """Answers what libtpu asks when it is loaded on a machine without a TPU, so that it neither waits nor complains.
+
+    It would ask the cloud's metadata server which TPU this machine has and print its failure; the answers only have
+    to be well formed. What the user has set stays.
+    """
+    if has_tpu():
+        return
+    for key, value in {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+    }.items():
+        os.environ.setdefault(key, value)

@@ -48,6 +48,11 @@ def parse_arguments(arguments: Sequence[str], program: str) -> argparse.Namespac
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--dry-run", action="store_true", help="print what the run would cost, from shapes, and stop")
     parser.add_argument(
+        "--compile-for",
+        metavar="CHIP:TOPOLOGY",
+        help="compile the step for TPUs that need not be here (v5e:16x16), print its cost on each chip, and stop",
+    )
+    parser.add_argument(
         "--evaluate", action="store_true", help="evaluate the run's newest checkpoint on the validation data and stop"
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks and what the library chose")
@@ -155,11 +160,16 @@ def _train(options: argparse.Namespace) -> int:
         print(dump_config(config), end="")
         return 0
     from jaxformer.parallel import hosts
+    from jaxformer.parallel.topology import tell_libtpu_without_tpu
     from jaxformer.training.compilation import keep_compiled
     from jaxformer.training.console import Display, show_warnings
     from jaxformer.training.plan import idle_accelerator, plan
     from jaxformer.training.run import prepare
 
+    # Before JAX looks for devices.
+    tell_libtpu_without_tpu()
+    if options.compile_for is not None:
+        return _compile_for(config, options)
     hosts.start(config.parallel.start_timeout)
     display = Display(silent=not hosts.is_first())
     show_warnings(display.console, options.debug)
@@ -175,6 +185,16 @@ def _train(options: argparse.Namespace) -> int:
         code = _evaluate(run, display) if options.evaluate else _run(run, display)
     hosts.finish()
     return code
+
+
+def _compile_for(config: Any, options: argparse.Namespace) -> int:
+    from jaxformer.training.compile_for import compile_for
+    from jaxformer.training.console import Display, show_warnings
+
+    display = Display()
+    show_warnings(display.console, options.debug)
+    display.facts(compile_for(config, options.compile_for, display))
+    return 0
 
 
 def _evaluate(run: Any, display: Any) -> int:

@@ -5,6 +5,8 @@ is ``jax.experimental.pallas.ops.tpu.splash_attention``.
 """
 
 import math
+import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -63,10 +65,11 @@ def _kernel(
     else:
         static = splash.FullMask((T, S))
     q, kv = _block(T // query_shards), _block(S)
-    sizes = {"block_q": q, "block_q_dkv": q, "block_q_dq": q, "block_kv": kv, "block_kv_dkv": kv, "block_kv_dq": kv}
     return splash.make_splash_mha(
         splash.MultiHeadMask([static] * N),
-        block_sizes=splash.BlockSizes(**sizes, block_kv_compute=kv, block_kv_dkv_compute=kv),
+        block_sizes=splash.BlockSizes(
+            block_q=q, block_kv=kv, block_q_dkv=q, block_kv_dkv=kv, block_q_dq=q, block_kv_dq=kv
+        ),
         head_shards=head_shards,
         # Where nothing is skipped, the kernel carries no array that could be split.
         q_seq_shards=query_shards if mask.causal or mask.window is not None else 1,
@@ -144,3 +147,45 @@ def _rows(kernel: Any, query: Array, key: Array, value: Array, segments: tuple[A
     nothing = jnp.full((query.shape[1],), MASKED, jnp.float32)
     each = jax.vmap(lambda q, k, v, s: kernel(q, k, v, splash.SegmentIds(*s), nothing))
     return each(query, key, value, segments)
+
+
+# Matrix products of size T x S x H in each kernel: scores and output; scores again, those of the gradient, and of the
+# queries; scores again, those of the gradient, and of keys and values.
+_PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
+
+
+def visible_share(length: int, causal: bool, window: int | None) -> float:
+    """Share of the scores of ``length`` queries and keys that the mask lets anybody see.
+
+    >>> visible_share(4, causal=True, window=None), visible_share(4, causal=True, window=2)
+    (0.625, 0.4375)
+    """
+    reach = length if window is None else min(window, length)
+    before = reach * length - reach * (reach - 1) // 2  # the token itself and those before it
+    return (before if causal else 2 * before - length) / length**2
+
+
+def kernel_name(instruction: str) -> str:
+    """The kernel that an instruction of a compiled program runs, without its options and number.
+
+    >>> kernel_name("splash_mha_fwd_segmented_residuals.1"), kernel_name("another.2")
+    ('splash_mha_fwd', 'another')
+    """
+    found = re.match(r"splash_mha_[a-z]+", instruction)
+    return found.group() if found else instruction.split(".")[0]
+
+
+def kernel_flops(name: str, shapes: Sequence[tuple[int, ...]], share: float) -> float:
+    """Floating-point operations of one kernel of a compiled program; 0 for kernels that are not of this file.
+
+    Args:
+        name: of the kernel in the program, ``splash_mha_fwd...``.
+        shapes: of the numbers it reads: queries ``[B, N, T, H]`` and keys ``[B, K, S, H]`` come first, without ``B``
+            where that is 1.
+        share: of the scores that are not skipped.
+    """
+    products = _PRODUCTS.get(kernel_name(name))
+    if products is None:
+        return 0.0
+    query, key = shapes[:2]
+    return 2.0 * products * math.prod(query) * key[-2] * share

@@ -249,6 +249,13 @@ def exchanges(program: Program) -> list[Executed]:
     return list(found.values())
 
 
+def is_reduce_scatter(run: Executed) -> bool:
+    """Whether an all-reduce is one in truth: XLA:TPU writes it as a fusion with a slice of the all-reduce's result."""
+    if run.instruction.opcode != "all-reduce" or not run.fused:
+        return False
+    return sum(t.bytes for t in run.computation.root.types) < sum(t.bytes for t in run.operand_types)
+
+
 class Collective(NamedTuple):
     """Equal collectives of one program.
 
@@ -288,7 +295,7 @@ def collectives(text: str) -> list[Collective]:
     program = parse_program(text)
     counts: dict[Collective, int] = {}
     for run in exchanges(program):
-        kind = run.instruction.opcode.removesuffix("-start")
+        kind = "reduce-scatter" if is_reduce_scatter(run) else run.instruction.opcode.removesuffix("-start")
         group = group_size(run.instruction.attributes, program.devices)
         size = sum(t.bytes for t in run.operand_types) * (group if kind == "all-gather" else 1)
         # A group of one device exchanges nothing.

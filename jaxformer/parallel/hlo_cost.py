@@ -5,13 +5,21 @@ XLA:TPU in jax 0.10.2, a scan over 8 layers has the FLOPs of one over 4. A train
 parts, chunks of the loss), so both are counted here, from the program's text, times the turns.
 """
 
-import json
 import math
 import re
 
 import numpy as np
 
-from jaxformer.parallel.hlo import COLLECTIVES, ArrayType, Computation, Executed, Instruction, Program, exchanges
+from jaxformer.parallel.hlo import (
+    COLLECTIVES,
+    ArrayType,
+    Computation,
+    Executed,
+    Instruction,
+    Program,
+    exchanges,
+    is_reduce_scatter,
+)
 
 # Instructions that touch no memory of their own: names for what is there, or counted by what they run or have started.
 _FREE = {
@@ -30,14 +38,12 @@ _FREE = {
 }
 # In a fusion, instructions that hand an array on: what they do is not done by the fusion.
 _PASSES_ON = {"tuple", "custom-call", *COLLECTIVES}
-_KERNEL = '"tpu_custom_call"'
 
 
 def matmul_flops(program: Program) -> float:
     """Floating-point operations of all matrix products of one run on one device, 2 per multiply-add.
 
-    What a kernel (a custom call) does is what it says of itself, its cost estimate; a kernel that says nothing is not
-    counted. XLA:TPU writes every product as a convolution.
+    XLA:TPU writes every product as a convolution. What a kernel does inside is not seen here.
     """
     total = 0.0
     for run in program.executed():
@@ -46,9 +52,16 @@ def matmul_flops(program: Program) -> float:
             total += run.times * _dot_flops(instruction, run.computation)
         elif instruction.opcode == "convolution":
             total += run.times * _convolution_flops(instruction, run.computation)
-        elif instruction.opcode == "custom-call":
-            total += run.times * _estimated(instruction).get("flops", 0)
     return total
+
+
+def kernels(program: Program) -> list[Executed]:
+    """The kernels of a TPU program (Pallas) where they are run."""
+    return [run for run in program.executed() if _is_kernel(run.instruction)]
+
+
+def _is_kernel(instruction: Instruction) -> bool:
+    return instruction.opcode == "custom-call" and 'custom_call_target="tpu_custom_call"' in instruction.attributes
 
 
 def _dot_flops(dot: Instruction, computation: Computation) -> int:
@@ -82,12 +95,6 @@ def _convolution_flops(convolution: Instruction, computation: Computation) -> in
     return flops
 
 
-def _estimated(kernel: Instruction) -> dict[str, float]:
-    """What a kernel says of its own cost: ``flops``, ``bytes_accessed``; empty if it says nothing."""
-    found = re.search(r'"cost_estimate":(\{[^}]*\})', kernel.attributes)
-    return {key: float(value) for key, value in json.loads(found.group(1)).items()} if found else {}
-
-
 def hbm_bytes(program: Program) -> float:
     """Bytes read from and written to a device's main memory in one run, at least.
 
@@ -100,12 +107,17 @@ def hbm_bytes(program: Program) -> float:
         if not run.fused:
             total += run.times * _moved(run, program)
     for run in exchanges(program):
-        # The tuple of a start: its operands, what is received, its context; of an all-reduce only what is received.
-        types, operands = run.instruction.types, len(run.instruction.operands)
-        starts = run.instruction.opcode.endswith("-start")
-        received = (types[operands : 2 * operands] if starts else []) or types
-        total += run.times * (_in_hbm(run.operand_types) + _in_hbm(received))
+        total += run.times * (_in_hbm(run.operand_types) + _in_hbm(_received(run)))
     return total
+
+
+def _received(run: Executed) -> list[ArrayType]:
+    """What a collective writes; in a fusion that slices it, the fusion does."""
+    if is_reduce_scatter(run):
+        return []
+    # The tuple of a start: its operands, what is received, its context; of an all-reduce only what is received.
+    types, operands = run.instruction.types, len(run.instruction.operands)
+    return (types[operands : 2 * operands] if run.instruction.opcode.endswith("-start") else []) or types
 
 
 def _moved(run: Executed, program: Program) -> int:
@@ -114,7 +126,7 @@ def _moved(run: Executed, program: Program) -> int:
         return 0
     if opcode == "fusion":
         return _moved_by_fusion(run, program)
-    if opcode == "custom-call" and _KERNEL not in instruction.attributes:
+    if opcode == "custom-call" and not _is_kernel(instruction):
         return 0  # XLA:TPU's notes on buffers
     operands = [run.computation[name].types for name in instruction.operands]
     if opcode in ("dynamic-update-slice", "scatter"):

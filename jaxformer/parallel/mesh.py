@@ -1,6 +1,7 @@
 """The device mesh and the one table from logical axes to mesh axes."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -67,13 +68,13 @@ class ParallelConfig(Schema):
         return self
 
 
-def make_mesh(config: ParallelConfig, devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: ParallelConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of a configuration over ``devices`` (default: all).
 
     Raises:
         UserError: if the axes' product is not the number of devices.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = jax.devices() if devices is None else list(devices)
     rest = config.fsdp * config.sequence * config.tensor
     data = len(devices) // rest if config.data == -1 else config.data
     sizes = (data, config.fsdp, config.sequence, config.tensor)

@@ -3,12 +3,12 @@
 import importlib.util
 import os
 import re
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 from jax.experimental import topologies
 
+from jaxformer.parallel.hosts import tpu_chips
 from jaxformer.schema import UserError
 
 
@@ -61,24 +61,13 @@ def described_devices(name: str) -> tuple[Chip, list[jax.Device]]:
     return chip, list(topology.devices)
 
 
-def has_tpu(root: Path = Path("/")) -> bool:
-    """Whether this machine has a TPU.
-
-    Args:
-        root: where the machine's ``/dev`` and ``/sys`` are.
-    """
-    # Cloud TPU chips appear as accel or vfio devices with Google's PCI vendor id.
-    vendors = root.glob("sys/bus/pci/devices/*/vendor")
-    return any(root.glob("dev/accel[0-9]*")) or any(vendor.read_text().strip() == "0x1ae0" for vendor in vendors)
-
-
 def tell_libtpu_without_tpu() -> None:
     """Answers what libtpu asks when it is loaded on a machine without a TPU, so that it neither waits nor complains.
 
     It would ask the cloud's metadata server which TPU this machine has and print its failure; the answers only have
     to be well formed. What the user has set stays.
     """
-    if has_tpu():
+    if tpu_chips():
         return
     for key, value in {
         "TPU_SKIP_MDS_QUERY": "1",

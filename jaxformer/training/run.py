@@ -116,6 +116,7 @@ class Run:
     folder: Path
     tokenizer: Tokenizer
     splits: Splits
+    devices: tuple[jax.Device, ...] | None = None  # None: all of this machine
 
     @cached_property
     def model(self) -> nn.Module:
@@ -132,7 +133,7 @@ class Run:
     @cached_property
     def mesh(self) -> Mesh:
         """The devices."""
-        return make_mesh(self.config.parallel)
+        return make_mesh(self.config.parallel, self.devices)
 
     @cached_property
     def schedule(self) -> optax.Schedule:
@@ -197,21 +198,34 @@ class Run:
         return None if validation is None else self.task.rows(validation)
 
 
-def prepare(config: RunConfig, display: Display) -> Run:
+def check_spread(config: RunConfig, devices: tuple[jax.Device, ...] | None) -> None:
+    """Refuses batches and rows that do not divide evenly over the devices.
+
+    Raises:
+        UserError: naming the nearest sizes that work.
+    """
+    mesh, t = make_mesh(config.parallel, devices), config.training
+    check_batch(t.batch_size, t.accumulate, mesh)
+    check_batch(t.eval_batch_size or t.batch_size, 1, mesh, "training.eval_batch_size")
+    check_length(config.sequence_length, mesh)
+
+
+def prepare(config: RunConfig, display: Display, devices: tuple[jax.Device, ...] | None = None) -> Run:
     """Opens the corpus, trains or loads the tokenizer, builds the token caches and fits the model to the vocabulary.
+
+    Args:
+        config: of the run.
+        display: shows how far it is.
+        devices: to run on, or only described, to compile for; None: all of this machine.
 
     Raises:
         UserError: for anything in the configuration or the data that cannot work.
     """
-    mesh = make_mesh(config.parallel)
-    t = config.training
-    check_batch(t.batch_size, t.accumulate, mesh)
-    check_batch(t.eval_batch_size or t.batch_size, 1, mesh, "training.eval_batch_size")
-    check_length(config.sequence_length, mesh)
+    check_spread(config, devices)
     folder = Path(config.output_dir)
     read = _read_text if config.task.reads == "text" else _read_records
     tokenizer, splits = read(config, folder, display)
-    run = Run(_fit_vocabulary(config, tokenizer), folder, tokenizer, splits)
+    run = Run(_fit_vocabulary(config, tokenizer), folder, tokenizer, splits, devices)
     labels = getattr(run.model, "labels", ())
     if labels and config.task.labels is None:  # type: ignore[union-attr]
         # Those found in the data stand in the run's config.yaml, so that the model can be read without the data.

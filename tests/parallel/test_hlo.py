@@ -97,7 +97,7 @@ def test_group_sizes_as_written(written, size):
 
 
 # As XLA:TPU writes it: the number of turns stands in the condition only, and a collective that it overlaps with
-# computation is three fusions with one channel.
+# computation is several fusions with one channel; a reduce-scatter is an all-reduce and a slice of it.
 TPU = (Path(__file__).parent / "tpu_program.txt").read_text()
 
 
@@ -107,6 +107,7 @@ def test_as_a_tpu_program_is_written():
     assert collectives(TPU) == [
         Collective("all-gather", 4 * size, 4, 11),
         Collective("collective-permute", size, 2, 11),
+        Collective("reduce-scatter", size, 4, 1),
     ]
     assert parse_program(TPU).devices == 8
 

@@ -1,0 +1,235 @@
+"""What a training step would cost on accelerators that nobody has here: compiled for them, not run."""
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxformer.data.cache import TokenCache
+from jaxformer.functional.splash import kernel_flops, kernel_name, visible_share
+from jaxformer.parallel.hlo import Collective, Program, collectives, parse_program
+from jaxformer.parallel.hlo_cost import hbm_bytes, kernels, matmul_flops
+from jaxformer.parallel.topology import Chip, described_devices
+from jaxformer.schema import UserError
+from jaxformer.tokenizers import TokenizerConfig, build_tokenizer
+from jaxformer.training.config import RunConfig
+from jaxformer.training.console import Display, duration, number
+from jaxformer.training.flops import peak_flops
+from jaxformer.training.run import Run, Splits, check_spread, prepare
+from jaxformer.training.state import count_parameters
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """One training step on one chip.
+
+    Attributes:
+        parameters: bytes of the parameters.
+        optimizer: bytes of the rest of the state: the optimizer's statistics and the average of the weights.
+        activations: bytes of everything the step needs besides: activations, gradients, copies.
+        peak: bytes in use at once, at most; the three above, the batch and the program itself.
+        model_flops: floating-point operations by the formula of ``training/flops.py``.
+        flops: those of the matrix products that the program executes, recomputation included.
+        moved: bytes read from and written to main memory.
+        collectives: between the chips.
+        kernels: in the program, without what their names say of their options.
+        seconds: that compiling took.
+    """
+
+    parameters: int
+    optimizer: int
+    activations: int
+    peak: int
+    model_flops: float
+    flops: float
+    moved: float
+    collectives: list[Collective]
+    kernels: list[str]
+    seconds: float
+
+    @property
+    def sent(self) -> float:
+        """Bytes sent to other chips."""
+        return sum(one.sent * one.times for one in self.collectives)
+
+    def times(self, chip: Chip, peak: float) -> dict[str, float]:
+        """Seconds that each part of the chip is busy at its full speed, at least.
+
+        Args:
+            chip: for its bandwidths.
+            peak: its FLOP/s.
+        """
+        return {
+            "compute": self.flops / peak,
+            "memory": self.moved / chip.hbm_bandwidth,
+            "network": self.sent / chip.ici_bandwidth,
+        }
+
+    def mfu_bound(self, chip: Chip, peak: float) -> float:
+        """Upper bound on the share of the peak that the model's FLOPs can reach (MFU).
+
+        ``model FLOPs / peak / max(compute, memory, network)``: a roofline (Williams et al. 2009) with a third roof. It
+        takes each part of the chip at the data sheet's speed, all of them at work all the time and at once. It leaves
+        out what makes a real step slower: matrix products that do not fill the units, vector arithmetic, operands read
+        more than once, the latency of collectives, collectives that can use only some of the links, and waiting.
+
+        Args:
+            chip: for its bandwidths.
+            peak: its FLOP/s.
+        """
+        return self.model_flops / peak / max(self.times(chip, peak).values())
+
+
+def shape_run(config: RunConfig, devices: Sequence[jax.Device]) -> Run:
+    """A run of which only shapes are true: its batches come from a made-up text, and no data is read.
+
+    Raises:
+        UserError: if batches or rows do not divide evenly over the devices.
+    """
+    check_spread(config, tuple(devices))
+    tokenizer = build_tokenizer(TokenizerConfig(type="byte"), ("a",))
+    tokenizer = tokenizer.with_special_tokens(config.task.special_tokens, config.task.sentinels)
+    document, documents = 2 * config.sequence_length, 8
+    tokens = np.zeros(documents * document, np.uint16)
+    cache = TokenCache(Path(), tokens, np.arange(documents + 1, dtype=np.int64) * document)
+    return Run(config, Path(config.output_dir), tokenizer, Splits("shapes", "", cache, None), tuple(devices))
+
+
+def step_cost(run: Run) -> StepCost:
+    """Compiles the training step for the devices of the run and reads what it costs on one of them."""
+    lowered = run.device_step.lower(run.abstract, run.batch_shapes)
+    start = time.perf_counter()
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - start
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    assert memory is not None and text is not None, "XLA:TPU says both"
+    program = parse_program(text)
+    parameters = _bytes_on_one(run.abstract.params)
+    used = [run.abstract.opt_state, run.abstract.ema]
+    return StepCost(
+        parameters=parameters,
+        optimizer=sum(map(_bytes_on_one, used)),
+        activations=memory.temp_size_in_bytes,
+        peak=memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes,
+        model_flops=run.flops_per_step / run.mesh.size,
+        flops=matmul_flops(program) + attention_flops(run, program),
+        moved=hbm_bytes(program),
+        collectives=collectives(text),
+        kernels=sorted({kernel_name(one.instruction.name) for one in kernels(program)}),
+        seconds=seconds,
+    )
+
+
+def attention_flops(run: Run, program: Program) -> float:
+    """Floating-point operations of the attention kernels in one step, at least: of the scores that anybody may see."""
+    c = run.config.model
+    share = visible_share(run.config.sequence_length, c.architecture != "encoder", c.window)
+    total = 0.0
+    for one in kernels(program):
+        shapes = [array.shape for array in one.operand_types if array.dtype in ("bf16", "f16", "f32")]
+        total += one.times * kernel_flops(one.instruction.name, shapes, share)
+    return total
+
+
+def _bytes_on_one(tree: Any) -> int:
+    """Bytes of a tree of shapes with shardings on one device."""
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+    )
+
+
+def compile_for(config: RunConfig, target: str, display: Display) -> dict[str, str]:
+    """Compiles the run's training step for ``CHIP:TOPOLOGY`` and says what it costs on each chip.
+
+    Raises:
+        UserError: if the target is not known or libtpu is not installed, the configuration does not divide over the
+            chips, or the step needs more memory than a chip has.
+    """
+    chip, devices = described_devices(target)
+    shapes_suffice = config.model.vocab_size is not None and config.task.reads == "text"
+    run = shape_run(config, devices) if shapes_suffice else prepare(config, display, tuple(devices))
+    try:
+        cost = step_cost(run)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(_too_large(run, chip, target, xla_need(str(error)))) from None
+    if cost.peak > chip.hbm:
+        raise UserError(_too_large(run, chip, target, f"{gib(cost.peak)}, {gib(cost.peak - chip.hbm)} too much"))
+    return report(run, chip, cost)
+
+
+def _too_large(run: Run, chip: Chip, target: str, need: str) -> str:
+    c = run.config
+    return (
+        f"--compile-for {target}: the step needs {need}, expected at most {gib(chip.hbm)} a chip; raise parallel.fsdp "
+        f"(now {c.parallel.fsdp}) or training.accumulate (now {c.training.accumulate}), set model.remat to full (now "
+        f"{c.model.remat}), or lower training.batch_size (now {c.training.batch_size})"
+    )
+
+
+def xla_need(error: str) -> str:
+    """What a program needs that XLA:TPU refused, in its numbers, which are GiB.
+
+    >>> xla_need("the total memory required for HLO temporaries (23.39G) exceeds available HBM (15.75G).")
+    '23.39 GiB where XLA has 15.75 GiB, 7.64 GiB too much'
+    """
+    sizes = re.findall(r"([\d.]+)([KMG])\b", error)
+    if len(sizes) < 2:
+        return f"more memory than there is ({' '.join(error.split())[:200]})"
+    need, have = (float(size) / {"G": 1, "M": 2**10, "K": 2**20}[unit] for size, unit in sizes[:2])
+    return f"{need:.2f} GiB where XLA has {have:.2f} GiB, {need - have:.2f} GiB too much"
+
+
+def gib(size: float) -> str:
+    """Bytes in GiB.
+
+    >>> gib(3 * 2**29)
+    '1.50 GiB'
+    """
+    return f"{size / 2**30:.2f} GiB"
+
+
+def report(run: Run, chip: Chip, cost: StepCost) -> dict[str, str]:
+    """The cost of a step in a few lines, all but the first two for one chip."""
+    c, devices = run.config, list(run.mesh.devices.flat)
+    peak = peak_flops(devices[0])
+    assert peak is not None, "every described chip has a peak"
+    axes = " x ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
+    busy = ", ".join(f"{name} {1000 * seconds:,.0f} ms" for name, seconds in cost.times(chip, peak).items())
+    rows, bound = c.training.batch_size, cost.mfu_bound(chip, peak)
+    return {
+        "model": f"{c.model.type}, {count_parameters(run.abstract.params):,} parameters, {c.model.dtype} compute, "
+        f"remat {c.model.remat}, {rows:,} x {c.sequence_length:,} tokens a step in {c.training.accumulate} part(s)",
+        "devices": f"{len(devices)} x {devices[0].device_kind}, {axes}; compiled in {duration(cost.seconds)}",
+        "parameters": gib(cost.parameters),
+        "optimizer state": gib(cost.optimizer),
+        "activations": gib(cost.activations),
+        "peak memory": f"{gib(cost.peak)} of {gib(chip.hbm)}",
+        "kernels": ", ".join(cost.kernels) or "none, attention is as XLA compiles it",
+        "FLOPs": f"{number(cost.flops)} executed, {number(cost.model_flops)} of the model",
+        "bytes moved": f"{number(cost.moved)}B to and from memory, {number(cost.sent)}B to other chips",
+        "busy at least": busy,
+        "MFU at most": f"{bound:.0%}"
+        + (" (the model's FLOPs count scores that the kernel skips)" if bound > 1 else ""),
+        "collectives": "\n".join(map(collective_line, cost.collectives)) or "none",
+    }
+
+
+def collective_line(one: Collective) -> str:
+    """One kind of collective: how often, what, how large, among how many.
+
+    >>> collective_line(Collective("all-gather", 8_388_608, 16, 384))
+    '   384 x all-gather of 8.39MB among 16, 3.02GB sent'
+    """
+    sent = number(one.sent * one.times)
+    return f"{one.times:>6,} x {one.kind} of {number(one.bytes)}B among {one.group}, {sent}B sent"

@@ -19,7 +19,7 @@ from jaxformer.schema import UserError
 from jaxformer.tokenizers import TokenizerConfig, build_tokenizer
 from jaxformer.training.config import RunConfig
 from jaxformer.training.console import Display, duration, number
-from jaxformer.training.flops import peak_flops
+from jaxformer.training.flops import PEAK_FLOPS
 from jaxformer.training.run import Run, Splits, check_spread, prepare
 from jaxformer.training.state import count_parameters
 
@@ -57,32 +57,25 @@ class StepCost:
         """Bytes sent to other chips."""
         return sum(one.sent * one.times for one in self.collectives)
 
-    def times(self, chip: Chip, peak: float) -> dict[str, float]:
-        """Seconds that each part of the chip is busy at its full speed, at least.
-
-        Args:
-            chip: for its bandwidths.
-            peak: its FLOP/s.
-        """
+    def times(self, chip: Chip) -> dict[str, float]:
+        """Seconds that each part of the chip is busy at its full speed, at least."""
         return {
-            "compute": self.flops / peak,
+            "compute": self.flops / PEAK_FLOPS[chip.device_kind],
             "memory": self.moved / chip.hbm_bandwidth,
             "network": self.sent / chip.ici_bandwidth,
         }
 
-    def mfu_bound(self, chip: Chip, peak: float) -> float:
+    def mfu_bound(self, chip: Chip) -> float:
         """Upper bound on the share of the peak that the model's FLOPs can reach (MFU).
 
         ``model FLOPs / peak / max(compute, memory, network)``: a roofline (Williams et al. 2009) with a third roof. It
         takes each part of the chip at the data sheet's speed, all of them at work all the time and at once. It leaves
         out what makes a real step slower: matrix products that do not fill the units, vector arithmetic, operands read
-        more than once, the latency of collectives, collectives that can use only some of the links, and waiting.
-
-        Args:
-            chip: for its bandwidths.
-            peak: its FLOP/s.
+        more than once, the latency of collectives, collectives that can use only some of the links, and waiting. It may
+        be above 1: the model's FLOPs count all scores (Chowdhery et al. 2022, appendix B), and a kernel skips those
+        that nobody may see.
         """
-        return self.model_flops / peak / max(self.times(chip, peak).values())
+        return self.model_flops / PEAK_FLOPS[chip.device_kind] / max(self.times(chip).values())
 
 
 def shape_run(config: RunConfig, devices: Sequence[jax.Device]) -> Run:
@@ -162,15 +155,16 @@ def compile_for(config: RunConfig, target: str, display: Display) -> dict[str, s
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise UserError(_too_large(run, chip, target, xla_need(str(error)))) from None
+        raise too_large(run, chip, target, xla_need(str(error))) from None
     if cost.peak > chip.hbm:
-        raise UserError(_too_large(run, chip, target, f"{gib(cost.peak)}, {gib(cost.peak - chip.hbm)} too much"))
+        raise too_large(run, chip, target, f"{gib(cost.peak)}, {gib(cost.peak - chip.hbm)} too much")
     return report(run, chip, cost)
 
 
-def _too_large(run: Run, chip: Chip, target: str, need: str) -> str:
+def too_large(run: Run, chip: Chip, target: str, need: str) -> UserError:
+    """The error for a step that needs more memory than a chip has."""
     c = run.config
-    return (
+    return UserError(
         f"--compile-for {target}: the step needs {need}, expected at most {gib(chip.hbm)} a chip; raise parallel.fsdp "
         f"(now {c.parallel.fsdp}) or training.accumulate (now {c.training.accumulate}), set model.remat to full (now "
         f"{c.model.remat}), or lower training.batch_size (now {c.training.batch_size})"
@@ -201,16 +195,14 @@ def gib(size: float) -> str:
 
 def report(run: Run, chip: Chip, cost: StepCost) -> dict[str, str]:
     """The cost of a step in a few lines, all but the first two for one chip."""
-    c, devices = run.config, list(run.mesh.devices.flat)
-    peak = peak_flops(devices[0])
-    assert peak is not None, "every described chip has a peak"
+    c = run.config
     axes = " x ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
-    busy = ", ".join(f"{name} {1000 * seconds:,.0f} ms" for name, seconds in cost.times(chip, peak).items())
-    rows, bound = c.training.batch_size, cost.mfu_bound(chip, peak)
+    busy = ", ".join(f"{name} {1000 * seconds:,.0f} ms" for name, seconds in cost.times(chip).items())
+    rows, bound = c.training.batch_size, cost.mfu_bound(chip)
     return {
         "model": f"{c.model.type}, {count_parameters(run.abstract.params):,} parameters, {c.model.dtype} compute, "
         f"remat {c.model.remat}, {rows:,} x {c.sequence_length:,} tokens a step in {c.training.accumulate} part(s)",
-        "devices": f"{len(devices)} x {devices[0].device_kind}, {axes}; compiled in {duration(cost.seconds)}",
+        "devices": f"{run.mesh.size} x {chip.device_kind}, {axes}; compiled in {duration(cost.seconds)}",
         "parameters": gib(cost.parameters),
         "optimizer state": gib(cost.optimizer),
         "activations": gib(cost.activations),

@@ -56,6 +56,8 @@ def described_devices(name: str) -> tuple[Chip, list[jax.Device]]:
     try:
         topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
     except jax.errors.JaxRuntimeError as error:
+        if "INVALID_ARGUMENT" not in str(error):
+            raise
         reason = " ".join(str(error).split()).removeprefix("INVALID_ARGUMENT: ")
         raise UserError(f"--compile-for {name}: libtpu knows no such topology ({reason}); give {_FORM}") from None
     return chip, list(topology.devices)
@@ -73,5 +75,7 @@ def tell_libtpu_without_tpu() -> None:
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5litepod-8",
         "TPU_WORKER_HOSTNAMES": "localhost",
+        # A chip belongs to one process, which libtpu holds to with a lock; without a chip there is nothing to share.
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }.items():
         os.environ.setdefault(key, value)

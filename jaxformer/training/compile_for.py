@@ -145,9 +145,14 @@ def compile_for(config: RunConfig, target: str, display: Display) -> dict[str, s
 
     Raises:
         UserError: if the target is not known or libtpu is not installed, the configuration does not divide over the
-            chips, or the step needs more memory than a chip has.
+            chips or is for pmap, or the step needs more memory than a chip has.
     """
     chip, devices = described_devices(target)
+    if config.parallel.strategy == "pmap":
+        raise UserError(
+            f"--compile-for {target}: parallel.strategy is pmap, expected jit: pmap compiles for devices "
+            "that are there; set parallel.strategy=jit, whose step computes the same"
+        )
     shapes_suffice = config.model.vocab_size is not None and config.task.reads == "text"
     run = shape_run(config, devices) if shapes_suffice else prepare(config, display, tuple(devices))
     try:

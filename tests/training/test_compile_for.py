@@ -11,9 +11,10 @@ import pytest
 from jaxformer.parallel.hlo import Collective
 from jaxformer.parallel.topology import Chip
 from jaxformer.schema import UserError
+from jaxformer.training import compile_for as module
 from jaxformer.training.compile_for import StepCost, report, shape_run, step_cost, too_large
 from jaxformer.training.config import load_config, parse_config
-from tests.training.helpers import make_run, tiny_keys
+from tests.training.helpers import make_run, quiet, tiny_keys
 
 ROOT = Path(__file__).parent.parent.parent
 PEAK = 197e12
@@ -94,6 +95,32 @@ def test_what_is_too_large_says_what_to_change(tmp_path):
         assert part in line
     for key in ("parallel.fsdp", "training.accumulate", "model.remat", "training.batch_size"):
         assert key in line
+
+
+def test_pmap_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "described_devices", lambda target: (CHIP, jax.devices()))
+    config = parse_config(tiny_keys(tmp_path) | {"parallel": {"strategy": "pmap"}}, "the test")
+    with pytest.raises(UserError, match=r"parallel.strategy is pmap, expected jit"):
+        module.compile_for(config, "v5e:2x4", quiet())
+
+
+def test_more_memory_than_a_chip_has_is_refused_and_less_reported(tmp_path, monkeypatch):
+    keys = tiny_keys(tmp_path)
+    keys["model"] |= {"vocab_size": 400}
+    config = parse_config(keys, "the test")
+    monkeypatch.setattr(module, "described_devices", lambda target: (CHIP, jax.devices()))
+    monkeypatch.setattr(module, "step_cost", lambda run: dataclasses.replace(COST, peak=3 * 2**30))
+    with pytest.raises(UserError, match=r"needs 3.00 GiB, 2.00 GiB too much, expected at most 1.00 GiB"):
+        module.compile_for(config, "v5e:2x4", quiet())
+    monkeypatch.setattr(module, "step_cost", lambda run: COST)
+    assert module.compile_for(config, "v5e:2x4", quiet())["MFU at most"] == "50%"
+
+    def refused(run):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: HLO temporaries (23.39G) exceeds available HBM (15.75G).")
+
+    monkeypatch.setattr(module, "step_cost", refused)
+    with pytest.raises(UserError, match=r"needs 23.39 GiB where XLA has 15.75 GiB, 7.64 GiB too much"):
+        module.compile_for(config, "v5e:2x4", quiet())
 
 
 def compile_for(*arguments, expect=0):

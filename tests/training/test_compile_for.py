@@ -166,7 +166,7 @@ def test_scanned_layers_are_one_program_whatever_their_number(tmp_path):
     from jaxformer.parallel.topology import described_devices
 
     def instructions(layers):
-        keys = [*SMALL[1:], f"model.num_layers={layers}"]
+        keys = [*SMALL[1:], "training.accumulate=2", f"model.num_layers={layers}"]
         run = shape_run(load_config(ROOT / "configs/gpt2_124m.yaml", keys), described_devices("v5e:2x2")[1])
         program = parse_program(run.device_step.lower(run.abstract, run.batch_shapes).compile().as_text())
         return sum(map(len, program.computations.values()))

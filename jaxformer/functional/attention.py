@@ -76,6 +76,8 @@ def _blocked_refusal(request: AttentionRequest) -> str | None:
         return f"queries ({request.query_length}) and keys ({request.key_length}) differ in number"
     if request.dropout:
         return "attention dropout draws for the whole score matrix"
+    if request.split is not None and request.split.parts(request.split.length) > 1:
+        return "the queries are split over devices, and blocks of them would be gathered"
     return None
 
 
@@ -214,7 +216,8 @@ def dot_product_attention(
         implementation: ``auto``, ``splash`` (a TPU kernel), ``blocked`` (causal, in blocks of queries) or
             ``reference``; same numbers.
         platform: what the program is compiled for; default: what JAX computes on.
-        split: how the arrays lie on devices, which a kernel has to be told; the others follow the arrays.
+        split: how the arrays lie on devices. Where the tokens of a row are split over them, each keeps its queries and
+            gets all keys and values (Llama Team 2024, "The Llama 3 Herd of Models", section 3.3.2).
 
     Returns:
         An array like ``query``, same dtype. A query that may see nothing gets zeros.
@@ -242,6 +245,9 @@ def dot_product_attention(
     # 19.5 ms with the heads inside.
     grouped = query.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
     key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
+    if split is not None:
+        grouped = split.place(grouped, split.batch, split.heads, None, split.length, None)
+        key, value = (split.place(array, split.batch, split.heads, None, None) for array in (key, value))
     if bias is not None:
         # [B, N, T, S] -> [B, K, G, T, S]; a bias shared by all heads has one head and broadcasts.
         heads = (K, N // K) if bias.shape[1] == N else (1, 1)
@@ -296,7 +302,6 @@ def multi_head_attention(
     rotary: Rotary | None = None,
     cache: KeyValue | None = None,
     norm_epsilon: float = 1e-6,
-    place: Callable[..., Array] = lambda x, *_: x,
     **options: Any,
 ) -> tuple[Float[Array, "B T D"], KeyValue | None]:
     """Multi-head attention: project to heads, rotate if asked, attend, join the heads and project back.
@@ -315,9 +320,6 @@ def multi_head_attention(
         rotary: angles of the tokens of ``x`` to rotate queries and keys by.
         cache: keys and values of earlier tokens; those of ``x`` are appended and all are attended to.
         norm_epsilon: of the norms of queries and keys.
-        place: says how an array lies on the devices by the names of its dimensions; returns it. Where the tokens of a
-            row are split over devices, each keeps its queries and gets all keys and values (Llama Team 2024, "The Llama
-            3 Herd of Models", section 3.3.2).
         **options: ``scale``, ``softcap``, ``dropout_rate``, ``dropout_keys``, ``implementation``, ``platform`` and
             ``split`` of ``dot_product_attention``.
 
@@ -335,9 +337,5 @@ def multi_head_attention(
     if cache is not None:
         cache = append_key_value(cache, key, value)
         key, value = cache.key.astype(x.dtype), cache.value.astype(x.dtype)
-    query = place(query, "batch", "length", "heads", None)
-    # Split, then whole: what comes before the gathering, and its gradient, stays split.
-    key, value = (place(array, "batch", "length", "kv_heads", None) for array in (key, value))
-    key, value = (place(array, "batch", None, "kv_heads", None) for array in (key, value))
     output = dot_product_attention(query, key, value, mask=mask, bias=bias, **options)
     return merge_heads(output, weights["output"]), cache

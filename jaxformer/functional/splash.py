@@ -23,7 +23,7 @@ HEAD_SIZE = 64
 
 
 class Split(NamedTuple):
-    """How queries, keys and values lie on devices, since the compiler cannot split a kernel by itself.
+    """How queries, keys and values lie on devices: the compiler cannot split a kernel, and splits the rest as told.
 
     Attributes:
         mesh: the devices.
@@ -36,6 +36,10 @@ class Split(NamedTuple):
     batch: Any = None
     length: Any = None
     heads: Any = None
+
+    def place(self, x: Array, *axes: Any) -> Array:
+        """``x`` with its dimensions split over these mesh axes, None: not split."""
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*axes)))
 
     def parts(self, axes: Any) -> int:
         """Into how many parts these mesh axes split a dimension."""

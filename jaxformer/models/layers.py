@@ -178,7 +178,6 @@ class Attention(nn.Module):
             rotary=rotary,
             cache=cache,
             norm_epsilon=c.norm_epsilon,
-            place=place,
             scale=None if c.scale_scores else 1.0,
             dropout_rate=c.attention_dropout,
             dropout_keys=DropoutKeys(name="attention_dropout")(c.attention_dropout, example_ids),

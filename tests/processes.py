@@ -28,12 +28,12 @@ def start(count, devices, *arguments):
     return processes
 
 
-def start_one(devices, *arguments, program=TRAIN, **more):
-    """One process, with more variables in its environment."""
+def start_one(devices, *arguments, program=TRAIN, folder=ROOT, **more):
+    """One process, started in a folder, with more variables in its environment."""
     return subprocess.Popen(
         [sys.executable, *program, *map(str, arguments)],
         env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), **more},
-        cwd=ROOT,
+        cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

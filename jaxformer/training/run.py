@@ -232,7 +232,8 @@ def prepare(config: RunConfig, display: Display, devices: tuple[jax.Device, ...]
         task = run.config.task.model_copy(update={"labels": list(labels)})
         run = dataclasses.replace(run, config=run.config.model_copy(update={"task": task}))
     _ = run.train_batches  # a text shorter than one row should be refused now
-    hosts.check_same({"the configuration": dump_config(run.config), **_data_facts(run)})
+    facts = {f"the {name}": fact for name, fact in _data_facts(run).items()}
+    hosts.check_same({"the configuration": dump_config(run.config), **facts})
     return run
 
 

@@ -85,20 +85,21 @@ def test_a_signal_to_one_process_stops_all_at_one_step(config, tmp_path):
 
 @pytest.mark.slow
 def test_processes_with_other_data_are_refused(config, tmp_path):
-    started = []
-    other = tmp_path / "other.jsonl"
-    other.write_text((tmp_path / "corpus.jsonl").read_text().replace("cat", "cow"), encoding="utf-8")
     keys = yaml.safe_load(config.read_text())
-    keys["data"]["path"] = str(other)
-    second = tmp_path / "second.yaml"
-    second.write_text(yaml.safe_dump(keys), encoding="utf-8")
-    port = processes.free_port()
-    for index, path in enumerate((config, second)):
-        address = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2"}
-        started.append(processes.start_one(1, "--config", path, **address, JAX_PROCESS_ID=str(index)))
+    keys["data"]["path"] = "corpus.jsonl"  # of the folder that each is started in
+    config.write_text(yaml.safe_dump(keys), encoding="utf-8")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    text = (tmp_path / "corpus.jsonl").read_text()
+    (elsewhere / "corpus.jsonl").write_text(text.replace("cat", "cow"), encoding="utf-8")
+    address = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{processes.free_port()}", "JAX_NUM_PROCESSES": "2"}
+    started = [
+        processes.start_one(1, "--config", config, folder=folder, **address, JAX_PROCESS_ID=str(index))
+        for index, folder in enumerate((tmp_path, elsewhere))
+    ]
     ends = processes.end(started, timeout=100)
     assert all(code != 0 for code, _, _ in ends)
-    assert "the configuration of process 1 is not that of process 0, expected the same in all" in ends[0][2]
+    assert "the data of process 1 is not that of process 0, expected the same in all" in ends[0][2]
 
 
 WAITING = "from jaxformer.parallel import hosts; hosts.start({limit}, notice_s=1)"

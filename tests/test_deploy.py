@@ -28,7 +28,7 @@ def commands():
     for path in (*sorted(DEPLOY.iterdir()), ROOT / "README.md", ROOT / "docs" / "scaling.md"):
         for line in path.read_text(encoding="utf-8").splitlines():
             if found := re.search(r"(?:train\.py|sbatch|train) (--config .*)", line):
-                yield shlex.split(found[1].split("#")[0].rstrip('\\"'))
+                yield shlex.split(re.split(r"[#`|]", found[1])[0].rstrip('\\"'))
 
 
 @pytest.mark.parametrize("arguments", list(commands()), ids=" ".join)

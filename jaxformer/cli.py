@@ -129,7 +129,7 @@ def guarded(command: Callable[[], int], debug: bool) -> int:
         if hosts is not None:
             if code == EXIT_FAILURE:
                 hosts.lost_touch()
-            hosts.give_up(code, text)
+            hosts.give_up(code, text.strip())
         print(text if isinstance(error, KeyboardInterrupt) else f"error: {text}", file=sys.stderr)
         return code
 

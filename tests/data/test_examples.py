@@ -59,3 +59,11 @@ def test_stacked_arrays_and_lengths_of_their_own():
 def test_no_examples():
     with pytest.raises(UserError, match="the training data has no example, expected at least one"):
         TrainBatches(ExampleRows([], 4, FILL), 2, 0)
+
+
+def test_a_part_of_a_batch_is_as_long_as_the_whole():
+    rows = ExampleRows(EXAMPLES, 100, FILL)
+    whole, part = rows.take(np.array([0, 1])), rows.take(np.array([0, 1]), keep=np.array([0]))
+    assert part["input_ids"].shape == (1, 100), "another process holds the long one"
+    for name, array in part.items():
+        assert array.tolist() == whole[name][:1].tolist()

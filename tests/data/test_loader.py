@@ -197,3 +197,20 @@ def test_evaluation_makes_features_and_needs_two_tokens():
     assert next(iter(features))["inputs"].shape == (3, 4)
     with pytest.raises(UserError, match=r"the validation data is too short to evaluate anything"):
         next(evaluation_batches(packed(num_tokens=1), 3))
+
+
+def noisy(batch, generators, rows):
+    """Features that are drawn at random, one draw a row."""
+    return {**batch, "noise": np.array([generator.random() for generator in generators])}
+
+
+@pytest.mark.parametrize("rows", [packed(), StreamRows(cache_of(101), 4)], ids=["packed", "stream"])
+@pytest.mark.parametrize("keep", [[0, 1, 2], [5, 3], [6]])
+def test_a_part_of_a_batch_is_that_part_of_the_whole(rows, keep):
+    keep = np.array(keep)
+    whole, part = (TrainBatches(rows, 7, 3, noisy, only) for only in (None, keep))
+    for step in (0, 3, 4):  # batch 3 spans two epochs
+        assert_equal({name: array[keep] for name, array in whole[step].items()}, part[step])
+    every = zip(evaluation_batches(rows, 7, 3, noisy), evaluation_batches(rows, 7, 3, noisy, keep), strict=True)
+    for all_rows, some in every:
+        assert_equal({name: array[keep] for name, array in all_rows.items()}, some)

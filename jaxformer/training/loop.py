@@ -26,10 +26,11 @@ from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.console import Display, number
 from jaxformer.training.evaluation import Evaluator, amount, in_words, write_report
 from jaxformer.training.flops import peak_flops
+from jaxformer.training.folder import open_folder
 from jaxformer.training.metrics import MetricsLog
-from jaxformer.training.pretrained import earlier_params, transfer
+from jaxformer.training.pretrained import CHECKPOINTS, earlier_params, transfer
 from jaxformer.training.profile import Profile
-from jaxformer.training.run import CHECKPOINTS, Run, open_folder
+from jaxformer.training.run import Run
 from jaxformer.training.state import TrainState, init_state
 from jaxformer.training.step import StepMetrics
 

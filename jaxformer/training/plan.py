@@ -11,7 +11,8 @@ from jaxformer.parallel.hosts import tpu_chips
 from jaxformer.parallel.mesh import batch_devices
 from jaxformer.training.console import duration, number
 from jaxformer.training.flops import peak_flops
-from jaxformer.training.run import CHECKPOINTS, Run, size_of
+from jaxformer.training.pretrained import CHECKPOINTS
+from jaxformer.training.run import Run, size_of
 from jaxformer.training.state import count_parameters
 
 # A training step reaches about this share of a device's matrix-product peak; used only to guess a time.

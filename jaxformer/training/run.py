@@ -1,9 +1,6 @@
 """A run put together from its configuration: tokenizer, data, model, task, optimizer, mesh and the state's shapes."""
 
-import contextlib
 import dataclasses
-import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +10,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import optax
-from filelock import FileLock, Timeout
 from jax.sharding import Mesh
 
 from jaxformer.data.cache import TokenCache, build_cache
@@ -30,53 +26,13 @@ from jaxformer.schema import UserError
 from jaxformer.tasks import Bound, Task, build_task
 from jaxformer.tasks.metrics import check_installed
 from jaxformer.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
-from jaxformer.training.config import RunConfig, dump_config, parse_config, read_yaml
+from jaxformer.training.config import RunConfig, dump_config
 from jaxformer.training.console import Display
 from jaxformer.training.flops import flops_per_step
 from jaxformer.training.optimizer import build_optimizer, build_schedule
-from jaxformer.training.pretrained import CHECKPOINTS, CONFIG_FILE, TOKENIZER_FILE
+from jaxformer.training.pretrained import CHECKPOINTS, TOKENIZER_FILE
 from jaxformer.training.state import TrainState, abstract_state
 from jaxformer.training.step import TrainStep, make_train_step
-
-DATA_FILE = "data.json"
-
-# Keys a resumed run may change: none of them changes what a step computes. The learning rate and the number of
-# steps may change too; that is what a user who goes on with a run wants to change.
-FREE_KEYS = (
-    "output_dir",
-    "data.cache_dir",
-    "data.num_threads",
-    "data.prefetch",
-    "model.pretrained",
-    "model.pad_token_id",
-    "model.bos_token_id",
-    "model.eos_token_id",
-    "model.remat",
-    "model.unroll",
-    "model.attention_implementation",
-    "task.chunk_tokens",
-    "task.metrics",
-    "optimizer.learning_rate",
-    "optimizer.weight_decay",
-    "optimizer.clip_norm",
-    "schedule.",
-    "training.steps",
-    "training.accumulate",
-    "training.log_every",
-    "training.eval_every",
-    "training.eval_batch_size",
-    "training.save_every",
-    "training.keep_last",
-    "training.keep_best",
-    "training.early_stopping",
-    "training.max_nonfinite",
-    "training.compilation_cache",
-    "training.profile",
-    "training.dump_hlo",
-    "parallel.",
-    "logging.",
-    "sample.",
-)
 
 
 @dataclass(frozen=True)
@@ -117,6 +73,11 @@ class Run:
     tokenizer: Tokenizer
     splits: Splits
     devices: tuple[jax.Device, ...] | None = None  # None: all of this machine
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a run that goes on must find as it was."""
+        return {"data": self.splits.fingerprint, "tokenizer": self.tokenizer.fingerprint}
 
     @cached_property
     def model(self) -> nn.Module:
@@ -232,7 +193,7 @@ def prepare(config: RunConfig, display: Display, devices: tuple[jax.Device, ...]
         task = run.config.task.model_copy(update={"labels": list(labels)})
         run = dataclasses.replace(run, config=run.config.model_copy(update={"task": task}))
     _ = run.train_batches  # a text shorter than one row should be refused now
-    facts = {f"the {name}": fact for name, fact in _data_facts(run).items()}
+    facts = {f"the {name}": fact for name, fact in run.facts.items()}
     hosts.check_same({"the configuration": dump_config(run.config), **facts})
     return run
 
@@ -305,95 +266,3 @@ def _fit_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
     ids = {key: value for key, value in found.items() if getattr(config.model, key) is None}
     model = config.model.model_copy(update={"vocab_size": size or tokenizer.vocab_size, **ids})
     return config.model_copy(update={"model": model})
-
-
-@contextlib.contextmanager
-def open_folder(run: Run) -> Iterator[None]:
-    """Takes the output folder for this process and puts the config and tokenizer in it.
-
-    Raises:
-        UserError: if the folder cannot be written, another process trains in it, or it holds a run with another model,
-            tokenizer or data.
-    """
-    with contextlib.ExitStack() as stack:
-        # The first process takes the folder for all; what it finds is the same for the others.
-        hosts.from_first(lambda: _take_folder(run, stack))
-        if not (run.folder / CONFIG_FILE).exists():
-            raise UserError(
-                f"output_dir {run.folder} here is not that of process 0, expected one folder that every host sees; "
-                "choose one on a shared file system"
-            )
-        yield
-
-
-def _take_folder(run: Run, stack: contextlib.ExitStack) -> bytes:
-    folder = run.folder
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(FileLock(folder / ".lock", timeout=0))
-    except Timeout:
-        raise UserError(f"output_dir {folder} is in use by another process; stop it or choose another") from None
-    except OSError as error:
-        raise UserError(
-            f"output_dir {folder} cannot be written: {os.strerror(error.errno or 0)}; choose another"
-        ) from None
-    if (folder / CHECKPOINTS).exists():
-        check_resumable(run)
-    run.tokenizer.save(folder)
-    _write(folder / CONFIG_FILE, dump_config(run.config))
-    _write(folder / DATA_FILE, json.dumps(_data_facts(run), indent=1) + "\n")
-    return b""
-
-
-def check_resumable(run: Run) -> None:
-    """Refuses to go on with another model, tokenizer or data than the folder's checkpoints were made with.
-
-    Raises:
-        UserError: listing the keys that changed, old and new.
-    """
-    folder = run.folder
-    if not (folder / CONFIG_FILE).exists():
-        raise UserError(f"{folder} has checkpoints and no {CONFIG_FILE}, expected both; choose another output_dir")
-    keys = read_yaml(folder / CONFIG_FILE)
-    # Where it started from was needed only then, and may be gone.
-    keys["model"].pop("pretrained", None)
-    before = flatten(parse_config(keys, str(folder / CONFIG_FILE)).model_dump(mode="json"))
-    after = flatten(run.config.model_dump(mode="json"))
-    changed = [
-        f"{key} {before.get(key)!r} -> {after.get(key)!r}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not key.startswith(FREE_KEYS)
-    ]
-    facts = json.loads((folder / DATA_FILE).read_text(encoding="utf-8")) if (folder / DATA_FILE).exists() else {}
-    now = _data_facts(run)
-    changed += [f"{key} (its content)" for key in now if key in facts and facts[key] != now[key]]
-    if changed:
-        raise UserError(
-            f"{folder} holds a run with other settings: {', '.join(changed)}; "
-            "undo the change to go on with it, or choose another output_dir"
-        )
-
-
-def _data_facts(run: Run) -> dict[str, Any]:
-    return {"data": run.splits.fingerprint, "tokenizer": run.tokenizer.fingerprint}
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as dotted keys.
-
-    >>> flatten({"a": {"b": 1}, "c": 2})
-    {'a.b': 1, 'c': 2}
-    """
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

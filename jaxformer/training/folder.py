@@ -1,0 +1,144 @@
+"""The output folder of a run: taken by one run at a time, and gone on with only by the run it belongs to."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from jaxformer.parallel import hosts
+from jaxformer.schema import UserError
+from jaxformer.training.config import dump_config, parse_config, read_yaml
+from jaxformer.training.pretrained import CHECKPOINTS, CONFIG_FILE
+from jaxformer.training.run import Run
+
+DATA_FILE = "data.json"
+
+# Keys a resumed run may change: none of them changes what a step computes. The learning rate and the number of
+# steps may change too; that is what a user who goes on with a run wants to change.
+FREE_KEYS = (
+    "output_dir",
+    "data.cache_dir",
+    "data.num_threads",
+    "data.prefetch",
+    "model.pretrained",
+    "model.pad_token_id",
+    "model.bos_token_id",
+    "model.eos_token_id",
+    "model.remat",
+    "model.unroll",
+    "model.attention_implementation",
+    "task.chunk_tokens",
+    "task.metrics",
+    "optimizer.learning_rate",
+    "optimizer.weight_decay",
+    "optimizer.clip_norm",
+    "schedule.",
+    "training.steps",
+    "training.accumulate",
+    "training.log_every",
+    "training.eval_every",
+    "training.eval_batch_size",
+    "training.save_every",
+    "training.keep_last",
+    "training.keep_best",
+    "training.early_stopping",
+    "training.max_nonfinite",
+    "training.compilation_cache",
+    "training.profile",
+    "training.dump_hlo",
+    "parallel.",
+    "logging.",
+    "sample.",
+)
+
+
+@contextlib.contextmanager
+def open_folder(run: Run) -> Iterator[None]:
+    """Takes the output folder for this process and puts the config and tokenizer in it.
+
+    Raises:
+        UserError: if the folder cannot be written, another process trains in it, or it holds a run with another model,
+            tokenizer or data.
+    """
+    with contextlib.ExitStack() as stack:
+        # The first process takes the folder for all; what it finds is the same for the others.
+        hosts.from_first(lambda: _take_folder(run, stack))
+        if not (run.folder / CONFIG_FILE).exists():
+            raise UserError(
+                f"output_dir {run.folder} here is not that of process 0, expected one folder that every host sees; "
+                "choose one on a shared file system"
+            )
+        yield
+
+
+def _take_folder(run: Run, stack: contextlib.ExitStack) -> bytes:
+    folder = run.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(FileLock(folder / ".lock", timeout=0))
+    except Timeout:
+        raise UserError(f"output_dir {folder} is in use by another process; stop it or choose another") from None
+    except OSError as error:
+        raise UserError(
+            f"output_dir {folder} cannot be written: {os.strerror(error.errno or 0)}; choose another"
+        ) from None
+    if (folder / CHECKPOINTS).exists():
+        check_resumable(run)
+    run.tokenizer.save(folder)
+    _write(folder / CONFIG_FILE, dump_config(run.config))
+    _write(folder / DATA_FILE, json.dumps(run.facts, indent=1) + "\n")
+    return b""
+
+
+def check_resumable(run: Run) -> None:
+    """Refuses to go on with another model, tokenizer or data than the folder's checkpoints were made with.
+
+    Raises:
+        UserError: listing the keys that changed, old and new.
+    """
+    folder = run.folder
+    if not (folder / CONFIG_FILE).exists():
+        raise UserError(f"{folder} has checkpoints and no {CONFIG_FILE}, expected both; choose another output_dir")
+    keys = read_yaml(folder / CONFIG_FILE)
+    # Where it started from was needed only then, and may be gone.
+    keys["model"].pop("pretrained", None)
+    before = flatten(parse_config(keys, str(folder / CONFIG_FILE)).model_dump(mode="json"))
+    after = flatten(run.config.model_dump(mode="json"))
+    changed = [
+        f"{key} {before.get(key)!r} -> {after.get(key)!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not key.startswith(FREE_KEYS)
+    ]
+    facts = json.loads((folder / DATA_FILE).read_text(encoding="utf-8")) if (folder / DATA_FILE).exists() else {}
+    now = run.facts
+    changed += [f"{key} (its content)" for key in now if key in facts and facts[key] != now[key]]
+    if changed:
+        raise UserError(
+            f"{folder} holds a run with other settings: {', '.join(changed)}; "
+            "undo the change to go on with it, or choose another output_dir"
+        )
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted keys.
+
+    >>> flatten({"a": {"b": 1}, "c": 2})
+    {'a.b': 1, 'c': 2}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -31,13 +31,10 @@ def same(a, b):
 @pytest.mark.parametrize(
     ("family", "kind", "auto"),
     [
-        ("bert", "masked_lm", hub.AutoModelForMaskedLM),
         ("bert", "pre_training", hub.AutoModelForPreTraining),
         ("electra", "pre_training", hub.AutoModelForPreTraining),
         ("gpt2", "causal_lm", hub.AutoModelForCausalLM),
         ("t5", "seq2seq_lm", hub.AutoModelForSeq2SeqLM),
-        ("marian", "seq2seq_lm", hub.AutoModelForSeq2SeqLM),
-        ("roberta", "sequence_classification", hub.AutoModelForSequenceClassification),
         ("modernbert", "token_classification", hub.AutoModelForTokenClassification),
         ("albert", "question_answering", hub.AutoModelForQuestionAnswering),
         ("distilbert", "multiple_choice", hub.AutoModelForMultipleChoice),

@@ -2,12 +2,14 @@
 
 import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxformer.families import model_config
 from jaxformer.hub import save_pretrained
-from jaxformer.hub.kinds import build
+from jaxformer.hub.kinds import abstract_params, build
 from jaxformer.models import TransformerConfig
 
 SIZES = {"vocab_size": 17, "hidden_size": 8, "num_heads": 2, "num_layers": 3, "intermediate_size": 12, "max_length": 16}
@@ -17,15 +19,13 @@ def make(family="bert", kind="masked_lm", labels=(), **keys):
     """A model and random parameters, none of them at a neutral value."""
     config = TransformerConfig(**model_config({"type": family, **SIZES, **keys}))
     model = build(config, kind, num_labels=len(labels) or 2, labels=labels)
-    shape = getattr(model, "init_shape", (1, 2))
-    import flax.linen as nn
+    random = np.random.default_rng(0)
 
-    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), jnp.zeros(shape, jnp.int32)))["params"]
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return model, jax.tree.unflatten(
-        tree, [leaf + 0.3 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
-    )
+    def draw(path, leaf):
+        # Scales of norms are around 1, all else around 0.
+        return jnp.asarray(random.normal(path[-1].key == "scale", 0.3, leaf.shape), jnp.float32)
+
+    return model, jax.tree_util.tree_map_with_path(draw, nn.unbox(abstract_params(model)))
 
 
 def save(folder, *args, **kwargs):

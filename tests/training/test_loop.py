@@ -138,6 +138,7 @@ def test_more_steps_and_another_learning_rate_go_on(tmp_path):
     assert run_training(longer).step == 4
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_axes(tmp_path):
     """Saved split over eight devices by parameter, restored split by head: the same losses as without either."""
     keys = tiny_keys(tmp_path, steps=8, eval_every=4, save_every=4, ema_decay=0.9)

@@ -194,7 +194,9 @@ def test_the_state_is_made_split_and_its_optimizer_statistics_like_it():
     assert_same(state.params, same.params, 0)
 
 
-@pytest.mark.parametrize("kind", ["adamw", "adafactor", "lion", "muon", "sgd"])
+@pytest.mark.parametrize(
+    "kind", ["adamw", "adafactor", "muon", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("lion", "sgd"))]
+)
 def test_every_optimizer_learns_on_eight_devices_with_its_statistics_split(kind):
     mesh = make_mesh(ParallelConfig(fsdp=8))
     optimizer = build_optimizer(OptimizerConfig(type=kind, momentum=0.9), lambda _: 0.01)

@@ -39,11 +39,13 @@ def test_two_processes_train_like_one(config, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("key", ["parallel.fsdp=4", "parallel.tensor=2", "parallel.strategy=pmap"])
-def test_four_processes_train_like_one(config, tmp_path, key):
+@pytest.mark.parametrize(
+    "keys", [["parallel.fsdp=2", "parallel.tensor=2"], ["parallel.strategy=pmap"]], ids=["fsdp and tensor", "pmap"]
+)
+def test_four_processes_train_like_one(config, tmp_path, keys):
     command = ("--config", config, "model.vocab_size=258")
     processes.run(1, 8, *command)
-    ends = processes.end(processes.start(4, 2, *command, f"output_dir={tmp_path / 'four'}", key))
+    ends = processes.end(processes.start(4, 2, *command, f"output_dir={tmp_path / 'four'}", *keys))
     assert [code for code, _, _ in ends] == [0] * 4, ends
     assert all("step" not in printed for _, printed, _ in ends[1:]), "only the first process prints"
     assert_same_losses(tmp_path / "four", tmp_path / "run")

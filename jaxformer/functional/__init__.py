@@ -1,15 +1,16 @@
 """The mathematics of the Transformer as pure functions on arrays: no Flax, no configuration objects."""
 
 from jaxformer.functional.attention import (
-    KeyValue,
-    append_key_value,
+    cached_attention,
     dot_product_attention,
     merge_heads,
     multi_head_attention,
     project_heads,
 )
+from jaxformer.functional.cache import KeyValue, append_key_value, empty_key_value
 from jaxformer.functional.dropout import dropout, example_keys
 from jaxformer.functional.feed_forward import ACTIVATIONS, feed_forward, gelu, gelu_tanh, linear, relu, silu, tanh
+from jaxformer.functional.int8 import Quantized, quantize
 from jaxformer.functional.losses import (
     IGNORE,
     HeadWeights,
@@ -24,6 +25,7 @@ from jaxformer.functional.losses import (
 )
 from jaxformer.functional.mask import MASKED, Mask, position_ids_from_mask, position_ids_from_segments
 from jaxformer.functional.norm import layer_norm, rms_norm
+from jaxformer.functional.packed import Packed, pack, pack_table, take_rows
 from jaxformer.functional.positions import (
     Rotary,
     RotaryScaling,
@@ -50,6 +52,8 @@ __all__ = [
     "KeyValue",
     "LossSum",
     "Mask",
+    "Packed",
+    "Quantized",
     "Rotary",
     "RotaryScaling",
     "Split",
@@ -59,11 +63,13 @@ __all__ = [
     "append_key_value",
     "apply_rotary",
     "binary_cross_entropy",
+    "cached_attention",
     "chunked_cross_entropy",
     "class_weighted_cross_entropy",
     "cross_entropy",
     "dot_product_attention",
     "dropout",
+    "empty_key_value",
     "example_keys",
     "feed_forward",
     "gelu",
@@ -75,10 +81,13 @@ __all__ = [
     "matrix_product",
     "merge_heads",
     "multi_head_attention",
+    "pack",
+    "pack_table",
     "position_ids_from_mask",
     "position_ids_from_segments",
     "project_heads",
     "purpose_key",
+    "quantize",
     "relative_bias",
     "relative_buckets",
     "relu",
@@ -89,6 +98,7 @@ __all__ = [
     "silu",
     "sinusoidal_positions",
     "squared_error",
+    "take_rows",
     "tanh",
     "top_k_logits",
     "top_p_logits",

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxformer.functional.cache import KeyValue, append_key_value, kept
 from jaxformer.functional.dropout import dropout
 from jaxformer.functional.mask import MASKED, Mask
 from jaxformer.functional.norm import rms_norm
@@ -249,9 +250,7 @@ def dot_product_attention(
         grouped = split.place(grouped, split.batch, split.heads, None, split.length, None)
         key, value = (split.place(array, split.batch, split.heads, None, None) for array in (key, value))
     if bias is not None:
-        # [B, N, T, S] -> [B, K, G, T, S]; a bias shared by all heads has one head and broadcasts.
-        heads = (K, N // K) if bias.shape[1] == N else (1, 1)
-        bias = jnp.broadcast_to(bias, (*bias.shape[:2], T, S)).reshape(bias.shape[0], *heads, T, S)
+        bias = _grouped_bias(bias, K, N // K, T, S)
     if chosen == "blocked":
         output = _blocked(grouped, key, value, mask, bias, scale, softcap)
     else:
@@ -262,33 +261,54 @@ def dot_product_attention(
     return output.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
-class KeyValue(NamedTuple):
-    """Keys and values of one layer kept for later queries, and how many of their ``S`` places are taken."""
+def cached_attention(
+    query: Float[Array, "B T N H"],
+    cache: KeyValue,
+    *,
+    mask: Mask | None = None,
+    bias: Float[Array, "#B #N #T #S"] | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Float[Array, "B T N H"]:
+    """``dot_product_attention`` of a few new queries with the keys and values of a cache, which lie as it reads them.
 
-    key: Float[Array, "B S K H"]
-    value: Float[Array, "B S K H"]
-    length: Int[Array, ""]
+    Args:
+        query: of the new tokens.
+        cache: its places hold finite numbers everywhere, zeros where nothing is.
+        mask: over the cache's ``S`` places.
+        bias: as in ``dot_product_attention``.
+        scale: likewise.
+        softcap: likewise.
+
+    Returns:
+        An array like ``query``. A query that may see nothing gets zeros.
+    """
+    B, T, N, H = query.shape
+    key, value = (part.astype(query.dtype) for part in cache)
+    K, S = key.shape[1:3]
+    grouped = query.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    seen = None if mask is None else mask.array(T, S)
+    seen = None if seen is None else seen[:, None, None]
+    bias = None if bias is None else _grouped_bias(bias, K, N // K, T, S)
+    output = _attend(grouped, key, value, seen, bias, 1.0 / math.sqrt(H) if scale is None else scale, softcap)
+    return output.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
-def append_key_value(cache: KeyValue, key: Float[Array, "B T K H"], value: Float[Array, "B T K H"]) -> KeyValue:
-    """The cache with ``T`` more keys and values written behind those it holds; the caller makes room."""
-    start = (0, cache.length, 0, 0)
-    return KeyValue(
-        lax.dynamic_update_slice(cache.key, key.astype(cache.key.dtype), start),
-        lax.dynamic_update_slice(cache.value, value.astype(cache.value.dtype), start),
-        cache.length + key.shape[1],
-    )
+def _grouped_bias(bias: Array, kv_heads: int, group: int, queries: int, keys: int) -> Array:
+    """``[B, N, T, S]`` to ``[B, K, G, T, S]``; a bias shared by all heads has one head and broadcasts."""
+    heads = (1, 1) if bias.shape[1] == 1 else (kv_heads, group)
+    return jnp.broadcast_to(bias, (*bias.shape[:2], queries, keys)).reshape(bias.shape[0], *heads, queries, keys)
 
 
 def project_heads(x: Float[Array, "B T D"], weights: Mapping[str, Any]) -> Float[Array, "B T N H"]:
     """``x @ kernel + bias`` split into heads: ``kernel [D, N, H]``, ``bias [N, H]`` where present."""
-    y = matrix_product(x, weights["kernel"].astype(x.dtype))
+    y = matrix_product(x, weights["kernel"])
     return y + weights["bias"].astype(x.dtype) if "bias" in weights else y
 
 
 def merge_heads(x: Float[Array, "B T N H"], weights: Mapping[str, Any]) -> Float[Array, "B T D"]:
     """Joins the heads and projects them: ``kernel [N, H, D]``, ``bias [D]`` where present."""
-    y = matrix_product(x, weights["kernel"].astype(x.dtype), contract=2)
+    y = matrix_product(x, weights["kernel"], contract=2)
     return y + weights["bias"].astype(x.dtype) if "bias" in weights else y
 
 
@@ -296,11 +316,12 @@ def multi_head_attention(
     x: Float[Array, "B T D"],
     weights: Mapping[str, Any],
     *,
-    context: Float[Array, "B S D"] | None = None,
+    context: Float[Array, "B S D"] | KeyValue | None = None,
     mask: Mask | None = None,
     bias: Float[Array, "#B #N #T #S"] | None = None,
     rotary: Rotary | None = None,
     cache: KeyValue | None = None,
+    slot: int | Int[Array, ""] | None = None,
     norm_epsilon: float = 1e-6,
     **options: Any,
 ) -> tuple[Float[Array, "B T D"], KeyValue | None]:
@@ -314,18 +335,29 @@ def multi_head_attention(
             [N, H, D], "bias" [D]}}``; ``key`` and ``value`` have ``K`` heads; every bias may be absent. With
             ``"query_norm"`` and ``"key_norm"`` (scales ``[H]``) every query and key head is RMS-normalised before it is
             rotated (Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters", section 2).
-        context: where keys and values come from (cross-attention); default ``x``.
-        mask: as in ``dot_product_attention``; with a cache, over the cache's ``S`` places.
+        context: where keys and values come from (cross-attention); default ``x``. It may also be what an earlier call
+            returned as the cache of its context: the keys and values themselves.
+        mask: as in ``dot_product_attention``; with a ``slot``, over the cache's ``S`` places.
         bias: as in ``dot_product_attention``.
         rotary: angles of the tokens of ``x`` to rotate queries and keys by.
-        cache: keys and values of earlier tokens; those of ``x`` are appended and all are attended to.
+        cache: where keys and values are kept. Those of ``x`` are appended and all are attended to; those of a context
+            are returned in its dtype.
+        slot: first place of the cache for the tokens of ``x``. None if it holds nothing yet: they then attend among
+            themselves, by the same program as without a cache.
         norm_epsilon: of the norms of queries and keys.
         **options: ``scale``, ``softcap``, ``dropout_rate``, ``dropout_keys``, ``implementation``, ``platform`` and
             ``split`` of ``dot_product_attention``.
 
     Returns:
-        The output, like ``x``, and the cache with the new tokens (None without a cache).
+        The output, like ``x``, and the cache with the new tokens, or the context's (None without a cache).
     """
+    if isinstance(context, KeyValue):
+        query = project_heads(x, weights["query"])
+        if "query_norm" in weights:
+            query = rms_norm(query, weights["query_norm"], epsilon=norm_epsilon)
+        scores = {name: options.get(name) for name in ("scale", "softcap")}
+        output = cached_attention(query, context, mask=mask, bias=bias, **scores)
+        return merge_heads(output, weights["output"]), context
     source = x if context is None else context
     query = project_heads(x, weights["query"])
     key, value = project_heads(source, weights["key"]), project_heads(source, weights["value"])
@@ -335,7 +367,16 @@ def multi_head_attention(
     if rotary is not None:
         query, key = apply_rotary(query, rotary), apply_rotary(key, rotary)
     if cache is not None:
-        cache = append_key_value(cache, key, value)
-        key, value = cache.key.astype(x.dtype), cache.value.astype(x.dtype)
+        # Nothing that padding holds is kept: attention over the cache masks scores alone.
+        real = None if mask is None or slot is not None else mask.key_padding
+        new = [part if real is None else jnp.where(real[:, :, None, None], part, 0) for part in (key, value)]
+        if context is not None:
+            cache = KeyValue(kept(new[0], cache.key), kept(new[1], cache.value))
+        else:
+            cache = append_key_value(cache, new[0], new[1], 0 if slot is None else slot)
+    if cache is not None and slot is not None:
+        scores = {name: options.get(name) for name in ("scale", "softcap")}
+        output = cached_attention(query, cache, mask=mask, bias=bias, **scores)
+        return merge_heads(output, weights["output"]), cache
     output = dot_product_attention(query, key, value, mask=mask, bias=bias, **options)
     return merge_heads(output, weights["output"]), cache

@@ -47,7 +47,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 def linear(x: Float[Array, "*batch D"], weights: Mapping[str, Any]) -> Float[Array, "*batch F"]:
     """``x @ kernel + bias`` with ``kernel [D, F]`` and, where present, ``bias [F]``, in the dtype of ``x``."""
-    y = matrix_product(x, weights["kernel"].astype(x.dtype))
+    y = matrix_product(x, weights["kernel"])
     if "bias" in weights:
         y = y + weights["bias"].astype(x.dtype)
     return y

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxformer.functional.packed import Packed
 from jaxformer.functional.product import matrix_product
 
 IGNORE = -100  # label of a token that is not trained, as in PyTorch and Hugging Face
@@ -83,8 +84,9 @@ class HeadWeights(NamedTuple):
 
 def head_logits(hidden: Float[Array, "*tokens D"], head: HeadWeights) -> Float[Array, "*tokens V"]:
     """``hidden @ kernel + bias``: the product in the dtype of ``hidden``, the logits float32."""
-    kernel = head.kernel.astype(hidden.dtype)
-    logits = matrix_product(hidden, kernel.T if head.tied else kernel, dtype=jnp.float32)
+    # A packed table has the outputs first, as a tied head has them.
+    turned = head.tied and not isinstance(head.kernel, Packed)
+    logits = matrix_product(hidden, head.kernel.T if turned else head.kernel, dtype=jnp.float32)
     return logits if head.bias is None else logits + head.bias.astype(jnp.float32)
 
 

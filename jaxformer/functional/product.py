@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxformer.functional.packed import Packed, packed_product
+
 
 def matrix_product(
-    x: Float[Array, "..."], kernel: Float[Array, "..."], *, contract: int = 1, dtype: Any = None
+    x: Float[Array, "..."], kernel: Float[Array, "..."] | Packed, *, contract: int = 1, dtype: Any = None
 ) -> Float[Array, "..."]:
-    """``x`` times ``kernel`` over the last ``contract`` axes of ``x`` and the first of ``kernel``.
+    """``x`` times ``kernel`` over the last ``contract`` axes of ``x`` and the first of ``kernel``, in the dtype of ``x``.
 
     The same numbers as ``jnp.tensordot(x, kernel, contract)``. All other axes of each are joined into one for the
     product and parted again: on a CPU XLA gives a product with several free axes another, slower loop (a whole training
@@ -20,7 +22,7 @@ def matrix_product(
 
     Args:
         x: ``[*batch, *contracted]``.
-        kernel: ``[*contracted, *outputs]``.
+        kernel: ``[*contracted, *outputs]``, or packed for decoding.
         contract: how many axes are contracted.
         dtype: of the result; default that of the product.
 
@@ -30,6 +32,9 @@ def matrix_product(
     >>> matrix_product(jnp.ones((2, 3, 4)), jnp.ones((4, 5, 6))).shape
     (2, 3, 5, 6)
     """
+    if isinstance(kernel, Packed):
+        return packed_product(x, kernel, contract=contract, dtype=dtype)
+    kernel = kernel.astype(x.dtype)
     batch, outputs = x.shape[: x.ndim - contract], kernel.shape[contract:]
     size = math.prod(kernel.shape[:contract])
     joined = (-1,) if math.prod(jax.sharding.get_abstract_mesh().axis_sizes) == 1 else batch

@@ -16,6 +16,9 @@ from jaxformer.models.partition import attention_split, place, platform
 
 Weights = dict[str, Any]
 
+# In parameters that ``generation.prepare`` laid out for decoding, what stands in the place of a kernel or a table.
+PACKED = "packed"
+
 
 class Projection(nn.Module):
     """Declares ``kernel`` and, if asked, ``bias`` of one linear map and returns them.
@@ -38,7 +41,11 @@ class Projection(nn.Module):
     def __call__(self) -> Weights:
         """The weights, ``{"kernel": ..., "bias": ...}``."""
         normal = nn.initializers.normal(self.standard_deviation)
-        weights = {"kernel": self.param("kernel", nn.with_logical_partitioning(normal, self.axes), self.shape)}
+        weights: Weights
+        if self.has_variable("params", PACKED):
+            weights = {"kernel": self.get_variable("params", PACKED)}
+        else:
+            weights = {"kernel": self.param("kernel", nn.with_logical_partitioning(normal, self.axes), self.shape)}
         if self.use_bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[-self.outputs :])
             weights["bias"] = self.param("bias", zeros, self.shape[-self.outputs :])
@@ -75,8 +82,10 @@ class Embedding(nn.Module):
     standard_deviation: float
 
     @nn.compact
-    def __call__(self) -> jax.Array:
-        """The table."""
+    def __call__(self) -> Any:
+        """The table, an array or ``functional.Packed``."""
+        if self.has_variable("params", PACKED):
+            return self.get_variable("params", PACKED)
         normal = nn.with_logical_partitioning(nn.initializers.normal(self.standard_deviation), self.axes)
         return self.param("embedding", normal, (self.size, self.width))
 
@@ -147,10 +156,11 @@ class Attention(nn.Module):
         x: jax.Array,
         mask: F.Mask,
         *,
-        context: jax.Array | None = None,
+        context: jax.Array | F.KeyValue | None = None,
         bias: jax.Array | None = None,
         rotary: F.Rotary | None = None,
         cache: F.KeyValue | None = None,
+        slot: jax.Array | None = None,
         example_ids: jax.Array | None = None,
     ) -> tuple[jax.Array, F.KeyValue | None]:
         """Attends within ``x`` and the cache, or from ``x`` to ``context``."""
@@ -177,6 +187,7 @@ class Attention(nn.Module):
             bias=bias,
             rotary=rotary,
             cache=cache,
+            slot=slot,
             norm_epsilon=c.norm_epsilon,
             scale=None if c.scale_scores else 1.0,
             dropout_rate=c.attention_dropout,
@@ -246,8 +257,10 @@ class Embeddings(nn.Module):
         """Embeds the tokens; padding (``real`` False) becomes zeros, so that nothing in its row spreads."""
         c = self.config
         # The rows that are looked up belong to the devices that hold the tokens, each as wide as it is.
-        table = place(self.token() if table is None else table, "vocab", None)
-        x = place(jnp.take(table, input_ids, axis=0), "batch", "length", None)
+        table = self.token() if table is None else table
+        if not isinstance(table, F.Packed):
+            table = place(table, "vocab", None)
+        x = place(F.take_rows(table, input_ids), "batch", "length", None)
         if c.scale_embedding:
             x = x * c.hidden_size**0.5
         if c.positions == "learned":

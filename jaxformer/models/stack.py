@@ -18,7 +18,7 @@ class Context(NamedTuple):
     """What a decoder's cross-attention reads.
 
     Attributes:
-        hidden: ``[B, S, D]``, last hidden states of the encoder.
+        hidden: ``[B, S, D]``, last hidden states of the encoder; not read once a cache holds its keys and values.
         real: ``[B, S]`` bool, False at padding; None if there is none.
         segment_ids: ``[B, S]``, document of each token in a packed row; None where rows are not packed.
     """
@@ -38,6 +38,14 @@ class Surroundings(NamedTuple):
     context: Any
     context_mask: F.Mask | None
     example_ids: Any
+    slot: Any = None
+
+
+class LayerCache(NamedTuple):
+    """One layer's keys and values: of the text itself, and of the context once they are known."""
+
+    own: F.KeyValue
+    context: F.KeyValue | None
 
 
 class LayerKind(NamedTuple):
@@ -64,8 +72,8 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, per_layer: tuple[F.KeyValue | None, LayerKind | None], around: Surroundings
-    ) -> tuple[jax.Array, F.KeyValue | None]:
+        self, x: jax.Array, per_layer: tuple[LayerCache | None, LayerKind | None], around: Surroundings
+    ) -> tuple[jax.Array, LayerCache | None]:
         """Maps the residual stream to the next; the signature is that of a scan body (carry, per layer, broadcast)."""
         c = self.config
         x = place(x, "batch", "length", None)
@@ -81,25 +89,30 @@ class Block(nn.Module):
         if kind is not None and not c.first_norm:
             normed = jnp.where(kind.first, x, normed)
         mask, rotary = _of_this_layer(c, kind, around)
-        y, cache = Attention(c, name="attention")(
-            normed, mask, bias=around.bias, rotary=rotary, cache=cache, example_ids=around.example_ids
+        own = None if cache is None else cache.own
+        y, own = Attention(c, name="attention")(
+            normed, mask, bias=around.bias, rotary=rotary, cache=own, slot=around.slot, example_ids=around.example_ids
         )
         y = drop("attention_output_dropout", y)
         if c.parallel_residual:
-            return x + y + drop("feed_forward_dropout", feed_forward(feed_forward_norm(x))), cache
+            x = x + y + drop("feed_forward_dropout", feed_forward(feed_forward_norm(x)))
+            return x, None if own is None else LayerCache(own, None)
         x = x + y if pre else attention_norm(x + y)
+        context = None
         if self.cross:
             cross_norm = Norm(c, name="cross_attention_norm")
-            y, _ = Attention(c, name="cross_attention")(
+            known = None if cache is None else cache.context
+            y, context = Attention(c, name="cross_attention")(
                 cross_norm(x) if pre else x,
                 around.context_mask,
-                context=around.context,
+                context=around.context if known is None else known,
+                cache=own,
                 example_ids=around.example_ids,
             )
             y = drop("cross_attention_output_dropout", y)
             x = x + y if pre else cross_norm(x + y)
         y = drop("feed_forward_dropout", feed_forward(feed_forward_norm(x) if pre else x))
-        return (x + y if pre else feed_forward_norm(x + y)), cache
+        return (x + y if pre else feed_forward_norm(x + y)), None if own is None else LayerCache(own, context)
 
 
 # Farther than any two tokens are apart.
@@ -152,6 +165,33 @@ def stacked_blocks(config: TransformerConfig, num_layers: int | None = None, cro
     return layers(config, cross)
 
 
+class SeparateBlocks(nn.Module):
+    """The blocks one by one, each with parameters of its own, ``{"0": ..., "1": ...}``; called like stacked ones.
+
+    For decoding: a layer's weights and cache are then read where they lie. Out of stacked ones they would be copied
+    first, which takes as long as the product with one token.
+    """
+
+    config: TransformerConfig
+    num_layers: int
+    cross: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, per_layer: tuple[tuple[LayerCache, ...] | None, LayerKind | None], around: Surroundings
+    ) -> tuple[jax.Array, tuple[LayerCache, ...] | None]:
+        """As ``Block``, with a tuple of caches."""
+        caches, kinds = per_layer
+        shared = Block(self.config, self.cross, name="0") if self.config.share_layers else None
+        new = []
+        for i in range(self.num_layers):
+            block = shared or Block(self.config, self.cross, name=str(i))
+            kind = None if kinds is None else LayerKind(*(of_all[i] for of_all in kinds))
+            x, cache = block(x, (None if caches is None else caches[i], kind), around)
+            new.append(cache)
+        return x, None if caches is None else tuple(new)
+
+
 class Stack(nn.Module):
     """Embeddings, blocks, final norm: tokens in, last hidden states out.
 
@@ -161,6 +201,7 @@ class Stack(nn.Module):
         cross: whether the blocks attend to a context (an encoder's hidden states) too.
         num_layers: blocks, if not as many as the configuration says.
         own_tokens: False where the token table is shared and passed in.
+        stacked: whether the blocks' parameters are; not in those that ``generation.prepare`` laid out.
     """
 
     config: TransformerConfig
@@ -168,12 +209,16 @@ class Stack(nn.Module):
     cross: bool = False
     num_layers: int | None = None
     own_tokens: bool = True
+    stacked: bool = True
 
     def setup(self) -> None:
         """Declares the parts."""
         c = self.config
         self.embeddings = Embeddings(c, self.own_tokens)
-        self.layers = stacked_blocks(c, self.num_layers, self.cross)
+        if self.stacked:
+            self.layers = stacked_blocks(c, self.num_layers, self.cross)
+        else:
+            self.layers = SeparateBlocks(c, self.num_layers or c.num_layers, self.cross)
         if c.norm_place == "pre":
             self.final_norm = Norm(c)
         if c.positions == "relative":
@@ -230,28 +275,44 @@ class Stack(nn.Module):
         real = None if attention_mask is None else attention_mask.astype(bool)
         if position_ids is None:
             position_ids = _default_positions(input_ids, real, segment_ids, cache)
+        slot = None
         if cache is None:
             prefix = None if prefix_mask is None else prefix_mask.astype(bool)
             mask = F.Mask(self.causal, c.window, real, segment_ids, segment_ids, key_prefix=prefix)
         else:
-            real_now = jnp.ones((B, T), bool) if real is None else real
-            cache, mask = extend_cache(cache, real_now, position_ids, c.window)
+            slot = None if cache.empty else cache.slot
+            cache, mask = extend_cache(cache, real, position_ids, c.window)
         # Examples are numbered so that dropout belongs to the example; in evaluation they have no number.
         examples = None if deterministic else (jnp.arange(B) if example_ids is None else example_ids)
         x = self.embeddings(input_ids, position_ids, real, examples, token_type_ids, table)
-        around = self._surroundings(position_ids, mask, T, cache, segment_ids, context, examples)
+        keys = T if slot is None or cache is None else cache.valid.shape[1]
+        around = self._surroundings(position_ids, mask, (T, keys), segment_ids, context, examples)
         kinds = _layer_kinds(c, self.num_layers or c.num_layers)
-        x, layers = self.layers(x, (None if cache is None else cache.layers, kinds), around)
+        caches = None if cache is None else self._split(cache)
+        x, caches = self.layers(x, (caches, kinds), around._replace(slot=slot))
         if c.norm_place == "pre":
             x = self.final_norm(x)
-        return x, None if cache is None else KVCache(layers, cache.valid, cache.positions)
+        return x, None if cache is None else self._joined(cache, caches)
+
+    def _split(self, cache: KVCache) -> Any:
+        """What each layer gets of the cache."""
+        if self.stacked:
+            return LayerCache(cache.layers, cache.context)
+        contexts = cache.context or (None,) * len(cache.layers)
+        return tuple(LayerCache(own, context) for own, context in zip(cache.layers, contexts, strict=True))
+
+    def _joined(self, cache: KVCache, caches: Any) -> KVCache:
+        """The cache with what the layers returned."""
+        if self.stacked:
+            return dataclasses.replace(cache, layers=caches.own, context=caches.context)
+        context = tuple(layer.context for layer in caches) if self.cross else None
+        return dataclasses.replace(cache, layers=tuple(layer.own for layer in caches), context=context)
 
     def _surroundings(
         self,
         position_ids: jax.Array,
         mask: F.Mask,
-        length: int,
-        cache: KVCache | None,
+        lengths: tuple[int, int],
         segment_ids: jax.Array | None,
         context: Context | None,
         example_ids: jax.Array | None,
@@ -262,7 +323,7 @@ class Stack(nn.Module):
             rotary = _rotary(c, position_ids, c.rope_theta)
             local_rotary = None if c.local_rope_theta is None else _rotary(c, position_ids, c.local_rope_theta)
         elif c.positions in ("relative", "alibi"):
-            distance = mask.distance(length, length if cache is None else cache.valid.shape[1])
+            distance = mask.distance(*lengths)
             if c.positions == "alibi":
                 bias = F.alibi_bias(distance, c.num_heads)
             else:
@@ -280,7 +341,7 @@ class Stack(nn.Module):
 
     def _check(self, length: int, segment_ids: jax.Array | None, cache: KVCache | None) -> None:
         longest = self.config.max_length if cache is None else cache.valid.shape[1]
-        if length > longest:
+        if length > longest and not (cache is not None and cache.ring):
             what = "max_length" if cache is None else "the cache's length"
             raise ValueError(f"input_ids has {length} tokens a row, expected at most {longest} ({what}); shorten it")
         if segment_ids is not None and cache is not None:
@@ -309,4 +370,6 @@ def _default_positions(
         positions = F.position_ids_from_mask(real)
     else:
         positions = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
-    return positions if cache is None else positions + jnp.sum(cache.valid, axis=-1, keepdims=True)
+    if cache is None:
+        return positions
+    return positions + 1 + jnp.max(jnp.where(cache.valid, cache.positions, -1), axis=-1, keepdims=True)

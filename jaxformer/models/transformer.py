@@ -176,16 +176,24 @@ class Decoder(Stack):
 
 
 class EncoderDecoder(nn.Module):
-    """T5- or BART-style encoder-decoder with a language-model head; both sides share the token embedding."""
+    """T5- or BART-style encoder-decoder with a language-model head; both sides share the token embedding.
+
+    Attributes:
+        config: of the model.
+        stacked: as in ``Stack``.
+    """
 
     config: TransformerConfig
+    stacked: bool = True
 
     def setup(self) -> None:
         """Declares the parts."""
         c = self.config
         self.shared = Embedding(c.vocabulary, c.token_size, ("vocab", "embed"), embedding_deviation(c))
-        self.encoder = Stack(c, causal=False, own_tokens=False)
-        self.decoder = Stack(c, causal=True, cross=True, num_layers=c.decoder_layers, own_tokens=False)
+        self.encoder = Stack(c, causal=False, own_tokens=False, stacked=self.stacked)
+        self.decoder = Stack(
+            c, causal=True, cross=True, num_layers=c.decoder_layers, own_tokens=False, stacked=self.stacked
+        )
         if not c.tie_embeddings:
             self.lm_head = untied_head(c)
         if c.logits_bias:

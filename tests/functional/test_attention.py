@@ -426,23 +426,25 @@ def test_rotary_turns_queries_and_keys_but_not_values():
 
 
 def test_append_key_value_by_hand():
-    cache = F.KeyValue(jnp.zeros((1, 4, 1, 1)), jnp.zeros((1, 4, 1, 1)), jnp.array(1))
+    cache = F.empty_key_value((1, 1, 4, 1), jnp.float32)
     new = jnp.array([5.0, 6.0]).reshape(1, 2, 1, 1)
-    cache = F.append_key_value(cache, new, -new)
+    cache = F.append_key_value(cache, new, -new, slot=1)
     np.testing.assert_array_equal(cache.key.ravel(), [0, 5, 6, 0])
     np.testing.assert_array_equal(cache.value.ravel(), [0, -5, -6, 0])
-    assert int(cache.length) == 3
+    # Of more tokens than there are places the last stay.
+    cache = F.append_key_value(cache, jnp.arange(6.0).reshape(1, 6, 1, 1), new[:, :1] * jnp.ones((1, 6, 1, 1)), slot=0)
+    np.testing.assert_array_equal(cache.key.ravel(), [2, 3, 4, 5])
 
 
 def test_multi_head_attention_with_a_cache_is_the_whole():
     D, N, K, H = 5, 6, 3, 4
     x, weights = normal(0, 2, 7, D), arange_weights(D, N, K, H, biases=True)
     whole, _ = multi_head_attention(x, weights, mask=Mask(causal=True))
-    empty = jnp.zeros((2, 10, K, H))  # with room to spare
-    cache, start = F.KeyValue(empty, empty, jnp.array(0)), 0
+    cache, start = F.empty_key_value((2, K, 10, H), jnp.float32), 0  # with room to spare
     for stop in (4, 5, 6, 7):
-        mask = Mask(causal=True, query_offset=cache.length)
-        part, cache = F.multi_head_attention(x[:, start:stop], weights, mask=mask, cache=cache)
+        mask = Mask(causal=True, query_offset=jnp.int32(start))
+        slot = jnp.int32(start) if start else None  # the first tokens attend among themselves
+        part, cache = F.multi_head_attention(x[:, start:stop], weights, mask=mask, cache=cache, slot=slot)
         np.testing.assert_allclose(part, whole[:, start:stop], atol=1e-5)
         start = stop
-    assert int(cache.length) == 7
+    assert jnp.all(cache.key[:, :, 7:] == 0) and jnp.all(cache.key[:, :, :7] != 0)

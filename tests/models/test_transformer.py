@@ -188,7 +188,7 @@ def test_segment_ids_say_what_is_padding():
 
 def test_an_empty_cache_by_shape():
     cache = init_cache(config_of("llama", dtype="bfloat16"), 5, 9)
-    assert cache.layers.key.shape == cache.layers.value.shape == (2, 5, 9, 3, 4)
+    assert cache.layers.key.shape == cache.layers.value.shape == (2, 5, 3, 9, 4)
     assert cache.layers.key.dtype == jnp.bfloat16
     assert cache.valid.shape == cache.positions.shape == (5, 9)
     assert int(cache.length) == 0 and not bool(cache.valid.any())

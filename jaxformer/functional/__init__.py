@@ -26,6 +26,7 @@ from jaxformer.functional.losses import (
 from jaxformer.functional.mask import MASKED, Mask, position_ids_from_mask, position_ids_from_segments
 from jaxformer.functional.norm import layer_norm, rms_norm
 from jaxformer.functional.packed import Packed, pack, pack_table, take_rows
+from jaxformer.functional.penalties import ban_sequences, count_penalties, no_repeat_ngram, repetition_penalty
 from jaxformer.functional.positions import (
     Rotary,
     RotaryScaling,
@@ -41,7 +42,7 @@ from jaxformer.functional.positions import (
 )
 from jaxformer.functional.product import matrix_product
 from jaxformer.functional.random import purpose_key
-from jaxformer.functional.sampling import sample_token, top_k_logits, top_p_logits
+from jaxformer.functional.sampling import min_p_logits, sample_token, top_k_logits, top_p_logits, typical_logits
 from jaxformer.functional.splash import Split
 
 __all__ = [
@@ -62,10 +63,12 @@ __all__ = [
     "alibi_slopes",
     "append_key_value",
     "apply_rotary",
+    "ban_sequences",
     "binary_cross_entropy",
     "cached_attention",
     "chunked_cross_entropy",
     "class_weighted_cross_entropy",
+    "count_penalties",
     "cross_entropy",
     "dot_product_attention",
     "dropout",
@@ -80,7 +83,9 @@ __all__ = [
     "linear",
     "matrix_product",
     "merge_heads",
+    "min_p_logits",
     "multi_head_attention",
+    "no_repeat_ngram",
     "pack",
     "pack_table",
     "position_ids_from_mask",
@@ -91,6 +96,7 @@ __all__ = [
     "relative_bias",
     "relative_buckets",
     "relu",
+    "repetition_penalty",
     "rms_norm",
     "rotary_angles",
     "rotary_frequencies",
@@ -102,4 +108,5 @@ __all__ = [
     "tanh",
     "top_k_logits",
     "top_p_logits",
+    "typical_logits",
 ]

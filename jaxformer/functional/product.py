@@ -13,12 +13,13 @@ from jaxformer.functional.packed import Packed, packed_product
 def matrix_product(
     x: Float[Array, "..."], kernel: Float[Array, "..."] | Packed, *, contract: int = 1, dtype: Any = None
 ) -> Float[Array, "..."]:
-    """``x`` times ``kernel`` over the last ``contract`` axes of ``x`` and the first of ``kernel``, in the dtype of ``x``.
+    """``x`` times ``kernel`` over the last ``contract`` axes of ``x`` and the first of ``kernel``.
 
-    The same numbers as ``jnp.tensordot(x, kernel, contract)``. All other axes of each are joined into one for the
-    product and parted again: on a CPU XLA gives a product with several free axes another, slower loop (a whole training
-    step at 6 x 384 took 862 ms so and 1,069 ms with ``einsum``, side by side). On a mesh of several devices the axes of
-    ``x`` stay as they are: two axes of which the inner one is split cannot be joined without gathering it.
+    The same numbers as ``jnp.tensordot(x, kernel, contract)``, in the dtype of ``x``. All other axes of each are joined
+    into one for the product and parted again: on a CPU XLA gives a product with several free axes another, slower loop
+    (a whole training step at 6 x 384 took 862 ms so and 1,069 ms with ``einsum``, side by side). On a mesh of several
+    devices the axes of ``x`` stay as they are: two axes of which the inner one is split cannot be joined without
+    gathering it.
 
     Args:
         x: ``[*batch, *contracted]``.

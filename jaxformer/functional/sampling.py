@@ -1,10 +1,14 @@
-"""From logits to the next token: temperature, top-k, top-p and the draw."""
+"""From logits to the next token: temperature, the filters top-k, top-p, min-p and typical, and the draw."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxformer.functional.mask import MASKED
+
+Number = float | Float[Array, ""]
 
 
 def top_k_logits(logits: Float[Array, "B V"], k: int) -> Float[Array, "B V"]:
@@ -18,51 +22,93 @@ def top_k_logits(logits: Float[Array, "B V"], k: int) -> Float[Array, "B V"]:
     return jnp.where(logits >= threshold, logits, MASKED)
 
 
-def top_p_logits(logits: Float[Array, "B V"], p: float) -> Float[Array, "B V"]:
+def top_p_logits(logits: Float[Array, "B V"], p: Number) -> Float[Array, "B V"]:
     """Keeps the smallest set of most probable tokens whose probability reaches ``p``; the others are masked.
 
-    Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1.
+    Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1. Tokens as probable as the last of
+    the set are kept, too.
     """
-    if not 0.0 < p <= 1.0:
+    if isinstance(p, float) and not 0.0 < p <= 1.0:
         raise ValueError(f"top_p_logits: p is {p}, expected 0 < p <= 1")
-    if p == 1.0:
-        return logits  # a rounded sum reaches 1 before the last token
-    order = jnp.argsort(-logits, axis=-1)
-    probabilities = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1).astype(jnp.float32), axis=-1)
-    # A token stays if what comes before it has not reached p yet, so the first always stays.
-    before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    rank = jnp.argsort(order, axis=-1)
-    keep = jnp.take_along_axis(before < p, rank, axis=-1)
-    return jnp.where(keep, logits, MASKED)
+    distance = jnp.max(logits, axis=-1, keepdims=True) - logits
+    return jnp.where(_nearest_mass(distance, jax.nn.softmax(logits, axis=-1), p), logits, MASKED)
+
+
+def min_p_logits(logits: Float[Array, "B V"], p: Number) -> Float[Array, "B V"]:
+    """Keeps the tokens at least ``p`` times as probable as the most probable one; the others are masked.
+
+    Nguyen et al. 2024, "Turning Up the Heat: Min-p Sampling for Creative and Coherent LLM Outputs", section 3.
+    """
+    probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+    return jnp.where(probabilities >= p * jnp.max(probabilities, axis=-1, keepdims=True), logits, MASKED)
+
+
+def typical_logits(logits: Float[Array, "B V"], p: Number) -> Float[Array, "B V"]:
+    """Keeps the smallest set of tokens of probability ``p``, those nearest to the expected information first.
+
+    The distance is ``|-log p(token) - H|`` with the entropy ``H`` (Meister et al. 2023, "Locally Typical Sampling",
+    equation 9).
+    """
+    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    probabilities = jnp.exp(log_probabilities)
+    entropy = -jnp.sum(jnp.where(probabilities > 0, probabilities * log_probabilities, 0.0), axis=-1, keepdims=True)
+    return jnp.where(_nearest_mass(jnp.abs(-log_probabilities - entropy), probabilities, p), logits, MASKED)
+
+
+def _nearest_mass(
+    distance: Float[Array, "B V"], probabilities: Float[Array, "B V"], mass: Number
+) -> Bool[Array, "B V"]:
+    """True for the fewest tokens, the nearest first, that together have this probability; all if rounding lacks some.
+
+    The border is searched by halving: the bits of floats that are not negative are ordered as the floats are, so that
+    31 sums find it exactly. Sorting 50,000 tokens takes a CPU longer.
+    """
+    bits = jax.lax.bitcast_convert_type(distance.astype(jnp.float32), jnp.int32)
+
+    def halve(_: Any, limits: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = limits
+        middle = low + (high - low) // 2
+        reached = jnp.sum(jnp.where(bits <= middle, probabilities, 0.0), axis=-1, keepdims=True) >= mass
+        reached = reached & (mass < 1)  # a rounded sum reaches 1 before the last token
+        return jnp.where(reached, low, middle + 1), jnp.where(reached, middle, high)
+
+    infinity = jnp.int32(0x7F800000)
+    limits = jnp.zeros_like(bits[:, :1]), jnp.full_like(bits[:, :1], infinity)
+    return bits <= jax.lax.fori_loop(0, 31, halve, limits)[1]
 
 
 def sample_token(
     logits: Float[Array, "B V"],
     keys: Key[Array, " B"],
     *,
-    temperature: float = 1.0,
+    temperature: Number = 1.0,
     top_k: int | None = None,
-    top_p: float | None = None,
+    top_p: Number | None = None,
+    min_p: Number | None = None,
+    typical_p: Number | None = None,
 ) -> Int[Array, " B"]:
-    """Draws one token a row from ``softmax(logits / temperature)`` after top-k and then top-p.
+    """Draws one token a row from ``softmax(logits / temperature)`` after top-k, top-p, min-p and typical, in order.
 
     Args:
         logits: of the next token.
         keys: one key per row, so that a row's draw does not depend on its neighbours.
         temperature: above 0; exactly 0 takes the most probable token.
         top_k: see ``top_k_logits``.
-        top_p: see ``top_p_logits``, applied to what top-k left.
+        top_p: see ``top_p_logits``, applied to what top-k left, and so on.
+        min_p: see ``min_p_logits``.
+        typical_p: see ``typical_logits``.
 
     Raises:
         ValueError: if an option is out of range.
     """
-    if temperature < 0:
+    if isinstance(temperature, float) and temperature < 0:
         raise ValueError(f"sample_token: temperature is {temperature}, expected 0 or more")
-    if temperature == 0:
+    if isinstance(temperature, float) and temperature == 0:
         return jnp.argmax(logits, axis=-1)
     logits = logits.astype(jnp.float32) / temperature
     if top_k is not None:
         logits = top_k_logits(logits, top_k)
-    if top_p is not None:
-        logits = top_p_logits(logits, top_p)
+    for value, keep in ((top_p, top_p_logits), (min_p, min_p_logits), (typical_p, typical_logits)):
+        if value is not None:
+            logits = keep(logits, value)
     return jax.vmap(jax.random.categorical)(keys, logits)

@@ -1,5 +1,19 @@
 """Text from models."""
 
-from jaxformer.generation.sample import sample
+from jaxformer.generation.decode import search
+from jaxformer.generation.generate import GenerateOutput, Piece, generate, stream
+from jaxformer.generation.options import GenerationConfig, compile_options, parse_options, read_generation_config
+from jaxformer.generation.prepare import prepare
 
-__all__ = ["sample"]
+__all__ = [
+    "GenerateOutput",
+    "GenerationConfig",
+    "Piece",
+    "compile_options",
+    "generate",
+    "parse_options",
+    "prepare",
+    "read_generation_config",
+    "search",
+    "stream",
+]

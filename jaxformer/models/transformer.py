@@ -130,6 +130,11 @@ class Decoder(Stack):
         """What ``functional.chunked_cross_entropy`` takes: hidden states and output layer."""
         return for_head(self.config, self.hidden_states(*args, **kwargs)[0]), self.head_weights()
 
+    def last_logits(self, *args: Any, **kwargs: Any) -> tuple[jax.Array, KVCache | None]:
+        """Logits ``[B, V]`` behind the last place of each row, and the cache; arguments as in ``__call__``."""
+        hidden, cache = self.hidden_states(*args, **kwargs)
+        return F.head_logits(for_head(self.config, hidden[:, -1]), self.head_weights()), cache
+
     def __call__(
         self,
         input_ids: jax.Array,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from pydantic import Field
@@ -12,7 +13,8 @@ from pydantic import Field
 from jaxformer import functional as F
 from jaxformer.data.examples import Example, ExampleRows
 from jaxformer.families import build_model
-from jaxformer.generation.seq2seq import greedy_search
+from jaxformer.generation.decode import search
+from jaxformer.generation.options import Rules
 from jaxformer.models.config import TransformerConfig
 from jaxformer.tasks import metrics
 from jaxformer.tasks import records as R
@@ -110,16 +112,19 @@ class Seq2Seq:
 
     def predict(self, model: nn.Module, params: Any, batch: Batch) -> dict[str, jax.Array]:
         """``tokens [B, target_length]``: the most probable token one by one (greedy search), then padding."""
-        tokens = greedy_search(
+        rows, end = len(batch["input_ids"]), self.tokenizer.special_id("sep")
+        found = search(
             model,
             params,
             batch["input_ids"],
-            batch["attention_mask"],
-            start_id=self.tokenizer.special_id(self.start),
-            end_id=self.tokenizer.special_id("sep"),
+            batch["attention_mask"].astype(bool),
+            rules=Rules(end_ids=(end,), pad_id=end),
+            numbers={},
             max_new_tokens=self.config.target_length,
+            seeds=jnp.zeros((rows, 2), jnp.int32),
+            start_ids=jnp.full(rows, self.tokenizer.special_id(self.start), jnp.int32),
         )
-        return {"tokens": tokens}
+        return {"tokens": found.tokens}
 
     def report(self, data: Sequence[R.Record], outputs: dict[str, np.ndarray]) -> Report:
         """The metrics chosen over all texts and, a record each, source, target and what was written."""

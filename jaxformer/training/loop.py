@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.data.loader import load
-from jaxformer.generation import sample
+from jaxformer.generation import compile_options, parse_options, search
 from jaxformer.models import Decoder
 from jaxformer.parallel.hosts import is_first
 from jaxformer.parallel.mesh import replicated
@@ -303,11 +302,21 @@ class Trainer:
         prompt = tokenizer.encode(s.prompt) or [tokenizer.eos_id or 0]
         new = min(s.max_new_tokens, model.max_length - 1)
         prompt = prompt[-(model.max_length - new) :]
-        draw = partial(sample, self.run.model, max_new_tokens=new, seed=self.run.config.seed)
-        options = {"temperature": s.temperature, "top_k": s.top_k, "top_p": s.top_p, "eos_id": tokenizer.eos_id}
+        ends = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+        sampling = {"do_sample": True, "temperature": s.temperature, "top_k": s.top_k, "top_p": s.top_p}
+        options = parse_options({"eos_token_id": ends, **(sampling if s.temperature > 0 else {})})
+        rules, numbers = compile_options(options, model)
+
+        def draw(params: Any, ids: jax.Array) -> jax.Array:
+            seeds = jnp.array([[self.run.config.seed, 0]])
+            drawn = search(
+                self.run.model, params, ids, ids >= 0, rules=rules, numbers=numbers, max_new_tokens=new, seeds=seeds
+            )
+            return drawn.tokens
+
         # On every device, so that every process can read it.
-        jitted = jax.jit(partial(draw, **options), out_shardings=replicated(self.run.mesh))
-        tokens = jitted(params=self.state.evaluation_params, input_ids=np.array([prompt], np.int32))
+        jitted = jax.jit(draw, out_shardings=replicated(self.run.mesh))
+        tokens = jitted(self.state.evaluation_params, np.array([prompt], np.int32))
         return tokenizer.decode(prompt + np.asarray(tokens)[0].tolist())
 
     def close(self) -> None:

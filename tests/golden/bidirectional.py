@@ -122,12 +122,13 @@ def as_arrays(model, batch, loss, logits):
     }
 
 
-def make(name):
-    """The contents of one golden file, by PyTorch."""
+def hf_model(name, **changes):
+    """A PyTorch model with random parameters; ``changes`` to the case's configuration."""
     import torch
     import transformers
 
-    class_name, keys, takes_positions = (CASES | MORE)[name]
+    class_name, keys, _ = (CASES | MORE)[name]
+    keys = keys | changes
     model_class = getattr(transformers, class_name)
     config = model_class.config_class(
         **{"pad_token_id": PADDING, **keys}, attn_implementation="eager", bos_token_id=1, eos_token_id=1, **TOKENS
@@ -137,6 +138,19 @@ def make(name):
         # transformers 5 ties the head of every T5 and unties it in loading, where the checkpoint has both.
         model.config.tie_word_embeddings = False
         model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.4)
+    if class_name == "MarianMTModel":
+        # A buffer that training has filled; with a gradient here, to compare it.
+        model.final_logits_bias = torch.nn.Parameter(torch.randn_like(model.final_logits_bias))
+    return model
+
+
+def make(name):
+    """The contents of one golden file, by PyTorch."""
+    import torch
+
+    class_name, keys, takes_positions = (CASES | MORE)[name]
+    model = hf_model(name)
+    config = model.config
     input_ids, mask = _rows(11, takes_positions)
     batch = {"input_ids": input_ids, "attention_mask": mask}
     extra = {}
@@ -151,9 +165,6 @@ def make(name):
             extra["position_ids"] = torch.tensor(np.maximum(np.cumsum(mask, axis=1) - 1, 0) * mask + offset)
         if "type_vocab_size" not in keys and getattr(config, "type_vocab_size", 0):
             batch["token_type_ids"] = (np.arange(11) >= 5).astype(np.int64) * mask
-    if keys.get("d_model") and hasattr(model, "final_logits_bias") and class_name == "MarianMTModel":
-        # A buffer that training has filled; with a gradient here, to compare it.
-        model.final_logits_bias = torch.nn.Parameter(torch.randn_like(model.final_logits_bias))
     output = model(**{k: torch.tensor(v) for k, v in batch.items()}, **extra)
     logits = next(getattr(output, k) for k in ("logits", "prediction_logits") if getattr(output, k, None) is not None)
     if logits.ndim == 2:  # a discriminator: one score a token

@@ -1,0 +1,91 @@
+"""What may not, or should less, be written next: rules that look at the tokens written so far."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxformer.functional.mask import MASKED
+
+
+def repetition_penalty(
+    logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: float | Float[Array, ""]
+) -> Float[Array, "B V"]:
+    """Divides the positive logits of tokens seen before by ``penalty`` and multiplies the negative ones.
+
+    Keskar et al. 2019, "CTRL", section 4.1, in the form that holds for negative logits, too.
+    """
+    return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def count_penalties(
+    logits: Float[Array, "B V"],
+    counts: Int[Array, "B V"],
+    presence: float | Float[Array, ""] = 0.0,
+    frequency: float | Float[Array, ""] = 0.0,
+) -> Float[Array, "B V"]:
+    """``logits - presence * (count > 0) - frequency * count``, as in the completion interfaces of language models.
+
+    Args:
+        logits: of the next token.
+        counts: how often each token was written.
+        presence: for a token that was written at all.
+        frequency: for each time it was.
+    """
+    return logits - presence * (counts > 0) - frequency * counts
+
+
+def no_repeat_ngram(
+    logits: Float[Array, "B V"], tokens: Int[Array, "B S"], length: Int[Array, ""] | int, n: int
+) -> Float[Array, "B V"]:
+    """Masks every token that would complete an n-gram which the row has already.
+
+    Paulus et al. 2018, "A Deep Reinforced Model for Abstractive Summarization", section 2.5, for any n.
+
+    Args:
+        logits: of the next token.
+        tokens: the rows so far, -1 where there is none (before a shorter prompt, and behind ``length``).
+        length: places taken.
+        n: of the n-gram, at least 1.
+    """
+    B, S = tokens.shape
+    last = _last(tokens, length, n - 1)
+    windows = S - n + 1
+    if windows < 1:
+        return logits
+    same = jnp.all(last >= 0, axis=1, keepdims=True) & jnp.ones((B, windows), bool)
+    for i in range(n - 1):
+        same = same & (tokens[:, i : i + windows] == last[:, i : i + 1])
+    following = tokens[:, n - 1 :]
+    banned = jnp.zeros(logits.shape, bool)
+    # A place that holds none (-1) bans token 0 with False, that is nothing.
+    banned = banned.at[jnp.arange(B)[:, None], jnp.maximum(following, 0)].max(same & (following >= 0))
+    return jnp.where(banned, MASKED, logits)
+
+
+def ban_sequences(
+    logits: Float[Array, "B V"], tokens: Int[Array, "B S"], length: Int[Array, ""] | int, words: Sequence[Sequence[int]]
+) -> Float[Array, "B V"]:
+    """Masks the last token of each of these sequences where the row ends with the tokens before it.
+
+    Args:
+        logits: of the next token.
+        tokens: as in ``no_repeat_ngram``.
+        length: places taken.
+        words: sequences of token ids, none of them empty.
+    """
+    single = sorted({word[0] for word in words if len(word) == 1})
+    if single:
+        logits = logits.at[:, jnp.array(single)].set(MASKED)
+    for word in words:
+        if 1 < len(word) <= tokens.shape[1]:
+            ends = jnp.all(_last(tokens, length, len(word) - 1) == jnp.array(word[:-1]), axis=1)
+            logits = logits.at[:, word[-1]].set(jnp.where(ends, MASKED, logits[:, word[-1]]))
+    return logits
+
+
+def _last(tokens: Int[Array, "B S"], length: Int[Array, ""] | int, count: int) -> Int[Array, "B count"]:
+    """The last tokens before ``length``; -1 where the row is shorter."""
+    padded = jnp.pad(tokens, ((0, 0), (count, 0)), constant_values=-1)
+    return jax.lax.dynamic_slice_in_dim(padded, length, count, axis=1)

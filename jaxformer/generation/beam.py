@@ -1,0 +1,276 @@
+"""Beam search as one program: the best hypotheses of each prompt, going on and finished, in arrays of fixed size."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxformer.generation.decode import (
+    Numbers,
+    Written,
+    apply_rules,
+    forward,
+    is_end,
+    prefill,
+    start_written,
+    write,
+)
+from jaxformer.generation.options import GenerationConfig, Rules
+from jaxformer.models import Decoder, EncoderDecoder, KVCache
+from jaxformer.models.cache import repeat_rows, take_rows
+
+# Below every score; small enough that adding a score to it is seen in float32.
+_NEVER = -1e9
+
+
+class Hypotheses(NamedTuple):
+    """Texts of ``B`` prompts, ``K`` each, in ``G`` groups.
+
+    Attributes:
+        tokens: ``[B, G, K, M]``.
+        log_probs: ``[B, G, K, M]``, of each token under the model itself.
+        scores: ``[B, G, K]``; ``_NEVER`` where there is none yet.
+        finished: ``[B, G, K]`` bool.
+    """
+
+    tokens: Array
+    log_probs: Array
+    scores: Array
+    finished: Array
+
+
+class Beams(NamedTuple):
+    """What goes from step to step.
+
+    Attributes:
+        cache: of the running hypotheses, ``B G K`` rows.
+        written: of the same rows, for the rules.
+        running: hypotheses that go on; scores are summed log-probabilities, the best first.
+        best: finished ones; scores are those divided by length, the best first.
+        token: ``[B G K]``, last token of each row.
+        position: ``[B G K]``.
+        step: tokens written.
+        hopeful: ``[B, G]``, whether a running hypothesis may still become one of the best.
+        stuck: ``[B, G]``, whether every continuation has ended.
+    """
+
+    cache: KVCache
+    written: Written
+    running: Hypotheses
+    best: Hypotheses
+    token: Array
+    position: Array
+    step: Array
+    hopeful: Array
+    stuck: Array
+
+
+def _take(tree: Any, index: Array) -> Any:
+    """Of arrays ``[B, K, ...]`` the entries ``index [B, R]`` of the second axis."""
+
+    def one(leaf: Array) -> Array:
+        return jnp.take_along_axis(leaf, index.reshape(*index.shape, *(1,) * (leaf.ndim - 2)), axis=1)
+
+    return jax.tree.map(one, tree)
+
+
+def _best(hypotheses: Hypotheses, count: int) -> tuple[Hypotheses, Array]:
+    """The ``count`` of highest score, ``[B, K, ...]`` to ``[B, count, ...]``, and where they stood."""
+    index = jax.lax.top_k(hypotheses.scores, count)[1]
+    return _take(hypotheses, index), index
+
+
+class _Search(NamedTuple):
+    """What does not change from step to step."""
+
+    rules: Rules
+    options: GenerationConfig
+    numbers: Numbers
+    limit: Array
+
+    def candidates(self, scores: Array, log_probs: Array, running: Hypotheses, count: Array) -> tuple[Any, Array]:
+        """The continuations worth a look: enough that ``K`` go on even if every best one ends; ``[B, C, ...]``.
+
+        Args:
+            scores: ``[B, K, V]``, log-probabilities after the rules.
+            log_probs: ``[B, K, V]``, before them.
+            running: ``[B, K, ...]``.
+            count: tokens written before.
+
+        Returns:
+            The hypotheses, and the beams ``[B, C]`` that they go on from.
+        """
+        B, K, V = scores.shape
+        total = (scores + running.scores[..., None]).reshape(B, K * V)
+        kept = min(max(2, 1 + len(self.rules.end_ids)) * K, K * V)
+        value, index = jax.lax.top_k(total, kept)
+        beam, token = index // V, (index % V).astype(jnp.int32)
+        from_beam = _take(running, beam)
+        chosen = jnp.take_along_axis(log_probs.reshape(B, K * V), index, axis=1)
+        ended = is_end(token, self.rules) | (count + 1 >= self.limit)
+        new = Hypotheses(
+            from_beam.tokens.at[:, :, count].set(token),
+            from_beam.log_probs.at[:, :, count].set(chosen),
+            value,
+            ended,
+        )
+        return new, beam
+
+    def finish(self, best: Hypotheses, new: Hypotheses, hopeful: Array, count: Array) -> Hypotheses:
+        """The best finished hypotheses ``[B, K, ...]``, with those among the first ``K`` candidates that just ended."""
+        K = best.scores.shape[1]
+        allowed = new.finished & (jnp.arange(new.scores.shape[1]) < K) & hopeful[:, None]
+        if self.options.early_stopping is True:
+            allowed = allowed & ~jnp.all(best.finished, axis=1, keepdims=True)
+        length = (count + 1).astype(jnp.float32)
+        scores = jnp.where(allowed, new.scores / length**self.options.length_penalty, _NEVER)
+        ended = new._replace(scores=scores, finished=allowed)
+        return _best(jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), best, ended), K)[0]
+
+    def may_win(self, running: Hypotheses, best: Hypotheses, hopeful: Array, count: Array) -> Array:
+        """``[B]``, whether the best running hypothesis may still beat the worst finished one.
+
+        Its score is guessed from its length now, or with ``early_stopping="never"`` from the length at which it would
+        score highest.
+        """
+        c = self.options
+        longest = c.early_stopping == "never" and c.length_penalty > 0
+        length = jnp.asarray(self.limit if longest else count).astype(jnp.float32)
+        possible = running.scores[:, 0] / length**c.length_penalty
+        worst = jnp.where(jnp.all(best.finished, axis=1), jnp.min(best.scores, axis=1), _NEVER)
+        return hopeful & (possible > worst)
+
+
+def _step(search: _Search, state: Beams, log_probs: Array) -> tuple[Beams, Array]:
+    """One token more for all groups, from log-probabilities ``[B G K, V]``, and the rows that each goes on from."""
+    B, G, K = state.running.scores.shape
+    V = log_probs.shape[-1]
+    scores = log_probs
+    groups = []
+    taken = jnp.zeros((B, V))
+    rows = jnp.arange(B)[:, None]
+    ruled = apply_rules(scores, state.written, state.step, search.limit, search.rules, search.numbers)
+    ruled, raw = ruled.reshape(B, G, K, V), log_probs.reshape(B, G, K, V)
+    for g in range(G):
+        running, best = (jax.tree.map(lambda leaf, g=g: leaf[:, g], part) for part in (state.running, state.best))
+        hopeful = state.hopeful[:, g]
+        scores = ruled[:, g] - search.options.diversity_penalty * taken[:, None] if g else ruled[:, g]
+        new, beam = search.candidates(scores, raw[:, g], running, state.step)
+        going = new._replace(scores=jnp.where(new.finished, new.scores + _NEVER, new.scores))
+        going, index = _best(going, K)
+        best = search.finish(best, new, hopeful, state.step)
+        token = jnp.take_along_axis(going.tokens, jnp.full((B, K, 1), state.step), axis=2)[..., 0]
+        # A group is kept from the tokens that those before it just took (Vijayakumar et al. 2018, equation 5).
+        taken = taken.at[rows, token].add(1.0)
+        hopeful = search.may_win(going, best, hopeful, state.step + 1)
+        parent = jnp.take_along_axis(beam, index, axis=1)
+        groups.append((going, best, token, parent, hopeful, jnp.all(new.finished, axis=1)))
+    running, best, token, parent, hopeful, stuck = jax.tree.map(lambda *parts: jnp.stack(parts, axis=1), *groups)
+    parents = (parent + (jnp.arange(B)[:, None, None] * G + jnp.arange(G)[:, None]) * K).reshape(-1)
+    written = Written(*(None if part is None else part[parents] for part in state.written._replace(length=None)))
+    token = token.reshape(-1)
+    written = write(written._replace(length=state.written.length), token)
+    moved = state._replace(
+        written=written,
+        running=running,
+        best=best,
+        token=token,
+        position=state.position + 1,
+        step=state.step + 1,
+        hopeful=hopeful,
+        stuck=stuck,
+    )
+    return moved, parents
+
+
+@partial(jax.jit, static_argnames=("model", "rules", "options", "room", "cache_dtype", "ring"))
+def beam_search(
+    model: Decoder | EncoderDecoder,
+    params: Any,
+    ids: Array,
+    real: Array,
+    start_ids: Array | None,
+    limit: Array,
+    numbers: Numbers,
+    *,
+    rules: Rules,
+    options: GenerationConfig,
+    room: int,
+    cache_dtype: str | None = None,
+    ring: bool = False,
+) -> tuple[Array, Array, Array]:
+    """The best hypotheses of each prompt, as ``transformers`` finds them.
+
+    A hypothesis is scored by the sum of its tokens' log-probabilities; when it ends, that is divided by its length to
+    the power of ``length_penalty`` (Wu et al. 2016, "Google's Neural Machine Translation System", section 7, in the
+    simpler form that is in use). With groups, each is a search of its own that is kept from the tokens that the groups
+    before it took (Vijayakumar et al. 2018, "Diverse Beam Search").
+
+    Args:
+        model: not stacked.
+        params: prepared.
+        ids: ``[B, T]``, padded on the left.
+        real: ``[B, T]`` bool.
+        start_ids: ``[B]``, an encoder-decoder's start tokens.
+        limit: tokens to write, at most ``room``.
+        numbers: of the rules.
+        rules: what each step keeps.
+        options: the search's own.
+        room: tokens that can be written.
+        cache_dtype: of keys and values.
+        ring: whether the cache keeps the model's window only.
+
+    Returns:
+        Tokens ``[R, room]``, their log-probabilities, and the scores ``[R]``; ``R = B num_return_sequences``, the best
+        of each prompt first.
+    """
+    logits, cache, source, position = prefill(
+        model, params, ids, real, room=room, cache_dtype=cache_dtype, ring=ring, start=start_ids
+    )
+    B, G, K = len(ids), options.num_beam_groups, options.num_beams // options.num_beam_groups
+    rows = G * K
+    prompt, prompt_real = ids, real
+    if start_ids is not None:
+        prompt, prompt_real = start_ids[:, None], jnp.ones((B, 1), bool)
+    again = partial(jnp.repeat, repeats=rows, axis=0)
+    source = None if source is None else again(source)
+    empty = Hypotheses(
+        jnp.full((B, G, K, room), rules.pad_id, jnp.int32),
+        jnp.zeros((B, G, K, room), jnp.float32),
+        jnp.full((B, G, K), _NEVER),
+        jnp.zeros((B, G, K), bool),
+    )
+    state = Beams(
+        repeat_rows(cache, rows),
+        start_written(again(prompt), again(prompt_real), room, logits.shape[-1], rules, numbers),
+        # All beams begin alike: the first alone counts, so that they do not take the same tokens.
+        empty._replace(scores=empty.scores.at[:, :, 0].set(0.0)),
+        empty,
+        jnp.zeros(B * rows, jnp.int32),
+        again(position),
+        jnp.int32(0),
+        jnp.ones((B, G), bool),
+        jnp.zeros((B, G), bool),
+    )
+    search = _Search(rules, options, numbers, limit)
+    state, _ = _step(search, state, jax.nn.log_softmax(again(logits), axis=-1))
+
+    def unfinished(state: Beams) -> Array:
+        going = state.hopeful
+        if options.early_stopping is True:
+            going = going & ~jnp.all(state.best.finished)
+        return jnp.any(going) & ~jnp.all(state.stuck)
+
+    def step(state: Beams) -> Beams:
+        logits, cache = forward(model, params, state.token, state.position, state.cache, source)
+        moved, parents = _step(search, state._replace(cache=cache), jax.nn.log_softmax(logits, axis=-1))
+        # The context is the prompt's, whichever of its beams goes on.
+        return moved._replace(cache=take_rows(cache, parents, context=False))
+
+    best = jax.lax.while_loop(unfinished, step, state).best
+    together: Hypotheses = jax.tree.map(lambda leaf: leaf.reshape(B, rows, *leaf.shape[3:]), best)
+    found, _ = _best(together, options.num_return_sequences)
+    tokens, log_probs, scores, _ = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
+    return tokens, log_probs, scores

@@ -1,0 +1,296 @@
+"""The loop of single steps on a static KV cache, for greedy search and sampling, and the rules each step keeps."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxformer import functional as F
+from jaxformer.generation.options import Rules
+from jaxformer.models import Context, Decoder, EncoderDecoder, KVCache, init_cache
+from jaxformer.models.cache import repeat_rows
+
+Numbers = Mapping[str, Any]
+
+
+class Written(NamedTuple):
+    """What the rules know of a row's tokens, prompt included; None where no rule asks.
+
+    Attributes:
+        history: ``[R, C]``, tokens so far, -1 where there are none.
+        length: places of ``history`` taken.
+        seen: ``[R, V]`` bool, tokens of prompt and text.
+        counts: ``[R, V]``, how often each was written.
+    """
+
+    history: Any
+    length: Any
+    seen: Any
+    counts: Any
+
+
+class State(NamedTuple):
+    """What goes from step to step.
+
+    Attributes:
+        cache: keys and values of all tokens but the last.
+        source: an encoder-decoder's ``real [R, S]`` of its source.
+        token: ``[R]``, the last one.
+        position: ``[R]``, its position.
+        step: how many were written.
+        done: ``[R]``, whether the row has ended.
+        tokens: ``[R, M]``, what was written, ``pad_id`` behind it.
+        log_probs: ``[R, M]``, each one's log-probability under the model itself, before any rule; nats.
+        written: for the rules.
+        seeds: ``[R, 2]``, seed and number that a row's draws depend on.
+    """
+
+    cache: KVCache
+    source: Any
+    token: Array
+    position: Array
+    step: Array
+    done: Array
+    tokens: Array
+    log_probs: Array
+    written: Written
+    seeds: Array
+
+
+def start_written(prompt: Array, real: Array, room: int, vocabulary: int, rules: Rules, numbers: Numbers) -> Written:
+    """The rules' knowledge of a prompt ``[R, T]``, with room for so many tokens more."""
+    history = seen = counts = None
+    rows = jnp.arange(prompt.shape[0])[:, None]
+    if rules.needs_history:
+        history = jnp.pad(jnp.where(real, prompt, -1), ((0, 0), (0, room)), constant_values=-1)
+    if "repetition_penalty" in numbers:
+        seen = jnp.zeros((prompt.shape[0], vocabulary), bool).at[rows, prompt].max(real)
+    if "presence_penalty" in numbers or "frequency_penalty" in numbers:
+        counts = jnp.zeros((prompt.shape[0], vocabulary), jnp.int32)
+    return Written(history, jnp.int32(prompt.shape[1]), seen, counts)
+
+
+def write(written: Written, token: Array) -> Written:
+    """With one more token ``[R]`` in each row."""
+    rows = jnp.arange(token.shape[0])
+    history, length, seen, counts = written
+    if history is not None:
+        history = jax.lax.dynamic_update_slice(history, token[:, None], (0, length))
+    if seen is not None:
+        seen = seen.at[rows, token].set(True)
+    if counts is not None:
+        counts = counts.at[rows, token].add(1)
+    return Written(history, length + 1, seen, counts)
+
+
+def apply_rules(scores: Array, written: Written, count: Array, limit: Array, rules: Rules, numbers: Numbers) -> Array:
+    """Logits or log-probabilities ``[R, V]`` after the rules, in the order in which transformers applies them."""
+    if written.seen is not None:
+        scores = F.repetition_penalty(scores, written.seen, numbers["repetition_penalty"])
+    if written.counts is not None:
+        presence, frequency = (numbers.get(f"{name}_penalty", 0.0) for name in ("presence", "frequency"))
+        scores = F.count_penalties(scores, written.counts, presence, frequency)
+    if rules.no_repeat_ngram_size:
+        scores = F.no_repeat_ngram(scores, written.history, written.length, rules.no_repeat_ngram_size)
+    if rules.bad_words:
+        history = jnp.zeros((scores.shape[0], 1), jnp.int32) if written.history is None else written.history
+        scores = F.ban_sequences(scores, history, written.length, rules.bad_words)
+    if "min_new_tokens" in numbers and rules.end_ids:
+        ends = jnp.array(rules.end_ids)
+        early = count < numbers["min_new_tokens"]
+        scores = scores.at[:, ends].set(jnp.where(early, F.MASKED, scores[:, ends]))
+    for forced, when in ((rules.forced_bos, count == 0), (rules.forced_eos, count == limit - 1)):
+        if forced is not None:
+            only = jnp.where(jnp.arange(scores.shape[-1]) == forced, 0.0, F.MASKED)
+            scores = jnp.where(when, only, scores)
+    return scores
+
+
+def is_end(token: Array, rules: Rules) -> Array:
+    """Whether a token ends its row."""
+    if not rules.end_ids:
+        return jnp.zeros(token.shape, bool)
+    return jnp.any(token[..., None] == jnp.array(rules.end_ids), axis=-1)
+
+
+def prefill(
+    model: Decoder | EncoderDecoder,
+    params: Any,
+    ids: Array,
+    real: Array,
+    *,
+    room: int,
+    cache_dtype: str | None,
+    ring: bool,
+    start: Array | None,
+) -> tuple[Array, KVCache, Array | None, Array]:
+    """The whole prompt at once.
+
+    Args:
+        model: not stacked.
+        params: prepared.
+        ids: ``[B, T]``, padded on the left.
+        real: ``[B, T]`` bool.
+        room: tokens that the cache is to hold behind the prompt.
+        cache_dtype: of keys and values.
+        ring: whether the cache keeps the model's window only.
+        start: ``[B]``, an encoder-decoder's start tokens; ``ids`` is then what its encoder reads.
+
+    Returns:
+        The last token's logits ``[B, V]`` float32, the cache, an encoder-decoder's ``real``, last positions ``[B]``.
+    """
+    variables, c = {"params": params}, model.config
+    B, T = ids.shape
+    if isinstance(model, EncoderDecoder):
+        assert start is not None
+        cache = init_cache(c, B, room + 1, dtype=cache_dtype, stacked=False)
+        context = model.apply(variables, ids, real, method="encode")
+        hidden, cache = model.apply(variables, context, start[:, None], cache=cache, method="decode")
+        return model.apply(variables, hidden[:, -1], method="logits"), cache, real, jnp.zeros(B, jnp.int32)
+    places = min(c.window, T + room) if ring and c.window is not None else T + room
+    cache = init_cache(c, B, places, dtype=cache_dtype, stacked=False, ring=ring)
+    logits, cache = model.apply(variables, ids, real, cache=cache, method="last_logits")
+    return logits, cache, None, jnp.sum(real, axis=1, dtype=jnp.int32) - 1
+
+
+def forward(
+    model: Decoder | EncoderDecoder, params: Any, token: Array, position: Array, cache: KVCache, source: Array | None
+) -> tuple[Array, KVCache]:
+    """One token ``[R]`` a row: the next one's logits ``[R, V]`` float32, and the cache with it."""
+    variables = {"params": params}
+    if isinstance(model, EncoderDecoder):
+        hidden, cache = model.apply(
+            variables,
+            Context(None, source),
+            token[:, None],
+            decoder_position_ids=position[:, None],
+            cache=cache,
+            method="decode",
+        )
+        return model.apply(variables, hidden[:, -1], method="logits"), cache
+    return model.apply(variables, token[:, None], position_ids=position[:, None], cache=cache, method="last_logits")
+
+
+def _draw(logits: Array, state: State, limit: Array, rules: Rules, numbers: Numbers) -> State:
+    """The next token of each row, from its logits."""
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    scores = apply_rules(logits, state.written, state.step, limit, rules, numbers)
+    if rules.sample:
+        keys = jax.vmap(lambda pair: jax.random.fold_in(F.purpose_key(pair[0], "sample", state.step), pair[1]))
+        options = {name: numbers[name] for name in ("temperature", "top_p", "min_p", "typical_p") if name in numbers}
+        token = F.sample_token(scores, keys(state.seeds), top_k=rules.top_k, **options)
+    else:
+        token = jnp.argmax(scores, axis=-1)
+    token = jnp.where(state.done, rules.pad_id, token).astype(jnp.int32)
+    chosen = jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
+    return state._replace(
+        token=token,
+        position=state.position + 1,
+        step=state.step + 1,
+        done=state.done | is_end(token, rules),
+        tokens=state.tokens.at[:, state.step].set(token),
+        log_probs=state.log_probs.at[:, state.step].set(jnp.where(state.done, 0.0, chosen)),
+        written=write(state.written, token),
+    )
+
+
+@partial(jax.jit, static_argnames=("model", "rules", "room", "copies", "cache_dtype", "ring"))
+def start(
+    model: Decoder | EncoderDecoder,
+    params: Any,
+    ids: Array,
+    real: Array,
+    start_ids: Array | None,
+    seeds: Array,
+    limit: Array,
+    numbers: Numbers,
+    *,
+    rules: Rules,
+    room: int,
+    copies: int = 1,
+    cache_dtype: str | None = None,
+    ring: bool = False,
+) -> State:
+    """Reads the prompts and writes the first token of each row.
+
+    Args:
+        model: not stacked.
+        params: prepared.
+        ids: ``[B, T]``, padded on the left.
+        real: ``[B, T]`` bool.
+        start_ids: ``[B]``, an encoder-decoder's start tokens.
+        seeds: ``[R, 2]``, with ``R = B copies``.
+        limit: tokens to write, at most ``room``.
+        numbers: of the rules.
+        rules: what each step keeps.
+        room: tokens that can be written.
+        copies: rows for each prompt.
+        cache_dtype: of keys and values.
+        ring: whether the cache keeps the model's window only.
+    """
+    logits, cache, source, position = prefill(
+        model, params, ids, real, room=room, cache_dtype=cache_dtype, ring=ring, start=start_ids
+    )
+    prompt, prompt_real = ids, real
+    if start_ids is not None:
+        prompt, prompt_real = start_ids[:, None], jnp.ones((len(ids), 1), bool)
+    if copies > 1:
+        cache = repeat_rows(cache, copies)
+        again = partial(jnp.repeat, repeats=copies, axis=0)
+        logits, position, prompt, prompt_real = map(again, (logits, position, prompt, prompt_real))
+        source = None if source is None else again(source)
+    R = logits.shape[0]
+    state = State(
+        cache,
+        source,
+        jnp.zeros(R, jnp.int32),
+        position,
+        jnp.int32(0),
+        jnp.zeros(R, bool),
+        jnp.full((R, room), rules.pad_id, jnp.int32),
+        jnp.zeros((R, room), jnp.float32),
+        start_written(prompt, prompt_real, room, logits.shape[-1], rules, numbers),
+        seeds,
+    )
+    return _draw(logits, state, limit, rules, numbers)
+
+
+def _advance(
+    model: Any, params: Any, state: State, until: Array, limit: Array, numbers: Numbers, *, rules: Rules
+) -> State:
+    def unfinished(state: State) -> Array:
+        return (state.step < until) & ~jnp.all(state.done)
+
+    def step(state: State) -> State:
+        logits, cache = forward(model, params, state.token, state.position, state.cache, state.source)
+        return _draw(logits, state._replace(cache=cache), limit, rules, numbers)
+
+    return jax.lax.while_loop(unfinished, step, state)
+
+
+# The state's memory is given up to the result, so that the cache is written in place.
+advance = jax.jit(_advance, static_argnames=("model", "rules"), donate_argnames="state")
+
+
+def search(
+    model: Decoder | EncoderDecoder,
+    params: Any,
+    ids: Array,
+    real: Array,
+    *,
+    rules: Rules,
+    numbers: Numbers,
+    max_new_tokens: int,
+    seeds: Array,
+    start_ids: Array | None = None,
+) -> State:
+    """``start`` and ``advance`` to the end as one pure function, for use inside a program; parameters of any layout."""
+    from jaxformer.generation.prepare import prepare
+
+    limit = jnp.int32(max_new_tokens)
+    separate, params = model.clone(stacked=False), prepare(model, params)
+    state = start(separate, params, ids, real, start_ids, seeds, limit, numbers, rules=rules, room=max_new_tokens)
+    return _advance(separate, params, state, limit, limit, numbers, rules=rules)

@@ -1,0 +1,98 @@
+"""Prompts as the programs take them: real tokens on the right, lengths rounded up so that few programs are compiled."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxformer.models.config import TransformerConfig
+from jaxformer.schema import UserError
+
+_SHORTEST = 16
+
+
+def bucket(length: int) -> int:
+    """The next power of two from 16 on: prompts up to 1,024 tokens then share seven shapes."""
+    return max(_SHORTEST, 1 << (length - 1).bit_length()) if length > 0 else _SHORTEST
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts of one batch.
+
+    Attributes:
+        ids: ``[B, T]`` int32, each row's real tokens at its right end.
+        real: ``[B, T]`` bool.
+        lengths: ``[B]``, real tokens.
+        given: length of the rows as they were given, padding included.
+    """
+
+    ids: np.ndarray
+    real: np.ndarray
+    lengths: np.ndarray
+    given: int
+
+
+def align(input_ids: Any, attention_mask: Any, bos_id: int | None, *, rounded: bool = True) -> Prompts:
+    """Prompts with what is no token taken out, wherever it was, and put on the left.
+
+    Args:
+        input_ids: ``[B, T]``.
+        attention_mask: ``[B, T]``, 1 at real tokens; None if all are.
+        bos_id: stands in for a prompt without tokens.
+        rounded: whether ``T`` is rounded up to a ``bucket``.
+
+    Raises:
+        UserError: the shapes do not fit, or a prompt is empty and there is no such token.
+    """
+    ids = np.asarray(input_ids)
+    if ids.ndim != 2 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
+        raise UserError(
+            f"input_ids has shape {list(ids.shape)} and type {ids.dtype}, expected whole numbers [batch, tokens]; put "
+            "a single prompt into a list"
+        )
+    real = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask).astype(bool)
+    if real.shape != ids.shape:
+        raise UserError(f"attention_mask has shape {list(real.shape)}, expected that of input_ids, {list(ids.shape)}")
+    lengths = real.sum(axis=1)
+    rows = [row[keep] for row, keep in zip(ids, real, strict=True)]
+    if (lengths == 0).any():
+        if bos_id is None:
+            raise UserError(
+                f"prompt {int(np.argmin(lengths))} is empty and the model has no token that begins a text, expected at "
+                "least one token; give one, or bos_token_id"
+            )
+        rows = [row if len(row) else np.array([bos_id]) for row in rows]
+        lengths = np.maximum(lengths, 1)
+    longest = int(lengths.max(initial=1))
+    width = bucket(longest) if rounded else longest
+    aligned, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), bool)
+    for i, row in enumerate(rows):
+        aligned[i, width - len(row) :], mask[i, width - len(row) :] = row, True
+    return Prompts(aligned, mask, lengths.astype(np.int32), ids.shape[1])
+
+
+def check_lengths(prompts: Prompts, new_tokens: int, config: TransformerConfig) -> None:
+    """Refuses what the model has no positions for.
+
+    Raises:
+        UserError: a prompt, or a prompt and what is to follow, is longer than the model's ``max_length``.
+    """
+    limit, longest = config.max_length, int(prompts.lengths.max(initial=0))
+    row = int(np.argmax(prompts.lengths)) if longest else 0
+    if config.architecture == "encoder_decoder":
+        if longest > limit:
+            raise UserError(f"text {row} has {longest} tokens, expected at most {limit} (max_length); shorten it")
+        if new_tokens > limit:
+            raise UserError(f"max_new_tokens is {new_tokens}, expected at most {limit} (max_length)")
+        return
+    if longest >= limit and new_tokens:
+        raise UserError(
+            f"prompt {row} has {longest} tokens, expected fewer than {limit} (max_length); shorten it, for instance to "
+            "its end"
+        )
+    if longest + new_tokens > limit:
+        raise UserError(
+            f"prompt {row} has {longest} tokens and max_new_tokens is {new_tokens}, expected at most {limit} together "
+            f"(max_length); set max_new_tokens to {limit - longest} or shorten the prompt"
+        )

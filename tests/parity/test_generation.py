@@ -1,0 +1,102 @@
+"""Live against PyTorch ``transformers``: the tokens and scores of greedy and beam search, of all that write."""
+
+import numpy as np
+import pytest
+
+from jaxformer.generation import generate, prepare
+from tests.families.compare import model_and_converter
+from tests.golden import bidirectional, make
+
+pytestmark = pytest.mark.parity
+
+DECODERS = ["gpt2_tied", "llama_untied", "gpt_neox", "opt", "bloom", "mistral", "qwen2", "qwen3", "gemma"]
+ENCODER_DECODERS = ["t5", "t5_v1_1", "bart", "mbart", "marian", "pegasus"]
+NEW, PAD = 12, 1  # of a padding token 0 transformers makes the end token behind beams
+SEARCHES = {
+    "greedy": {},
+    "four beams": {"num_beams": 4, "num_return_sequences": 4},
+    "long": {"num_beams": 4, "length_penalty": 2.0, "early_stopping": True, "num_return_sequences": 2},
+    "short": {"num_beams": 4, "length_penalty": -0.7, "early_stopping": "never", "num_return_sequences": 3},
+}
+RULES = {
+    "repetition": {"repetition_penalty": 1.7},
+    "n-grams": {"no_repeat_ngram_size": 2, "num_beams": 4},
+    "words": {"bad_words_ids": [[3], [7, 8], [5, 6, 9]], "min_new_tokens": 5},
+    "forced end": {"forced_eos_token_id": 2, "num_beams": 4, "min_new_tokens": 3},
+}
+# Names under which the configurations of transformers hold the number of positions.
+LENGTHS = ("n_positions", "max_position_embeddings")
+
+
+def tiny(name):
+    """PyTorch's model of a golden file, but with 64 positions, and ours with its parameters."""
+    keys = (make.CASES | bidirectional.CASES)[name][1]
+    longer = {key: 64 for key in LENGTHS if key in keys}
+    if name in make.CASES:
+        family, kind = make.CASES[name][0], "causal_lm"
+        hf = make.hf_model(family, keys | longer)
+        parameters = make.parameters(hf)
+    else:
+        family, kind = name, "seq2seq_lm"
+        hf = bidirectional.hf_model(name, **longer)
+        parameters = {key: value for key, value in hf.named_parameters() if value.requires_grad}
+    model, convert = model_and_converter(family, hf.config.to_dict(), kind)
+    return hf, model, convert({key: parameter.detach().numpy() for key, parameter in parameters.items()})
+
+
+def prompts(vocab_size):
+    random = np.random.default_rng(5)
+    ids, mask = random.integers(3, vocab_size, (3, 9)), np.ones((3, 9), int)
+    mask[1, :4] = mask[2, :7] = 0
+    return np.where(mask == 1, ids, 0), mask
+
+
+def theirs(hf, ids, mask, **options):
+    """New tokens and scores by ``transformers``."""
+    import torch
+
+    hf.generation_config.eos_token_id = options.pop("eos_token_id")
+    hf.generation_config.pad_token_id = PAD
+    out = hf.generate(
+        torch.tensor(ids),
+        attention_mask=torch.tensor(mask),
+        do_sample=False,
+        max_new_tokens=NEW,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **options,
+    )
+    start = 1 if hf.config.is_encoder_decoder else ids.shape[1]
+    return out.sequences[:, start:].numpy(), None if "num_beams" not in options else out.sequences_scores.numpy()
+
+
+def right(ids, mask):
+    """The same prompts, padded on the right."""
+    moved, real = np.zeros_like(ids), np.zeros_like(mask)
+    for i in range(len(ids)):
+        count = mask[i].sum()
+        moved[i, :count], real[i, :count] = ids[i][mask[i] == 1], 1
+    return moved, real
+
+
+@pytest.mark.parametrize("name", [*DECODERS, *ENCODER_DECODERS])
+def test_tokens_and_scores(name):
+    hf, model, params = tiny(name)
+    params = prepare(model, params)
+    ids, mask = prompts(model.config.vocabulary)
+    free, _ = theirs(hf, ids, mask, eos_token_id=None)
+    # Ends that are written: one token of the greedy texts, and a second one.
+    ends = [int(free[0, 5]), int(free[1, 8])]
+    chosen = (
+        SEARCHES if name in ("gpt2_tied", "t5", "bart", "mistral") else {k: SEARCHES[k] for k in ("greedy", "long")}
+    )
+    rules = RULES if name in ("gpt2_tied", "t5") else {}
+    for label, options in {**chosen, **rules}.items():
+        expected, scores = theirs(hf, ids, mask, eos_token_id=ends, **options)
+        ours = {key: value for key, value in options.items() if value is not None}
+        for side in (ids, mask), right(ids, mask):
+            out = generate(model, params, *side, max_new_tokens=NEW, eos_token_id=ends, pad_token_id=PAD, **ours)
+            padded = np.pad(expected, ((0, 0), (0, NEW - expected.shape[1])), constant_values=PAD)
+            np.testing.assert_array_equal(out.tokens, padded, err_msg=label)
+            if scores is not None:
+                np.testing.assert_allclose(out.scores, scores, rtol=1e-4, atol=1e-4, err_msg=label)

@@ -96,7 +96,9 @@ def packed_product(
         tokens = jnp.pad(tokens, ((0, 1), (0, 0)))
     y = jax.lax.dot_general(
         matrix.astype(x.dtype), tokens, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
-    ).T[:count]
+    )
+    # Without the barrier XLA would turn the transposed product round, to tokens on the left.
+    y = jax.lax.optimization_barrier(y).T[:count] if on_cpu else y.T
     if scale is not None:
         y = y * scale
     return y.astype(out).reshape(*batch, *kernel.outputs)

@@ -1,7 +1,7 @@
 """Text from models."""
 
 from jaxformer.generation.decode import search
-from jaxformer.generation.generate import GenerateOutput, Piece, generate, stream
+from jaxformer.generation.engine import GenerateOutput, Piece, generate, stream
 from jaxformer.generation.options import GenerationConfig, compile_options, parse_options, read_generation_config
 from jaxformer.generation.prepare import prepare
 

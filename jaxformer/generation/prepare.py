@@ -95,7 +95,7 @@ def _walk(path: tuple[str, ...], tree: Any, packed: Callable[..., Any] | None) -
             laid[name] = _walk((*path, name), value, packed)
         else:
             found = packed((*path, name), value)
-            laid[name if found is value else PACKED] = found
+            laid[PACKED if isinstance(found, F.Packed) else name] = found
     return laid
 
 

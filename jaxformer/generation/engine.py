@@ -169,9 +169,9 @@ def _prepare_job(
 def _start_ids(config: Any, options: GenerationConfig, prompts: Prompts) -> np.ndarray:
     """``[B]``, what the decoder starts with."""
     start_id = options.decoder_start_token_id
+    start_id = config.decoder_start_token_id if start_id is None else start_id
     if start_id is None and config.decoder_start == "last":
         return prompts.ids[:, -1]
-    start_id = config.decoder_start_token_id if start_id is None else start_id
     if start_id is None:
         raise UserError("the model has no decoder_start_token_id, expected one; give decoder_start_token_id=...")
     return np.full(len(prompts.ids), start_id, np.int32)

@@ -31,14 +31,16 @@ LENGTHS = ("n_positions", "max_position_embeddings")
 def tiny(name):
     """PyTorch's model of a golden file, but with 64 positions, and ours with its parameters."""
     keys = (make.CASES | bidirectional.CASES)[name][1]
-    longer = {key: 64 for key in LENGTHS if key in keys}
+    changes = {key: 64 for key in LENGTHS if key in keys}
+    if "num_decoder_layers" in keys:
+        changes["num_decoder_layers"] = keys["num_layers"]  # more of them than encoder layers fail in its cache
     if name in make.CASES:
         family, kind = make.CASES[name][0], "causal_lm"
-        hf = make.hf_model(family, keys | longer)
+        hf = make.hf_model(family, keys | changes)
         parameters = make.parameters(hf)
     else:
         family, kind = name, "seq2seq_lm"
-        hf = bidirectional.hf_model(name, **longer)
+        hf = bidirectional.hf_model(name, **changes)
         parameters = {key: value for key, value in hf.named_parameters() if value.requires_grad}
     model, convert = model_and_converter(family, hf.config.to_dict(), kind)
     return hf, model, convert({key: parameter.detach().numpy() for key, parameter in parameters.items()})
@@ -57,6 +59,7 @@ def theirs(hf, ids, mask, **options):
 
     hf.generation_config.eos_token_id = options.pop("eos_token_id")
     hf.generation_config.pad_token_id = PAD
+    hf.generation_config.forced_eos_token_id = None  # BART's own
     out = hf.generate(
         torch.tensor(ids),
         attention_mask=torch.tensor(mask),

@@ -20,7 +20,8 @@ _HUB = (
     "push_to_hub",
     "save_pretrained",
 )
-__all__ = [*_HUB, "__version__"]
+_GENERATION = ("generate", "stream")
+__all__ = [*_HUB, *_GENERATION, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -28,6 +29,10 @@ def __getattr__(name: str) -> Any:
         from jaxformer import hub
 
         return getattr(hub, name)
+    if name in _GENERATION:
+        from jaxformer import generation
+
+        return getattr(generation, name)
     raise AttributeError(f"module 'jaxformer' has no attribute {name!r}")
 
 

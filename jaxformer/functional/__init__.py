@@ -42,7 +42,14 @@ from jaxformer.functional.positions import (
 )
 from jaxformer.functional.product import matrix_product
 from jaxformer.functional.random import purpose_key
-from jaxformer.functional.sampling import min_p_logits, sample_token, top_k_logits, top_p_logits, typical_logits
+from jaxformer.functional.sampling import (
+    min_p_logits,
+    sample_token,
+    shape_logits,
+    top_k_logits,
+    top_p_logits,
+    typical_logits,
+)
 from jaxformer.functional.splash import Split
 
 __all__ = [
@@ -101,6 +108,7 @@ __all__ = [
     "rotary_angles",
     "rotary_frequencies",
     "sample_token",
+    "shape_logits",
     "silu",
     "sinusoidal_positions",
     "squared_error",

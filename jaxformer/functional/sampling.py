@@ -77,26 +77,44 @@ def _nearest_mass(
     return bits <= jax.lax.fori_loop(0, 31, halve, limits)[1]
 
 
-def sample_token(
+def shape_logits(
     logits: Float[Array, "B V"],
-    keys: Key[Array, " B"],
     *,
     temperature: Number = 1.0,
     top_k: int | None = None,
     top_p: Number | None = None,
     min_p: Number | None = None,
     typical_p: Number | None = None,
+) -> Float[Array, "B V"]:
+    """``logits / temperature`` after top-k, top-p, min-p and typical, in this order; float32.
+
+    Args:
+        logits: of the next token.
+        temperature: above 0.
+        top_k: see ``top_k_logits``.
+        top_p: see ``top_p_logits``, applied to what top-k left, and so on.
+        min_p: see ``min_p_logits``.
+        typical_p: see ``typical_logits``.
+    """
+    logits = logits.astype(jnp.float32) / temperature
+    if top_k is not None:
+        logits = top_k_logits(logits, top_k)
+    for value, keep in ((top_p, top_p_logits), (min_p, min_p_logits), (typical_p, typical_logits)):
+        if value is not None:
+            logits = keep(logits, value)
+    return logits
+
+
+def sample_token(
+    logits: Float[Array, "B V"], keys: Key[Array, " B"], *, temperature: Number = 1.0, **options: Any
 ) -> Int[Array, " B"]:
-    """Draws one token a row from ``softmax(logits / temperature)`` after top-k, top-p, min-p and typical, in order.
+    """Draws one token a row from ``softmax(shape_logits(logits, ...))``.
 
     Args:
         logits: of the next token.
         keys: one key per row, so that a row's draw does not depend on its neighbours.
         temperature: above 0; exactly 0 takes the most probable token.
-        top_k: see ``top_k_logits``.
-        top_p: see ``top_p_logits``, applied to what top-k left, and so on.
-        min_p: see ``min_p_logits``.
-        typical_p: see ``typical_logits``.
+        **options: ``top_k``, ``top_p``, ``min_p``, ``typical_p`` of ``shape_logits``.
 
     Raises:
         ValueError: if an option is out of range.
@@ -105,10 +123,5 @@ def sample_token(
         raise ValueError(f"sample_token: temperature is {temperature}, expected 0 or more")
     if isinstance(temperature, float) and temperature == 0:
         return jnp.argmax(logits, axis=-1)
-    logits = logits.astype(jnp.float32) / temperature
-    if top_k is not None:
-        logits = top_k_logits(logits, top_k)
-    for value, keep in ((top_p, top_p_logits), (min_p, min_p_logits), (typical_p, typical_logits)):
-        if value is not None:
-            logits = keep(logits, value)
+    logits = shape_logits(logits, temperature=temperature, **options)
     return jax.vmap(jax.random.categorical)(keys, logits)

@@ -4,16 +4,19 @@ from jaxformer.generation.decode import search
 from jaxformer.generation.engine import GenerateOutput, Piece, generate, stream
 from jaxformer.generation.options import GenerationConfig, compile_options, parse_options, read_generation_config
 from jaxformer.generation.prepare import prepare
+from jaxformer.generation.speculative import SpeculativeOutput, speculative_generate
 
 __all__ = [
     "GenerateOutput",
     "GenerationConfig",
     "Piece",
+    "SpeculativeOutput",
     "compile_options",
     "generate",
     "parse_options",
     "prepare",
     "read_generation_config",
     "search",
+    "speculative_generate",
     "stream",
 ]

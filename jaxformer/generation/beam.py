@@ -158,10 +158,11 @@ def _step(search: _Search, state: Beams, log_probs: Array) -> tuple[Beams, Array
         hopeful = state.hopeful[:, g]
         scores = ruled[:, g] - search.options.diversity_penalty * taken[:, None] if g else ruled[:, g]
         new, beam = search.candidates(scores, raw[:, g], running, state.step)
-        going = new._replace(scores=jnp.where(new.finished, new.scores + _NEVER, new.scores))
+        last = jax.lax.dynamic_index_in_dim(new.tokens, state.step, axis=2, keepdims=False)
+        going = new._replace(scores=new.scores + jnp.where(is_end(last, search.rules), _NEVER, 0.0))
         going, index = _best(going, K)
         best = search.finish(best, new, hopeful, state.step)
-        token = jnp.take_along_axis(going.tokens, jnp.full((B, K, 1), state.step), axis=2)[..., 0]
+        token = jnp.take_along_axis(last, index, axis=1)
         # A group is kept from the tokens that those before it just took (Vijayakumar et al. 2018, equation 5).
         taken = taken.at[rows, token].add(1.0)
         hopeful = search.may_win(going, best, hopeful, state.step + 1)

@@ -1,6 +1,7 @@
 """``generate``: from prompts to tokens, all at once or as a stream."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+import types
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -348,14 +349,8 @@ def _one_of(config: GenerationConfig | None, options: dict[str, Any]) -> Generat
 def _nothing(job: _Job) -> GenerateOutput:
     beams = job.options.num_beams > 1
     rows = len(job.prompts.ids) * job.options.num_return_sequences
-    return GenerateOutput(
-        np.zeros((rows, job.options.max_new_tokens), np.int32),
-        np.zeros(rows, np.int32),
-        np.zeros((rows, job.options.max_new_tokens), np.float32),
-        ["length"] * rows,
-        None if job.tokenizer is None else [""] * rows,
-        np.zeros(rows, np.float32) if beams else None,
-    )
+    empty = np.zeros((rows, job.options.max_new_tokens), np.int32)
+    return _output(job, empty, empty.astype(np.float32), np.zeros(rows, np.float32) if beams else None)
 
 
 def _output(
@@ -367,19 +362,52 @@ def _output(
     stopped: dict[int, int] | None = None,
 ) -> GenerateOutput:
     limit = job.options.max_new_tokens
-    tokens, log_probs = tokens[:, :limit].copy(), log_probs[:, :limit].copy()
-    ends: np.ndarray = np.isin(tokens, np.array(job.rules.end_ids, np.int32))
+    return finished(
+        tokens[:, :limit],
+        log_probs[:, :limit],
+        job.rules,
+        job.tokenizer,
+        scores,
+        stops=job.stops,
+        stopped=stopped or {},
+    )
+
+
+def finished(
+    tokens: np.ndarray,
+    log_probs: np.ndarray,
+    rules: Rules,
+    tokenizer: Any,
+    scores: np.ndarray | None = None,
+    *,
+    stops: Sequence[str] = (),
+    stopped: Mapping[int, int] = types.MappingProxyType({}),
+) -> GenerateOutput:
+    """What was written, cut at each row's end and decoded.
+
+    Args:
+        tokens: ``[R, max_new_tokens]``.
+        log_probs: of the same shape.
+        rules: know the end tokens.
+        tokenizer: None for no text.
+        scores: ``[R]`` of beams.
+        stops: strings that the text does not show.
+        stopped: how many tokens the rows have that such a string ended, by number.
+    """
+    limit = tokens.shape[1]
+    tokens, log_probs = tokens.copy(), log_probs.copy()
+    ends: np.ndarray = np.isin(tokens, np.array(rules.end_ids, np.int32))
     ended: np.ndarray = np.any(ends, axis=1)
-    lengths = np.where(ended, np.argmax(ends, axis=1) + 1, limit).astype(np.int32)
+    lengths = np.where(ended, np.argmax(ends, axis=1) + 1, limit).astype(np.int32) if limit else ended.astype(np.int32)
     reasons = ["stop" if has_end else "length" for has_end in ended]
-    for row, length in (stopped or {}).items():
+    for row, length in stopped.items():
         if length <= lengths[row]:
             lengths[row], reasons[row] = length, "stop"
     behind = np.arange(limit) >= lengths[:, None]
-    tokens[behind], log_probs[behind] = job.rules.pad_id, 0.0
+    tokens[behind], log_probs[behind] = rules.pad_id, 0.0
     text = None
-    if job.tokenizer is not None:
+    if tokenizer is not None:
         rows = (row[:length].tolist() for row, length in zip(tokens, lengths, strict=True))
-        text = [str(job.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
-        text = [said if (stop := find_stop(said, job.stops)) is None else said[:stop] for said in text]
+        text = [str(tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
+        text = [said if (stop := find_stop(said, stops)) is None else said[:stop] for said in text]
     return GenerateOutput(tokens, lengths, log_probs, reasons, text, scores)

@@ -3,7 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer.functional import MASKED, example_keys, sample_token, top_k_logits, top_p_logits
+from jaxformer.functional import (
+    MASKED,
+    example_keys,
+    min_p_logits,
+    sample_token,
+    top_k_logits,
+    top_p_logits,
+    typical_logits,
+)
 
 KEY = jax.random.key(3)
 
@@ -97,3 +105,33 @@ def test_a_row_draws_the_same_whatever_its_neighbours():
 def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         sample_token(jnp.zeros((1, 3)), example_keys(KEY, jnp.arange(1)), **options)
+
+
+def test_min_p_by_hand():
+    logits = logits_of(0.1, 0.4, 0.21, 0.29)
+    assert kept(min_p_logits(logits, 0.51)) == [[0, 1, 1, 1]]
+    assert kept(min_p_logits(logits, 0.6)) == [[0, 1, 0, 1]]
+    assert kept(min_p_logits(logits, 1.0)) == [[0, 1, 0, 0]]
+    np.testing.assert_array_equal(min_p_logits(logits, 0.0), logits)
+
+
+def test_typical_by_hand():
+    # Entropy 1.2799 nats; -log p is 2.303, 0.916, 1.609 and 1.204: nearest are 0.3, then 0.2, 0.4 and 0.1.
+    logits = logits_of(0.1, 0.4, 0.2, 0.3)
+    assert kept(typical_logits(logits, 0.29)) == [[0, 0, 0, 1]]
+    assert kept(typical_logits(logits, 0.49)) == [[0, 0, 1, 1]]
+    assert kept(typical_logits(logits, 0.89)) == [[0, 1, 1, 1]]
+    assert kept(typical_logits(logits, 0.91)) == [[1, 1, 1, 1]]
+    # A token that an earlier filter took out has no probability, and no nan.
+    assert kept(typical_logits(logits.at[0, 1].set(MASKED), 0.7)) == [[0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.93])
+def test_the_border_is_that_of_sorting(p):
+    random = np.random.default_rng(1)
+    logits = jnp.asarray(3 * random.standard_normal((6, 500)), jnp.float32)
+    probabilities = np.asarray(jax.nn.softmax(logits), np.float64)
+    order = np.argsort(-probabilities, axis=1)
+    sums = np.cumsum(np.take_along_axis(probabilities, order, axis=1), axis=1)
+    expected = [sorted(row[: np.searchsorted(total, p) + 1]) for row, total in zip(order, sums, strict=True)]
+    assert [np.flatnonzero(row).tolist() for row in np.array(kept(top_p_logits(logits, p)))] == expected

@@ -1,0 +1,312 @@
+"""Speculative decoding: a small model proposes tokens, the large one judges several of them in one step.
+
+Leviathan et al. 2023, "Fast Inference from Transformers via Speculative Decoding"; Chen et al. 2023, "Accelerating
+Large Language Model Decoding with Speculative Sampling". What is written is distributed exactly as if the large model
+had drawn every token itself.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from jaxformer import functional as F
+from jaxformer.generation.decode import Numbers, is_end, prefill
+from jaxformer.generation.engine import GenerateOutput, finished
+from jaxformer.generation.options import Rules, compile_options, parse_options
+from jaxformer.generation.prepare import prepare
+from jaxformer.generation.prompt import align, bucket, check_lengths
+from jaxformer.models import Decoder, KVCache
+from jaxformer.schema import UserError
+
+_SHAPING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+
+
+@dataclass(frozen=True)
+class SpeculativeOutput(GenerateOutput):
+    """What ``generate`` returns, and how well the small model guessed.
+
+    Attributes:
+        proposed: tokens that it proposed in rows that had not ended.
+        accepted: how many of them were kept.
+        rounds: steps of the large model behind the prompt.
+    """
+
+    proposed: int = 0
+    accepted: int = 0
+    rounds: int = 0
+
+
+def accept(
+    proposals: Int[Array, "B k"],
+    draft: Float[Array, "B k V"],
+    target: Float[Array, "B k1 V"],
+    keys: Key[Array, " B"],
+) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
+    """Speculative sampling: how many proposals are kept, and the token that follows them.
+
+    Proposal ``x`` is kept with probability ``min(1, p(x) / q(x))``; behind the first that is not, a token is drawn from
+    ``max(0, p - q)``, normalised; behind all of them, from ``p``. Each token is then distributed as ``p`` (Leviathan et
+    al. 2023, algorithm 1 and appendix A.1).
+
+    Args:
+        proposals: drawn from ``draft``.
+        draft: ``q``, probabilities of the small model at each place.
+        target: ``p``, those of the large one, and one place further, ``k1 = k + 1``.
+        keys: one a row.
+
+    Returns:
+        Numbers between 0 and k, and tokens.
+    """
+    k = proposals.shape[1]
+    split = jax.vmap(lambda key: jax.random.split(key, 2))(keys)
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (k,)))(split[:, 0])
+    index = proposals[..., None]
+    p = jnp.take_along_axis(target[:, :k], index, axis=2)[..., 0]
+    q = jnp.take_along_axis(draft, index, axis=2)[..., 0]
+    kept = jnp.sum(jnp.cumprod(uniform * q < p, axis=1), axis=1)
+    here = jnp.take_along_axis(target, kept[:, None, None], axis=1)[:, 0]
+    guessed = jnp.take_along_axis(jnp.pad(draft, ((0, 0), (0, 1), (0, 0))), kept[:, None, None], axis=1)[:, 0]
+    rest = jnp.maximum(here - guessed, 0.0)
+    rest = jnp.where(jnp.sum(rest, axis=1, keepdims=True) > 0, rest, here)  # p and q alike, but for rounding
+    return kept, jax.vmap(jax.random.categorical)(split[:, 1], jnp.log(rest)).astype(jnp.int32)
+
+
+class _State(NamedTuple):
+    """Between two rounds; ``counts [B]`` tokens were written in each row, the last of them is in no cache yet."""
+
+    target_cache: KVCache
+    draft_cache: KVCache
+    token: Array
+    position: Array
+    counts: Array
+    done: Array
+    tokens: Array
+    log_probs: Array
+    round: Array
+    accepted: Array
+    proposed: Array
+
+
+def _probabilities(logits: Array, rules: Rules, numbers: Numbers) -> Array:
+    """``[..., V]``, what a token is drawn from: all on the most probable one if nothing is drawn."""
+    if not rules.sample:
+        return jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1])
+    flat = logits.reshape(-1, logits.shape[-1])
+    shaping = {name: numbers[name] for name in _SHAPING if name in numbers}
+    return jax.nn.softmax(F.shape_logits(flat, top_k=rules.top_k, **shaping), axis=-1).reshape(logits.shape)
+
+
+def _keys(seeds: Array, purpose: str, step: Array) -> Array:
+    return jax.vmap(lambda pair: jax.random.fold_in(F.purpose_key(pair[0], purpose, step), pair[1]))(seeds)
+
+
+def _forget(cache: KVCache, start: Array, kept: Array, size: int) -> KVCache:
+    """The cache without those of the last ``size`` places, from ``start`` on, that are beyond the ``kept [B]`` first.
+
+    The places stay taken in all rows, and hold nothing in some.
+    """
+    place = jnp.arange(cache.valid.shape[1])[None, :] - start
+    return replace(cache, valid=cache.valid & ((place < kept[:, None]) | (place < 0) | (place >= size)))
+
+
+@partial(jax.jit, static_argnames=("model", "draft", "rules", "room", "k", "places"))
+def _run(
+    model: Decoder,
+    draft: Decoder,
+    params: Any,
+    draft_params: Any,
+    ids: Array,
+    real: Array,
+    seeds: Array,
+    limit: Array,
+    numbers: Numbers,
+    *,
+    rules: Rules,
+    room: int,
+    k: int,
+    places: int,
+) -> _State:
+    B = len(ids)
+    options: dict[str, Any] = {"room": places, "cache_dtype": None, "ring": False, "start": None}
+    logits, target_cache, _, position = prefill(model, params, ids, real, **options)
+    _, draft_cache, _, _ = prefill(draft, draft_params, ids, real, **options)
+    rows = jnp.arange(B)
+
+    def put(tokens: Array, log_probs: Array, counts: Array, new: Array, new_log_probs: Array, size: Array) -> Any:
+        """The rows with the first ``size [B]`` of their new tokens behind those they have, up to the first end."""
+        place = jnp.arange(new.shape[1])
+        ends = is_end(new, rules)
+        before_end = jnp.cumsum(ends, axis=1) - ends == 0
+        wanted = (place < size[:, None]) & before_end & (counts[:, None] + place < limit)
+        column = jnp.where(wanted, counts[:, None] + place, room)  # beyond the last column: dropped
+        tokens = tokens.at[rows[:, None], column].set(new, mode="drop")
+        log_probs = log_probs.at[rows[:, None], column].set(new_log_probs, mode="drop")
+        return tokens, log_probs, jnp.sum(wanted, axis=1), jnp.any(wanted & ends, axis=1)
+
+    first = jax.vmap(jax.random.categorical)(
+        _keys(seeds, "sample", jnp.int32(0)), jnp.log(_probabilities(logits, rules, numbers))
+    ).astype(jnp.int32)
+    first_log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), first[:, None], axis=1)
+    empty = jnp.full((B, room), rules.pad_id, jnp.int32), jnp.zeros((B, room), jnp.float32)
+    zeros = jnp.zeros(B, jnp.int32)
+    tokens, log_probs, counts, ended = put(*empty, zeros, first[:, None], first_log_prob, zeros + 1)
+    done = ended | (counts >= limit)
+    state = _State(
+        target_cache,
+        draft_cache,
+        first,
+        position + 1,
+        counts,
+        done,
+        tokens,
+        log_probs,
+        jnp.int32(0),
+        jnp.int32(0),
+        jnp.int32(0),
+    )
+
+    def unfinished(state: _State) -> Array:
+        return ~jnp.all(state.done)
+
+    def one_round(state: _State) -> _State:
+        start = state.target_cache.length
+        draft_start = state.draft_cache.length
+
+        def propose(carry: Any, i: Array) -> Any:
+            cache, token = carry
+            logits, cache = draft.apply(
+                {"params": draft_params},
+                token[:, None],
+                position_ids=(state.position + i)[:, None],
+                cache=cache,
+                method="last_logits",
+            )
+            q = _probabilities(logits, rules, numbers)
+            keys = _keys(seeds, "propose", state.round * k + i)
+            new = jax.vmap(jax.random.categorical)(keys, jnp.log(q)).astype(jnp.int32)
+            return (cache, new), (new, q)
+
+        # One step more than there are proposals: if all are kept, the last one must be in the small model's cache.
+        (draft_cache, _), (proposals, q) = jax.lax.scan(propose, (state.draft_cache, state.token), jnp.arange(k + 1))
+        proposals, q = proposals[:k].T, q[:k].transpose(1, 0, 2)
+        together = jnp.concatenate([state.token[:, None], proposals], axis=1)
+        output = model.apply(
+            {"params": params},
+            together,
+            position_ids=state.position[:, None] + jnp.arange(k + 1),
+            cache=state.target_cache,
+        )
+        kept, following = accept(
+            proposals, q, _probabilities(output.logits, rules, numbers), _keys(seeds, "sample", state.round + 1)
+        )
+        new = jnp.where(jnp.arange(k + 1) < kept[:, None], jnp.pad(proposals, ((0, 0), (0, 1))), following[:, None])
+        new_log_probs = jnp.take_along_axis(jax.nn.log_softmax(output.logits), new[..., None], axis=2)[..., 0]
+        size = jnp.where(state.done, 0, kept + 1)
+        tokens, log_probs, written, ended = put(state.tokens, state.log_probs, state.counts, new, new_log_probs, size)
+        counts = state.counts + written
+        active = jnp.sum(~state.done)
+        assert output.cache is not None
+        return _State(
+            _forget(output.cache, start, kept + 1, k + 1),
+            _forget(draft_cache, draft_start, kept + 1, k + 1),
+            following,
+            state.position + kept + 1,
+            counts,
+            state.done | ended | (counts >= limit),
+            tokens,
+            log_probs,
+            state.round + 1,
+            state.accepted + jnp.sum(jnp.where(state.done, 0, kept)),
+            state.proposed + k * active,
+        )
+
+    return jax.lax.while_loop(unfinished, one_round, state)
+
+
+def speculative_generate(
+    model: Decoder,
+    params: Any,
+    draft_model: Decoder,
+    draft_params: Any,
+    input_ids: Any,
+    attention_mask: Any = None,
+    *,
+    num_draft_tokens: int = 4,
+    tokenizer: Any = None,
+    seed: int = 0,
+    **options: Any,
+) -> SpeculativeOutput:
+    """``generate`` with a small model that proposes ``num_draft_tokens`` tokens for each step of the large one.
+
+    Greedy search writes what it would without; a draw is another one, of exactly the same distribution. It pays where a
+    step of the large model takes about as long for a few tokens as for one, with few rows.
+
+    Args:
+        model: the decoder whose text it is.
+        params: its parameters, best prepared.
+        draft_model: a decoder with the same vocabulary.
+        draft_params: its parameters, best prepared.
+        input_ids: ``[B, T]``, padded on any side.
+        attention_mask: ``[B, T]``, 1 at real tokens.
+        num_draft_tokens: k, proposals a step.
+        tokenizer: for ``text``.
+        seed: of the draws.
+        **options: ``max_new_tokens``, ``do_sample``, ``temperature``, ``top_k``, ``top_p``, ``min_p``, ``typical_p``,
+            ``eos_token_id``, ``stop_token_ids``, ``pad_token_id``, ``bos_token_id``.
+
+    Returns:
+        As ``generate``, with the numbers of proposed and accepted tokens.
+
+    Raises:
+        UserError: an option is none of these, or the models do not go together.
+    """
+    known = {"max_new_tokens", "do_sample", *_SHAPING, "eos_token_id", "stop_token_ids", "pad_token_id", "bos_token_id"}
+    for name in options:
+        if name not in known:
+            raise UserError(f"{name} is no option of speculative decoding, expected one of {', '.join(sorted(known))}")
+    for one in (model, draft_model):
+        if not isinstance(one, Decoder):
+            raise UserError(f"{type(one).__name__} was given, expected a decoder with a language-model head")
+    if num_draft_tokens < 1:
+        raise UserError(f"num_draft_tokens is {num_draft_tokens}, expected at least 1")
+    c = model.config
+    if draft_model.config.vocabulary != c.vocabulary:
+        raise UserError(
+            f"the draft model has {draft_model.config.vocabulary} tokens and the model {c.vocabulary}, expected the "
+            "same vocabulary"
+        )
+    chosen = parse_options(options)
+    rules, numbers = compile_options(chosen, c)
+    prompts = align(input_ids, attention_mask, c.bos_token_id if chosen.bos_token_id is None else chosen.bos_token_id)
+    for config in (c, draft_model.config):
+        check_lengths(prompts, chosen.max_new_tokens, config)
+    limit, rows = chosen.max_new_tokens, len(prompts.ids)
+    room = bucket(limit)
+    if limit == 0 or rows == 0:
+        empty = np.zeros((rows, limit), np.int32)
+        return SpeculativeOutput(**vars(finished(empty, empty.astype(np.float32), rules, tokenizer)))
+    # In the worst case each round writes one token and takes k + 1 places.
+    state = _run(
+        model.clone(stacked=False),
+        draft_model.clone(stacked=False),
+        prepare(model, params),
+        prepare(draft_model, draft_params),
+        jnp.asarray(prompts.ids),
+        jnp.asarray(prompts.real),
+        jnp.stack([jnp.full(rows, seed), jnp.arange(rows)], axis=1),
+        jnp.int32(limit),
+        numbers,
+        rules=rules,
+        room=room,
+        k=num_draft_tokens,
+        places=room * (num_draft_tokens + 1),
+    )
+    output = finished(np.asarray(state.tokens)[:, :limit], np.asarray(state.log_probs)[:, :limit], rules, tokenizer)
+    return SpeculativeOutput(
+        **vars(output), proposed=int(state.proposed), accepted=int(state.accepted), rounds=int(state.round)
+    )

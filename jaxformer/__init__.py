@@ -20,7 +20,8 @@ _HUB = (
     "push_to_hub",
     "save_pretrained",
 )
-__all__ = [*_HUB, "__version__"]
+_PIPELINES = ("pipeline",)
+__all__ = [*_HUB, *_PIPELINES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -28,6 +29,10 @@ def __getattr__(name: str) -> Any:
         from jaxformer import hub
 
         return getattr(hub, name)
+    if name in _PIPELINES:
+        from jaxformer import pipelines
+
+        return getattr(pipelines, name)
     raise AttributeError(f"module 'jaxformer' has no attribute {name!r}")
 
 

@@ -18,12 +18,13 @@ from jaxformer.training.pretrained import CONFIG_FILE, TOKENIZER_FILE, check_run
 
 
 class Trained(NamedTuple):
-    """What a run made: a model, its parameters, its tokenizer, and the last results on the validation data."""
+    """What a run made: a model, its parameters, its tokenizer, the last results on the validation data, its keys."""
 
     model: Any
     params: Any
     tokenizer: PretrainedTokenizer
     metrics: Mapping[str, float]
+    config: RunConfig
 
 
 def load_run(folder: str | Path) -> Trained:
@@ -43,7 +44,7 @@ def load_run(folder: str | Path) -> Trained:
     task = build_task(config.task, Bound(tokenizer, config.model, config.sequence_length, config.data.layout, ()))
     params = unflatten_dict(read_params(path), sep="/")
     model = task.model(config.model)
-    return Trained(model, params, hub_tokenizer(config, tokenizer), _last_metrics(path))
+    return Trained(model, params, hub_tokenizer(config, tokenizer), _last_metrics(path), config)
 
 
 def hub_tokenizer(config: RunConfig, tokenizer: Tokenizer) -> PretrainedTokenizer:
@@ -103,7 +104,7 @@ def export(folder: str | Path, target: str | Path, *, push: str | None = None, d
     Raises:
         UserError: if there is no such run, its model has no Hugging Face format, or the Hub refuses it.
     """
-    model, params, tokenizer, metrics = load_run(folder)
+    model, params, tokenizer, metrics, _ = load_run(folder)
     written = [str(save_pretrained(target, model, params, tokenizer, metrics=metrics, dtype=dtype))]
     if push is not None:
         written.append(push_to_hub(push, model, params, tokenizer, metrics=metrics, dtype=dtype))

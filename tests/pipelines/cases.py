@@ -32,7 +32,7 @@ CASES = {
         f"entities, {strategy}": ("token-classification", "tags", {"aggregation_strategy": strategy}, TEXTS, {})
         for strategy in STRATEGIES
     },
-    "entities of one text": ("ner", "tags", {"ignore_labels": ["O", "I-LOC"]}, TEXTS[0], {}),
+    "entities of one text": ("ner", "tags", {"ignore_labels": ["O", "I-LOC"]}, TEXTS[2], {}),
     "entities of windows": (
         "token-classification",
         "tags",

@@ -2,9 +2,11 @@
 
 import json
 
+import jax
 import tokenizers as hf
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+from jaxformer.hub import save_pretrained
 from tests.hub import tiny
 
 WORDS = "the old mill stood by a river ran past hills Ann said it rain fell over in for six years nobody work good bad"
@@ -19,7 +21,7 @@ SPECIAL = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
-LENGTH = 32
+LENGTH, SHARPER = 32, 4.0
 
 LABELS = {
     "classes": ("bad", "fair", "good"),
@@ -90,6 +92,17 @@ def save(folder, what, family="bert", side="right", **config):
         size = save_bytes(folder, side, "RobertaTokenizer" if family == "roberta" else "GPT2Tokenizer")
         pad = 1
     labels = LABELS.get(what, ())
-    tiny.save(folder, family, KINDS[what], labels, vocab_size=size, max_length=LENGTH, pad_token_id=pad)
+    keys = {"vocab_size": size, "max_length": LENGTH, "pad_token_id": pad}
+    model, params = tiny.make(family, KINDS[what], labels, **keys)
+
+    def sharper(path, x):
+        """Or every text would get nearly the same scores; and every token, which see all others, the same tag."""
+        names = [part.key for part in path]
+        if what == "tags" and names[0] != "classifier":
+            return x * {"bias": 0.0, "kernel": 0.3}.get(names[-1], 1.0) * (0.2 if "position" in names else 1.0)
+        return x * (SHARPER if names[-1] == "kernel" else 1.0)
+
+    params = jax.tree_util.tree_map_with_path(sharper, params)
+    save_pretrained(folder, model, params)
     tiny.edit(folder, **config)
     return folder

@@ -16,14 +16,16 @@ from jaxformer.pipelines.batching import Arrays, Row, run_rows
 from jaxformer.pipelines.open import Opened
 from jaxformer.schema import Schema, UserError, nearest
 
-# Batches whose rows are sorted by length together: memory stays bounded whatever is streamed.
-WINDOW = 32
 # A list of so many batches gets a progress bar.
 LONG = 8
 
 
 class PipelineWarning(UserWarning):
     """Something of the inputs was not used."""
+
+
+class NoColumnError(UserError):
+    """A line of a file lacks the column that holds the text."""
 
 
 class Options(Schema):
@@ -70,17 +72,20 @@ class Pipeline(ABC):
     """From texts to answers: tokens, batches of like length, the model, and what its numbers mean.
 
     Called with one input it returns one result; with a list (or a column of a dataset) a list; with a generator or
-    another iterator it is a generator, which holds no more than ``WINDOW`` batches at a time.
+    another iterator it is a generator, which holds no more than a window of inputs at a time.
 
     Attributes:
         task: its name.
-        options: what was given to ``pipeline(...)``.
+        window_batches: inputs of a window, whose rows are sorted by length together, as a number of batches.
+        given: the options given to ``pipeline(...)``.
+        options: these and the defaults of all others.
         batch_size: rows of a batch.
     """
 
     task: str
     Options: ClassVar[type[Options]] = Options
     per_token: ClassVar[bool] = False
+    window_batches: ClassVar[int] = 32
 
     def __init__(self, task: str, opened: Opened, batch_size: int = 8, **options: Any) -> None:
         if not isinstance(batch_size, int) or batch_size < 1:
@@ -89,7 +94,7 @@ class Pipeline(ABC):
         self.name, self.model, self.params = opened.name, opened.model, opened.params
         self.tokenizer, self.opened = opened.tokenizer, opened
         self._warned: set[str] = set()
-        self._given = dict(options)
+        self.given = dict(options)
         self.prepare()
         self.options = self._parse({})
 
@@ -110,7 +115,7 @@ class Pipeline(ABC):
         return self.model.labels or tuple(f"LABEL_{number}" for number in range(self.model.num_labels))
 
     def _parse(self, options: Mapping[str, Any]) -> Any:
-        keys = {**self._given, **options}
+        keys = {**self.given, **options}
         known = self.Options.model_fields
         for key in keys:
             if key not in known:
@@ -156,7 +161,7 @@ class Pipeline(ABC):
         """
         if column not in record:
             found = ", ".join(map(str, record)) or "none"
-            raise UserError(f"there is no column {column!r}, only {found}; --text-column names another")
+            raise NoColumnError(f"there is no column {column!r}, only {found}; --text-column names another")
         return record[column]
 
     # Calling it.
@@ -203,14 +208,19 @@ class Pipeline(ABC):
         results = self._results(items, options)
         yield from track(results, self.task, total=len(items), console=Console(stderr=True), transient=True)
 
+    @property
+    def window_size(self) -> int:
+        """Inputs of a window."""
+        return self.window_batches * self.batch_size
+
     def stream(self, items: Iterable[Any], options: Any = None) -> Iterator[Any]:
-        """The results in the order of the inputs, at most ``WINDOW`` batches of inputs in memory.
+        """The results in the order of the inputs, of which a window is in memory at a time.
 
         An input that is none of this task gives its ``UserError`` in place of a result.
         """
         options = self.options if options is None else options
         source = iter(items)
-        while window := list(islice(source, WINDOW * self.batch_size)):
+        while window := list(islice(source, self.window_size)):
             yield from self.window(window, options)
 
     def window(self, items: Sequence[Any], options: Any) -> list[Any]:

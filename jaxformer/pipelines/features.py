@@ -106,7 +106,7 @@ class SentenceSimilarity(Pipeline):
 
     def _vectors(self, texts: Sequence[str], options: Any) -> list[np.ndarray]:
         found = []
-        size = base.WINDOW * self.batch_size
+        size = self.window_size
         for start in range(0, len(texts), size):
             some = [require_text(text, "a sentence") for text in texts[start : start + size]]
             found += [

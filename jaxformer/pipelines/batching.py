@@ -50,16 +50,27 @@ def bucket(size: int, most: int, least: int = SHORTEST) -> int:
 
 
 def in_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """The numbers of the rows, the longest first, ``batch_size`` in a batch.
+    """The numbers of the rows, the longest first, ``batch_size`` in a batch but for one, which may have fewer.
 
-    Neighbours in the order of length share a batch: no other way to make as few batches pads less. The longest come
-    first, so that a batch too large for the device is known at once.
+    Neighbours in the order of length share a batch, and the batch that is not full stands where it saves most: no other
+    way to make as few batches pads less.
 
-    >>> in_batches([3, 9, 2, 8], 2)
-    [[1, 3], [0, 2]]
+    >>> in_batches([3, 9, 2, 8, 7], 2)
+    [[1], [3, 4], [0, 2]]
     """
     order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    rest = len(order) % batch_size
+    if not rest:
+        return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+    def padded(place: int) -> int:
+        """Tokens of all batches with the small one at this place."""
+        starts = [*range(0, place, batch_size), *range(place + rest, len(order), batch_size)]
+        return lengths[order[place]] * rest + sum(lengths[order[start]] * batch_size for start in starts)
+
+    place = min(range(0, len(order), batch_size), key=padded)
+    starts = [*range(0, place + 1, batch_size), *range(place + rest, len(order), batch_size)]
+    return [order[start:end] for start, end in zip(starts, [*starts[1:], len(order)], strict=True)]
 
 
 def place_of(row: Row, length: int, side: str) -> slice:

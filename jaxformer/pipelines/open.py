@@ -200,6 +200,9 @@ def _hub(repository: Repository, kind: str | None, with_tokenizer: bool, dtype: 
     heads = get_family(described.config.type).hub.heads
     found = use_of(checkpoint_kind(described.hf, heads), described.config.type)
     wanted = found if kind is None else kind
+    # Heads of two kinds may have parameters of one name: what it was trained for counts.
+    if found not in (wanted, "body") and wanted != "body":
+        raise _refuse(repository.name, found, wanted, f"its head is {found}")
     if wanted not in heads:
         raise _refuse(repository.name, found, wanted, f"{described.config.type} models have none")
     tokenizer = AutoTokenizer.from_pretrained(**vars_of(repository)) if with_tokenizer else None

@@ -228,9 +228,10 @@ def predict(
 
 
 def _check_column(window: list[Line]) -> None:
-    """Refuses a file whose first lines all lack the column: that is no bad line but a wrong name."""
-    if all(isinstance(line.item, NoColumnError) for line in window):
-        raise window[0].item
+    """Refuses a file of whose first lines none is good and some lack the column: that is a wrong name, no bad line."""
+    lacking = [line.item for line in window if isinstance(line.item, NoColumnError)]
+    if lacking and all(isinstance(line.item, UserError) for line in window):
+        raise lacking[0]
 
 
 def _answers(pipe: Pipeline, window: list[Line]) -> list[bytes]:

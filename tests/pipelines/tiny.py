@@ -21,7 +21,7 @@ SPECIAL = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
-LENGTH, SHARPER = 32, 4.0
+LENGTH, LENGTH_OF_BYTES, SHARPER = 32, 128, 4.0
 
 LABELS = {
     "classes": ("bad", "fair", "good"),
@@ -53,6 +53,7 @@ def save_word_pieces(folder, side="right"):
     )
     tokenizer.add_special_tokens(list(SPECIAL.values()))
     settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": False, "strip_accents": False, **SPECIAL}
+    settings["model_max_length"] = LENGTH
     _write(folder, tokenizer, {**settings, "padding_side": side})
 
 
@@ -72,14 +73,17 @@ def save_bytes(folder, side="right", name="RobertaTokenizer"):
     if name == "RobertaTokenizer":
         special |= {"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}
         tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
-    _write(folder, tokenizer, {"tokenizer_class": name, "padding_side": side, **special})
+    _write(
+        folder,
+        tokenizer,
+        {"tokenizer_class": name, "padding_side": side, "model_max_length": LENGTH_OF_BYTES, **special},
+    )
     return tokenizer.get_vocab_size()
 
 
 def _write(folder, tokenizer, settings):
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"model_max_length": LENGTH, **settings}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
@@ -87,12 +91,12 @@ def save(folder, what, family="bert", side="right", **config):
     """The folder of a model for ``what``, one of ``KINDS``."""
     if family in ("bert", "distilbert", "electra", "albert"):
         save_word_pieces(folder, side)
-        size, pad = len(VOCABULARY), 0
+        size, pad, length = len(VOCABULARY), 0, LENGTH
     else:
         size = save_bytes(folder, side, "RobertaTokenizer" if family == "roberta" else "GPT2Tokenizer")
-        pad = 1
+        pad, length = 1, LENGTH_OF_BYTES
     labels = LABELS.get(what, ())
-    keys = {"vocab_size": size, "max_length": LENGTH, "pad_token_id": pad}
+    keys = {"vocab_size": size, "max_length": length, "pad_token_id": pad}
     model, params = tiny.make(family, KINDS[what], labels, **keys)
 
     def sharper(path, x):

@@ -60,8 +60,11 @@ def pipeline(
         local_files_only=local_files_only,
     )
     if name is None:
-        able = tasks_of(use_of(kind_of(opened.model), opened.model.config.type))
-        if not able:
-            raise UserError(f"{opened.name} is of a kind that no task here uses, expected another model")
-        name = able[0]
+        kind = use_of(kind_of(opened.model), opened.model.config.type)
+        name = next((task for task in TASKS if TASKS[task].kind == kind), None)
+        if name is None:
+            raise UserError(
+                f"task was not given and {opened.name} has none of its own: its head is {kind}, expected another model "
+                f"or a task; this one can do: {', '.join(tasks_of(kind))}"
+            )
     return pipeline_class(name)(name, opened, batch_size, **options)

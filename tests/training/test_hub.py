@@ -141,3 +141,15 @@ def test_questions_start_from_a_published_body(tmp_path):
     trainer = Trainer(make_run(keys), quiet(), StopRequest())
     assert "span_classifier" in trainer.state.params
     trainer.close()
+
+
+def test_a_run_is_a_pipeline(classifier):
+    """What the run predicted of its validation texts at its end is what its folder predicts."""
+    rows = [json.loads(line) for line in (classifier / "predictions.jsonl").read_text().splitlines()]
+    pipe = jaxformer.pipeline(model=classifier)
+    assert pipe.task == "text-classification" and len(rows) > 4
+    for row, found in zip(rows, pipe([row["text"] for row in rows], top_k=None), strict=True):
+        assert {answer["label"]: answer["score"] for answer in found} == pytest.approx(row["probabilities"], abs=1e-4)
+    with pytest.raises(UserError, match=r"has no trained head token_classification: its head is sequence_class"):
+        jaxformer.pipeline("ner", model=classifier)
+    assert np.shape(jaxformer.pipeline("feature-extraction", model=classifier)("cat", pooling="mean")) == (16,)

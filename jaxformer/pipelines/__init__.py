@@ -6,7 +6,7 @@ from typing import Any
 from jaxformer.hub.kinds import kind_of
 from jaxformer.pipelines.base import Pipeline, PipelineWarning
 from jaxformer.pipelines.open import Opened, open_model, use_of
-from jaxformer.pipelines.tasks import ALIASES, TASKS, find_task, pipeline_class, tasks_of
+from jaxformer.pipelines.tasks import ALIASES, TASKS, find_task, languages, pipeline_class, tasks_of
 from jaxformer.schema import UserError
 
 __all__ = ["ALIASES", "TASKS", "Opened", "Pipeline", "PipelineWarning", "open_model", "pipeline"]
@@ -48,6 +48,8 @@ def pipeline(
     if model is None:
         raise UserError("no model was given, expected model= a run's folder, a folder, or a name on the Hub")
     name = None if task is None else find_task(task)
+    if name == "translation" and (pair := languages(str(task))) is not None:
+        options = {"src_lang": pair[0], "tgt_lang": pair[1], **options}
     opened = open_model(
         model,
         None if name is None else TASKS[name].kind,

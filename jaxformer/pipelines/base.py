@@ -105,6 +105,11 @@ class Pipeline(ABC):
         return f"pipeline({self.task!r}, model={self.name!r})"
 
     @property
+    def defaults(self) -> dict[str, Any]:
+        """Options that the model brings."""
+        return {}
+
+    @property
     def longest(self) -> int:
         """The tokens that the model reads of a row, special ones included."""
         return int(min(self.tokenizer.model_max_length, self.model.config.max_length))
@@ -115,7 +120,7 @@ class Pipeline(ABC):
         return self.model.labels or tuple(f"LABEL_{number}" for number in range(self.model.num_labels))
 
     def _parse(self, options: Mapping[str, Any]) -> Any:
-        keys = {**self.given, **options}
+        keys = {**self.defaults, **self.given, **options}
         known = self.Options.model_fields
         for key in keys:
             if key not in known:

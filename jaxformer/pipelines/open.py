@@ -1,7 +1,8 @@
 """Opening whatever a user names as a model: a run's folder, a folder in the Hugging Face format, a name on the Hub."""
 
 import difflib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxformer.families import get_family
+from jaxformer.generation import read_generation_config
 from jaxformer.hub.kinds import abstract_params, kind_of
 from jaxformer.hub.pretrained import read_checkpoint, read_config
 from jaxformer.hub.repository import Repository
+from jaxformer.hub.save import GENERATION_FILE
 from jaxformer.hub.tokenizer import AutoTokenizer, PretrainedTokenizer
 from jaxformer.models.heads import Body
 from jaxformer.pipelines.tasks import tasks_of
@@ -36,6 +39,8 @@ class Opened:
             None if nothing says.
         pooling: of a sentence encoder, how the states of a text become one vector; None if nothing says.
         longest: tokens that a sentence encoder was trained with; None if nothing says.
+        generation: what ``generation_config.json`` says, as options of ``generate``.
+        hf: the keys of ``config.json``.
     """
 
     name: str
@@ -45,6 +50,8 @@ class Opened:
     problem: str | None = None
     pooling: str | None = None
     longest: int | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    hf: Mapping[str, Any] = field(default_factory=dict)
 
 
 def open_model(
@@ -224,7 +231,15 @@ def _hub(repository: Repository, kind: str | None, with_tokenizer: bool, dtype: 
         hf.get("problem_type"),
         _pooling(repository) if sentences else None,
         (repository.find_json(SENTENCE_FILE) or {}).get("max_seq_length") if sentences else None,
+        _generation(repository) if wanted in ("causal_lm", "seq2seq_lm") else {},
+        hf,
     )
+
+
+def _generation(repository: Repository) -> dict[str, Any]:
+    """What ``generation_config.json`` says, if there is one."""
+    path = repository.find(GENERATION_FILE)
+    return {} if path is None else read_generation_config(path.parent)
 
 
 def vars_of(repository: Repository) -> dict[str, Any]:

@@ -29,6 +29,10 @@ TASKS = {
     "feature-extraction": Task("body", "features", "FeatureExtraction"),
     "sentence-similarity": Task("body", "features", "SentenceSimilarity"),
     "zero-shot-classification": Task("sequence_classification", "zero_shot", "ZeroShotClassification"),
+    "text-generation": Task("causal_lm", "text_generation", "TextGeneration"),
+    "text2text-generation": Task("seq2seq_lm", "text2text", "Text2TextGeneration"),
+    "summarization": Task("seq2seq_lm", "text2text", "Summarization"),
+    "translation": Task("seq2seq_lm", "text2text", "Translation"),
 }
 ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classification"}
 
@@ -48,9 +52,19 @@ def find_task(name: str) -> str:
         return asked
     if asked in ALIASES:
         return ALIASES[asked]
-    if re.fullmatch(r"translation-.+-to-.+", asked) and "translation" in TASKS:
+    if languages(str(name)):
         return "translation"
     raise UserError(f"there is no task {name!r}, expected one of {', '.join(known)}{nearest(asked, known)}")
+
+
+def languages(name: str) -> tuple[str, str] | None:
+    """The languages that the name of a translation says, None if it says none.
+
+    >>> languages("translation_en_to_de")
+    ('en', 'de')
+    """
+    found = re.fullmatch(r"translation[_-](.+)[_-]to[_-](.+)", name.strip())
+    return (found[1], found[2]) if found else None
 
 
 def tasks_of(kind: str) -> list[str]:

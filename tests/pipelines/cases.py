@@ -13,6 +13,8 @@ LONG = "Ann said rain fell over the old mill by a river for six years. " * 4
 PAIRS = [{"text": TEXTS[0], "text_pair": "it stood in the hills"}, {"text": "rain", "text_pair": TEXTS[2]}]
 MASKED = ["the old [MASK] stood by a river.", "Ann [MASK] it."]
 STRATEGIES = ("none", "simple", "first", "average", "max")
+CHAT = [{"role": "user", "content": "rain?"}]
+GREEDY = {"do_sample": False, "max_new_tokens": 8}
 
 # Name: task, model, options of the pipeline, what it is called with, options of the call.
 CASES = {
@@ -60,6 +62,17 @@ CASES = {
         {"hypothesis_template": "it is {}."},
         TEXTS[0],
         {"candidate_labels": "rain, river", "multi_label": True},
+    ),
+    "prompts": ("text-generation", "writes", GREEDY, TEXTS[:2], {}),
+    "one prompt, new text": ("text-generation", "writes", GREEDY, TEXTS[0], {"return_full_text": False}),
+    "two beams": ("text-generation", "writes", GREEDY, TEXTS[1], {"num_beams": 2, "num_return_sequences": 2}),
+    "a conversation": ("text-generation", "writes", GREEDY, CHAT, {}),
+    "conversations": (
+        "text-generation",
+        "writes",
+        GREEDY,
+        [CHAT, [*CHAT, {"role": "assistant", "content": "it ran"}]],
+        {},
     ),
 }
 MODELS = {

@@ -37,7 +37,13 @@ KINDS = {
     "spans": "question_answering",
     "words": "masked_lm",
     "states": "body",
+    "writes": "causal_lm",
+    "rewrites": "seq2seq_lm",
 }
+CHAT = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 
 
 def save_word_pieces(folder, side="right"):
@@ -76,7 +82,13 @@ def save_bytes(folder, side="right", name="RobertaTokenizer"):
     _write(
         folder,
         tokenizer,
-        {"tokenizer_class": name, "padding_side": side, "model_max_length": LENGTH_OF_BYTES, **special},
+        {
+            "tokenizer_class": name,
+            "chat_template": CHAT,
+            "padding_side": side,
+            "model_max_length": LENGTH_OF_BYTES,
+            **special,
+        },
     )
     return tokenizer.get_vocab_size()
 
@@ -88,8 +100,10 @@ def _write(folder, tokenizer, settings):
 
 
 def save(folder, what, family="bert", side="right", **config):
-    """The folder of a model for ``what``, one of ``KINDS``."""
-    if family in ("bert", "distilbert", "electra", "albert"):
+    """The folder of a model for ``what``, one of ``KINDS``; those that write are of the families that do."""
+    if family == "bert":
+        family = {"writes": "gpt2", "rewrites": "bart"}.get(what, family)
+    if family in ("bert", "bart", "t5"):
         save_word_pieces(folder, side)
         size, pad, length = len(VOCABULARY), 0, LENGTH
     else:
@@ -97,6 +111,8 @@ def save(folder, what, family="bert", side="right", **config):
         pad, length = 1, LENGTH_OF_BYTES
     labels = LABELS.get(what, ())
     keys = {"vocab_size": size, "max_length": length, "pad_token_id": pad}
+    if what in ("writes", "rewrites"):
+        keys |= {"eos_token_id": 2, "bos_token_id": 0} if what == "writes" else {"eos_token_id": 3, "bos_token_id": 2}
     model, params = tiny.make(family, KINDS[what], labels, **keys)
 
     def sharper(path, x):

@@ -67,7 +67,8 @@ class Writing(Pipeline):
             eased["num_beams"] = 1
         if given.get("num_beams", 1) > 1 and "do_sample" not in given:
             eased["do_sample"] = False
-        if "max_new_tokens" in given:
+        latest = options if "max_length" in options else given
+        if "max_new_tokens" in latest:
             eased["max_length"] = None
         if given.get("max_new_tokens") is not None and "min_new_tokens" not in given:
             eased["min_new_tokens"] = min(self.defaults.get("min_new_tokens", 0), given["max_new_tokens"])

@@ -187,37 +187,31 @@ def test_rewritten_texts_are_those_of_pytorch(family, folders):
     import torch
     import transformers
 
-    folder = str(folders(family, "right", "rewrites"))
+    folder = folders(family, "right", "rewrites")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder)
+    # Or every text would be one word again and again.
+    varied = {"no_repeat_ngram_size": 2, "max_new_tokens": 9}
 
     def write(text, **options):
         batch = tokenizer(text, return_tensors="pt")
         batch.pop("token_type_ids", None)
         with torch.no_grad():
-            rows = model.generate(**batch, do_sample=False, **({"max_new_tokens": 9} | options))
+            rows = model.generate(**batch, do_sample=False, **{**varied, **options})
         return [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
 
     four = [write(text, num_beams=4)[0] for text in TEXTS]
-    assert len(set(four)) > 1
-    for task, key in (
-        ("text2text-generation", "generated_text"),
-        ("summarization", "summary_text"),
-        ("translation_en_to_de", "translation_text"),
-    ):
-        pipe = jaxformer.pipeline(task, model=folder, max_new_tokens=9, batch_size=2)
-        assert pipe(TEXTS) == [{key: text} for text in four]
-        assert pipe(TEXTS[0]) == [{key: four[0]}]
-    assert pipe(TEXTS, num_beams=1) == [{key: write(text, num_beams=1)[0]} for text in TEXTS]
-    two = {"num_beams": 3, "num_return_sequences": 2}
-    assert pipe(TEXTS[:2], **two) == [[{key: text} for text in write(text, **two)] for text in TEXTS[:2]]
-    # As in transformers 4: the start token counts.
-    assert pipe(TEXTS[0], max_length=5, min_length=4) == [
-        {key: write(TEXTS[0], num_beams=4, max_new_tokens=4, min_new_tokens=3)[0]}
-    ]
-    prefixed = [{key: write("rain: " + TEXTS[0], num_beams=4)[0]}]
-    assert pipe(TEXTS[0], prefix="rain: ") == prefixed
-    tiny.tiny.edit(Path(folder), task_specific_params={"translation_en_to_de": {"prefix": "rain: ", "num_beams": 1}})
-    told = jaxformer.pipeline("translation_en_to_de", model=folder, max_new_tokens=9)
-    assert told(TEXTS[0]) == [{key: write("rain: " + TEXTS[0], num_beams=1)[0]}]
-    assert told(TEXTS[0], num_beams=4) == prefixed
+    assert len(set(four)) == len(TEXTS)
+    pipe = jaxformer.pipeline("text2text-generation", model=str(folder), **varied)
+    assert pipe(TEXTS) == [{"generated_text": text} for text in four]
+    if family == "t5":
+        return
+    summaries = jaxformer.pipeline("summarization", model=str(folder), **varied)
+    assert summaries(TEXTS) == [{"summary_text": text} for text in four]
+    tiny.tiny.edit(folder, task_specific_params={"translation_en_to_de": {"prefix": "rain: ", "num_beams": 2}})
+    expected = write("rain: " + TEXTS[0], num_beams=2, num_return_sequences=2)
+    assert expected[0] != four[0]
+    translated = jaxformer.pipeline("translation_en_to_de", model=str(folder), num_return_sequences=2, **varied)(
+        TEXTS[0]
+    )
+    assert translated == [{"translation_text": text} for text in expected]

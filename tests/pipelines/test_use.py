@@ -233,3 +233,28 @@ def test_models_that_are_none(tmp_path):
 def test_pairs_stand_beside_texts(classes):
     alone, paired = classes(TEXTS[1]), classes(PAIRS[1])
     compare(classes([{"text": TEXTS[1]}, PAIRS[1], TEXTS[1]]), [alone[0], paired, alone[0]], 1e-5)
+
+
+def test_how_much_is_written(folder):
+    pipe = jaxformer.pipeline(model=folder("writes"), do_sample=False)
+    prompt = len(pipe.tokenizer(TEXTS[1])["input_ids"])
+    whole = pipe(TEXTS[1], return_full_text=False)[0]["generated_text"]
+    assert len(pipe.tokenizer(whole)["input_ids"]) > 64, "what fits is written, of a model of 128 tokens"
+    assert pipe(TEXTS[1], max_length=prompt + 9) == pipe(TEXTS[1], max_new_tokens=9) != pipe(TEXTS[1], max_new_tokens=8)
+    with pytest.raises(
+        UserError, match=rf"the prompt has {prompt} tokens, and 128 new tokens were asked of a model of 128"
+    ):
+        pipe(TEXTS[1], max_new_tokens=128)
+    said = pipe(TEXTS[1], max_new_tokens=20, return_full_text=False)[0]["generated_text"]
+    cut = pipe(TEXTS[1], max_new_tokens=20, return_full_text=False, stop_strings=said[8:10])[0]["generated_text"]
+    assert cut == said[: said.index(said[8:10])]
+    shared = {"max_new_tokens": 8, "do_sample": True, "seed": 3}
+    assert pipe(TEXTS[:3], **shared)[1] == pipe(TEXTS[1], **shared), "draws do not depend on the batch"
+    assert len({pipe(TEXTS[1], **{**shared, "seed": seed})[0]["generated_text"] for seed in range(4)}) > 1
+
+
+def test_a_start_token_counts_as_before(folder):
+    pipe = jaxformer.pipeline("summarization", model=folder("rewrites"), num_beams=1)
+    assert pipe(TEXTS, max_length=10, min_length=10) == pipe(TEXTS, max_new_tokens=9, min_new_tokens=9)
+    with pytest.raises(UserError, match=r"do_sample is true with num_beams above 1, expected one of them"):
+        pipe(TEXTS, num_beams=2, do_sample=True)

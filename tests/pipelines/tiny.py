@@ -112,7 +112,11 @@ def save(folder, what, family="bert", side="right", **config):
     labels = LABELS.get(what, ())
     keys = {"vocab_size": size, "max_length": length, "pad_token_id": pad}
     if what in ("writes", "rewrites"):
-        keys |= {"eos_token_id": 2, "bos_token_id": 0} if what == "writes" else {"eos_token_id": 3, "bos_token_id": 2}
+        keys |= (
+            {"eos_token_id": 2, "bos_token_id": 0}
+            if what == "writes"
+            else {"eos_token_id": 3, "bos_token_id": 2, "decoder_start_token_id": 2}
+        )
     model, params = tiny.make(family, KINDS[what], labels, **keys)
 
     def sharper(path, x):
@@ -120,7 +124,8 @@ def save(folder, what, family="bert", side="right", **config):
         names = [part.key for part in path]
         if what == "tags" and names[0] != "classifier":
             return x * {"bias": 0.0, "kernel": 0.3}.get(names[-1], 1.0) * (0.2 if "position" in names else 1.0)
-        return x * (SHARPER if names[-1] == "kernel" else 1.0)
+        by = 2.5 if what == "rewrites" else SHARPER
+        return x * (by if names[-1] == "kernel" else 1.0)
 
     params = jax.tree_util.tree_map_with_path(sharper, params)
     save_pretrained(folder, model, params)

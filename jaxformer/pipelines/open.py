@@ -21,8 +21,6 @@ from jaxformer.models.heads import Body
 from jaxformer.pipelines.tasks import tasks_of
 from jaxformer.schema import UserError
 
-# A regression, several classes a text, or one of them: as transformers writes it and as a run's task does.
-PROBLEMS = {"single_label": "single_label_classification", "multi_label": "multi_label_classification"}
 POOLING_FILE, SENTENCE_FILE = "1_Pooling/config.json", "sentence_bert_config.json"
 
 
@@ -191,9 +189,8 @@ def _run(folder: Path, kind: str | None) -> Opened:
     if not (folder / CHECKPOINTS).exists():
         raise UserError(f"{folder} is a run that has not saved a checkpoint yet; train it further")
     trained = load_run(folder)
-    problem = getattr(trained.config.task, "problem", None)
     model, params = as_kind(str(folder), trained.model, trained.params, kind)
-    return Opened(str(folder), model, params, trained.tokenizer, PROBLEMS.get(str(problem), problem))
+    return Opened(str(folder), model, params, trained.tokenizer, trained.problem_type)
 
 
 def checkpoint_kind(hf: Any, heads: Any) -> str:

@@ -103,6 +103,8 @@ def test_a_run_is_exported_and_opened(classifier, tmp_path):
     model, params = jaxformer.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     tokenizer = jaxformer.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert model.labels == ("animal", "thing")
+    said = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert said["problem_type"] == "single_label_classification"
     predictions = [json.loads(line) for line in (classifier / "predictions.jsonl").read_text().splitlines()]
     batch = tokenizer([row["text"] for row in predictions], padding=True)
     assert set(batch) == {"input_ids", "attention_mask", "token_type_ids"}

@@ -4,6 +4,7 @@ import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any, ClassVar
@@ -39,7 +40,7 @@ def run_model(function: Callable[..., Any], model: Any, params: Any, batch: Mapp
 
 
 def apply(model: Any, params: Any, batch: Mapping[str, jax.Array], **kwargs: Any) -> Any:
-    """The model's output for a batch; token types are left out for models that do not know them."""
+    """The model's output for a batch."""
     return model.apply({"params": params}, **batch, **kwargs)
 
 
@@ -92,7 +93,8 @@ class Pipeline(ABC):
             raise UserError(f"batch_size is {batch_size!r}, expected 1 or more")
         self.task, self.batch_size = task, batch_size
         self.name, self.model, self.params = opened.name, opened.model, opened.params
-        self.tokenizer, self.opened = opened.tokenizer, opened
+        # Without the parameters, which may be laid out anew: they should not be in memory twice.
+        self.tokenizer, self.opened = opened.tokenizer, replace(opened, params=None)
         self._warned: set[str] = set()
         self.given = dict(options)
         self.prepare()
@@ -176,10 +178,10 @@ class Pipeline(ABC):
         parsed = self._parse(options)
         if self.is_one(inputs, parsed):
             return self.of_one(next(self._results([inputs], parsed)), inputs, options)
-        if isinstance(inputs, Iterator):
-            return self._results(inputs, parsed)
-        if not (hasattr(inputs, "__iter__") and hasattr(inputs, "__len__")):
+        if not hasattr(inputs, "__iter__"):
             raise UserError(f"{self.task} got {_shown(inputs)}, expected {self.takes}, or a list or generator of such")
+        if not hasattr(inputs, "__len__"):
+            return self._results(inputs, parsed)
         return self.of_list(list(self._with_bar(inputs, parsed)))
 
     takes: ClassVar[str] = "a text"
@@ -267,7 +269,8 @@ class Pipeline(ABC):
         Each is about its ``Encoding`` and the number of its text.
         """
         batch = self.tokenizer(list(texts), None if pairs is None else list(pairs), padding=False, **options)
-        names = [name for name in ("input_ids", "token_type_ids") if name in batch]
+        types = ["token_type_ids"] if "token_type_ids" in batch and self.model.config.token_types > 1 else []
+        names = ["input_ids", *types]
         owners = batch.get("overflow_to_sample_mapping", range(len(texts)))
         found = zip(*(batch[name] for name in names), batch.encodings or [], owners, strict=True)
         return [

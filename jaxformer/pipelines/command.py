@@ -61,7 +61,10 @@ def run(options: argparse.Namespace) -> int:
     from jaxformer.pipelines.lines import check_file
     from jaxformer.pipelines.predict import predict
     from jaxformer.training.console import Display, duration
+    from jaxformer.training.memory import keep_freed_memory
 
+    # Before JAX allocates anything.
+    keep_freed_memory()
     file, out = Path(options.file).expanduser(), Path(options.out).expanduser()
     check_file(file)  # before a model is opened
     display = Display()

@@ -63,6 +63,14 @@ def test_one_many_and_a_stream(classes):
     compare(list(islice(stream, 7)), (many * 2)[:7], 1e-5)
     assert len(read) == classes.window_size
 
+    class Stream:
+        """As an iterable dataset: no length, and no iterator itself."""
+
+        def __iter__(self):
+            return iter(TEXTS)
+
+    compare(list(classes(Stream())), many, 1e-5)
+
 
 def test_a_column_of_a_dataset(classes):
     import datasets

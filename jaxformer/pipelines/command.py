@@ -68,7 +68,13 @@ def run(options: argparse.Namespace) -> int:
     file, out = Path(options.file).expanduser(), Path(options.out).expanduser()
     check_file(file)  # before a model is opened
     display = Display()
-    warnings.showwarning = lambda message, *_, **__: display.warn(str(message))
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        """One line for what this library says; of others only in debug."""
+        if options.debug or category.__module__.startswith("jaxformer"):
+            display.warn(str(message))
+
+    warnings.showwarning = show
     pipe = pipeline(
         options.task,
         options.model,

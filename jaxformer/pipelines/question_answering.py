@@ -80,14 +80,23 @@ class QuestionAnswering(Pipeline):
             raise UserError(
                 f"doc_stride is {stride}, expected less than the {longest} tokens of a window (max_seq_len)"
             )
-        windows = self.tokenize(
-            first,
-            second,
-            truncation="only_second" if self.question_first else "only_first",
-            max_length=longest,
-            stride=stride,
-            return_overflowing_tokens=True,
-        )
+        try:
+            windows = self.tokenize(
+                first,
+                second,
+                truncation="only_second" if self.question_first else "only_first",
+                max_length=longest,
+                stride=stride,
+                return_overflowing_tokens=True,
+            )
+        except UserError:
+            if len(items) > 1:
+                raise  # each is tried by itself
+            size = len(self.tokenizer(pairs[0][0], add_special_tokens=False)["input_ids"])
+            raise UserError(
+                f"the question has {size} tokens, which leaves too few of the {longest} of a window for a context of "
+                f"which windows share {stride}; shorten it, lower doc_stride, or raise max_seq_len"
+            ) from None
         rows: list[list[Row]] = [[] for _ in items]
         for window in windows:
             rows[window.about[1]].append(window)

@@ -186,6 +186,12 @@ MISTAKES = {
         QUESTION,
         "doc_stride is 40, expected less than the 32 tokens of a window",
     ),
+    "a long question": (
+        {"doc_stride": 8},
+        "spans",
+        QUESTION | {"question": "who? " * 10},
+        "the question has 40 tokens, which leaves too few of the 32 of a window",
+    ),
     "no classes": ({"task": "zero-shot-classification"}, "nli", "rain", "there are no candidate_labels, expected at"),
     "no entailment": (
         {"task": "zero-shot-classification", "candidate_labels": "a,b"},

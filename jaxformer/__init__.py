@@ -1,5 +1,6 @@
 """jaxformer: the Transformer family as pure functions in JAX."""
 
+from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
@@ -20,19 +21,17 @@ _HUB = (
     "push_to_hub",
     "save_pretrained",
 )
-_GENERATION = ("generate", "stream")
-__all__ = [*_HUB, *_GENERATION, "__version__"]
+_PLACES = {
+    **dict.fromkeys(_HUB, "hub"),
+    **dict.fromkeys(("generate", "stream", "prepare"), "generation"),
+    "pipeline": "pipelines",
+}
+__all__ = [*_PLACES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HUB:
-        from jaxformer import hub
-
-        return getattr(hub, name)
-    if name in _GENERATION:
-        from jaxformer import generation
-
-        return getattr(generation, name)
+    if name in _PLACES:
+        return getattr(import_module(f"jaxformer.{_PLACES[name]}"), name)
     raise AttributeError(f"module 'jaxformer' has no attribute {name!r}")
 
 

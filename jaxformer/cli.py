@@ -1,4 +1,4 @@
-"""The command line: ``python train.py``, ``jaxformer train`` and ``jaxformer export``."""
+"""The command line: ``python train.py`` and ``jaxformer train``, ``jaxformer export``, ``jaxformer predict``."""
 
 import argparse
 import errno
@@ -265,7 +265,21 @@ def export_command(arguments: Sequence[str], program: str = "jaxformer export") 
     return guarded(command, options.debug)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {"train": train_command, "export": export_command}
+def predict_command(arguments: Sequence[str], program: str = "jaxformer predict") -> int:
+    """Sends a file through a pipeline, line by line, and returns the exit code."""
+    from jaxformer.pipelines.command import add_arguments, run
+
+    parser = _Parser(prog=program, description="Send a file through a model, a line out for each line in.")
+    add_arguments(parser)
+    options = parser.parse_intermixed_args(list(arguments))
+    return guarded(lambda: run(options), options.debug)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
+    "train": train_command,
+    "export": export_command,
+    "predict": predict_command,
+}
 
 
 def main() -> None:

@@ -111,7 +111,16 @@ def untie_by(described: Described, weights: Weights) -> TransformerConfig:
     return config
 
 
-def load(
+class Checkpoint(NamedTuple):
+    """A checkpoint as read: the model, its parameters as shapes, those that were there, and its ``config.json``."""
+
+    model: Any
+    boxed: Any
+    loaded: Loaded
+    hf: Mapping[str, Any]
+
+
+def read_checkpoint(
     repository: Repository,
     kind: str,
     *,
@@ -119,11 +128,10 @@ def load(
     labels: tuple[str, ...] = (),
     dtype: str = "float32",
     mesh: Mesh | None = None,
-    seed: int = 0,
     ignore_mismatched_sizes: bool = False,
     overrides: Mapping[str, Any] | None = None,
-) -> Pretrained:
-    """The model of this kind and its parameters; see ``AutoModel.from_pretrained``."""
+) -> Checkpoint:
+    """The model of this kind and what the checkpoint has of it, without initialising the rest; see ``load``."""
     described = read_config(repository, {"dtype": dtype, **(overrides or {})})
     family = get_family(described.config.type)
     family.hub.head(kind)  # before anything large is downloaded
@@ -144,7 +152,20 @@ def load(
         dtype=jnp.dtype(dtype),
         may_differ=ignore_mismatched_sizes,
     )
-    del weights
+    return Checkpoint(model, boxed, loaded, described.hf)
+
+
+def load(
+    repository: Repository,
+    kind: str,
+    *,
+    dtype: str = "float32",
+    mesh: Mesh | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Pretrained:
+    """The model of this kind and its parameters; see ``AutoModel.from_pretrained``."""
+    model, boxed, loaded, _ = read_checkpoint(repository, kind, dtype=dtype, mesh=mesh, **options)
     warn(repository.name, loaded)
     if loaded.missing:
         new = init_params(model, seed, set(loaded.missing))

@@ -86,6 +86,7 @@ def save_pretrained(
     *,
     metrics: Mapping[str, float] | None = None,
     card: Mapping[str, Any] | None = None,
+    keys: Mapping[str, Any] | None = None,
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
@@ -101,6 +102,7 @@ def save_pretrained(
         tokenizer: from ``AutoTokenizer``.
         metrics: results that the model card lists, by name.
         card: further keys of the card's head: ``license``, ``language``, ``datasets``, ``base_model``, ...
+        keys: further keys of ``config.json``, such as ``problem_type``.
         dtype: of the file's tensors, ``float32`` or ``bfloat16``; default: as the parameters are.
         shard_bytes: size from which on a file is cut.
 
@@ -120,7 +122,7 @@ def save_pretrained(
     # What ``model.init`` gives is still in boxes with the names of its axes.
     tensors = params_to_hf(get_family(config.type).hub, config, kind, nn.unbox(params))
     written = _write_weights(target, tensors, dtype, shard_bytes)
-    _write_json(target / CONFIG_FILE, {**hf, "dtype": written})
+    _write_json(target / CONFIG_FILE, {**hf, **(keys or {}), "dtype": written})
     if kind in ("causal_lm", "seq2seq_lm"):
         ids = {key: value for key, value in hf.items() if key.endswith("_token_id")}
         _write_json(target / GENERATION_FILE, ids)
@@ -200,7 +202,7 @@ def push_to_hub(
         token: access token with the right to write; default: the stored one.
         revision: branch, made if there is none; default ``main``.
         message: of the commit.
-        **saved: ``metrics``, ``card``, ``dtype``, ``shard_bytes`` of ``save_pretrained``.
+        **saved: ``metrics``, ``card``, ``keys``, ``dtype``, ``shard_bytes`` of ``save_pretrained``.
 
     Returns:
         The address of the commit.

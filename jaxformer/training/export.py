@@ -16,14 +16,27 @@ from jaxformer.tokenizers import Role, Tokenizer, load_tokenizer
 from jaxformer.training.config import RunConfig, parse_config, read_yaml
 from jaxformer.training.pretrained import CONFIG_FILE, TOKENIZER_FILE, check_run, read_params
 
+# A classifier's problem, as transformers calls it: it says how its pipeline makes scores of logits.
+PROBLEM_TYPES = {
+    "single_label": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
+
 
 class Trained(NamedTuple):
-    """What a run made: a model, its parameters, its tokenizer, and the last results on the validation data."""
+    """What a run made: a model, its parameters, its tokenizer, the last results on the validation data, its keys."""
 
     model: Any
     params: Any
     tokenizer: PretrainedTokenizer
     metrics: Mapping[str, float]
+    config: RunConfig
+
+    @property
+    def problem_type(self) -> str | None:
+        """Of a classifier what transformers calls its problem, else None."""
+        return PROBLEM_TYPES.get(getattr(self.config.task, "problem", ""))
 
 
 def load_run(folder: str | Path) -> Trained:
@@ -43,7 +56,7 @@ def load_run(folder: str | Path) -> Trained:
     task = build_task(config.task, Bound(tokenizer, config.model, config.sequence_length, config.data.layout, ()))
     params = unflatten_dict(read_params(path), sep="/")
     model = task.model(config.model)
-    return Trained(model, params, hub_tokenizer(config, tokenizer), _last_metrics(path))
+    return Trained(model, params, hub_tokenizer(config, tokenizer), _last_metrics(path), config)
 
 
 def hub_tokenizer(config: RunConfig, tokenizer: Tokenizer) -> PretrainedTokenizer:
@@ -103,8 +116,11 @@ def export(folder: str | Path, target: str | Path, *, push: str | None = None, d
     Raises:
         UserError: if there is no such run, its model has no Hugging Face format, or the Hub refuses it.
     """
-    model, params, tokenizer, metrics = load_run(folder)
-    written = [str(save_pretrained(target, model, params, tokenizer, metrics=metrics, dtype=dtype))]
+    trained = load_run(folder)
+    model, params, tokenizer = trained[:3]
+    keys = {} if trained.problem_type is None else {"problem_type": trained.problem_type}
+    saved: dict[str, Any] = {"metrics": trained.metrics, "keys": keys, "dtype": dtype}
+    written = [str(save_pretrained(target, model, params, tokenizer, **saved))]
     if push is not None:
-        written.append(push_to_hub(push, model, params, tokenizer, metrics=metrics, dtype=dtype))
+        written.append(push_to_hub(push, model, params, tokenizer, **saved))
     return written

@@ -103,6 +103,8 @@ def test_a_run_is_exported_and_opened(classifier, tmp_path):
     model, params = jaxformer.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     tokenizer = jaxformer.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert model.labels == ("animal", "thing")
+    said = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert said["problem_type"] == "single_label_classification"
     predictions = [json.loads(line) for line in (classifier / "predictions.jsonl").read_text().splitlines()]
     batch = tokenizer([row["text"] for row in predictions], padding=True)
     assert set(batch) == {"input_ids", "attention_mask", "token_type_ids"}
@@ -141,3 +143,15 @@ def test_questions_start_from_a_published_body(tmp_path):
     trainer = Trainer(make_run(keys), quiet(), StopRequest())
     assert "span_classifier" in trainer.state.params
     trainer.close()
+
+
+def test_a_run_is_a_pipeline(classifier):
+    """What the run predicted of its validation texts at its end is what its folder predicts."""
+    rows = [json.loads(line) for line in (classifier / "predictions.jsonl").read_text().splitlines()]
+    pipe = jaxformer.pipeline(model=classifier)
+    assert pipe.task == "text-classification" and len(rows) > 4
+    for row, found in zip(rows, pipe([row["text"] for row in rows], top_k=None), strict=True):
+        assert {answer["label"]: answer["score"] for answer in found} == pytest.approx(row["probabilities"], abs=1e-4)
+    with pytest.raises(UserError, match=r"has no trained head token_classification: its head is sequence_class"):
+        jaxformer.pipeline("ner", model=classifier)
+    assert np.shape(jaxformer.pipeline("feature-extraction", model=classifier)("cat", pooling="mean")) == (16,)

@@ -1,0 +1,326 @@
+"""What all pipelines share: what may be given, streaming over bounded windows, batches, one jitted function a head."""
+
+import sys
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from pydantic import ValidationError
+
+from jaxformer.pipelines.batching import Arrays, Row, run_rows
+from jaxformer.pipelines.open import Opened
+from jaxformer.schema import Schema, UserError, nearest
+
+# A list of so many batches gets a progress bar.
+LONG = 8
+
+
+class PipelineWarning(UserWarning):
+    """Something of the inputs was not used."""
+
+
+class NoColumnError(UserError):
+    """A line of a file lacks the column that holds the text."""
+
+
+class Options(Schema):
+    """Options of a pipeline, as given to ``pipeline(...)`` and laid over by those of a call."""
+
+
+@partial(jax.jit, static_argnames=("function", "model"))
+def run_model(function: Callable[..., Any], model: Any, params: Any, batch: Mapping[str, jax.Array]) -> Any:
+    """``function(model, params, batch)``, compiled once for each shape of the batch."""
+    return function(model, params, batch)
+
+
+def apply(model: Any, params: Any, batch: Mapping[str, jax.Array], **kwargs: Any) -> Any:
+    """The model's output for a batch."""
+    return model.apply({"params": params}, **batch, **kwargs)
+
+
+def require_text(value: Any, what: str) -> str:
+    """The value, if it is a text.
+
+    Raises:
+        UserError: it is something else, or has half of a surrogate pair.
+    """
+    if not isinstance(value, str):
+        raise UserError(f"{what} is {_shown(value)}, expected a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{what} holds half of a surrogate pair, expected Unicode") from None
+    return value
+
+
+def _shown(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__name__} ({value!r:.60})"
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Softmax over the last axis, in the type of the logits."""
+    powers = np.exp(logits - np.max(logits, axis=-1, keepdims=True))
+    return np.asarray(powers / np.sum(powers, axis=-1, keepdims=True))
+
+
+class Pipeline(ABC):
+    """From texts to answers: tokens, batches of like length, the model, and what its numbers mean.
+
+    Called with one input it returns one result; with a list (or a column of a dataset) a list; with a generator or
+    another iterator it is a generator, which holds no more than a window of inputs at a time.
+
+    Attributes:
+        task: its name.
+        window_batches: inputs of a window, whose rows are sorted by length together, as a number of batches.
+        given: the options given to ``pipeline(...)``.
+        options: these and the defaults of all others.
+        batch_size: rows of a batch.
+    """
+
+    task: str
+    Options: ClassVar[type[Options]] = Options
+    per_token: ClassVar[bool] = False
+    window_batches: ClassVar[int] = 32
+
+    def __init__(self, task: str, opened: Opened, batch_size: int = 8, **options: Any) -> None:
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise UserError(f"batch_size is {batch_size!r}, expected 1 or more")
+        self.task, self.batch_size = task, batch_size
+        self.name, self.model, self.params = opened.name, opened.model, opened.params
+        # Without the parameters, which may be laid out anew: they should not be in memory twice.
+        self.tokenizer, self.opened = opened.tokenizer, replace(opened, params=None)
+        self._warned: set[str] = set()
+        self.given = dict(options)
+        self.prepare()
+        self.options = self._parse({})
+
+    def prepare(self) -> None:  # noqa: B027  # most tasks have nothing to refuse
+        """Refuses a model or tokenizer that the task cannot use."""
+
+    def __repr__(self) -> str:
+        return f"pipeline({self.task!r}, model={self.name!r})"
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Options that the model brings."""
+        return {}
+
+    @property
+    def longest(self) -> int:
+        """The tokens that the model reads of a row, special ones included."""
+        return int(min(self.tokenizer.model_max_length, self.model.config.max_length))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the model's classes."""
+        return self.model.labels or tuple(f"LABEL_{number}" for number in range(self.model.num_labels))
+
+    def _parse(self, options: Mapping[str, Any]) -> Any:
+        keys = {**self.defaults, **self.given, **options}
+        known = self.Options.model_fields
+        for key in keys:
+            if key not in known:
+                names = f"it has {', '.join(known)}" if known else "it has none"
+                raise UserError(f"{self.task} has no option {key!r}, {names}{nearest(key, known)}")
+        try:
+            return self.Options(**keys)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = str(first["loc"][0]) if first["loc"] else "the options"
+            said = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+            expected = said if first["type"] == "value_error" else f"expected {said}"
+            raise UserError(f"{self.task}: {where} is {first['input']!r:.80}, {expected}") from None
+
+    # What a task says: how an input becomes rows, what the model gives, what that means.
+
+    @abstractmethod
+    def encode(self, items: Sequence[Any], options: Any) -> list[list[Row]]:
+        """The rows of each input.
+
+        Raises:
+            UserError: one of them is no input of this task.
+        """
+
+    @abstractmethod
+    def result(self, item: Any, rows: Sequence[Row], outputs: Sequence[Any], options: Any) -> Any:
+        """The result of one input, from what the model gave for its rows."""
+
+    @staticmethod
+    @abstractmethod
+    def forward(model: Any, params: Any, batch: Mapping[str, jax.Array]) -> Any:
+        """A tree of arrays ``[B, ...]`` for a batch; it is compiled."""
+
+    def record(self, result: Any) -> dict[str, Any]:
+        """The result as one JSON object: itself if it is one, a list under ``output``."""
+        return result if isinstance(result, dict) else {"output": result}
+
+    def from_record(self, record: Mapping[str, Any], column: str) -> Any:
+        """The input that a line of a file holds.
+
+        Raises:
+            UserError: the line has no such column.
+        """
+        if column not in record:
+            found = ", ".join(map(str, record)) or "none"
+            raise NoColumnError(f"there is no column {column!r}, only {found}; --text-column names another")
+        return record[column]
+
+    # Calling it.
+
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        """The result of one input, a list of results for a list, a generator of results for an iterator."""
+        parsed = self._parse(options)
+        if self.is_one(inputs, parsed):
+            return self.of_one(next(self._results([inputs], parsed)), inputs, options)
+        if not hasattr(inputs, "__iter__"):
+            raise UserError(f"{self.task} got {_shown(inputs)}, expected {self.takes}, or a list or generator of such")
+        if not hasattr(inputs, "__len__"):
+            return self._results(inputs, parsed)
+        return self.of_list(list(self._with_bar(inputs, parsed)))
+
+    takes: ClassVar[str] = "a text"
+
+    def is_one(self, inputs: Any, options: Any) -> bool:
+        """Whether that is a single input, rather than many."""
+        return isinstance(inputs, str | Mapping)
+
+    def of_one(self, result: Any, inputs: Any, given: Mapping[str, Any]) -> Any:
+        """What a call with a single input returns."""
+        return result
+
+    def of_list(self, results: list[Any]) -> Any:
+        """What a call with a list returns."""
+        return results
+
+    def _results(self, items: Iterable[Any], options: Any) -> Iterator[Any]:
+        for result in self.stream(items, options):
+            if isinstance(result, UserError):
+                raise result
+            yield result
+
+    def _with_bar(self, items: Any, options: Any) -> Iterator[Any]:
+        """The results, with a bar on a terminal if there are many."""
+        if len(items) < LONG * self.batch_size or not sys.stderr.isatty():
+            yield from self._results(items, options)
+            return
+        from rich.console import Console
+        from rich.progress import track
+
+        results = self._results(items, options)
+        yield from track(results, self.task, total=len(items), console=Console(stderr=True), transient=True)
+
+    @property
+    def window_size(self) -> int:
+        """Inputs of a window."""
+        return self.window_batches * self.batch_size
+
+    def stream(self, items: Iterable[Any], options: Any = None) -> Iterator[Any]:
+        """The results in the order of the inputs, of which a window is in memory at a time.
+
+        An input that is none of this task gives its ``UserError`` in place of a result.
+        """
+        options = self.options if options is None else options
+        source = iter(items)
+        while window := list(islice(source, self.window_size)):
+            yield from self.window(window, options)
+
+    def window(self, items: Sequence[Any], options: Any) -> list[Any]:
+        """The results of some inputs, whose rows are sorted by length together."""
+        encoded = self._encode(items, options)
+        good = [rows for rows in encoded if not isinstance(rows, UserError)]
+        outputs = iter(self.run([row for rows in good for row in rows], options))
+        results: list[Any] = []
+        for item, rows in zip(items, encoded, strict=True):
+            if isinstance(rows, UserError):
+                results.append(rows)
+            else:
+                results.append(self.result(item, rows, list(islice(outputs, len(rows))), options))
+        return results
+
+    def _encode(self, items: Sequence[Any], options: Any) -> list[list[Row] | UserError]:
+        """The rows of each input; where that fails, of each by itself, to know which it was."""
+        try:
+            return list(self.encode(items, options))
+        except UserError as error:
+            if len(items) == 1:
+                return [error]
+            return [rows for item in items for rows in self._encode([item], options)]
+
+    def run(self, rows: Sequence[Row], options: Any) -> list[Any]:
+        """What the model gives for each row."""
+
+        def forward(batch: Arrays) -> Any:
+            return run_model(type(self).forward, self.model, self.params, batch)
+
+        side, pad_id = self.tokenizer.padding_side, self.tokenizer.pad_token_id or 0
+        return run_rows(rows, forward, self.batch_size, self.longest, side, pad_id, self.per_token)
+
+    # For the tasks.
+
+    def tokenize(self, texts: Sequence[Any], pairs: Sequence[str] | None = None, **options: Any) -> list[Row]:
+        """A row for each text, or several with ``return_overflowing_tokens``.
+
+        Each is about its ``Encoding`` and the number of its text.
+        """
+        batch = self.tokenizer(list(texts), None if pairs is None else list(pairs), padding=False, **options)
+        types = ["token_type_ids"] if "token_type_ids" in batch and self.model.config.token_types > 1 else []
+        names = ["input_ids", *types]
+        owners = batch.get("overflow_to_sample_mapping", range(len(texts)))
+        found = zip(*(batch[name] for name in names), batch.encodings or [], owners, strict=True)
+        return [
+            Row(dict(zip(names, values, strict=True)), about=(encoding, int(owner)))
+            for *values, encoding, owner in found
+        ]
+
+    def rows_of(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None,
+        truncation: bool,
+        max_length: int | None,
+        longest: int | None = None,
+    ) -> list[Row]:
+        """One row a text, cut to ``max_length`` or else to ``longest``, by default what the model reads; that is said.
+
+        Raises:
+            UserError: a text is too long and ``truncation`` is false.
+        """
+        limit = min(max_length or longest or self.longest, self.longest)
+        whole = self.tokenize(texts, pairs, truncation=False)
+        long = [number for number, row in enumerate(whole) if len(row) > limit]
+        if not long:
+            return whole
+        length = max(len(whole[number]) for number in long)
+        if not truncation:
+            raise UserError(
+                f"{self.task}: a text has {length} tokens, expected at most {limit}; shorten it or set truncation=True"
+            )
+        # Cut on purpose if a length was given.
+        if max_length is None:
+            self.say_once(
+                "truncated",
+                f"{self.task}: a text has {length} tokens and the model reads {limit}: what is behind is left out "
+                "(of a pair, of the longer text). This is said once; max_length= cuts without a word, "
+                "truncation=False refuses such texts.",
+            )
+        cut = self.tokenize(
+            [texts[number] for number in long],
+            None if pairs is None else [pairs[number] for number in long],
+            truncation=True,
+            max_length=limit,
+        )
+        for number, row in zip(long, cut, strict=True):
+            whole[number] = row
+        return whole
+
+    def say_once(self, key: str, text: str) -> None:
+        """Warns, the first time."""
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(text, PipelineWarning, stacklevel=2)

@@ -1,0 +1,148 @@
+"""Rows of tokens in batches: of like length, padded to few shapes, their outputs in the order of the rows."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+SHORTEST = 8
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass
+class Row:
+    """One input of a model.
+
+    Attributes:
+        inputs: lists of one entry a token: ``input_ids``, and ``token_type_ids`` where the model reads them.
+        places: tokens that the model's output is wanted for, empty for all.
+        about: what the result needs to know of the row.
+    """
+
+    inputs: dict[str, list[int]]
+    places: list[int] = field(default_factory=list)
+    about: Any = None
+
+    def __len__(self) -> int:
+        return len(self.inputs["input_ids"])
+
+
+def bucket(size: int, most: int, least: int = SHORTEST) -> int:
+    """The next of 8, 12, 16, 24, 32, 48 ... at which ``size`` fits, at most ``most``.
+
+    Every shape is a program to compile, and every token of padding is work: two shapes for each doubling keep padding
+    below a third and a model of 512 tokens at 13 programs.
+
+    >>> [bucket(size, 512) for size in (3, 9, 17, 100, 500)]
+    [8, 12, 24, 128, 512]
+    >>> bucket(100, 110)
+    110
+    """
+    whole = least
+    while whole < size:
+        if whole + whole // 2 >= size and whole > 1:
+            whole += whole // 2
+            break
+        whole *= 2
+    return max(size, min(whole, most))
+
+
+def in_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """The numbers of the rows, the longest first, ``batch_size`` in a batch but for one, which may have fewer.
+
+    Neighbours in the order of length share a batch, and the batch that is not full stands where it saves most: no other
+    way to make as few batches pads less.
+
+    >>> in_batches([3, 9, 2, 8, 7], 2)
+    [[1], [3, 4], [0, 2]]
+    """
+    order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
+    rest = len(order) % batch_size
+    if not rest:
+        return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+    def padded(place: int) -> int:
+        """Tokens of all batches with the small one at this place."""
+        starts = [*range(0, place, batch_size), *range(place + rest, len(order), batch_size)]
+        return lengths[order[place]] * rest + sum(lengths[order[start]] * batch_size for start in starts)
+
+    place = min(range(0, len(order), batch_size), key=padded)
+    starts = [*range(0, place + 1, batch_size), *range(place + rest, len(order), batch_size)]
+    return [order[start:end] for start, end in zip(starts, [*starts[1:], len(order)], strict=True)]
+
+
+def place_of(row: Row, length: int, side: str) -> slice:
+    """Where a row's own tokens are in a padded row of this length."""
+    return slice(length - len(row), length) if side == "left" else slice(0, len(row))
+
+
+def collate(rows: Sequence[Row], batch_size: int, longest: int, side: str, pad_id: int) -> Arrays:
+    """The rows as arrays ``[B, T]`` of one of few shapes, with ``attention_mask``, and the places they have.
+
+    The places are ``masked_positions [B, M]``. Rows that are missing to a full batch are padding but for one token.
+    """
+    B = bucket(len(rows), batch_size, 1)
+    T = bucket(max(map(len, rows)), longest)
+    arrays = {name: np.full((B, T), pad_id if name == "input_ids" else 0, np.int32) for name in rows[0].inputs}
+    arrays["attention_mask"] = np.zeros((B, T), np.int32)
+    arrays["attention_mask"][len(rows) :, 0] = 1
+    places = max(len(row.places) for row in rows)
+    if places:
+        arrays["masked_positions"] = np.zeros((B, bucket(places, T, 1)), np.int32)
+    for number, row in enumerate(rows):
+        own = place_of(row, T, side)
+        arrays["attention_mask"][number, own] = 1
+        for name, values in row.inputs.items():
+            arrays[name][number, own] = values
+        if row.places:
+            arrays["masked_positions"][number, : len(row.places)] = np.add(row.places, own.start)
+    return arrays
+
+
+def run_rows(
+    rows: Sequence[Row],
+    forward: Callable[[Arrays], Any],
+    batch_size: int,
+    longest: int,
+    side: str,
+    pad_id: int,
+    per_token: bool,
+) -> list[Any]:
+    """The outputs of all rows in their order: a tree of arrays each, without padding.
+
+    Args:
+        rows: any number.
+        forward: from a batch to a tree of arrays ``[B, ...]``.
+        batch_size: rows of a batch.
+        longest: tokens that the model reads.
+        side: where padding goes, ``left`` or ``right``.
+        pad_id: what it is.
+        per_token: whether the outputs are ``[B, T, ...]``, of which a row's own tokens are kept; with places
+            ``[B, M, ...]``.
+    """
+    outputs: list[Any] = [None] * len(rows)
+    for numbers, batch, found in _ahead(rows, forward, batch_size, longest, side, pad_id):
+        length = batch["input_ids"].shape[1]
+        arrays = jax.tree.map(np.asarray, found)
+        for index, number in enumerate(numbers):
+            row = rows[number]
+            kept = place_of(row, length, side) if not row.places else slice(0, len(row.places))
+            outputs[number] = jax.tree.map(lambda x, i=index, k=kept: x[i][k] if per_token else x[i], arrays)
+    return outputs
+
+
+def _ahead(
+    rows: Sequence[Row], forward: Callable[[Arrays], Any], batch_size: int, longest: int, side: str, pad_id: int
+) -> Iterator[tuple[list[int], Arrays, Any]]:
+    """Batches with their outputs, one batch ahead: the device works on it while the last one's outputs are read."""
+    before: tuple[list[int], Arrays, Any] | None = None
+    for numbers in in_batches([len(row) for row in rows], batch_size):
+        batch = collate([rows[number] for number in numbers], batch_size, longest, side, pad_id)
+        started = (numbers, batch, forward(batch))
+        if before is not None:
+            yield before
+        before = started
+    if before is not None:
+        yield before

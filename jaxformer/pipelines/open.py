@@ -1,0 +1,260 @@
+"""Opening whatever a user names as a model: a run's folder, a folder in the Hugging Face format, a name on the Hub."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxformer.families import get_family
+from jaxformer.generation import read_generation_config
+from jaxformer.hub.kinds import abstract_params, kind_of
+from jaxformer.hub.pretrained import read_checkpoint, read_config
+from jaxformer.hub.repository import Repository
+from jaxformer.hub.save import GENERATION_FILE
+from jaxformer.hub.tokenizer import AutoTokenizer, PretrainedTokenizer
+from jaxformer.models.heads import Body
+from jaxformer.pipelines.tasks import tasks_of
+from jaxformer.schema import UserError
+
+POOLING_FILE, SENTENCE_FILE = "1_Pooling/config.json", "sentence_bert_config.json"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model ready for use.
+
+    Attributes:
+        name: what it was opened from, for messages.
+        model: the module.
+        params: its parameters.
+        tokenizer: its tokenizer.
+        problem: of a classifier ``regression``, ``multi_label_classification``, ``single_label_classification``, or
+            None if nothing says.
+        pooling: of a sentence encoder, how the states of a text become one vector; None if nothing says.
+        longest: tokens that a sentence encoder was trained with; None if nothing says.
+        generation: what ``generation_config.json`` says, as options of ``generate``.
+        hf: the keys of ``config.json``.
+    """
+
+    name: str
+    model: Any
+    params: Any
+    tokenizer: PretrainedTokenizer
+    problem: str | None = None
+    pooling: str | None = None
+    longest: int | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    hf: Mapping[str, Any] = field(default_factory=dict)
+
+
+def open_model(
+    name: Any,
+    kind: str | None = None,
+    *,
+    params: Any = None,
+    tokenizer: Any = None,
+    dtype: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Opened:
+    """The model, its parameters and its tokenizer.
+
+    Args:
+        name: the output folder of a run, a folder in the Hugging Face format, ``owner/name`` on the Hub, a model, or a
+            pair of a model and its parameters.
+        kind: the kind of model wanted (``sequence_classification``, ``causal_lm``, ... as in ``jaxformer.hub.kinds``);
+            ``body`` takes the body of any model. Default: the kind it is.
+        params: the parameters of a model given as such.
+        tokenizer: a tokenizer, or what to open it from; default: the model's own.
+        dtype: of parameters and computation, ``float32`` or ``bfloat16``; default: the run's, else float32.
+        revision: branch, tag or commit on the Hub.
+        token: access token of the Hub.
+        cache_dir: where downloads are kept.
+        local_files_only: use what the cache has, ask nobody.
+
+    Raises:
+        UserError: there is no such model, it has no trained head of that kind, or no tokenizer.
+    """
+    if isinstance(name, tuple | list) and len(name) == 2:
+        name, params = name
+    if isinstance(name, nn.Module):
+        opened = _given(name, params, tokenizer, kind)
+    elif isinstance(name, str | Path):
+        if params is not None:
+            raise UserError(f"params were given beside the model {str(name)!r}, which has its own; leave them out")
+        if Path(name).expanduser().is_dir() and not (Path(name).expanduser() / "config.json").exists():
+            opened = _run(Path(name).expanduser(), kind)
+        else:
+            repository = Repository(_checked(str(name)), revision, token, cache_dir, local_files_only)
+            opened = _hub(repository, kind, tokenizer is None, dtype)
+    else:
+        raise UserError(
+            f"model is a {type(name).__name__}, expected a folder, a name on the Hub, or a model with its parameters"
+        )
+    if tokenizer is not None:
+        opened = replace(opened, tokenizer=_tokenizer(tokenizer))
+    if dtype is not None and opened.model.config.dtype != dtype:
+        config = opened.model.config.model_copy(update={"dtype": dtype})
+        opened = replace(opened, model=opened.model.clone(config=config))
+    cast = (lambda x: x.astype(dtype)) if dtype is not None else lambda x: x
+    # On the device once: a jitted call would send arrays of NumPy there every time.
+    return replace(opened, params=jax.tree.map(lambda x: jax.device_put(cast(x)), opened.params))
+
+
+def _checked(name: str) -> str:
+    """The name, if it may be one on the Hub or is a folder that exists.
+
+    Raises:
+        UserError: it is plainly a path, and nothing is there.
+    """
+    path = Path(name).expanduser()
+    if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        folder = next((parent for parent in path.absolute().parents if parent.is_dir()), Path("/"))
+        near = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=3)
+        hint = f"near names in {folder}: {', '.join(near)}" if near else "check the path"
+        raise UserError(f"no such folder: {name}, expected a run's folder or one in the Hugging Face format; {hint}")
+    return name
+
+
+def _tokenizer(tokenizer: Any) -> PretrainedTokenizer:
+    if isinstance(tokenizer, str | Path):
+        return AutoTokenizer.from_pretrained(tokenizer)
+    if not isinstance(tokenizer, PretrainedTokenizer):
+        raise UserError(
+            f"tokenizer is a {type(tokenizer).__name__}, expected one of jaxformer.AutoTokenizer.from_pretrained, or "
+            "what to open it from"
+        )
+    return tokenizer
+
+
+def _refuse(name: str, found: str, wanted: str, why: str) -> UserError:
+    """The error for a model without the head that is wanted."""
+    able = ", ".join(tasks_of(found)) or "none of the tasks here"
+    for_what = " or ".join(tasks_of(wanted)[:2]) if wanted != "body" else "it"
+    return UserError(
+        f"{name} has no trained head {wanted}: {why}; expected a model trained for {for_what}; this one can do: {able}"
+    )
+
+
+def use_of(kind: str, family: str) -> str:
+    """What a model of this kind is used as: one with BERT's two heads as its first, a discriminator as a body."""
+    if kind != "pre_training":
+        return kind
+    return "body" if family == "electra" else "masked_lm"
+
+
+def as_kind(name: str, model: Any, params: Any, kind: str | None) -> tuple[Any, Any]:
+    """The model and parameters as a model of this kind: itself, or its body.
+
+    Raises:
+        UserError: it is of another kind.
+    """
+    found = use_of(kind_of(model), model.config.type)
+    if kind in (None, found) and found != "body":
+        return model, params
+    if kind not in (None, "body"):
+        raise _refuse(name, found, kind, f"its head is {found}")
+    body = Body(model.config)
+    names = flatten_dict(nn.unbox(abstract_params(body)), sep="/").keys()
+    flat = flatten_dict(nn.unbox(params), sep="/")
+    return body, unflatten_dict({path: flat[path] for path in names}, sep="/")
+
+
+def _given(model: nn.Module, params: Any, tokenizer: Any, kind: str | None) -> Opened:
+    if params is None or tokenizer is None:
+        missing = "params" if params is None else "tokenizer"
+        raise UserError(f"a model was given without {missing}, expected model=, params= and tokenizer= together")
+    name = type(model).__name__
+    model, params = as_kind(name, model, nn.unbox(params), kind)
+    return Opened(name, model, params, tokenizer)
+
+
+def _run(folder: Path, kind: str | None) -> Opened:
+    # Only those who open a run wait for what trains one.
+    from jaxformer.training.export import load_run
+    from jaxformer.training.pretrained import CHECKPOINTS, CONFIG_FILE
+
+    if not (folder / CONFIG_FILE).exists():
+        raise UserError(
+            f"{folder} holds neither config.json nor {CONFIG_FILE}, expected a folder in the Hugging Face format or "
+            "the output_dir of a run"
+        )
+    if not (folder / CHECKPOINTS).exists():
+        raise UserError(f"{folder} is a run that has not saved a checkpoint yet; train it further")
+    trained = load_run(folder)
+    model, params = as_kind(str(folder), trained.model, trained.params, kind)
+    return Opened(str(folder), model, params, trained.tokenizer, trained.problem_type)
+
+
+def checkpoint_kind(hf: Any, heads: Any) -> str:
+    """The kind of model that the ``architectures`` of a ``config.json`` name; ``body`` if they name none."""
+    named = hf.get("architectures") or []
+    return next((kind for kind, head in heads.items() if kind != "body" and head.architecture in named), "body")
+
+
+def _hub(repository: Repository, kind: str | None, with_tokenizer: bool, dtype: str | None) -> Opened:
+    described = read_config(repository)
+    heads = get_family(described.config.type).hub.heads
+    found = use_of(checkpoint_kind(described.hf, heads), described.config.type)
+    wanted = found if kind is None else kind
+    # Heads of two kinds may have parameters of one name: what it was trained for counts.
+    if found not in (wanted, "body") and wanted != "body":
+        raise _refuse(repository.name, found, wanted, f"its head is {found}")
+    if wanted not in heads:
+        raise _refuse(repository.name, found, wanted, f"{described.config.type} models have none")
+    tokenizer = AutoTokenizer.from_pretrained(**vars_of(repository)) if with_tokenizer else None
+    model, _, loaded, hf = read_checkpoint(repository, wanted, dtype=dtype or "float32")
+    if wanted == "body":
+        params = unflatten_dict(loaded.params, sep="/")
+        model = Body(model.config)
+        params.pop("pooler", None)  # trained for pairs of sentences, and no part of the states
+    elif loaded.missing:
+        raise _refuse(repository.name, found, wanted, f"the checkpoint has no {', '.join(loaded.missing)}")
+    else:
+        params = unflatten_dict(loaded.params, sep="/")
+    sentences = wanted == "body"
+    return Opened(
+        repository.name,
+        model,
+        params,
+        tokenizer,  # type: ignore[arg-type]  # it was given otherwise
+        hf.get("problem_type"),
+        _pooling(repository) if sentences else None,
+        (repository.find_json(SENTENCE_FILE) or {}).get("max_seq_length") if sentences else None,
+        _generation(repository) if wanted in ("causal_lm", "seq2seq_lm") else {},
+        hf,
+    )
+
+
+def _generation(repository: Repository) -> dict[str, Any]:
+    """What ``generation_config.json`` says, if there is one."""
+    path = repository.find(GENERATION_FILE)
+    return {} if path is None else read_generation_config(path.parent)
+
+
+def vars_of(repository: Repository) -> dict[str, Any]:
+    """The arguments of ``AutoTokenizer.from_pretrained`` for the files of a repository."""
+    return {
+        "name_or_path": repository.name,
+        "revision": repository.revision,
+        "token": repository.token,
+        "cache_dir": repository.cache_dir,
+        "local_files_only": repository.local_files_only,
+    }
+
+
+def _pooling(repository: Repository) -> str | None:
+    """How a sentence encoder's states become one vector, where it says so; in its own words if not known here."""
+    said = repository.find_json(POOLING_FILE)
+    if said is None:
+        return None
+    modes = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "first", "pooling_mode_lasttoken": "last"}
+    on = [key for key, value in said.items() if key.startswith("pooling_mode_") and value is True]
+    return modes[on[0]] if len(on) == 1 and on[0] in modes else " and ".join(on)

@@ -1,0 +1,174 @@
+"""Question answering: where the answer to a question stands in a text."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from pydantic import Field
+
+from jaxformer.pipelines import base
+from jaxformer.pipelines.base import Pipeline, apply, require_text, softmax
+from jaxformer.pipelines.batching import Row
+from jaxformer.schema import UserError
+
+LONGEST_WINDOW, LARGEST_STRIDE = 384, 128
+
+
+class Options(base.Options):
+    """Options of question answering."""
+
+    top_k: int = Field(1, ge=1, description="answers to return")
+    max_answer_len: int = Field(15, ge=1, description="tokens of the longest answer")
+    max_seq_len: int | None = Field(None, ge=8, description="tokens of a window; default: 384, or what the model reads")
+    doc_stride: int | None = Field(
+        None, ge=0, description="tokens that windows share; default: 128, or half of a window"
+    )
+    handle_impossible_answer: bool = Field(False, description="an empty answer is possible")
+    align_to_words: bool = Field(True, description="an answer begins and ends with whole words")
+
+
+class QuestionAnswering(Pipeline):
+    """``{"score", "start", "end", "answer"}`` for each ``{"question": ..., "context": ...}``; with ``top_k`` a list.
+
+    A long context is read in windows. In each the probabilities of the first and of the last token are softmaxes over
+    the context and ``[CLS]``; the score of an answer is their product (Devlin et al. 2019, section 4.2). Of answers
+    with the same characters the best is kept. A list of one question gives what that question gives.
+    """
+
+    Options: ClassVar[type[base.Options]] = Options
+    per_token = True
+    takes = "{'question': ..., 'context': ...}"
+
+    def __call__(self, inputs: Any = None, *, question: Any = None, context: Any = None, **options: Any) -> Any:
+        """As of every pipeline; or ``question=`` and ``context=``, of which several questions may share one context."""
+        if inputs is not None:
+            return super().__call__(inputs, **options)
+        if isinstance(question, str):
+            return super().__call__({"question": question, "context": context}, **options)
+        if not isinstance(question, list | tuple):
+            raise UserError(f"question-answering got no question, expected {self.takes}, or question= and context=")
+        contexts = [context] * len(question) if isinstance(context, str) else context
+        if not isinstance(contexts, list | tuple) or len(contexts) != len(question):
+            got = len(contexts) if isinstance(contexts, list | tuple) else "no list of"
+            raise UserError(
+                f"there are {len(question)} questions and {got} contexts, expected one each, or one context"
+            )
+        pairs = [{"question": q, "context": c} for q, c in zip(question, contexts, strict=True)]
+        return super().__call__(pairs, **options)
+
+    def is_one(self, inputs: Any, options: Any) -> bool:
+        """One dictionary; a lone text is refused by ``encode``."""
+        return isinstance(inputs, str | Mapping)
+
+    def of_list(self, results: list[Any]) -> Any:
+        """The results; a list of one is taken for its only question."""
+        return results[0] if len(results) == 1 else results
+
+    @property
+    def question_first(self) -> bool:
+        """Whether the question stands before the context: behind it where padding goes to the left."""
+        return self.tokenizer.padding_side == "right"
+
+    def encode(self, items: Sequence[Any], options: Any) -> list[list[Row]]:
+        """The windows of each context with its question."""
+        pairs = [_parts(item) for item in items]
+        first, second = zip(*(pair if self.question_first else pair[::-1] for pair in pairs), strict=True)
+        longest = min(options.max_seq_len or LONGEST_WINDOW, self.longest)
+        stride = min(longest // 2, LARGEST_STRIDE) if options.doc_stride is None else options.doc_stride
+        if stride >= longest:
+            raise UserError(
+                f"doc_stride is {stride}, expected less than the {longest} tokens of a window (max_seq_len)"
+            )
+        try:
+            windows = self.tokenize(
+                first,
+                second,
+                truncation="only_second" if self.question_first else "only_first",
+                max_length=longest,
+                stride=stride,
+                return_overflowing_tokens=True,
+            )
+        except UserError:
+            if len(items) > 1:
+                raise  # each is tried by itself
+            size = len(self.tokenizer(pairs[0][0], add_special_tokens=False)["input_ids"])
+            raise UserError(
+                f"the question has {size} tokens, which leaves too few of the {longest} of a window for a context of "
+                f"which windows share {stride}; shorten it, lower doc_stride, or raise max_seq_len"
+            ) from None
+        rows: list[list[Row]] = [[] for _ in items]
+        for window in windows:
+            rows[window.about[1]].append(window)
+        return rows
+
+    @staticmethod
+    def forward(model: Any, params: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """Logits ``[B, T]`` of the first and of the last token."""
+        output = apply(model, params, batch)
+        return output.start_logits, output.end_logits
+
+    def result(self, item: Any, rows: Sequence[Row], outputs: Sequence[Any], options: Any) -> Any:
+        """The best answers of all windows."""
+        context = _parts(item)[1]
+        best: dict[tuple[int, int], float] = {}
+        null = 1.0
+        for row, (starts, ends) in zip(rows, outputs, strict=True):
+            spans, without = self._spans(row, starts, ends, options)
+            null = min(null, without)
+            for place, score in spans:
+                best[place] = max(score, best.get(place, 0.0))
+        answers: list[dict[str, Any]] = [
+            {"score": s, "start": a, "end": b, "answer": context[a:b]} for (a, b), s in best.items()
+        ]
+        if options.handle_impossible_answer or not answers:
+            empty = null if options.handle_impossible_answer else 0.0
+            answers.append({"score": empty, "start": 0, "end": 0, "answer": ""})
+        answers = sorted(answers, key=lambda answer: -answer["score"])[: options.top_k]
+        return answers[0] if len(answers) == 1 else answers
+
+    def _spans(
+        self, row: Row, starts: np.ndarray, ends: np.ndarray, options: Any
+    ) -> tuple[list[tuple[tuple[int, int], float]], float]:
+        """Characters and scores of a window's best spans, and the score that there is no answer in it."""
+        encoding = row.about[0]
+        of_context = np.array([text == int(self.question_first) for text in encoding.sequence_ids])
+        ids = np.array(encoding.ids)
+        cls = self.tokenizer.cls_token_id
+        allowed = of_context | (ids == cls) if cls is not None else of_context
+        first, last = (softmax(np.where(allowed, x.astype(np.float64), -10_000.0)) for x in (starts, ends))
+        null = float(first[0] * last[0])
+        first, last = (np.where(of_context, x, 0.0) for x in (first, last))
+        # [T, T]: a span ends where it begins or behind it, and is not too long.
+        scores = np.tril(np.triu(np.outer(first, last)), options.max_answer_len - 1).ravel()
+        # Several spans may be the same words.
+        count = min(options.top_k * 4 + 10, len(scores))
+        chosen = np.argpartition(-scores, count - 1)[:count]
+        found = [(divmod(int(k), len(ids)), float(scores[k])) for k in chosen if scores[k] > 0]
+        return [(self._characters(encoding, *span, options.align_to_words), score) for span, score in found], null
+
+    def _characters(self, encoding: Any, first: int, last: int, align: bool) -> tuple[int, int]:
+        """The characters of a span, widened to whole words if asked."""
+        start, end = encoding.offsets[first][0], encoding.offsets[last][1]
+        words = encoding.word_ids[first], encoding.word_ids[last]
+        if not align or None in words:
+            return start, end
+        index = int(self.question_first)
+        whole = [encoding.word_to_chars(word, index) for word in words]
+        return whole[0][0] if whole[0] else start, whole[1][1] if whole[1] else end
+
+    def from_record(self, record: Mapping[str, Any], column: str) -> Any:
+        """The question and the context."""
+        return {key: Pipeline.from_record(self, record, key) for key in ("question", "context")}
+
+
+def _parts(item: Any) -> tuple[str, str]:
+    """The question and the context."""
+    if not isinstance(item, Mapping) or not {"question", "context"} <= item.keys():
+        got = f"the keys {', '.join(map(str, item))}" if isinstance(item, Mapping) else f"a {type(item).__name__}"
+        raise UserError(f"the input has {got}, expected {QuestionAnswering.takes}".replace("input has a", "input is a"))
+    question, context = (require_text(item[key], key) for key in ("question", "context"))
+    for key, text in (("question", question), ("context", context)):
+        if not text.strip():
+            raise UserError(f"the {key} is empty, expected a text")
+    return question, context

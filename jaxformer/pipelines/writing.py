@@ -1,0 +1,166 @@
+"""What the pipelines share that write text: options, defaults, batches of prompts."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+from pydantic import Field
+
+from jaxformer.generation import GenerationConfig, generate, prepare
+from jaxformer.generation.text import find_stop
+from jaxformer.pipelines.base import Pipeline
+from jaxformer.pipelines.batching import Row, bucket, in_batches
+from jaxformer.schema import UserError
+
+NEW_TOKENS = 256
+
+
+class WritingOptions(GenerationConfig):
+    """Options of a pipeline that writes: those of ``generate``, and some of its own."""
+
+    max_new_tokens: int = Field(NEW_TOKENS, ge=0, description="most tokens to write; if not given, what fits")
+    max_length: int | None = Field(
+        None, ge=1, description="in place of max_new_tokens: with the prompt, or start token"
+    )
+    seed: int = Field(0, ge=0, description="of the draws; a text depends on its prompt and the seed alone")
+
+
+class Writing(Pipeline):
+    """Base of the pipelines that write."""
+
+    Options: ClassVar[type[Any]] = WritingOptions
+    # A window takes long: what was written is out sooner.
+    window_batches = 4
+    own_defaults: ClassVar[Mapping[str, Any]] = {}
+
+    def prepare(self) -> None:
+        """Lays the parameters out as decoding reads them, once."""
+        self.params = prepare(self.model, self.params)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The task's own, over these ``generation_config.json``'s, over these ``config.json``'s for the task."""
+        # How much is written unless asked for is a number that ``room`` may lower.
+        said = {**self.own_defaults, **self.opened.generation, **self.specific}
+        return {name: value for name, value in said.items() if name != "max_new_tokens"}
+
+    @property
+    def specific(self) -> dict[str, Any]:
+        """What ``config.json`` says of this task (``task_specific_params``), as options."""
+        said = self.task_params
+        known = {key: value for key, value in said.items() if key in self.Options.model_fields and value is not None}
+        if said.get("min_length") and "min_new_tokens" not in known:
+            known["min_new_tokens"] = max(int(said["min_length"]) - 1, 0)
+        return known
+
+    @property
+    def task_params(self) -> Mapping[str, Any]:
+        """The entry of ``task_specific_params`` in ``config.json``."""
+        found = (self.opened.hf.get("task_specific_params") or {}).get(self.task) or {}
+        return found if isinstance(found, Mapping) else {}
+
+    def _parse(self, options: Mapping[str, Any]) -> Any:
+        given = {**self.given, **options}
+        # What was not asked for must not stand against what was.
+        eased: dict[str, Any] = {}
+        if given.get("do_sample") and "num_beams" not in given:
+            eased["num_beams"] = 1
+        if given.get("num_beams", 1) > 1 and "do_sample" not in given:
+            eased["do_sample"] = False
+        latest = options if "max_length" in options else given
+        if "max_new_tokens" in latest:
+            eased["max_length"] = None
+        if given.get("max_new_tokens") is not None and "min_new_tokens" not in given:
+            eased["min_new_tokens"] = min(self.defaults.get("min_new_tokens", 0), given["max_new_tokens"])
+        return super()._parse({**options, **eased})
+
+    def room(self, row: Row, options: Any) -> int:
+        """The most tokens to write behind a row.
+
+        Raises:
+            UserError: there is no room for what was asked.
+        """
+        prompt = 0 if self.encoder_decoder else len(row)
+        longest = int(self.model.config.max_length)
+        if options.max_length is not None:
+            asked = options.max_length - (1 if self.encoder_decoder else prompt)
+        elif "max_new_tokens" in options.model_fields_set:
+            asked = options.max_new_tokens
+        else:
+            # Not asked for: what fits.
+            asked = min(self.opened.generation.get("max_new_tokens", NEW_TOKENS), longest - prompt)
+        if asked < 1 or prompt + asked > longest:
+            what = f"max_length={options.max_length}" if options.max_length is not None else f"{asked} new tokens"
+            raise UserError(
+                f"the prompt has {prompt} tokens, and {what} were asked of a model of {longest}; expected room for at "
+                "least one and for all of them: shorten the prompt, or set max_new_tokens="
+            )
+        return asked
+
+    @property
+    def encoder_decoder(self) -> bool:
+        """Whether what is written does not stand behind the prompt."""
+        return bool(self.model.config.architecture == "encoder_decoder")
+
+    def run(self, rows: Sequence[Row], options: Any) -> list[Any]:
+        """For each row the token ids of its texts."""
+        found: list[Any] = [None] * len(rows)
+        for numbers in in_batches([len(row) for row in rows], self.batch_size):
+            # The number of new tokens is one for a batch.
+            rooms: dict[int, list[int]] = {}
+            for number in numbers:
+                rooms.setdefault(self.room(rows[number], options), []).append(number)
+            for room, some in rooms.items():
+                for number, texts in zip(some, self._write([rows[n] for n in some], room, options), strict=True):
+                    found[number] = texts
+        return found
+
+    def _write(self, rows: list[Row], room: int, options: Any) -> list[list[list[int]]]:
+        names = GenerationConfig.model_fields
+        chosen = {name: getattr(options, name) for name in names} | {"max_new_tokens": room, **self.forced(options)}
+        chosen["min_new_tokens"] = min(chosen["min_new_tokens"], room)
+        if chosen["pad_token_id"] is None:
+            chosen["pad_token_id"] = self.tokenizer.pad_token_id
+        # Rows that are missing to a batch of few sizes: one that ends when another does.
+        filled = [*rows, *[rows[0]] * (bucket(len(rows), self.batch_size, 1) - len(rows))]
+        length = max(map(len, filled))
+        ids = [[0] * (length - len(row)) + row.inputs["input_ids"] for row in filled]
+        mask = [[0] * (length - len(row)) + [1] * len(row) for row in filled]
+        output = generate(
+            self.model,
+            self.params,
+            ids,
+            mask,
+            tokenizer=self.tokenizer,
+            seed=[options.seed] * len(filled),
+            config=GenerationConfig(**chosen),
+        )
+        texts = [row[:size].tolist() for row, size in zip(output.tokens, output.lengths, strict=True)]
+        count = options.num_return_sequences
+        return [texts[number * count : (number + 1) * count] for number in range(len(rows))]
+
+    def forced(self, options: Any) -> dict[str, Any]:
+        """Options of ``generate`` that follow from others."""
+        return {}
+
+    def text(self, tokens: list[int], before: Sequence[int], options: Any) -> str:
+        """The text that tokens add to those before them, up to a stop string."""
+        both, first = (
+            str(self.tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in ([*before, *tokens], before)
+        )
+        text = (
+            both[len(first) :]
+            if both.startswith(first)
+            else str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        )
+        stop = find_stop(text, options.stop_strings)
+        return text if stop is None else text[:stop]
+
+    @staticmethod
+    def forward(model: Any, params: Any, batch: Mapping[str, jax.Array]) -> Any:
+        """Not used: ``run`` generates."""
+        raise NotImplementedError
+
+    def record(self, result: Any) -> dict[str, Any]:
+        """The only text, or the list of them."""
+        return dict(result[0]) if len(result) == 1 else {"output": result}

@@ -275,9 +275,20 @@ def predict_command(arguments: Sequence[str], program: str = "jaxformer predict"
     return guarded(lambda: run(options), options.debug)
 
 
+def generate_command(arguments: Sequence[str], program: str = "jaxformer generate") -> int:
+    """Writes on from prompts and returns the exit code."""
+    from jaxformer.pipelines.generate_command import add_arguments, run
+
+    parser = _Parser(prog=program, description="Write on from a prompt, a file of them, or in conversation.")
+    add_arguments(parser)
+    options = parser.parse_intermixed_args(list(arguments))
+    return guarded(lambda: run(options), options.debug)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
     "train": train_command,
     "export": export_command,
+    "generate": generate_command,
     "predict": predict_command,
 }
 

@@ -13,7 +13,7 @@ from jaxformer.generation.decode import State, advance, start
 from jaxformer.generation.options import GenerationConfig, Rules, compile_options, parse_options
 from jaxformer.generation.prepare import prepare
 from jaxformer.generation.prompt import Prompts, align, bucket, check_lengths
-from jaxformer.generation.text import TextStream, find_stop, held_back, stopped_length
+from jaxformer.generation.text import TextStream, added_text, find_stop, held_back, stopped_length
 from jaxformer.models import Decoder, EncoderDecoder
 from jaxformer.schema import UserError
 
@@ -73,6 +73,15 @@ class _Job:
     def room(self) -> int:
         """Places for new tokens; the limit itself is a number that compiles nothing."""
         return bucket(self.options.max_new_tokens)
+
+    @property
+    def before(self) -> list[list[int]]:
+        """The tokens that each row's text follows: the prompt's, an encoder-decoder's none."""
+        if self.start_ids is not None:
+            written: list[list[int]] = [[] for _ in self.prompts.ids]
+        else:
+            written = [ids[real].tolist() for ids, real in zip(self.prompts.ids, self.prompts.real, strict=True)]
+        return [row for row in written for _ in range(self.options.num_return_sequences)]
 
     @property
     def ring(self) -> bool:
@@ -299,14 +308,14 @@ def _pieces(job: _Job, steps: int) -> Generator[Piece, None, GenerateOutput]:
     if limit == 0 or rows == 0:
         yield from (Piece(row, "", [], "length") for row in range(rows))
         return _nothing(job)
-    texts = [TextStream(job.tokenizer) for _ in range(rows)]
-    shown, ended, before = [0] * rows, np.zeros(rows, bool), 0
+    texts = [TextStream(job.tokenizer, before) for before in job.before]
+    shown, ended, seen = [0] * rows, np.zeros(rows, bool), 0
     stopped: dict[int, int] = {}
     state = job.begin()
     while True:
         count, done, tokens = int(state.step), np.asarray(state.done), np.asarray(state.tokens)
         for row in map(int, np.flatnonzero(~ended)):
-            text, new = texts[row], tokens[row, before:count].tolist()
+            text, new = texts[row], tokens[row, seen:count].tolist()
             if done[row]:
                 new = new[: next(i for i, token in enumerate(new) if token in job.rules.end_ids) + 1]
             reason = "stop" if done[row] else "length" if count >= limit else None
@@ -316,7 +325,8 @@ def _pieces(job: _Job, steps: int) -> Generator[Piece, None, GenerateOutput]:
             end = len(text.text)
             if (stop := find_stop(text.text, job.stops)) is not None:
                 end, reason = stop, "stop"
-                stopped[row] = stopped_length(job.tokenizer, text.ids, job.stops) or len(text.ids)
+                written = tokens[row, :count].tolist()
+                stopped[row] = stopped_length(job.tokenizer, written, job.stops, job.before[row]) or count
             elif reason is None:
                 end -= held_back(text.text, job.stops)
             piece, shown[row] = text.text[shown[row] : end], max(shown[row], end)
@@ -324,7 +334,7 @@ def _pieces(job: _Job, steps: int) -> Generator[Piece, None, GenerateOutput]:
             yield Piece(row, piece, new, reason)
         if ended.all():
             return _output(job, tokens, np.asarray(state.log_probs), stopped=stopped)
-        before = count
+        seen = count
         state = job.go_on(state._replace(done=jnp.asarray(ended)), count + steps)
 
 
@@ -368,6 +378,7 @@ def _output(
         job.rules,
         job.tokenizer,
         scores,
+        before=job.before,
         stops=job.stops,
         stopped=stopped or {},
     )
@@ -380,6 +391,7 @@ def finished(
     tokenizer: Any,
     scores: np.ndarray | None = None,
     *,
+    before: Sequence[Sequence[int]] = (),
     stops: Sequence[str] = (),
     stopped: Mapping[int, int] = types.MappingProxyType({}),
 ) -> GenerateOutput:
@@ -391,6 +403,7 @@ def finished(
         rules: know the end tokens.
         tokenizer: None for no text.
         scores: ``[R]`` of beams.
+        before: what each row's text follows; nothing if not given.
         stops: strings that the text does not show.
         stopped: how many tokens the rows have that such a string ended, by number.
     """
@@ -408,6 +421,8 @@ def finished(
     text = None
     if tokenizer is not None:
         rows = (row[:length].tolist() for row, length in zip(tokens, lengths, strict=True))
-        text = [str(tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
+        text = [
+            added_text(tokenizer, first, row) for first, row in zip(before or [()] * len(tokens), rows, strict=True)
+        ]
         text = [said if (stop := find_stop(said, stops)) is None else said[:stop] for said in text]
     return GenerateOutput(tokens, lengths, log_probs, reasons, text, scores)

@@ -9,6 +9,17 @@ _BROKEN = "�"
 _OVERLAP = 6
 
 
+def decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of tokens, without the special ones."""
+    return str(tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)) if len(ids) else ""
+
+
+def added_text(tokenizer: Any, before: Sequence[int], ids: Sequence[int]) -> str:
+    """The text that tokens add to those before them: of a word that goes on with a blank, the blank, too."""
+    first, both = decode(tokenizer, before), decode(tokenizer, [*before, *ids])
+    return both[len(first) :] if both.startswith(first) else decode(tokenizer, ids)
+
+
 class TextStream:
     """The text of tokens that come one by one, in pieces that never end inside a character.
 
@@ -16,15 +27,15 @@ class TextStream:
     between tokens is kept. Bytes that are half a character wait for the others.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        """Takes the tokenizer that decodes."""
+    def __init__(self, tokenizer: Any, before: Sequence[int] = ()) -> None:
+        """Takes the tokenizer that decodes, and the tokens that the text follows."""
         self.tokenizer = tokenizer
-        self.ids: list[int] = []
+        self.ids = [int(i) for i in before[-_OVERLAP:]]
         self.text = ""
-        self._from = self._shown = 0
+        self._from, self._shown = 0, len(self.ids)
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)) if ids else ""
+        return decode(self.tokenizer, ids)
 
     def put(self, ids: Sequence[int]) -> str:
         """The text that these further tokens complete."""
@@ -65,11 +76,13 @@ def held_back(text: str, stop_strings: Sequence[str]) -> int:
     return longest
 
 
-def stopped_length(tokenizer: Any, ids: Sequence[int], stop_strings: Sequence[str]) -> int | None:
-    """How many tokens it takes until a stop string is complete; None if it never is."""
+def stopped_length(
+    tokenizer: Any, ids: Sequence[int], stop_strings: Sequence[str], before: Sequence[int] = ()
+) -> int | None:
+    """How many tokens, behind those ``before``, it takes until a stop string is complete; None if it never is."""
 
     def complete(count: int) -> bool:
-        return find_stop(str(tokenizer.decode(list(ids[:count]), skip_special_tokens=True)), stop_strings) is not None
+        return find_stop(added_text(tokenizer, before, ids[:count]), stop_strings) is not None
 
     if not complete(len(ids)):
         return None

@@ -126,8 +126,8 @@ class Pipeline(ABC):
         known = self.Options.model_fields
         for key in keys:
             if key not in known:
-                names = f"it has {', '.join(known)}" if known else "it has none"
-                raise UserError(f"{self.task} has no option {key!r}, {names}{nearest(key, known)}")
+                names = f", it has {', '.join(known)}" if known else ", it has none"
+                raise UserError(f"{self.task} has no option {key!r}{nearest(key, known) or names}")
         try:
             return self.Options(**keys)
         except ValidationError as error:

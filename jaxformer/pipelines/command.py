@@ -55,6 +55,16 @@ def parse_options(given: list[str]) -> dict[str, Any]:
     return options
 
 
+def quiet_warnings(display: Any, debug: bool) -> None:
+    """A warning of this library is one line; those of others are shown only in debug."""
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if debug or category.__module__.startswith("jaxformer"):
+            display.warn(str(message))
+
+    warnings.showwarning = show
+
+
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit code: 1 if lines failed."""
     from jaxformer.pipelines import pipeline
@@ -69,12 +79,7 @@ def run(options: argparse.Namespace) -> int:
     check_file(file)  # before a model is opened
     display = Display()
 
-    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        """One line for what this library says; of others only in debug."""
-        if options.debug or category.__module__.startswith("jaxformer"):
-            display.warn(str(message))
-
-    warnings.showwarning = show
+    quiet_warnings(display, options.debug)
     pipe = pipeline(
         options.task,
         options.model,

@@ -1,13 +1,13 @@
 """What the pipelines share that write text: options, defaults, batches of prompts."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import jax
 from pydantic import Field
 
-from jaxformer.generation import GenerationConfig, generate, prepare
-from jaxformer.generation.text import find_stop
+from jaxformer.generation import GenerationConfig, Piece, generate, prepare, stream
+from jaxformer.generation.text import added_text, find_stop
 from jaxformer.pipelines.base import Pipeline
 from jaxformer.pipelines.batching import Row, bucket, in_batches
 from jaxformer.schema import UserError
@@ -23,6 +23,12 @@ class WritingOptions(GenerationConfig):
         None, ge=1, description="in place of max_new_tokens: with the prompt, or start token"
     )
     seed: int = Field(0, ge=0, description="of the draws; a text depends on its prompt and the seed alone")
+    weights: Literal["float32", "bfloat16", "int8"] | None = Field(
+        None, description="of the pipeline: what its weights are kept as"
+    )
+    cache_dtype: Literal["float32", "bfloat16", "int8"] | None = Field(
+        None, description="what keys and values are kept as"
+    )
 
 
 class Writing(Pipeline):
@@ -35,7 +41,7 @@ class Writing(Pipeline):
 
     def prepare(self) -> None:
         """Lays the parameters out as decoding reads them, once."""
-        self.params = prepare(self.model, self.params)
+        self.params = prepare(self.model, self.params, self.given.get("weights"))
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -61,6 +67,10 @@ class Writing(Pipeline):
 
     def _parse(self, options: Mapping[str, Any]) -> Any:
         given = {**self.given, **options}
+        if "weights" in options:
+            raise UserError(
+                "weights were given in a call, expected them where the pipeline is made: pipeline(weights=)"
+            )
         # What was not asked for must not stand against what was.
         eased: dict[str, Any] = {}
         if given.get("do_sample") and "num_beams" not in given:
@@ -115,12 +125,38 @@ class Writing(Pipeline):
                     found[number] = texts
         return found
 
-    def _write(self, rows: list[Row], room: int, options: Any) -> list[list[list[int]]]:
+    def pieces(self, item: Any, **options: Any) -> Iterator[Piece]:
+        """One input's text while it is written; the tokens are those of a call.
+
+        Args:
+            item: an input.
+            **options: as in a call, without beams.
+
+        Raises:
+            UserError: as a call.
+        """
+        chosen = self._parse(options)
+        row = self.encode([item], chosen)[0][0]
+        return stream(
+            self.model,
+            self.params,
+            [row.inputs["input_ids"]],
+            tokenizer=self.tokenizer,
+            seed=[chosen.seed],
+            cache_dtype=chosen.cache_dtype,
+            config=self.config(self.room(row, chosen), chosen),
+        )
+
+    def config(self, room: int, options: Any) -> GenerationConfig:
+        """The options of ``generate`` for rows that have room for so many tokens."""
         names = GenerationConfig.model_fields
         chosen = {name: getattr(options, name) for name in names} | {"max_new_tokens": room, **self.forced(options)}
         chosen["min_new_tokens"] = min(chosen["min_new_tokens"], room)
         if chosen["pad_token_id"] is None:
             chosen["pad_token_id"] = self.tokenizer.pad_token_id
+        return GenerationConfig(**chosen)
+
+    def _write(self, rows: list[Row], room: int, options: Any) -> list[list[list[int]]]:
         # Rows that are missing to a batch of few sizes: one that ends when another does.
         filled = [*rows, *[rows[0]] * (bucket(len(rows), self.batch_size, 1) - len(rows))]
         length = max(map(len, filled))
@@ -133,7 +169,8 @@ class Writing(Pipeline):
             mask,
             tokenizer=self.tokenizer,
             seed=[options.seed] * len(filled),
-            config=GenerationConfig(**chosen),
+            cache_dtype=options.cache_dtype,
+            config=self.config(room, options),
         )
         texts = [row[:size].tolist() for row, size in zip(output.tokens, output.lengths, strict=True)]
         count = options.num_return_sequences
@@ -145,14 +182,7 @@ class Writing(Pipeline):
 
     def text(self, tokens: list[int], before: Sequence[int], options: Any) -> str:
         """The text that tokens add to those before them, up to a stop string."""
-        both, first = (
-            str(self.tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in ([*before, *tokens], before)
-        )
-        text = (
-            both[len(first) :]
-            if both.startswith(first)
-            else str(self.tokenizer.decode(tokens, skip_special_tokens=True))
-        )
+        text = added_text(self.tokenizer, before, tokens)
         stop = find_stop(text, options.stop_strings)
         return text if stop is None else text[:stop]
 

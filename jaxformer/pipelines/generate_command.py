@@ -1,0 +1,181 @@
+"""The command ``jaxformer generate``: text that appears while it is written."""
+
+import argparse
+import sys
+import time
+import unicodedata
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxformer.pipelines.command import parse_options, quiet_warnings
+from jaxformer.schema import UserError
+
+EXIT_INTERRUPTED = 130
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument(
+        "--model", metavar="MODEL", required=True, help="a run's folder, a folder, or a name on the Hub"
+    )
+    parser.add_argument("--prompt", metavar="TEXT", help="what to write on from; default: read from the terminal")
+    parser.add_argument("--file", metavar="FILE", help="prompts, one a line: .txt, .jsonl, .csv or .tsv")
+    parser.add_argument(
+        "--text-column", default="text", metavar="NAME", help="column of FILE with the prompt (default: text)"
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--chat", action="store_true", help="prompts are messages, put into the chat template")
+    form.add_argument("--plain", action="store_true", help="prompts are texts to go on with")
+    parser.add_argument("--system", metavar="TEXT", help="the conversation's first message, with --chat")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of parameters and computation")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument(
+        "options", nargs="*", metavar="key=value", help="max_new_tokens=200, temperature=0.8, weights=int8, seed=1 ..."
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command and returns its exit code."""
+    from jaxformer.pipelines import pipeline
+    from jaxformer.training.console import Display
+    from jaxformer.training.memory import keep_freed_memory
+
+    keep_freed_memory()  # before JAX allocates anything
+    if options.prompt is not None and options.file is not None:
+        raise UserError("--prompt and --file are both given, expected one of them")
+    display = Display()
+    quiet_warnings(display, options.debug)
+    prompts = _file(options) if options.file is not None else None
+    pipe: Any = pipeline(None, options.model, dtype=options.dtype, **parse_options(options.options))
+    if not hasattr(pipe, "pieces"):
+        raise UserError(
+            f"{options.model} is a model for {pipe.task} and writes no text, expected a language model; use jaxformer "
+            "predict"
+        )
+    writer = _Writer(pipe, _is_chat(pipe, options), options.system)
+    try:
+        if prompts is not None:
+            return _several(writer, prompts)
+        if options.prompt is not None or not sys.stdin.isatty():
+            writer.answer(options.prompt if options.prompt is not None else sys.stdin.read())
+            return 0
+        return _conversation(writer)
+    except KeyboardInterrupt:
+        print(flush=True)
+        return EXIT_INTERRUPTED
+
+
+def _is_chat(pipe: Any, options: argparse.Namespace) -> bool:
+    """Whether prompts are messages: as asked, else where the tokenizer has a chat template."""
+    able = pipe.task == "text-generation" and pipe.tokenizer.chat_template is not None
+    if options.chat and not able:
+        raise UserError(f"--chat is given and {options.model} has no chat template, expected --plain")
+    if options.system is not None and (options.plain or not able):
+        raise UserError("--system is given without a chat template to put it into; leave it out")
+    return bool(able and not options.plain)
+
+
+def _file(options: argparse.Namespace) -> Iterator[Any]:
+    """The prompts of a file; what is none is an error that names the line."""
+    from jaxformer.pipelines.lines import check_file, read_lines
+
+    path, column = Path(options.file).expanduser(), options.text_column
+    check_file(path)
+
+    def take(record: Mapping[str, Any]) -> Any:
+        found = record.get(column, record.get("messages"))
+        if not isinstance(found, str | list):
+            raise UserError(f"it has no text {column!r}, only {', '.join(record)}; name the column with --text-column")
+        return found
+
+    return (line.item for line in read_lines(path, column, take))
+
+
+def _several(writer: "_Writer", prompts: Iterator[Any]) -> int:
+    """Writes on from each prompt; 1 if lines of the file were none."""
+    failed = 0
+    for number, prompt in enumerate(prompts):
+        if number:
+            print(flush=True)
+        try:
+            if isinstance(prompt, UserError):
+                raise prompt
+            writer.answer(prompt, show_prompt=True)
+        except UserError as error:
+            failed += 1
+            print(f"error: {error}", file=sys.stderr, flush=True)
+    return 1 if failed else 0
+
+
+def _conversation(writer: "_Writer") -> int:
+    """Prompts from the terminal until it ends; in a chat the model sees what was said before."""
+    what = "message" if writer.chat else "prompt"
+    print(f"{writer.pipe.name}: a {what} and Enter; Ctrl-C stops a text, Ctrl-D ends", file=sys.stderr)
+    while True:
+        try:
+            prompt = input("> ")
+        except EOFError:
+            print()
+            return 0
+        if not prompt.strip():
+            continue
+        try:
+            writer.answer(prompt)
+        except KeyboardInterrupt:
+            print(" ...")
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+
+
+def harmless(text: str) -> str:
+    """A text without what would steer a terminal: control characters but for new lines and tabs are replaced."""
+    return "".join("�" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
+
+
+class _Writer:
+    """Shows texts while they are written; in a chat it keeps what was said."""
+
+    def __init__(self, pipe: Any, chat: bool, system: str | None) -> None:
+        self.pipe, self.chat = pipe, chat
+        self.said: list[dict[str, str]] = [] if system is None else [{"role": "system", "content": system}]
+        self.live = sys.stdout.isatty()
+
+    def answer(self, prompt: Any, *, show_prompt: bool = False) -> None:
+        """Writes on from a prompt; with ``show_prompt`` each stands alone, below what it answers.
+
+        Raises:
+            UserError: it is too long, or is no prompt.
+        """
+        item: Any = prompt
+        if self.chat and isinstance(prompt, str):
+            item = [*self.said, {"role": "user", "content": prompt}]
+        if self.live and (show_prompt or not self.chat) and isinstance(prompt, str):
+            self._dim(prompt, end="\n" if self.chat or self.pipe.encoder_decoder else "")
+        start, count, text, reason = time.perf_counter(), 0, "", None
+        for piece in self._pieces(item):
+            count, text, reason = count + len(piece.tokens), text + piece.text, piece.finish_reason
+            sys.stdout.write(harmless(piece.text) if self.live else piece.text)
+            sys.stdout.flush()
+        print(flush=True)
+        if self.live:
+            seconds = time.perf_counter() - start
+            ended = "its end" if reason == "stop" else "max_new_tokens"
+            self._dim(f"{count} tokens in {seconds:.1f} s, up to {ended}", file=sys.stderr)
+        if self.chat and not show_prompt and isinstance(item, list):
+            self.said = [*item, {"role": "assistant", "content": text}]
+
+    def _pieces(self, item: Any) -> Iterator[Any]:
+        """The pieces of a text; with beams the whole text at once, which is not known before."""
+        from jaxformer.generation import Piece
+
+        if self.pipe.options.num_beams == 1:
+            yield from self.pipe.pieces(item)
+            return
+        full = {"return_full_text": False} if self.pipe.task == "text-generation" else {}
+        for answer in self.pipe(item, **full):
+            (text,) = answer.values()
+            yield Piece(0, text, self.pipe.tokenizer(text)["input_ids"], "stop")
+
+    def _dim(self, text: str, end: str = "\n", file: Any = None) -> None:
+        print(f"\x1b[2m{text}\x1b[0m", end=end, file=file or sys.stdout, flush=True)

@@ -86,7 +86,9 @@ def packed_product(
     matrix, scale = kernel.matrix, None
     on_cpu = jax.default_backend() == "cpu"
     if isinstance(matrix, Quantized):
-        if on_cpu and len(tokens) == 1:
+        # A large matrix in float32 would not fit the caches on its way to the product.
+        large = matrix.values.size > 2**24 and len(tokens) <= 16
+        if on_cpu and (len(tokens) == 1 or large):
             y = two_digit_product(tokens, matrix.values) * matrix.scale[:, 0]
             return y.astype(out).reshape(*batch, *kernel.outputs)
         matrix, scale = matrix.values, matrix.scale[:, 0]

@@ -1,4 +1,4 @@
-"""The command line: ``python train.py`` and ``jaxformer train``, ``jaxformer export``, ``jaxformer predict``."""
+"""The command line: ``python train.py`` and ``jaxformer train``, ``export``, ``data`` and ``predict``."""
 
 import argparse
 import errno
@@ -285,11 +285,38 @@ def generate_command(arguments: Sequence[str], program: str = "jaxformer generat
     return guarded(lambda: run(options), options.debug)
 
 
+def data_command(arguments: Sequence[str], program: str = "jaxformer data") -> int:
+    """Shows rows as training would read them and returns the exit code."""
+    parser = _Parser(prog=program, description="Show rows as training reads them, what is trained marked.")
+    parser.add_argument("--config", metavar="FILE", required=True, help="YAML file of the run")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="keys laid over the file's")
+    parser.add_argument("--show", type=int, default=3, metavar="N", help="how many rows (default 3)")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    options = parser.parse_intermixed_args(list(arguments))
+
+    def command() -> int:
+        from jaxformer.training.config import load_config
+        from jaxformer.training.console import Display, show_warnings
+        from jaxformer.training.run import prepare
+        from jaxformer.training.show import show_rows
+
+        display = Display()
+        show_warnings(display.console, options.debug)
+        run = prepare(load_config(options.config, options.overrides), display)
+        rows = run.train_batches.rows.num_rows
+        display.say(f"{run.splits.name}: {run.splits.size} to train on, {rows:,} rows of {run.config.task.type}\n")
+        show_rows(run, options.show, display.console)
+        return 0
+
+    return guarded(command, options.debug)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
     "train": train_command,
     "export": export_command,
     "generate": generate_command,
     "predict": predict_command,
+    "data": data_command,
 }
 
 

@@ -12,6 +12,7 @@ from jaxformer.schema import UserError, nearest
 from jaxformer.tasks.base import Batch, LossSums, Report, ReportingTask, Task, TaskSchema
 from jaxformer.tasks.causal_lm import CausalLM, CausalLMConfig
 from jaxformer.tasks.denoising import Denoising, DenoisingConfig
+from jaxformer.tasks.instruction import Instruction, InstructionConfig
 from jaxformer.tasks.masked_lm import MaskedLanguageModelling, MaskedLMConfig
 from jaxformer.tasks.multiple_choice import MultipleChoice, MultipleChoiceConfig
 from jaxformer.tasks.prefix_lm import PrefixLM, PrefixLMConfig
@@ -34,7 +35,8 @@ TaskConfig = Annotated[
     | TokenClassificationConfig
     | QuestionAnsweringConfig
     | MultipleChoiceConfig
-    | Seq2SeqConfig,
+    | Seq2SeqConfig
+    | InstructionConfig,
     Field(discriminator="type"),
 ]
 TASKS: dict[str, type[TaskSchema]] = {
@@ -121,6 +123,8 @@ def build_task(config: TaskSchema, to: Bound) -> Task:
             return Denoising(config, tokenizer, T, start)
         case Seq2SeqConfig():
             return Seq2Seq(config, tokenizer, T, to.train_records, start)
+        case InstructionConfig():
+            return Instruction(config, tokenizer, T, to.model.architecture, start)
     supervised: dict[type[TaskSchema], Any] = {
         SequenceClassificationConfig: SequenceClassification,
         TokenClassificationConfig: TokenClassification,
@@ -136,6 +140,8 @@ __all__ = [
     "Bound",
     "CausalLM",
     "CausalLMConfig",
+    "Instruction",
+    "InstructionConfig",
     "LossSums",
     "MultipleChoice",
     "MultipleChoiceConfig",

@@ -24,6 +24,7 @@ from jaxformer.parallel.mesh import check_batch, check_length, make_mesh
 from jaxformer.parallel.strategy import AXIS_NAME, DeviceStep
 from jaxformer.schema import UserError
 from jaxformer.tasks import Bound, Task, build_task
+from jaxformer.tasks.dialogue import choose_template
 from jaxformer.tasks.metrics import check_installed
 from jaxformer.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
 from jaxformer.training.config import RunConfig, dump_config
@@ -235,8 +236,11 @@ def _tokenizer(config: RunConfig, name: str, texts: Iterable[str], folder: Path,
     else:
         with display.counting(f"training a {c.type} tokenizer on {name}", "texts") as counter:
             tokenizer = build_tokenizer(c, _counted(texts, counter))
-    # An objective may need tokens that no text holds (a mask, sentinels).
-    return tokenizer.with_special_tokens(config.task.special_tokens, config.task.sentinels)
+    # An objective may need tokens that no text holds (a mask, sentinels), and a way to write dialogues.
+    tokenizer = tokenizer.with_special_tokens(config.task.special_tokens, config.task.sentinels)
+    if getattr(config.task, "chat_template", None) is None:
+        return tokenizer
+    return tokenizer.with_chat_template(str(choose_template(config.task.chat_template, tokenizer)))  # type: ignore[union-attr]
 
 
 def _counted(texts: Iterable[str], counter: Callable[[int, int], None]) -> Iterator[str]:

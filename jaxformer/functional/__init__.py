@@ -25,6 +25,7 @@ from jaxformer.functional.losses import (
     head_logits,
     squared_error,
 )
+from jaxformer.functional.low_rank import LowRankKernel, kernel_product
 from jaxformer.functional.mask import MASKED, Mask, position_ids_from_mask, position_ids_from_segments
 from jaxformer.functional.norm import layer_norm, rms_norm
 from jaxformer.functional.packed import Packed, pack, pack_table, take_rows
@@ -88,6 +89,7 @@ __all__ = [
     "HeadWeights",
     "KeyValue",
     "LossSum",
+    "LowRankKernel",
     "Mask",
     "Packed",
     "Quantized",
@@ -124,6 +126,7 @@ __all__ = [
     "head_logits",
     "hinge_dpo_loss",
     "ipo_loss",
+    "kernel_product",
     "kl_estimates",
     "kto_loss",
     "kto_reference_point",

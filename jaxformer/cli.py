@@ -215,12 +215,11 @@ def _run(run: Any, display: Any) -> int:
     from jaxformer.training.compilation import write_hlo
     from jaxformer.training.evaluation import in_words
     from jaxformer.training.loop import train
-    from jaxformer.training.state import count_parameters
 
     c = run.config
     display.facts(
         {
-            "model": f"{c.model.type}, {count_parameters(run.abstract.params):,} parameters",
+            "model": f"{c.model.type}, {run.size}",
             "data": f"{run.splits.name}, {run.splits.size} to train on",
             "run": f"{c.training.steps:,} steps of {c.training.batch_size} x {c.sequence_length} tokens on "
             f"{run.mesh.size} {run.mesh.devices.flat[0].platform} device(s) into {run.folder}",
@@ -249,6 +248,7 @@ def export_command(arguments: Sequence[str], program: str = "jaxformer export") 
     parser = _Parser(prog=program, description="Write a run's model in the Hugging Face format.")
     parser.add_argument("run", metavar="RUN", help="output_dir of the run, for instance runs/korean_topics")
     parser.add_argument("folder", metavar="FOLDER", help="folder to write")
+    parser.add_argument("--adapter", action="store_true", help="write the trained factors alone, as peft reads them")
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload the same files to the Hub")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="type of the file's tensors")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -256,8 +256,13 @@ def export_command(arguments: Sequence[str], program: str = "jaxformer export") 
 
     def command() -> int:
         from jaxformer.training.console import Display
-        from jaxformer.training.export import export
+        from jaxformer.training.export import export, export_adapter
 
+        if options.adapter:
+            if options.push or options.dtype:
+                raise UserError("--adapter is given with --push or --dtype, expected it alone: factors are float32")
+            Display().say(f"written: {export_adapter(options.run, options.folder)}")
+            return 0
         for place in export(options.run, options.folder, push=options.push, dtype=options.dtype):
             Display().say(f"written: {place}")
         return 0

@@ -149,11 +149,11 @@ def init_factors(key: jax.Array, params: Params, config: LoraConfig) -> dict[str
         )
         factors[f"{target.path}/b"] = jnp.zeros((*layers, config.rank, *outputs), jnp.float32)
         if config.dora:
-            factors[f"{target.path}/magnitude"] = _lengths(flat[target.path], target)
+            factors[f"{target.path}/magnitude"] = kernel_lengths(flat[target.path], target)
     return unflatten_dict(factors, sep="/")
 
 
-def _lengths(kernel: jax.Array, target: Target) -> jax.Array:
+def kernel_lengths(kernel: jax.Array, target: Target) -> jax.Array:
     """``||W||`` of each output, over the inputs; float32."""
     axes = tuple(range(int(target.stacked), int(target.stacked) + target.inputs))
     return jnp.sqrt(jnp.sum(jnp.square(kernel.astype(jnp.float32)), axis=axes))
@@ -177,7 +177,7 @@ def _merged(target: Target, kernel: jax.Array, factors: Params, scale: float) ->
     total = kernel.astype(jnp.float32) + scale * _update(target, factors["a"], factors["b"])
     if "magnitude" in factors:
         first = int(target.stacked)
-        ratio = factors["magnitude"] / jax.lax.stop_gradient(_lengths(total, target))
+        ratio = factors["magnitude"] / jax.lax.stop_gradient(kernel_lengths(total, target))
         total = total * jnp.expand_dims(ratio, tuple(range(first, first + target.inputs)))
     return total.astype(kernel.dtype)
 

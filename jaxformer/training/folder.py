@@ -114,15 +114,18 @@ def check_resumable(run: Run) -> None:
     if not (folder / CONFIG_FILE).exists():
         raise UserError(f"{folder} has checkpoints and no {CONFIG_FILE}, expected both; choose another output_dir")
     keys = read_yaml(folder / CONFIG_FILE)
-    # Where it started from was needed only then, and may be gone.
-    keys["model"].pop("pretrained", None)
-    before = flatten(parse_config(keys, str(folder / CONFIG_FILE)).model_dump(mode="json"))
+    # Where it started from was needed only then, and may be gone; but a frozen part is still there alone.
+    source = keys["model"].pop("pretrained", None)
+    lora = keys.pop("lora", None)
+    before = flatten({**parse_config(keys, str(folder / CONFIG_FILE)).model_dump(mode="json"), "lora": lora})
     after = flatten(run.config.model_dump(mode="json"))
     changed = [
         f"{key} {before.get(key)!r} -> {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not key.startswith(FREE_KEYS)
     ]
+    if lora is not None and source != run.config.model.pretrained:
+        changed.append(f"model.pretrained {source!r} -> {run.config.model.pretrained!r}")
     facts = json.loads((folder / DATA_FILE).read_text(encoding="utf-8")) if (folder / DATA_FILE).exists() else {}
     now = run.facts
     changed += [f"{key} (its content)" for key in now if key in facts and facts[key] != now[key]]

@@ -27,12 +27,13 @@ from jaxformer.tasks import Bound, Task, build_task
 from jaxformer.tasks.dialogue import choose_template
 from jaxformer.tasks.metrics import check_installed
 from jaxformer.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
+from jaxformer.training.adapter import Adapter
 from jaxformer.training.config import RunConfig, dump_config
 from jaxformer.training.console import Display
 from jaxformer.training.flops import flops_per_step
 from jaxformer.training.optimizer import build_optimizer, build_schedule
 from jaxformer.training.pretrained import CHECKPOINTS, TOKENIZER_FILE
-from jaxformer.training.state import TrainState, abstract_state
+from jaxformer.training.state import TrainState, abstract_params, abstract_state, count_parameters
 from jaxformer.training.step import TrainStep, make_train_step
 
 
@@ -109,9 +110,37 @@ class Run:
         return build_optimizer(self.config.optimizer, self.schedule)
 
     @cached_property
+    def adapter(self) -> Adapter | None:
+        """What divides the model into frozen and trained, where the run trains factors."""
+        lora = self.config.lora
+        return None if lora is None else Adapter(lora, abstract_params(self.model))
+
+    @cached_property
     def abstract(self) -> TrainState:
         """The state's shapes and shardings."""
-        return abstract_state(self.model, self.optimizer, self.config.training.ema_decay is not None, self.mesh)
+        ema = self.config.training.ema_decay is not None
+        return abstract_state(self.model, self.optimizer, ema, self.mesh, self.adapter)
+
+    @property
+    def saved(self) -> TrainState:
+        """Of the state what a checkpoint holds."""
+        return dataclasses.replace(self.abstract, frozen=None)
+
+    @property
+    def parameters(self) -> Any:
+        """Shapes of the whole model's parameters."""
+        return self.abstract.params if self.adapter is None else self.adapter.shapes
+
+    @property
+    def size(self) -> str:
+        """How many parameters the model has, in words, and how many are trained if not all are."""
+        whole = f"{count_parameters(self.parameters):,} parameters"
+        return whole if self.adapter is None else f"{whole} and {count_parameters(self.abstract.params):,} trained"
+
+    def evaluated(self, state: TrainState) -> Any:
+        """The model's parameters as they are evaluated and sampled from."""
+        params = state.evaluation_params
+        return params if self.adapter is None else self.adapter.assemble(state.frozen, params)
 
     @cached_property
     def train_step(self) -> TrainStep:
@@ -125,6 +154,7 @@ class Run:
             accumulate=c.training.accumulate,
             ema_decay=c.training.ema_decay,
             axis_name=AXIS_NAME if c.parallel.strategy == "pmap" else None,
+            adapter=self.adapter,
         )
 
     @cached_property
@@ -151,7 +181,7 @@ class Run:
     def flops_per_step(self) -> float:
         """Floating-point operations of one step, worked out from shapes."""
         shapes = {name: array.shape for name, array in self.batch_shapes.items()}
-        return flops_per_step(self.config.model, self.abstract.params, shapes)
+        return flops_per_step(self.config.model, self.parameters, shapes, frozen=self.adapter is not None)
 
     @cached_property
     def validation_rows(self) -> Rows | None:

@@ -12,11 +12,12 @@ from jax.sharding import Mesh
 
 from jaxformer.functional import purpose_key
 from jaxformer.parallel.mesh import parameter_shardings, replicated
+from jaxformer.training.adapter import Adapter
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["step", "params", "opt_state", "ema", "skipped", "skipped_in_a_row"],
+    data_fields=["step", "params", "opt_state", "ema", "skipped", "skipped_in_a_row", "frozen"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -25,11 +26,13 @@ class TrainState:
 
     Attributes:
         step: batches consumed, skipped updates included.
-        params: the parameters, float32.
+        params: the parameters that are trained, float32.
         opt_state: optax's state.
         ema: exponential moving average of the parameters, or None.
         skipped: updates skipped because the loss or gradient was not finite.
         skipped_in_a_row: how many of them were the latest.
+        frozen: the parameters that are not trained, where a run trains factors (LoRA), else None; they are in no
+            checkpoint.
     """
 
     step: Any
@@ -38,19 +41,20 @@ class TrainState:
     ema: Any
     skipped: Any
     skipped_in_a_row: Any
+    frozen: Any = None
 
     @property
     def evaluation_params(self) -> Any:
-        """What is evaluated and sampled from: the average if there is one."""
+        """What is evaluated and sampled from, without what is frozen: the average if there is one."""
         return self.params if self.ema is None else self.ema
 
 
 def abstract_params(model: nn.Module) -> Any:
     """Shapes of the parameters with their logical axes; nothing is computed."""
-    return jax.eval_shape(model.init, jax.random.key(0), _init_inputs(model))["params"]
+    return jax.eval_shape(model.init, jax.random.key(0), init_inputs(model))["params"]
 
 
-def _init_inputs(model: nn.Module) -> jax.Array:
+def init_inputs(model: nn.Module) -> jax.Array:
     """The smallest ``input_ids`` a model can be initialised with."""
     return jnp.zeros(getattr(model, "init_shape", (1, 2)), jnp.int32)
 
@@ -60,28 +64,43 @@ def count_parameters(params: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def new_state(model: nn.Module, optimizer: optax.GradientTransformation, ema: bool, seed: jax.Array) -> TrainState:
+def new_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    ema: bool,
+    seed: jax.Array,
+    adapter: Adapter | None = None,
+) -> TrainState:
     """A new state from a seed, to be jitted with the shardings it shall have."""
-    key = purpose_key(seed, "init")
-    params = nn.unbox(model.init(key, _init_inputs(model))["params"])
+    params = nn.unbox(model.init(purpose_key(seed, "init"), init_inputs(model))["params"])
+    frozen = None
+    if adapter is not None:
+        frozen, params = adapter.begin(purpose_key(seed, "lora"), params)
     zero = jnp.zeros((), jnp.int32)
     # A copy, since the state's buffers are donated and no buffer can be donated twice.
     average = jax.tree.map(jnp.copy, params) if ema else None
-    return TrainState(zero, params, optimizer.init(params), average, zero, zero)
+    return TrainState(zero, params, optimizer.init(params), average, zero, zero, frozen)
 
 
-def abstract_state(model: nn.Module, optimizer: optax.GradientTransformation, ema: bool, mesh: Mesh) -> TrainState:
+def abstract_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    ema: bool,
+    mesh: Mesh,
+    adapter: Adapter | None = None,
+) -> TrainState:
     """The state as ``ShapeDtypeStruct`` with shardings: what is initialised, restored and compiled for.
 
     The optimizer's statistics of a parameter are split as it is where they have its shape, else replicated.
     """
-    boxed = abstract_params(model)
+    frozen, boxed = (None, abstract_params(model)) if adapter is None else adapter.boxed_parts()
     shardings = parameter_shardings(boxed, mesh)
-    shapes = jax.eval_shape(lambda seed: new_state(model, optimizer, ema, seed), jnp.uint32(0))
+    frozen_shardings = None if frozen is None else parameter_shardings(frozen, mesh)
+    shapes = jax.eval_shape(lambda seed: new_state(model, optimizer, ema, seed, adapter), jnp.uint32(0))
 
     opt_shardings = _statistics_shardings(shapes.opt_state, nn.unbox(boxed), shardings, mesh)
     one = replicated(mesh)
-    tree = TrainState(one, shardings, opt_shardings, shardings if ema else None, one, one)
+    tree = TrainState(one, shardings, opt_shardings, shardings if ema else None, one, one, frozen_shardings)
     return jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, tree)
 
 
@@ -110,9 +129,14 @@ def _statistics_shardings(opt_state: Any, params: Any, shardings: Any, mesh: Mes
 
 
 def init_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, seed: int, abstract: TrainState
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    abstract: TrainState,
+    adapter: Adapter | None = None,
 ) -> TrainState:
     """A new state, each leaf made where it belongs: no array is ever whole on one device."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    make = jax.jit(partial(new_state, model, optimizer, abstract.ema is not None), out_shardings=shardings)
+    new = partial(new_state, model, optimizer, abstract.ema is not None, adapter=adapter)
+    make = jax.jit(new, out_shardings=shardings)
     return make(jnp.uint32(seed))

@@ -21,6 +21,7 @@ from jaxformer.training.config import RunConfig
 from jaxformer.training.console import Display, duration, number
 from jaxformer.training.flops import PEAK_FLOPS
 from jaxformer.training.run import Run, Splits, check_spread, prepare
+from jaxformer.training.state import frozen_of
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def step_cost(run: Run) -> StepCost:
     memory, text = compiled.memory_analysis(), compiled.as_text()
     assert memory is not None and text is not None, "XLA:TPU says both"
     program = parse_program(text)
-    parameters = _bytes_on_one((run.abstract.params, run.abstract.frozen))
+    parameters = _bytes_on_one((run.abstract.params, frozen_of(run.abstract)))
     used = [run.abstract.opt_state, run.abstract.ema]
     return StepCost(
         parameters=parameters,

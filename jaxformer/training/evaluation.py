@@ -1,6 +1,5 @@
 """Evaluation: the mean loss over the whole validation set and, where the objective can say more, its report."""
 
-import dataclasses
 import json
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +20,7 @@ from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.pretrained import CHECKPOINTS
 from jaxformer.training.run import Run
 from jaxformer.training.start import start_state
+from jaxformer.training.state import frozen_of, with_frozen
 from jaxformer.training.step import make_eval_step
 
 PREDICTIONS, CONFUSION = "predictions.jsonl", "confusion_matrix.png"
@@ -95,7 +95,7 @@ def evaluate_checkpoint(run: Run) -> tuple[int, dict[str, float], float, Report 
     assert restored is not None, "restore returns nothing only where there is no folder"
     step, state = restored
     if run.adapter is not None:
-        state = dataclasses.replace(state, frozen=start_state(run).frozen)
+        state = with_frozen(state, frozen_of(start_state(run)))
     evaluator, params = Evaluator(run), run.evaluated(state)
     values, weight = evaluator.losses(params)
     return step, values, weight, evaluator.report(params)

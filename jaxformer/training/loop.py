@@ -1,6 +1,5 @@
 """The training loop: step, log, evaluate, save, stop, in that order."""
 
-import dataclasses
 import signal
 import time
 from collections import deque
@@ -30,6 +29,7 @@ from jaxformer.training.pretrained import CHECKPOINTS
 from jaxformer.training.profile import Profile
 from jaxformer.training.run import Run
 from jaxformer.training.start import start_state
+from jaxformer.training.state import frozen_of, with_frozen
 from jaxformer.training.step import StepMetrics
 
 
@@ -146,7 +146,7 @@ class Trainer:
         else:
             self.step, self.state = restored
             if run.adapter is not None:
-                self.state = dataclasses.replace(self.state, frozen=start_state(run, display).frozen)
+                self.state = with_frozen(self.state, frozen_of(start_state(run, display)))
             display.say(f"resuming at step {self.step} of {c.training.steps}")
         self.log = MetricsLog(run.folder, c.logging, self.step, c.model_dump(mode="json"))
         self.evaluator = Evaluator(run)
@@ -273,7 +273,7 @@ class Trainer:
         """Starts a checkpoint of this step."""
         with self.clock.paused():
             # What is frozen lies where the run began.
-            self.checkpoints.save(self.step, dataclasses.replace(self.state, frozen=None), loss)
+            self.checkpoints.save(self.step, self.state.saved, loss)
 
     def sample(self) -> str | None:
         """Text from the trained model, as ``sample.*`` asks; only a decoder goes on with a text."""

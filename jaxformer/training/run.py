@@ -33,7 +33,7 @@ from jaxformer.training.console import Display
 from jaxformer.training.flops import flops_per_step
 from jaxformer.training.optimizer import build_optimizer, build_schedule
 from jaxformer.training.pretrained import CHECKPOINTS, TOKENIZER_FILE
-from jaxformer.training.state import TrainState, abstract_params, abstract_state, count_parameters
+from jaxformer.training.state import TrainState, abstract_params, abstract_state, count_parameters, frozen_of
 from jaxformer.training.step import TrainStep, make_train_step
 
 
@@ -124,7 +124,7 @@ class Run:
     @property
     def saved(self) -> TrainState:
         """Of the state what a checkpoint holds."""
-        return dataclasses.replace(self.abstract, frozen=None)
+        return self.abstract.saved
 
     @property
     def parameters(self) -> Any:
@@ -140,7 +140,7 @@ class Run:
     def evaluated(self, state: TrainState) -> Any:
         """The model's parameters as they are evaluated and sampled from."""
         params = state.evaluation_params
-        return params if self.adapter is None else self.adapter.assemble(state.frozen, params)
+        return params if self.adapter is None else self.adapter.assemble(frozen_of(state), params)
 
     @cached_property
     def train_step(self) -> TrainStep:

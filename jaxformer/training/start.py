@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxformer.training.console import Display
 from jaxformer.training.pretrained import earlier_params, transfer
 from jaxformer.training.run import Run
-from jaxformer.training.state import TrainState, init_state
+from jaxformer.training.state import TrainState, frozen_of, init_state, with_frozen
 
 
 def start_state(run: Run, display: Display | None = None) -> TrainState:
@@ -23,7 +23,7 @@ def start_state(run: Run, display: Display | None = None) -> TrainState:
     if source is None:
         return state
     earlier, elsewhere = earlier_params(source, run.model, tuple(getattr(run.model, "labels", ())))
-    whole = state.params if run.adapter is None else run.adapter.joined(state.frozen, state.params)
+    whole = state.params if run.adapter is None else run.adapter.joined(frozen_of(state), state.params)
     params, done = transfer(whole, earlier)
     done.left += elsewhere
     if display is not None:
@@ -39,4 +39,4 @@ def start_state(run: Run, display: Display | None = None) -> TrainState:
         frozen, params = run.adapter.begin_from(state.params, params)
     # A copy, since the state's buffers are donated and no buffer can be donated twice.
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
-    return dataclasses.replace(state, params=params, ema=ema, frozen=frozen)
+    return with_frozen(dataclasses.replace(state.saved, params=params, ema=ema), frozen)

@@ -14,12 +14,10 @@ from jaxformer.functional import purpose_key
 from jaxformer.parallel.mesh import parameter_shardings, replicated
 from jaxformer.training.adapter import Adapter
 
+_FIELDS = ["step", "params", "opt_state", "ema", "skipped", "skipped_in_a_row"]
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["step", "params", "opt_state", "ema", "skipped", "skipped_in_a_row", "frozen"],
-    meta_fields=[],
-)
+
+@partial(jax.tree_util.register_dataclass, data_fields=_FIELDS, meta_fields=[])
 @dataclass(frozen=True)
 class TrainState:
     """All that changes in training. Random draws need nothing here: they are functions of the seed and the step.
@@ -31,8 +29,6 @@ class TrainState:
         ema: exponential moving average of the parameters, or None.
         skipped: updates skipped because the loss or gradient was not finite.
         skipped_in_a_row: how many of them were the latest.
-        frozen: the parameters that are not trained, where a run trains factors (LoRA), else None; they are in no
-            checkpoint.
     """
 
     step: Any
@@ -41,12 +37,44 @@ class TrainState:
     ema: Any
     skipped: Any
     skipped_in_a_row: Any
-    frozen: Any = None
+
+    @property
+    def saved(self) -> "TrainState":
+        """What a checkpoint holds."""
+        return self
 
     @property
     def evaluation_params(self) -> Any:
         """What is evaluated and sampled from, without what is frozen: the average if there is one."""
         return self.params if self.ema is None else self.ema
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=[*_FIELDS, "frozen"], meta_fields=[])
+@dataclass(frozen=True)
+class FrozenState(TrainState):
+    """The state of a run that trains factors beside a frozen model (LoRA).
+
+    Attributes:
+        frozen: the parameters that are not trained; they are in no checkpoint.
+    """
+
+    frozen: Any
+
+    @property
+    def saved(self) -> TrainState:
+        """What a checkpoint holds."""
+        return TrainState(*(getattr(self, name) for name in _FIELDS))
+
+
+def with_frozen(state: TrainState, frozen: Any) -> TrainState:
+    """The state with what is frozen beside it; as it is without."""
+    fields = {name: getattr(state, name) for name in _FIELDS}
+    return state if frozen is None else FrozenState(**fields, frozen=frozen)
+
+
+def frozen_of(state: TrainState) -> Any:
+    """What is frozen, None where everything is trained."""
+    return state.frozen if isinstance(state, FrozenState) else None
 
 
 def abstract_params(model: nn.Module) -> Any:
@@ -79,7 +107,7 @@ def new_state(
     zero = jnp.zeros((), jnp.int32)
     # A copy, since the state's buffers are donated and no buffer can be donated twice.
     average = jax.tree.map(jnp.copy, params) if ema else None
-    return TrainState(zero, params, optimizer.init(params), average, zero, zero, frozen)
+    return with_frozen(TrainState(zero, params, optimizer.init(params), average, zero, zero), frozen)
 
 
 def abstract_state(
@@ -100,7 +128,8 @@ def abstract_state(
 
     opt_shardings = _statistics_shardings(shapes.opt_state, nn.unbox(boxed), shardings, mesh)
     one = replicated(mesh)
-    tree = TrainState(one, shardings, opt_shardings, shardings if ema else None, one, one, frozen_shardings)
+    tree = TrainState(one, shardings, opt_shardings, shardings if ema else None, one, one)
+    tree = with_frozen(tree, frozen_shardings)
     return jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, tree)
 
 

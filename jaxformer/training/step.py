@@ -12,7 +12,7 @@ import optax
 from jaxformer.functional import purpose_key
 from jaxformer.tasks import Batch, LossSums, Task
 from jaxformer.training.adapter import Adapter
-from jaxformer.training.state import TrainState
+from jaxformer.training.state import TrainState, frozen_of, with_frozen
 
 
 class StepMetrics(NamedTuple):
@@ -119,7 +119,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         key = purpose_key(seed, "dropout", state.step)
-        assemble = None if adapter is None else partial(adapter.assemble, state.frozen)
+        assemble = None if adapter is None else partial(adapter.assemble, frozen_of(state))
         gradients, sums = gradients_of_sum(model, task, state.params, batch, key, accumulate, axis_name, assemble)
         if axis_name is not None:
             gradients, sums = jax.lax.psum((gradients, sums), axis_name)
@@ -143,7 +143,8 @@ def make_train_step(
         skipped = state.skipped + ~finite
         in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
         metrics = StepMetrics(sums.metrics, sums.weight, norm, in_a_row, skipped)
-        return TrainState(state.step + 1, params, opt_state, ema, skipped, in_a_row, state.frozen), metrics
+        new = TrainState(state.step + 1, params, opt_state, ema, skipped, in_a_row)
+        return with_frozen(new, frozen_of(state)), metrics
 
     return step
 

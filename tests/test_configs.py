@@ -47,10 +47,12 @@ def load(path, folder):
         (folder / "config.json").write_text(json.dumps(ON_THE_HUB[pretrained]), encoding="utf-8")
         return load_config(path, [f"model.pretrained={folder}"])
     earlier = next(config for config in CONFIGS if config.stem == Path(pretrained).name)
-    (folder / "config.yaml").write_text(dump_config(load_config(earlier)), encoding="utf-8")
-    (folder / "tokenizer.json").touch()
-    (folder / "checkpoints").mkdir()
-    return load_config(path, [f"model.pretrained={folder}"])
+    run = folder / earlier.stem
+    (run / "checkpoints").mkdir(parents=True)
+    # It may have started from a run itself.
+    (run / "config.yaml").write_text(dump_config(load(earlier, folder)), encoding="utf-8")
+    (run / "tokenizer.json").touch()
+    return load_config(path, [f"model.pretrained={run}"])
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -54,6 +54,12 @@ class ExampleRows:
         self.shortage = None if examples else "no example, expected at least one: check data.path"
         self._choices = max((np.shape(e["input_ids"])[0] for e in examples if np.ndim(e["input_ids"]) == 2), default=0)
 
+    def set_column(self, name: str, values: np.ndarray) -> None:
+        """Other values under a name that every example has, one an example."""
+        assert len(values) == self.num_rows, f"{name}: {len(values)} values for {self.num_rows} examples"
+        for example, value in zip(self._examples, values, strict=True):
+            example[name] = value
+
     def take(self, indices: np.ndarray, phases: np.ndarray | None = None, keep: np.ndarray | None = None) -> Batch:
         """The examples `indices`, padded to one shape; the same in every epoch, whatever `phases` says."""
         examples = [self._examples[i] if i < self.num_rows else None for i in np.asarray(indices).tolist()]

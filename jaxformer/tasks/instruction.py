@@ -28,6 +28,7 @@ class InstructionConfig(TaskSchema):
 
     architectures = ("decoder", "encoder_decoder")
     reads = "records"
+    scored = False
 
     type: Literal["instruction"] = Field("instruction", description="objective")
     format: RowFormat = Field(

@@ -127,6 +127,11 @@ class RunConfig(Schema):
             raise ValueError(
                 f"training.sequence_length is {t.sequence_length}, expected at most model.max_length {model.max_length}"
             )
+        if getattr(self.task, "loss", None) == "kto" and (t.accumulate > 1 or self.parallel.strategy == "pmap"):
+            raise ValueError(
+                "task.loss kto compares with a mean over the whole batch, expected training.accumulate 1 and "
+                "parallel.strategy jit"
+            )
         if self.lora is not None and model.pretrained is None:
             raise ValueError("lora is given without model.pretrained, expected a model to freeze; give both")
         if self.lora is not None and (self.optimizer.freeze or self.optimizer.layer_decay != 1):

@@ -18,6 +18,7 @@ from jaxformer.tasks.base import TaskSchema
 from jaxformer.tasks.picture import confusion_picture
 from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.pretrained import CHECKPOINTS
+from jaxformer.training.reference import fill_reference
 from jaxformer.training.run import Run
 from jaxformer.training.start import start_state
 from jaxformer.training.state import frozen_of, with_frozen
@@ -96,6 +97,7 @@ def evaluate_checkpoint(run: Run) -> tuple[int, dict[str, float], float, Report 
     step, state = restored
     if run.adapter is not None:
         state = with_frozen(state, frozen_of(start_state(run)))
+    fill_reference(run)
     evaluator, params = Evaluator(run), run.evaluated(state)
     values, weight = evaluator.losses(params)
     return step, values, weight, evaluator.report(params)

@@ -27,6 +27,7 @@ from jaxformer.training.folder import open_folder
 from jaxformer.training.metrics import MetricsLog
 from jaxformer.training.pretrained import CHECKPOINTS
 from jaxformer.training.profile import Profile
+from jaxformer.training.reference import fill_reference
 from jaxformer.training.run import Run
 from jaxformer.training.start import start_state
 from jaxformer.training.state import frozen_of, with_frozen
@@ -143,10 +144,12 @@ class Trainer:
         restored = self.checkpoints.restore(run.saved)
         if restored is None:
             self.step, self.state = 0, start_state(run, display)
+            fill_reference(run, display, self.state)
         else:
             self.step, self.state = restored
             if run.adapter is not None:
                 self.state = with_frozen(self.state, frozen_of(start_state(run, display)))
+            fill_reference(run, display)
             display.say(f"resuming at step {self.step} of {c.training.steps}")
         self.log = MetricsLog(run.folder, c.logging, self.step, c.model_dump(mode="json"))
         self.evaluator = Evaluator(run)

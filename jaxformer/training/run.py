@@ -246,7 +246,7 @@ def _read_text(config: RunConfig, folder: Path, display: Display) -> tuple[Token
 def _read_records(config: RunConfig, folder: Path, display: Display) -> tuple[Tokenizer, Splits]:
     """Rows of a table."""
     records = open_records(config.data)
-    if records.validation is not None:
+    if records.validation is not None and config.task.scored:
         check_installed()
     task: Any = config.task
     texts = (text for record in records.train for text in task.texts(record))

@@ -53,12 +53,9 @@ def rows_of(run: Run, count: int) -> Iterator[dict[str, np.ndarray]]:
 
 def passages(run: Run, row: dict[str, np.ndarray]) -> list[Passage]:
     """What a row holds."""
-    for side in ("chosen", "rejected"):
-        if f"{side}_input_ids" in row:
-            return _pair(row)
     labels, ids = row.get("labels"), row["input_ids"]
     if ids.ndim == 2:
-        return _choices(row)
+        return _choices(row) if labels is not None and labels.ndim == 0 else _pair(row)
     if "decoder_input_ids" in row:
         return [*_plain("input", row), *_segments("target", row["labels"], row.get("decoder_segment_ids"))]
     if "masked_positions" in row:
@@ -145,11 +142,18 @@ def _next_tokens(row: dict[str, np.ndarray], labels: np.ndarray) -> list[Passage
 
 
 def _pair(row: dict[str, np.ndarray]) -> list[Passage]:
+    """The texts of a preference pair; where they are scored as a whole it is at their last token."""
     found = []
-    for side in ("chosen", "rejected"):
-        part = {name.removeprefix(f"{side}_"): array for name, array in row.items() if name.startswith(side)}
-        texts = _next_tokens(part, part["labels"]) if "labels" in part else _plain(side, part)
-        found += [Passage(side, text.ids, text.trained) for text in texts]
+    for number, title in zip(range(len(row["input_ids"])), ("chosen", "rejected", "mismatched"), strict=False):
+        one = {name: array[number] for name, array in row.items() if array.ndim == 2}
+        if "labels" not in one:
+            real = int(one["attention_mask"].sum())
+            found.append(_real(title, one, np.arange(len(one["input_ids"])) == real - 1))
+        elif "decoder_input_ids" in one:
+            found += [*_plain(f"{title}: input", one), *_segments(title, one["labels"], None)]
+        else:
+            texts = _next_tokens(one, one["labels"])
+            found += [Passage(title, text.ids, text.trained) for text in texts]
     return found
 
 

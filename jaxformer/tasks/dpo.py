@@ -1,7 +1,7 @@
 """Direct preference optimisation: a policy learned from preference pairs, without a reward model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -18,15 +18,15 @@ from jaxformer.models.config import Architecture, TransformerConfig
 from jaxformer.models.partition import shards
 from jaxformer.tasks import records as R
 from jaxformer.tasks.bad_rows import Tally
-from jaxformer.tasks.base import Batch, LossSums, Rows
+from jaxformer.tasks.base import Batch, LossSums, Report, Rows
 from jaxformer.tasks.base import apply as apply_model
 from jaxformer.tasks.dialogue import choose_template
 from jaxformer.tasks.preferences import (
-    Pair,
     PairReader,
     causal_example,
     encode_pairs,
     flat_inputs,
+    pair_report,
     two_sided_example,
 )
 from jaxformer.tasks.responses import Encoded, ResponseEncoder
@@ -107,6 +107,7 @@ class DPO:
     sequence_length: int
     architecture: Architecture
     start: Role = "pad"
+    kept: dict[int, list[R.Record]] = field(default_factory=dict, repr=False)
 
     @property
     def two_sided(self) -> bool:
@@ -147,6 +148,7 @@ class DPO:
         lengths = dict.fromkeys(("decoder_input_ids", "labels"), target) if target else None
         rows = ExampleRows(examples, T, fill, lengths, stacked=[REFERENCE])
         rows.left_out = tally.left_out
+        self.kept[id(data)] = [record for record, _ in pairs]
         return rows
 
     def _mismatched(self, mine: Encoded, other: Encoded) -> Encoded:
@@ -178,11 +180,23 @@ class DPO:
         """``[B, n]``, what the reference says of the responses, for ``reference_column``; jitted by the caller."""
         return self._log_probs(model, params, batch, None)
 
+    def predict(self, model: nn.Module, params: Any, batch: Batch) -> dict[str, jax.Array]:
+        """``rewards [B, 2]``: beta times the log-ratios, or the mean log-probabilities, of the two responses."""
+        return {"rewards": self.config.strength * self._compared(model, params, batch, None)[:, :2]}
+
+    def report(self, data: Sequence[R.Record], outputs: dict[str, np.ndarray]) -> Report:
+        """How often the preferred response has the higher reward, and the rewards of every pair."""
+        return pair_report("reward", self.kept[id(data)], outputs["rewards"])
+
+    def _compared(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> jax.Array:
+        """``[B, n]``, less what the reference says where there is one."""
+        log_probs = self._log_probs(model, params, batch, dropout_key)
+        return log_probs if self.reference_column is None else log_probs - batch[REFERENCE]
+
     def loss(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> LossSums:
         """Sums over the pairs."""
-        c, log_probs = self.config, self._log_probs(model, params, batch, dropout_key)
+        c, compared = self.config, self._compared(model, params, batch, dropout_key)
         weights = jnp.any(batch["labels"] != F.IGNORE, axis=(1, 2)).astype(jnp.float32)
-        compared = log_probs if c.loss in NO_REFERENCE else log_probs - batch[REFERENCE]
         losses = self._losses(compared, weights)
         rewards = c.strength * jax.lax.stop_gradient(compared[:, :2])
         metrics = {
@@ -220,6 +234,3 @@ class DPO:
             for side, good in ((chosen, True), (rejected, False))
         ]
         return (sides[0] + sides[1]) / 2
-
-
-__all__ = ["DPO", "DPOConfig", "Pair"]

@@ -10,9 +10,9 @@ import numpy as np
 from jaxformer import functional as F
 from jaxformer.data.examples import Example
 from jaxformer.tasks.bad_rows import BadRow, Tally
-from jaxformer.tasks.base import Batch
+from jaxformer.tasks.base import Batch, Report
 from jaxformer.tasks.dialogue import split_dialogue
-from jaxformer.tasks.records import Record
+from jaxformer.tasks.records import Record, rounded, where
 from jaxformer.tasks.responses import Answered, Encoded, ResponseEncoder, fitted
 
 ANSWER = "\n\nAssistant:"
@@ -184,6 +184,23 @@ def stacked(name: str, rows: Sequence[np.ndarray]) -> Example:
     sizes = np.array([len(row) for row in rows])
     mask = (np.arange(sizes.max()) < sizes[:, None]).astype(np.int32)
     return {name: under_one_another(rows, 0), "attention_mask": mask}
+
+
+def pair_report(name: str, records: Sequence[Record], values: np.ndarray) -> Report:
+    """What can be said of values ``[pairs, 2]`` of the preferred responses and the others.
+
+    Args:
+        name: of a value.
+        records: the pairs.
+        values: one row a pair.
+    """
+    predictions = [
+        {"where": where(record), f"chosen_{name}": chosen, f"rejected_{name}": rejected}
+        for record, (chosen, rejected) in zip(records, map(rounded, values), strict=True)
+    ]
+    chosen, rejected = values[:, 0], values[:, 1]
+    metrics = {"pair_accuracy": float(np.mean(chosen > rejected)), f"{name}_margin": float(np.mean(chosen - rejected))}
+    return Report(metrics, predictions)
 
 
 def flat_inputs(batch: Batch, names: Sequence[str]) -> Batch:

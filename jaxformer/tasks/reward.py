@@ -19,7 +19,7 @@ from jaxformer.tasks import records as R
 from jaxformer.tasks.bad_rows import BadRow, BadRows, Tally
 from jaxformer.tasks.base import Batch, LossSums, Report, Rows, TaskSchema
 from jaxformer.tasks.dialogue import choose_template
-from jaxformer.tasks.preferences import PairReader, encode_pairs, flat_inputs, whole_example
+from jaxformer.tasks.preferences import PairReader, encode_pairs, flat_inputs, pair_report, whole_example
 from jaxformer.tasks.responses import ResponseEncoder
 from jaxformer.tokenizers import Tokenizer
 
@@ -166,11 +166,4 @@ class Reward:
 
     def report(self, data: Sequence[R.Record], outputs: dict[str, np.ndarray]) -> Report:
         """How often the preferred response has the higher score, and the scores of every pair."""
-        scores = outputs["scores"]
-        predictions = [
-            {"where": R.where(record), "chosen_score": chosen, "rejected_score": rejected}
-            for record, (chosen, rejected) in zip(self.kept[id(data)], map(R.rounded, scores), strict=True)
-        ]
-        accuracy = float(np.mean(scores[:, 0] > scores[:, 1]))
-        margin = float(np.mean(scores[:, 0] - scores[:, 1]))
-        return Report({"pair_accuracy": accuracy, "score_margin": margin}, predictions)
+        return pair_report("score", self.kept[id(data)], outputs["scores"])

@@ -44,6 +44,8 @@ def test_dpo_starts_at_log_2_and_learns(folder):
     first, *_, last, evaluated = records(folder, "dpo")
     np.testing.assert_allclose(first["loss"], np.log(2), rtol=1e-5)
     assert first["reward_margin"] == pytest.approx(0, abs=1e-5) and last["pair_accuracy"] == 1
+    line = json.loads((folder / "dpo" / "predictions.jsonl").read_text().splitlines()[0])
+    assert line["chosen_reward"] > line["rejected_reward"]
     assert evaluated["split"] == "eval" and evaluated["pair_accuracy"] == 1 and evaluated["loss"] < 0.6
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.data.loader import load
@@ -300,7 +301,7 @@ class Trainer:
 
         # On every device, so that every process can read it.
         jitted = jax.jit(draw, out_shardings=replicated(self.run.mesh))
-        tokens = jitted(self.run.evaluated(self.state), np.array([prompt], np.int32))
+        tokens = jitted(self.run.merged(self.state), np.array([prompt], np.int32))
         return tokenizer.decode(prompt + np.asarray(tokens)[0].tolist())
 
     def close(self) -> None:

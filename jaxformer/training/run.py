@@ -142,6 +142,11 @@ class Run:
         params = state.evaluation_params
         return params if self.adapter is None else self.adapter.assemble(frozen_of(state), params)
 
+    def merged(self, state: TrainState) -> Any:
+        """The same as arrays alone, factors added in, as decoding lays them out."""
+        params = state.evaluation_params
+        return params if self.adapter is None else jax.jit(self.adapter.merged)(frozen_of(state), params)
+
     @cached_property
     def train_step(self) -> TrainStep:
         """One update, pure and not jitted."""

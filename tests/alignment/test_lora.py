@@ -9,7 +9,6 @@ import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxformer import functional as F
 from jaxformer.alignment import (
     LoraConfig,
     adapt,
@@ -122,17 +121,6 @@ def test_dora_begins_at_the_kernel():
     factors = init_factors(jax.random.key(0), params, config)
     close(logits(model, adapt(params, factors, config)), logits(model, params))
     close(merge(params, factors, config), params)
-
-
-def test_dropout_is_of_what_enters_a():
-    x, rate = jnp.ones((3, 4, 6)), 0.5
-    keys = F.example_keys(jax.random.key(0), jnp.arange(3))
-    W, A, B = jnp.ones((6, 5)), jnp.ones((6, 2)), jnp.ones((2, 5))
-    y = F.kernel_product(x, F.LowRankKernel(W, A, B, keys, rate))
-    kept = F.dropout(x, rate, keys)
-    close(y, x @ W + kept @ A @ B)
-    assert len(np.unique(np.asarray(y))) > 3
-    close(F.kernel_product(x, F.LowRankKernel(W, A, B, None, rate)), x @ (W + A @ B))
 
 
 def test_dropout_belongs_to_the_example_and_the_layer():

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxformer.functional.dropout import dropout
@@ -22,7 +23,8 @@ class LowRankKernel:
         kernel: ``W [*inputs, *outputs]``.
         a: ``A [*inputs, rank]``.
         b: ``B [rank, *outputs]``, the scale included.
-        keys: ``[B]``, one key an example for the dropout of what enters ``A``, or None.
+        keys: one key an example for the dropout of what enters ``A``, or None. Where an example has several rows (the
+            two texts of a pair) they stand behind one another, and each drops otherwise.
         rate: of this dropout.
     """
 
@@ -44,5 +46,13 @@ def kernel_product(x: Float[Array, "..."], kernel: Any, *, contract: int = 1) ->
     if not isinstance(kernel, LowRankKernel):
         return matrix_product(x, kernel, contract=contract)
     y = matrix_product(x, kernel.kernel, contract=contract)
-    inner = matrix_product(dropout(x, kernel.rate, kernel.keys), kernel.a, contract=contract)
+    keys = None if kernel.keys is None else _keys_of_rows(kernel.keys, len(x))
+    inner = matrix_product(dropout(x, kernel.rate, keys), kernel.a, contract=contract)
     return y + matrix_product(inner, kernel.b)
+
+
+def _keys_of_rows(keys: Array, rows: int) -> Array:
+    each = rows // len(keys)
+    if each == 1:
+        return keys
+    return jnp.ravel(jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, jnp.arange(each)))

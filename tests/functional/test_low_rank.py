@@ -35,3 +35,17 @@ def test_dropout_is_of_what_enters_a():
         F.kernel_product(X, F.LowRankKernel(W, A, B, None, 0.5), contract=2),
         jnp.tensordot(X, W + jnp.tensordot(A, B, 1), 2),
     )
+
+
+def test_rows_of_one_example_drop_each_otherwise():
+    keys = F.example_keys(jax.random.key(0), jnp.arange(2))
+    ones = jnp.ones((4, 50, 2, 3))
+
+    def dropped(keys, x):  # what enters A, seen through an A and B that add it up
+        sums = F.LowRankKernel(jnp.zeros((2, 3, 1)), jnp.ones((2, 3, 1)), jnp.ones((1, 1)), keys, 0.5)
+        return np.asarray(F.kernel_product(x, sums, contract=2))[..., 0]
+
+    both = dropped(keys, ones)
+    assert len({row.tobytes() for row in both}) == 4
+    # The rows of the second example are the same wherever it stands.
+    np.testing.assert_array_equal(dropped(keys[1:], ones[:2]), both[2:])

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,7 +11,9 @@ from jaxformer.schema import UserError
 from jaxformer.training.config import parse_config
 from jaxformer.training.evaluation import evaluate_checkpoint
 from jaxformer.training.export import export
+from jaxformer.training.loop import train
 from jaxformer.training.reference import FILE
+from jaxformer.training.run import prepare
 from tests.training.helpers import make_run, quiet, run_training, tiny_keys
 
 WORDS = ("cat", "dog", "mat", "hat", "bat", "rat", "cap", "map")
@@ -74,6 +77,36 @@ def test_factors_compare_with_the_model_they_are_beside(folder):
     first = records(folder, "lora")[0]
     np.testing.assert_allclose(first["loss"], 0.5, rtol=1e-5)  # 1 - s(0) of both sides
     assert first["chosen_reward"] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_parts_and_devices_change_nothing(folder):
+    """Factors and pairs on eight devices, and on one in two parts."""
+    found = []
+    for name, devices, accumulate in (("eight", 8, 1), ("parts", 1, 2)):
+        keys = keys_of(folder, name, {"type": "dpo"}, steps=2, accumulate=accumulate) | {
+            "lora": {"rank": 2, "dropout": 0.2}
+        }
+        run = prepare(parse_config(keys, "the test"), quiet(), tuple(jax.devices()[:devices]))
+        train(run, quiet())
+        found.append([[r[key] for key in ("loss", "reward_margin")] for r in records(folder, name)])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+def test_factors_lie_as_their_kernels_do(folder):
+    keys = keys_of(folder, "mesh", {"type": "dpo"}) | {
+        "lora": {"rank": 2},
+        "parallel": {"data": 2, "fsdp": 2, "tensor": 2},
+    }
+    keys["model"] |= {"vocab_size": 258}  # a multiple of the devices it is split over
+    state = make_run(keys).abstract
+    query = state.params["factors"]["layers"]["attention"]["query"]["kernel"]
+    kernel = state.frozen["layers"]["attention"]["query"]["kernel"].sharding.spec
+    assert tuple(kernel) == (None, "fsdp", "tensor", None)
+    assert tuple(query["a"].sharding.spec) == (None, "fsdp", None)
+    assert tuple(query["b"].sharding.spec) == (None, None, "tensor", None)
+    moments = {leaf.sharding.spec for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == query["a"].shape}
+    assert query["a"].sharding.spec in moments
 
 
 def test_a_reward_model_learns_and_is_written(folder, tmp_path):

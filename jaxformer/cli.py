@@ -1,4 +1,4 @@
-"""The command line: ``python train.py`` and ``jaxformer train``, ``jaxformer export``, ``jaxformer predict``."""
+"""The command line: ``python train.py`` and ``jaxformer train``, ``export``, ``data`` and ``predict``."""
 
 import argparse
 import errno
@@ -215,12 +215,11 @@ def _run(run: Any, display: Any) -> int:
     from jaxformer.training.compilation import write_hlo
     from jaxformer.training.evaluation import in_words
     from jaxformer.training.loop import train
-    from jaxformer.training.state import count_parameters
 
     c = run.config
     display.facts(
         {
-            "model": f"{c.model.type}, {count_parameters(run.abstract.params):,} parameters",
+            "model": f"{c.model.type}, {run.size}",
             "data": f"{run.splits.name}, {run.splits.size} to train on",
             "run": f"{c.training.steps:,} steps of {c.training.batch_size} x {c.sequence_length} tokens on "
             f"{run.mesh.size} {run.mesh.devices.flat[0].platform} device(s) into {run.folder}",
@@ -249,6 +248,7 @@ def export_command(arguments: Sequence[str], program: str = "jaxformer export") 
     parser = _Parser(prog=program, description="Write a run's model in the Hugging Face format.")
     parser.add_argument("run", metavar="RUN", help="output_dir of the run, for instance runs/korean_topics")
     parser.add_argument("folder", metavar="FOLDER", help="folder to write")
+    parser.add_argument("--adapter", action="store_true", help="write the trained factors alone, as peft reads them")
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload the same files to the Hub")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="type of the file's tensors")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -256,8 +256,13 @@ def export_command(arguments: Sequence[str], program: str = "jaxformer export") 
 
     def command() -> int:
         from jaxformer.training.console import Display
-        from jaxformer.training.export import export
+        from jaxformer.training.export import export, export_adapter
 
+        if options.adapter:
+            if options.push or options.dtype:
+                raise UserError("--adapter is given with --push or --dtype, expected it alone: factors are float32")
+            Display().say(f"written: {export_adapter(options.run, options.folder)}")
+            return 0
         for place in export(options.run, options.folder, push=options.push, dtype=options.dtype):
             Display().say(f"written: {place}")
         return 0
@@ -285,11 +290,38 @@ def generate_command(arguments: Sequence[str], program: str = "jaxformer generat
     return guarded(lambda: run(options), options.debug)
 
 
+def data_command(arguments: Sequence[str], program: str = "jaxformer data") -> int:
+    """Shows rows as training would read them and returns the exit code."""
+    parser = _Parser(prog=program, description="Show rows as training reads them, what is trained marked.")
+    parser.add_argument("--config", metavar="FILE", required=True, help="YAML file of the run")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="keys laid over the file's")
+    parser.add_argument("--show", type=int, default=3, metavar="N", help="how many rows (default 3)")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    options = parser.parse_intermixed_args(list(arguments))
+
+    def command() -> int:
+        from jaxformer.training.config import load_config
+        from jaxformer.training.console import Display, show_warnings
+        from jaxformer.training.run import prepare
+        from jaxformer.training.show import show_rows
+
+        display = Display()
+        show_warnings(display.console, options.debug)
+        run = prepare(load_config(options.config, options.overrides), display)
+        rows = run.train_batches.rows.num_rows
+        display.say(f"{run.splits.name}: {run.splits.size} to train on, {rows:,} rows of {run.config.task.type}\n")
+        show_rows(run, options.show, display.console)
+        return 0
+
+    return guarded(command, options.debug)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
     "train": train_command,
     "export": export_command,
     "generate": generate_command,
     "predict": predict_command,
+    "data": data_command,
 }
 
 

@@ -14,7 +14,8 @@ from jaxformer.training.config import dump_config, load_config
 from jaxformer.training.optimizer import build_optimizer, build_schedule
 from jaxformer.training.state import abstract_params
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
+FOLDER = Path(__file__).parent.parent / "configs"
+CONFIGS = sorted(FOLDER.rglob("*.yaml"))
 
 # What the config.json of a model on the Hub says.
 ON_THE_HUB = {
@@ -46,10 +47,12 @@ def load(path, folder):
         (folder / "config.json").write_text(json.dumps(ON_THE_HUB[pretrained]), encoding="utf-8")
         return load_config(path, [f"model.pretrained={folder}"])
     earlier = next(config for config in CONFIGS if config.stem == Path(pretrained).name)
-    (folder / "config.yaml").write_text(dump_config(load_config(earlier)), encoding="utf-8")
-    (folder / "tokenizer.json").touch()
-    (folder / "checkpoints").mkdir()
-    return load_config(path, [f"model.pretrained={folder}"])
+    run = folder / earlier.stem
+    (run / "checkpoints").mkdir(parents=True)
+    # It may have started from a run itself.
+    (run / "config.yaml").write_text(dump_config(load(earlier, folder)), encoding="utf-8")
+    (run / "tokenizer.json").touch()
+    return load_config(path, [f"model.pretrained={run}"])
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -64,7 +67,10 @@ def test_loads_and_builds_by_shape(path, tmp_path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_says_how_it_is_run(path):
-    assert f"--config configs/{path.name}" in path.read_text(encoding="utf-8").split("\nmodel:")[0]
+    assert (
+        f"--config configs/{path.relative_to(FOLDER).as_posix()}"
+        in path.read_text(encoding="utf-8").split("\nmodel:")[0]
+    )
 
 
 def test_gpt_nano_takes_another_text_by_one_override(tmp_path):

@@ -26,7 +26,8 @@ MAY_USE = {
     "tokenizers": {"schema"},
     "data": {"schema", "functional", "tokenizers"},
     "hub": MODEL | {"families", "tokenizers", "parallel"},
-    "tasks": MODEL | DATA | {"families", "generation"},
+    # Of the hub tasks use the chat templates.
+    "tasks": MODEL | DATA | {"families", "generation", "hub"},
     "generation": MODEL | {"families", "tokenizers"},
     "alignment": MODEL | DATA | {"families", "hub", "tasks", "generation", "parallel"},
     "training": TRAINING,

@@ -373,3 +373,33 @@ def test_the_token_of_a_role_may_be_named(tmp_path):
         (tmp_path / "special_tokens_map.json").write_text(wrong)
         with pytest.raises(UserError, match=message):
             load_tokenizer(tmp_path)
+
+
+def test_a_chat_template_stays_with_its_tokenizer(tmp_path):
+    bare = train("byte")
+    named = bare.with_chat_template("{{ messages }}")
+    assert bare.chat_template is None and named.fingerprint != bare.fingerprint
+    named.save(tmp_path)
+    again = load_tokenizer(tmp_path).with_special_tokens(["pad"])
+    assert again.chat_template == "{{ messages }}" and again.encode("a") == bare.encode("a")
+    assert load_tokenizer(tmp_path).fingerprint == named.fingerprint
+
+
+def test_special_tokens_of_text_that_was_written_here():
+    tokenizer = train("byte").with_special_tokens(["pad", "cls"])
+    text = "a<s>b<|endoftext|>"
+    ids, offsets = tokenizer.encode_marked(text)
+    assert ids == [97, tokenizer.special_id("cls"), 98, tokenizer.eos_id]
+    assert [text[start:end] for start, end in offsets] == ["a", "<s>", "b", "<|endoftext|>"]
+    assert tokenizer.encode(text) == list(text.encode()), "in others' text they are characters"
+    assert tokenizer.special_tokens == ("<|endoftext|>", "<pad>", "<s>")
+    names = tokenizer.named_special_tokens
+    assert (names["eos_token"], names["bos_token"], names["pad_token"]) == ("<|endoftext|>", "<s>", "<pad>")
+
+
+def test_what_stands_before_a_text():
+    assert train("byte").prefix_ids == []
+    backend = word_tokenizer({"[UNK]": 0, "<s>": 1, "a": 2, "</s>": 3})
+    ends = [("<s>", 1), ("</s>", 3)]
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    assert Tokenizer(backend).prefix_ids == [1]

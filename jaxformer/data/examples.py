@@ -23,6 +23,9 @@ class ExampleRows:
 
     A row past the end is all padding: `fill` everywhere and an `attention_mask` of zeros.
 
+    Attributes:
+        left_out: File and line of each record that has no place here, and why.
+
     Args:
         examples: All of a split.
         length: Longest array there is; the longest batch.
@@ -47,8 +50,15 @@ class ExampleRows:
         self._fill = {"attention_mask": 0, **fill}
         self._stacked = frozenset(stacked)
         self.num_rows = len(examples)
+        self.left_out: list[tuple[str, str]] = []
         self.shortage = None if examples else "no example, expected at least one: check data.path"
         self._choices = max((np.shape(e["input_ids"])[0] for e in examples if np.ndim(e["input_ids"]) == 2), default=0)
+
+    def set_column(self, name: str, values: np.ndarray) -> None:
+        """Other values under a name that every example has, one an example."""
+        assert len(values) == self.num_rows, f"{name}: {len(values)} values for {self.num_rows} examples"
+        for example, value in zip(self._examples, values, strict=True):
+            example[name] = value
 
     def take(self, indices: np.ndarray, phases: np.ndarray | None = None, keep: np.ndarray | None = None) -> Batch:
         """The examples `indices`, padded to one shape; the same in every epoch, whatever `phases` says."""

@@ -16,10 +16,10 @@ from jaxtyping import Array, Float, Int
 
 from jaxformer.functional.cache import KeyValue, append_key_value, kept
 from jaxformer.functional.dropout import dropout
+from jaxformer.functional.low_rank import kernel_product
 from jaxformer.functional.mask import MASKED, Mask
 from jaxformer.functional.norm import rms_norm
 from jaxformer.functional.positions import Rotary, apply_rotary
-from jaxformer.functional.product import matrix_product
 from jaxformer.functional.splash import BLOCKS, HEAD_SIZE, Split, splash_attention
 
 logger = logging.getLogger(__name__)
@@ -302,13 +302,13 @@ def _grouped_bias(bias: Array, kv_heads: int, group: int, queries: int, keys: in
 
 def project_heads(x: Float[Array, "B T D"], weights: Mapping[str, Any]) -> Float[Array, "B T N H"]:
     """``x @ kernel + bias`` split into heads: ``kernel [D, N, H]``, ``bias [N, H]`` where present."""
-    y = matrix_product(x, weights["kernel"])
+    y = kernel_product(x, weights["kernel"])
     return y + weights["bias"].astype(x.dtype) if "bias" in weights else y
 
 
 def merge_heads(x: Float[Array, "B T N H"], weights: Mapping[str, Any]) -> Float[Array, "B T D"]:
     """Joins the heads and projects them: ``kernel [N, H, D]``, ``bias [D]`` where present."""
-    y = matrix_product(x, weights["kernel"], contract=2)
+    y = kernel_product(x, weights["kernel"], contract=2)
     return y + weights["bias"].astype(x.dtype) if "bias" in weights else y
 
 

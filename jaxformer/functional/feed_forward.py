@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxformer.functional.dropout import dropout
-from jaxformer.functional.product import matrix_product
+from jaxformer.functional.low_rank import kernel_product
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -47,7 +47,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 def linear(x: Float[Array, "*batch D"], weights: Mapping[str, Any]) -> Float[Array, "*batch F"]:
     """``x @ kernel + bias`` with ``kernel [D, F]`` and, where present, ``bias [F]``, in the dtype of ``x``."""
-    y = matrix_product(x, weights["kernel"])
+    y = kernel_product(x, weights["kernel"])
     if "bias" in weights:
         y = y + weights["bias"].astype(x.dtype)
     return y

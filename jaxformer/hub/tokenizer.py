@@ -340,7 +340,10 @@ class PretrainedTokenizer(ChatTokenizer):
             token = next((self.special_tokens_map[n] for n in names if n in self.special_tokens_map), None)
             if token is not None:
                 roles[role] = token
-        return Tokenizer(backend_from_json(self.backend.to_str(), self.name_or_path), roles)
+        template = self.chat_template
+        if isinstance(template, dict):
+            template = template.get("default")
+        return Tokenizer(backend_from_json(self.backend.to_str(), self.name_or_path), roles, template)
 
 
 class AutoTokenizer:

@@ -12,11 +12,14 @@ from jaxformer.schema import UserError, nearest
 from jaxformer.tasks.base import Batch, LossSums, Report, ReportingTask, Task, TaskSchema
 from jaxformer.tasks.causal_lm import CausalLM, CausalLMConfig
 from jaxformer.tasks.denoising import Denoising, DenoisingConfig
+from jaxformer.tasks.dpo import DPO, DPOConfig
+from jaxformer.tasks.instruction import Instruction, InstructionConfig
 from jaxformer.tasks.masked_lm import MaskedLanguageModelling, MaskedLMConfig
 from jaxformer.tasks.multiple_choice import MultipleChoice, MultipleChoiceConfig
 from jaxformer.tasks.prefix_lm import PrefixLM, PrefixLMConfig
 from jaxformer.tasks.question_answering import QuestionAnswering, QuestionAnsweringConfig
 from jaxformer.tasks.replaced_token_detection import ReplacedTokenDetection, ReplacedTokenDetectionConfig
+from jaxformer.tasks.reward import Reward, RewardConfig
 from jaxformer.tasks.seq2seq import Seq2Seq, Seq2SeqConfig
 from jaxformer.tasks.sequence_classification import SequenceClassification, SequenceClassificationConfig
 from jaxformer.tasks.span_corruption import SpanCorruption, SpanCorruptionConfig
@@ -34,7 +37,10 @@ TaskConfig = Annotated[
     | TokenClassificationConfig
     | QuestionAnsweringConfig
     | MultipleChoiceConfig
-    | Seq2SeqConfig,
+    | Seq2SeqConfig
+    | InstructionConfig
+    | RewardConfig
+    | DPOConfig,
     Field(discriminator="type"),
 ]
 TASKS: dict[str, type[TaskSchema]] = {
@@ -121,6 +127,12 @@ def build_task(config: TaskSchema, to: Bound) -> Task:
             return Denoising(config, tokenizer, T, start)
         case Seq2SeqConfig():
             return Seq2Seq(config, tokenizer, T, to.train_records, start)
+        case InstructionConfig():
+            return Instruction(config, tokenizer, T, to.model.architecture, start)
+        case RewardConfig():
+            return Reward(config, tokenizer, T)
+        case DPOConfig():
+            return DPO(config, tokenizer, T, to.model.architecture, start)
     supervised: dict[type[TaskSchema], Any] = {
         SequenceClassificationConfig: SequenceClassification,
         TokenClassificationConfig: TokenClassification,
@@ -131,11 +143,15 @@ def build_task(config: TaskSchema, to: Bound) -> Task:
 
 
 __all__ = [
+    "DPO",
     "TASKS",
     "Batch",
     "Bound",
     "CausalLM",
     "CausalLMConfig",
+    "DPOConfig",
+    "Instruction",
+    "InstructionConfig",
     "LossSums",
     "MultipleChoice",
     "MultipleChoiceConfig",
@@ -143,6 +159,8 @@ __all__ = [
     "QuestionAnsweringConfig",
     "Report",
     "ReportingTask",
+    "Reward",
+    "RewardConfig",
     "Seq2Seq",
     "Seq2SeqConfig",
     "SequenceClassification",

@@ -42,6 +42,7 @@ class TaskSchema(Schema):
         sentinels: how many sentinel tokens the tokenizer must have.
         unit: what a loss is a mean over.
         report_at_end: whether its report takes so long that only the last evaluation makes one.
+        scored: whether its report uses the packages of the extra ``metrics``.
     """
 
     architectures: ClassVar[tuple[Architecture, ...]]
@@ -50,6 +51,7 @@ class TaskSchema(Schema):
     sentinels: ClassVar[int] = 0
     unit: ClassVar[str] = "tokens"
     report_at_end: ClassVar[bool] = False
+    scored: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from jaxformer.tokenizers.training import EOS, TRAINERS
 
 FILE_NAME = "tokenizer.json"
 ROLES_FILE = "special_tokens_map.json"
+TEMPLATE_FILE = "chat_template.jinja"
 # The names under which a loaded tokenizer.json may keep its end of text, the more telling ones first.
 EOS_NAMES = (EOS, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 # What a special token is for, and the names under which a tokenizer may keep it.
@@ -76,16 +77,20 @@ class Tokenizer:
         vocab_size: Largest id plus one, what an embedding table must hold.
         eos_id: Id of the end of a document, or None if the tokenizer has none.
         sentinel_ids: Ids of `<extra_id_0>`, `<extra_id_1>`, ... as far as the tokenizer has them.
-        fingerprint: sha256 over the canonical JSON, and over roles that the names alone would not give: the same for
-            the same tokenizer, wherever it was saved.
+        chat_template: The Jinja text that writes a dialogue, or None.
+        fingerprint: sha256 over the canonical JSON, and over roles that the names alone would not give and the chat
+            template: the same for the same tokenizer, wherever it was saved.
     """
 
-    def __init__(self, backend: hf.Tokenizer, roles: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, backend: hf.Tokenizer, roles: Mapping[str, str] | None = None, chat_template: str | None = None
+    ) -> None:
         """Takes over `backend`, a tokenizer of the `tokenizers` library.
 
         Args:
             backend: The tokenizer.
             roles: The token of a role (`pad`, `cls`, `sep`, `mask`, `eos`) where it is known; others go by their names.
+            chat_template: The Jinja text that writes a dialogue, if there is one.
         """
         # A downloaded tokenizer.json may carry both, and would then cut off the text without a word.
         backend.no_truncation()
@@ -93,6 +98,7 @@ class Tokenizer:
         backend.encode_special_tokens = True
         self._backend = backend
         self._roles = dict(roles or {})
+        self.chat_template = chat_template
         # Not the number of tokens: the ids of a loaded vocabulary may have gaps.
         self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.eos_id: int | None = self._find(self._names("eos"))
@@ -104,6 +110,7 @@ class Tokenizer:
         found = {role: self._find(self._names(role)) for role in sorted(self._roles)}
         usual = {role: self._find(_usual_names(role)) for role in found}
         canonical += json.dumps(found) if found != usual else ""
+        canonical += "" if chat_template is None else json.dumps(chat_template)
         self.fingerprint: str = hashlib.sha256(canonical.encode()).hexdigest()
 
     def _names(self, role: str) -> tuple[str, ...]:
@@ -149,7 +156,45 @@ class Tokenizer:
             return self
         backend = hf.Tokenizer.from_str(self._backend.to_str())
         backend.add_special_tokens(names)
-        return Tokenizer(backend, self._roles)
+        return Tokenizer(backend, self._roles, self.chat_template)
+
+    def with_chat_template(self, template: str) -> "Tokenizer":
+        """The same tokenizer with another chat template."""
+        return Tokenizer(hf.Tokenizer.from_str(self._backend.to_str()), self._roles, template)
+
+    @cached_property
+    def special_tokens(self) -> tuple[str, ...]:
+        """All special tokens as they are written."""
+        added = self._backend.get_added_tokens_decoder()
+        return tuple(token.content for _, token in sorted(added.items()) if token.special)
+
+    @cached_property
+    def named_special_tokens(self) -> dict[str, str]:
+        """Special tokens under the names that a chat template calls them by: `eos_token`, `bos_token` and so on."""
+        ids = {f"{role}_token": self.find_special(role) for role in ROLE_NAMES}  # type: ignore[arg-type]
+        ids |= {"bos_token": ids["cls_token"], "eos_token": self.eos_id}
+        return {name: str(self._backend.id_to_token(i)) for name, i in ids.items() if i is not None}
+
+    @cached_property
+    def prefix_ids(self) -> list[int]:
+        """What this tokenizer, called as a model's users call it, puts before a text: LLaMA's `<s>`, often nothing."""
+        encoding = self._backend.encode("a", add_special_tokens=True)
+        mask = encoding.special_tokens_mask
+        return list(encoding.ids[: mask.index(0)]) if 0 in mask else []
+
+    @cached_property
+    def _marked_backend(self) -> hf.Tokenizer:
+        backend = hf.Tokenizer.from_str(self._backend.to_str())
+        backend.encode_special_tokens = False
+        return backend
+
+    def encode_marked(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of a text in which special tokens are read as such, and the characters `[start, end)` of each.
+
+        For what the library or a template wrote; `encode` is for what others wrote.
+        """
+        encoding = self._marked_backend.encode(text, add_special_tokens=False)
+        return list(encoding.ids), list(encoding.offsets)
 
     @cached_property
     def word_starts(self) -> np.ndarray:
@@ -211,12 +256,14 @@ class Tokenizer:
     def save(self, folder: str | Path) -> Path:
         """Writes `folder/tokenizer.json`, whole or not at all, and returns its path.
 
-        Beside it goes `special_tokens_map.json`, the roles, if the tokenizer was given any.
+        Beside it go `special_tokens_map.json`, the roles, and `chat_template.jinja`, if the tokenizer was given any.
         """
         path = Path(folder) / FILE_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
         if self._roles:
             _write(path.with_name(ROLES_FILE), json.dumps({f"{r}_token": t for r, t in self._roles.items()}, indent=2))
+        if self.chat_template is not None:
+            _write(path.with_name(TEMPLATE_FILE), self.chat_template)
         _write(path, self._backend.to_str(pretty=True))
         return path
 
@@ -266,7 +313,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """Loads a `tokenizer.json`, or the one in a folder.
 
     A `special_tokens_map.json` beside it says which token is the padding, the end of text and so on, where the names
-    alone do not.
+    alone do not; a `chat_template.jinja` how a dialogue is written.
 
     Raises:
         UserError: There is no such file, or it is not a tokenizer of the `tokenizers` library.
@@ -277,8 +324,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if not file.is_file():
         raise UserError(f"no tokenizer at {file}: give a {FILE_NAME} file or a folder that holds one")
     roles = _read_roles(file.with_name(ROLES_FILE))
+    template = file.with_name(TEMPLATE_FILE)
+    chat = template.read_text(encoding="utf-8") if template.is_file() else None
     try:
-        return Tokenizer(hf.Tokenizer.from_str(file.read_text(encoding="utf-8")), roles)
+        return Tokenizer(hf.Tokenizer.from_str(file.read_text(encoding="utf-8")), roles, chat)
     except Exception as error:  # the library raises plain Exception
         raise UserError(f"{file} is not a valid {FILE_NAME} of the `tokenizers` library: {error}") from error
 

@@ -21,7 +21,7 @@ from jaxformer.training.config import RunConfig
 from jaxformer.training.console import Display, duration, number
 from jaxformer.training.flops import PEAK_FLOPS
 from jaxformer.training.run import Run, Splits, check_spread, prepare
-from jaxformer.training.state import count_parameters
+from jaxformer.training.state import frozen_of
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def step_cost(run: Run) -> StepCost:
     memory, text = compiled.memory_analysis(), compiled.as_text()
     assert memory is not None and text is not None, "XLA:TPU says both"
     program = parse_program(text)
-    parameters = _bytes_on_one(run.abstract.params)
+    parameters = _bytes_on_one((run.abstract.params, frozen_of(run.abstract)))
     used = [run.abstract.opt_state, run.abstract.ema]
     return StepCost(
         parameters=parameters,
@@ -205,7 +205,7 @@ def report(run: Run, chip: Chip, cost: StepCost) -> dict[str, str]:
     busy = ", ".join(f"{name} {1000 * seconds:,.0f} ms" for name, seconds in cost.times(chip).items())
     rows, bound = c.training.batch_size, cost.mfu_bound(chip)
     return {
-        "model": f"{c.model.type}, {count_parameters(run.abstract.params):,} parameters, {c.model.dtype} compute, "
+        "model": f"{c.model.type}, {run.size}, {c.model.dtype} compute, "
         f"remat {c.model.remat}, {rows:,} x {c.sequence_length:,} tokens a step in {c.training.accumulate} part(s)",
         "devices": f"{run.mesh.size} x {chip.device_kind}, {axes}; compiled in {duration(cost.seconds)}",
         "parameters": gib(cost.parameters),

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
+from jaxformer.alignment.lora import LoraConfig
 from jaxformer.data.config import DataConfig
 from jaxformer.families import model_config
 from jaxformer.models.config import TransformerConfig
@@ -81,6 +82,7 @@ class RunConfig(Schema):
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     task: TaskConfig = Field(default_factory=CausalLMConfig)
+    lora: LoraConfig | None = Field(None, description="train factors of low rank beside a frozen model.pretrained")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
@@ -124,6 +126,18 @@ class RunConfig(Schema):
         if self.sequence_length > model.max_length:
             raise ValueError(
                 f"training.sequence_length is {t.sequence_length}, expected at most model.max_length {model.max_length}"
+            )
+        if getattr(self.task, "loss", None) == "kto" and (t.accumulate > 1 or self.parallel.strategy == "pmap"):
+            raise ValueError(
+                "task.loss kto compares with a mean over the whole batch, expected training.accumulate 1 and "
+                "parallel.strategy jit"
+            )
+        if self.lora is not None and model.pretrained is None:
+            raise ValueError("lora is given without model.pretrained, expected a model to freeze; give both")
+        if self.lora is not None and (self.optimizer.freeze or self.optimizer.layer_decay != 1):
+            raise ValueError(
+                "lora is given with optimizer.freeze or optimizer.layer_decay, which go by the names of a model's own "
+                "parameters; leave them out"
             )
         if t.early_stopping is not None and t.eval_every is None:
             raise ValueError("training.early_stopping is given without training.eval_every; give both")

@@ -18,7 +18,10 @@ from jaxformer.tasks.base import TaskSchema
 from jaxformer.tasks.picture import confusion_picture
 from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.pretrained import CHECKPOINTS
+from jaxformer.training.reference import fill_reference
 from jaxformer.training.run import Run
+from jaxformer.training.start import start_state
+from jaxformer.training.state import frozen_of, with_frozen
 from jaxformer.training.step import make_eval_step
 
 PREDICTIONS, CONFUSION = "predictions.jsonl", "confusion_matrix.png"
@@ -87,12 +90,15 @@ def evaluate_checkpoint(run: Run) -> tuple[int, dict[str, float], float, Report 
         raise UserError(f"{run.folder} has no checkpoints, expected a trained run; train it first, without --evaluate")
     checkpoints = Checkpoints(run.folder / CHECKPOINTS)
     try:
-        restored = checkpoints.restore(run.abstract)
+        restored = checkpoints.restore(run.saved)
     finally:
         checkpoints.close()
     assert restored is not None, "restore returns nothing only where there is no folder"
     step, state = restored
-    evaluator, params = Evaluator(run), state.evaluation_params
+    if run.adapter is not None:
+        state = with_frozen(state, frozen_of(start_state(run)))
+    fill_reference(run)
+    evaluator, params = Evaluator(run), run.evaluated(state)
     values, weight = evaluator.losses(params)
     return step, values, weight, evaluator.report(params)
 

@@ -9,12 +9,14 @@ from typing import Any, NamedTuple, get_args
 from flax.traverse_util import unflatten_dict
 from tokenizers import processors
 
+from jaxformer.alignment.peft_write import write_adapter
 from jaxformer.hub.save import push_to_hub, save_pretrained
 from jaxformer.hub.tokenizer import AutoTokenizer, PretrainedTokenizer
-from jaxformer.tasks import Bound, build_task
-from jaxformer.tokenizers import Role, Tokenizer, load_tokenizer
-from jaxformer.training.config import RunConfig, parse_config, read_yaml
-from jaxformer.training.pretrained import CONFIG_FILE, TOKENIZER_FILE, check_run, read_params
+from jaxformer.schema import UserError
+from jaxformer.tokenizers import Role, Tokenizer
+from jaxformer.training.config import RunConfig
+from jaxformer.training.pretrained import read_params, read_trained
+from jaxformer.training.stored import open_run
 
 # A classifier's problem, as transformers calls it: it says how its pipeline makes scores of logits.
 PROBLEM_TYPES = {
@@ -48,15 +50,9 @@ def load_run(folder: str | Path) -> Trained:
         UserError: if the folder holds no run, or one that has not saved yet.
     """
     path = Path(folder).expanduser()
-    check_run(path)
-    keys = read_yaml(path / CONFIG_FILE)
-    keys["model"].pop("pretrained", None)  # it may be gone, and its keys are all in the file
-    config = parse_config(keys, str(path / CONFIG_FILE))
-    tokenizer = load_tokenizer(path / TOKENIZER_FILE)
-    task = build_task(config.task, Bound(tokenizer, config.model, config.sequence_length, config.data.layout, ()))
+    run = open_run(path)
     params = unflatten_dict(read_params(path), sep="/")
-    model = task.model(config.model)
-    return Trained(model, params, hub_tokenizer(config, tokenizer), _last_metrics(path), config)
+    return Trained(run.model, params, hub_tokenizer(run.config, run.tokenizer), _last_metrics(path), run.config)
 
 
 def hub_tokenizer(config: RunConfig, tokenizer: Tokenizer) -> PretrainedTokenizer:
@@ -99,6 +95,29 @@ def _last_metrics(folder: Path) -> dict[str, float]:
     if not records:
         return {}
     return {k: float(v) for k, v in records[-1].items() if k not in ("step", "split", "examples", "tokens")}
+
+
+def export_adapter(folder: str | Path, target: str | Path) -> str:
+    """Writes the factors that a run trained in the format of the ``peft`` library, with the tokenizer beside them.
+
+    Args:
+        folder: ``output_dir`` of the run.
+        target: folder to write.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: if there is no such run, or it trained a whole model.
+    """
+    run = open_run(Path(folder).expanduser())
+    if run.config.lora is None:
+        raise UserError(f"{folder} trained a whole model, expected a run with lora; leave out --adapter")
+    trained = read_trained(Path(folder).expanduser())
+    base = run.config.model.pretrained
+    write_adapter(target, run.model, trained["factors"], run.config.lora, whole=trained.get("whole"), base=base)
+    hub_tokenizer(run.config, run.tokenizer).save_pretrained(target)
+    return str(target)
 
 
 def export(folder: str | Path, target: str | Path, *, push: str | None = None, dtype: str | None = None) -> list[str]:

@@ -33,7 +33,9 @@ def peak_flops(device: jax.Device) -> float | None:
     return next((peak for name, peak in PEAK_FLOPS.items() if kind.startswith(f"{name} ")), None)
 
 
-def flops_per_step(config: TransformerConfig, params: Any, shapes: Mapping[str, tuple[int, ...]]) -> float:
+def flops_per_step(
+    config: TransformerConfig, params: Any, shapes: Mapping[str, tuple[int, ...]], *, frozen: bool = False
+) -> float:
     """Floating-point operations of one training step, forward and backward.
 
     ``6 P`` per token and ``12 L N H S`` for attention over ``S`` keys: 2 per multiply-add, forward once and backward
@@ -45,7 +47,9 @@ def flops_per_step(config: TransformerConfig, params: Any, shapes: Mapping[str, 
         config: of the model.
         params: its parameters, or their shapes.
         shapes: of the batch's arrays by name.
+        frozen: the parameters get no gradient, which is ``4 P`` instead; the few that do then (LoRA) are left out.
     """
+    each = 4.0 if frozen else 6.0
     rows, source = math.prod(shapes["input_ids"][:-1]), shapes["input_ids"][-1]
     target = shapes.get("decoder_input_ids", (source,))[-1]
     predicted = shapes["masked_positions"][-1] if "masked_positions" in shapes else target
@@ -56,9 +60,9 @@ def flops_per_step(config: TransformerConfig, params: Any, shapes: Mapping[str, 
         classifies |= "classifier" in top
         uses = config.num_layers if config.share_layers and top == "layers" else 1
         if last != "embedding":
-            total += 6.0 * leaf.size * uses * tokens.get(top, source)
+            total += each * leaf.size * uses * tokens.get(top, source)
     if config.tie_embeddings and not classifies:
-        total += 6.0 * config.vocabulary * config.token_size * predicted
+        total += each * config.vocabulary * config.token_size * predicted
     width = 12.0 * config.num_heads * config.head_width
     total += width * config.num_layers * source**2
     if config.architecture == "encoder_decoder":

@@ -16,6 +16,7 @@ from jaxformer.training.pretrained import CHECKPOINTS, CONFIG_FILE
 from jaxformer.training.run import Run
 
 DATA_FILE = "data.json"
+LEFT_OUT_FILE = "left_out.jsonl"
 
 # Keys a resumed run may change: none of them changes what a step computes. The learning rate and the number of
 # steps may change too; that is what a user who goes on with a run wants to change.
@@ -33,6 +34,7 @@ FREE_KEYS = (
     "model.attention_implementation",
     "task.chunk_tokens",
     "task.metrics",
+    "task.bad_rows",
     "optimizer.learning_rate",
     "optimizer.weight_decay",
     "optimizer.clip_norm",
@@ -91,7 +93,15 @@ def _take_folder(run: Run, stack: contextlib.ExitStack) -> bytes:
     run.tokenizer.save(folder)
     _write(folder / CONFIG_FILE, dump_config(run.config))
     _write(folder / DATA_FILE, json.dumps(run.facts, indent=1) + "\n")
+    if left_out := [*_left_out(run.train_batches.rows), *_left_out(run.validation_rows)]:
+        lines = (json.dumps({"where": where, "reason": reason}, ensure_ascii=False) for where, reason in left_out)
+        _write(folder / LEFT_OUT_FILE, "".join(line + "\n" for line in lines))
     return b""
+
+
+def _left_out(rows: Any) -> list[tuple[str, str]]:
+    """The records that a split's rows could not use, where the objective says so."""
+    return getattr(rows, "left_out", [])
 
 
 def check_resumable(run: Run) -> None:
@@ -104,15 +114,18 @@ def check_resumable(run: Run) -> None:
     if not (folder / CONFIG_FILE).exists():
         raise UserError(f"{folder} has checkpoints and no {CONFIG_FILE}, expected both; choose another output_dir")
     keys = read_yaml(folder / CONFIG_FILE)
-    # Where it started from was needed only then, and may be gone.
-    keys["model"].pop("pretrained", None)
-    before = flatten(parse_config(keys, str(folder / CONFIG_FILE)).model_dump(mode="json"))
+    # Where it started from was needed only then, and may be gone; but a frozen part is still there alone.
+    source = keys["model"].pop("pretrained", None)
+    lora = keys.pop("lora", None)
+    before = flatten({**parse_config(keys, str(folder / CONFIG_FILE)).model_dump(mode="json"), "lora": lora})
     after = flatten(run.config.model_dump(mode="json"))
     changed = [
         f"{key} {before.get(key)!r} -> {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not key.startswith(FREE_KEYS)
     ]
+    if lora is not None and source != run.config.model.pretrained:
+        changed.append(f"model.pretrained {source!r} -> {run.config.model.pretrained!r}")
     facts = json.loads((folder / DATA_FILE).read_text(encoding="utf-8")) if (folder / DATA_FILE).exists() else {}
     now = run.facts
     changed += [f"{key} (its content)" for key in now if key in facts and facts[key] != now[key]]

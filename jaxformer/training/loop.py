@@ -1,6 +1,5 @@
 """The training loop: step, log, evaluate, save, stop, in that order."""
 
-import dataclasses
 import signal
 import time
 from collections import deque
@@ -27,10 +26,12 @@ from jaxformer.training.evaluation import Evaluator, amount, in_words, write_rep
 from jaxformer.training.flops import peak_flops
 from jaxformer.training.folder import open_folder
 from jaxformer.training.metrics import MetricsLog
-from jaxformer.training.pretrained import CHECKPOINTS, earlier_params, transfer
+from jaxformer.training.pretrained import CHECKPOINTS
 from jaxformer.training.profile import Profile
+from jaxformer.training.reference import fill_reference
 from jaxformer.training.run import Run
-from jaxformer.training.state import TrainState, init_state
+from jaxformer.training.start import start_state
+from jaxformer.training.state import frozen_of, with_frozen
 from jaxformer.training.step import StepMetrics
 
 
@@ -141,11 +142,15 @@ class Trainer:
         c = run.config
         self.run, self.display, self.stop = run, display, stop
         self.checkpoints = Checkpoints(run.folder / CHECKPOINTS, c.training.keep_last, c.training.keep_best)
-        restored = self.checkpoints.restore(run.abstract)
+        restored = self.checkpoints.restore(run.saved)
         if restored is None:
-            self.step, self.state = 0, self.start()
+            self.step, self.state = 0, start_state(run, display)
+            fill_reference(run, display, self.state)
         else:
             self.step, self.state = restored
+            if run.adapter is not None:
+                self.state = with_frozen(self.state, frozen_of(start_state(run, display)))
+            fill_reference(run, display)
             display.say(f"resuming at step {self.step} of {c.training.steps}")
         self.log = MetricsLog(run.folder, c.logging, self.step, c.model_dump(mode="json"))
         self.evaluator = Evaluator(run)
@@ -153,27 +158,6 @@ class Trainer:
         self.report: tuple[int, Report | None] = (-1, None)
         self.clock = Clock()
         self.profile = Profile(run.folder, c.training.profile)
-
-    def start(self) -> TrainState:
-        """A new state, with the parameters of ``model.pretrained`` where there is one."""
-        run = self.run
-        state = init_state(run.model, run.optimizer, run.config.seed, run.abstract)
-        source = run.config.model.pretrained
-        if source is None:
-            return state
-        earlier, elsewhere = earlier_params(source, run.model, tuple(getattr(run.model, "labels", ())))
-        params, done = transfer(state.params, earlier)
-        done.left += elsewhere
-        self.display.say(f"took {len(done.taken)} parameters from {source}")
-        if done.left:
-            self.display.say(f"left there: {', '.join(done.left)}")
-        if done.grown:
-            self.display.say(f"tables with new rows: {', '.join(done.grown)}")
-        if done.new:
-            self.display.warn(f"newly initialised, train before use: {', '.join(done.new)}")
-        # A copy, since the state's buffers are donated and no buffer can be donated twice.
-        ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
-        return dataclasses.replace(state, params=params, ema=ema)
 
     def train(self) -> None:
         """Runs the remaining steps, or until asked to stop."""
@@ -271,7 +255,7 @@ class Trainer:
         if self.run.validation_rows is None:
             return None
         with self.clock.paused():
-            params = self.state.evaluation_params
+            params = self.run.evaluated(self.state)
             values, weight = self.evaluator.losses(params)
             task = self.run.config.task
             said = f"step {self.step}: validation loss {values['loss']:.4f} over {amount(weight, task)}"
@@ -286,13 +270,14 @@ class Trainer:
     def current_report(self) -> Report | None:
         """What the objective says of its predictions now; made once a step."""
         if self.report[0] != self.step and self.run.validation_rows is not None:
-            self.report = self.step, self.evaluator.report(self.state.evaluation_params)
+            self.report = self.step, self.evaluator.report(self.run.evaluated(self.state))
         return self.report[1]
 
     def save(self, loss: float | None) -> None:
         """Starts a checkpoint of this step."""
         with self.clock.paused():
-            self.checkpoints.save(self.step, self.state, loss)
+            # What is frozen lies where the run began.
+            self.checkpoints.save(self.step, self.state.saved, loss)
 
     def sample(self) -> str | None:
         """Text from the trained model, as ``sample.*`` asks; only a decoder goes on with a text."""
@@ -316,7 +301,7 @@ class Trainer:
 
         # On every device, so that every process can read it.
         jitted = jax.jit(draw, out_shardings=replicated(self.run.mesh))
-        tokens = jitted(self.state.evaluation_params, np.array([prompt], np.int32))
+        tokens = jitted(self.run.merged(self.state), np.array([prompt], np.int32))
         return tokenizer.decode(prompt + np.asarray(tokens)[0].tolist())
 
     def close(self) -> None:

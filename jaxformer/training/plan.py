@@ -13,7 +13,6 @@ from jaxformer.training.console import duration, number
 from jaxformer.training.flops import peak_flops
 from jaxformer.training.pretrained import CHECKPOINTS
 from jaxformer.training.run import Run, size_of
-from jaxformer.training.state import count_parameters
 
 # A training step reaches about this share of a device's matrix-product peak; used only to guess a time.
 TYPICAL_USE = 0.4
@@ -72,7 +71,7 @@ def plan(run: Run) -> dict[str, str]:
     validation = "none" if run.splits.validation is None else size_of(run.splits.validation)
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     return {
-        "model": f"{c.model.type}, {count_parameters(run.abstract.params):,} parameters, {c.model.dtype} compute",
+        "model": f"{c.model.type}, {run.size}, {c.model.dtype} compute",
         "devices": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform}), {axes}",
         "data": f"{run.splits.name}: {run.splits.size} to train on, for validation {validation}",
         "batch": f"{t.batch_size} rows = {per_device} per device x {batch_devices(mesh)} devices x {t.accumulate} "

@@ -102,6 +102,22 @@ def check_run(folder: Path) -> None:
 def read_params(folder: Path) -> dict[str, np.ndarray]:
     """The parameters of the newest whole checkpoint of a run, by name; its average of the weights if it kept one.
 
+    Of a run that trained factors of low rank the whole model, with the factors added in.
+
+    Raises:
+        UserError: if there is none.
+    """
+    params = read_trained(folder)
+    if "factors" in params:
+        from jaxformer.training.adapter import merged_run
+
+        return merged_run(folder, params)
+    return {name: np.asarray(array) for name, array in flatten_dict(params, sep="/").items()}
+
+
+def read_trained(folder: Path) -> dict[str, Any]:
+    """What the newest whole checkpoint of a run holds of parameters, as a tree: all of them, or factors.
+
     Raises:
         UserError: if there is none.
     """
@@ -110,8 +126,8 @@ def read_params(folder: Path) -> dict[str, np.ndarray]:
         state = checkpoints.read()
     finally:
         checkpoints.close()
-    params = state["ema"] if state.get("ema") is not None else state["params"]
-    return {name: np.asarray(array) for name, array in flatten_dict(params, sep="/").items()}
+    params: dict[str, Any] = state["ema"] if state.get("ema") is not None else state["params"]
+    return params
 
 
 @dataclass

@@ -24,14 +24,16 @@ from jaxformer.parallel.mesh import check_batch, check_length, make_mesh
 from jaxformer.parallel.strategy import AXIS_NAME, DeviceStep
 from jaxformer.schema import UserError
 from jaxformer.tasks import Bound, Task, build_task
+from jaxformer.tasks.dialogue import choose_template
 from jaxformer.tasks.metrics import check_installed
 from jaxformer.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
+from jaxformer.training.adapter import Adapter
 from jaxformer.training.config import RunConfig, dump_config
 from jaxformer.training.console import Display
 from jaxformer.training.flops import flops_per_step
 from jaxformer.training.optimizer import build_optimizer, build_schedule
 from jaxformer.training.pretrained import CHECKPOINTS, TOKENIZER_FILE
-from jaxformer.training.state import TrainState, abstract_state
+from jaxformer.training.state import TrainState, abstract_params, abstract_state, count_parameters, frozen_of
 from jaxformer.training.step import TrainStep, make_train_step
 
 
@@ -108,9 +110,42 @@ class Run:
         return build_optimizer(self.config.optimizer, self.schedule)
 
     @cached_property
+    def adapter(self) -> Adapter | None:
+        """What divides the model into frozen and trained, where the run trains factors."""
+        lora = self.config.lora
+        return None if lora is None else Adapter(lora, abstract_params(self.model))
+
+    @cached_property
     def abstract(self) -> TrainState:
         """The state's shapes and shardings."""
-        return abstract_state(self.model, self.optimizer, self.config.training.ema_decay is not None, self.mesh)
+        ema = self.config.training.ema_decay is not None
+        return abstract_state(self.model, self.optimizer, ema, self.mesh, self.adapter)
+
+    @property
+    def saved(self) -> TrainState:
+        """Of the state what a checkpoint holds."""
+        return self.abstract.saved
+
+    @property
+    def parameters(self) -> Any:
+        """Shapes of the whole model's parameters."""
+        return self.abstract.params if self.adapter is None else self.adapter.shapes
+
+    @property
+    def size(self) -> str:
+        """How many parameters the model has, in words, and how many are trained if not all are."""
+        whole = f"{count_parameters(self.parameters):,} parameters"
+        return whole if self.adapter is None else f"{whole} and {count_parameters(self.abstract.params):,} trained"
+
+    def evaluated(self, state: TrainState) -> Any:
+        """The model's parameters as they are evaluated and sampled from."""
+        params = state.evaluation_params
+        return params if self.adapter is None else self.adapter.assemble(frozen_of(state), params)
+
+    def merged(self, state: TrainState) -> Any:
+        """The same as arrays alone, factors added in, as decoding lays them out."""
+        params = state.evaluation_params
+        return params if self.adapter is None else jax.jit(self.adapter.merged)(frozen_of(state), params)
 
     @cached_property
     def train_step(self) -> TrainStep:
@@ -124,6 +159,7 @@ class Run:
             accumulate=c.training.accumulate,
             ema_decay=c.training.ema_decay,
             axis_name=AXIS_NAME if c.parallel.strategy == "pmap" else None,
+            adapter=self.adapter,
         )
 
     @cached_property
@@ -150,7 +186,7 @@ class Run:
     def flops_per_step(self) -> float:
         """Floating-point operations of one step, worked out from shapes."""
         shapes = {name: array.shape for name, array in self.batch_shapes.items()}
-        return flops_per_step(self.config.model, self.abstract.params, shapes)
+        return flops_per_step(self.config.model, self.parameters, shapes, frozen=self.adapter is not None)
 
     @cached_property
     def validation_rows(self) -> Rows | None:
@@ -215,7 +251,7 @@ def _read_text(config: RunConfig, folder: Path, display: Display) -> tuple[Token
 def _read_records(config: RunConfig, folder: Path, display: Display) -> tuple[Tokenizer, Splits]:
     """Rows of a table."""
     records = open_records(config.data)
-    if records.validation is not None:
+    if records.validation is not None and config.task.scored:
         check_installed()
     task: Any = config.task
     texts = (text for record in records.train for text in task.texts(record))
@@ -235,8 +271,11 @@ def _tokenizer(config: RunConfig, name: str, texts: Iterable[str], folder: Path,
     else:
         with display.counting(f"training a {c.type} tokenizer on {name}", "texts") as counter:
             tokenizer = build_tokenizer(c, _counted(texts, counter))
-    # An objective may need tokens that no text holds (a mask, sentinels).
-    return tokenizer.with_special_tokens(config.task.special_tokens, config.task.sentinels)
+    # An objective may need tokens that no text holds (a mask, sentinels), and a way to write dialogues.
+    tokenizer = tokenizer.with_special_tokens(config.task.special_tokens, config.task.sentinels)
+    if getattr(config.task, "chat_template", None) is None:
+        return tokenizer
+    return tokenizer.with_chat_template(str(choose_template(config.task.chat_template, tokenizer)))  # type: ignore[union-attr]
 
 
 def _counted(texts: Iterable[str], counter: Callable[[int, int], None]) -> Iterator[str]:

@@ -12,20 +12,19 @@ from jax.sharding import Mesh
 
 from jaxformer.functional import purpose_key
 from jaxformer.parallel.mesh import parameter_shardings, replicated
+from jaxformer.training.adapter import Adapter
+
+_FIELDS = ["step", "params", "opt_state", "ema", "skipped", "skipped_in_a_row"]
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["step", "params", "opt_state", "ema", "skipped", "skipped_in_a_row"],
-    meta_fields=[],
-)
+@partial(jax.tree_util.register_dataclass, data_fields=_FIELDS, meta_fields=[])
 @dataclass(frozen=True)
 class TrainState:
     """All that changes in training. Random draws need nothing here: they are functions of the seed and the step.
 
     Attributes:
         step: batches consumed, skipped updates included.
-        params: the parameters, float32.
+        params: the parameters that are trained, float32.
         opt_state: optax's state.
         ema: exponential moving average of the parameters, or None.
         skipped: updates skipped because the loss or gradient was not finite.
@@ -40,17 +39,50 @@ class TrainState:
     skipped_in_a_row: Any
 
     @property
+    def saved(self) -> "TrainState":
+        """What a checkpoint holds."""
+        return self
+
+    @property
     def evaluation_params(self) -> Any:
-        """What is evaluated and sampled from: the average if there is one."""
+        """What is evaluated and sampled from, without what is frozen: the average if there is one."""
         return self.params if self.ema is None else self.ema
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=[*_FIELDS, "frozen"], meta_fields=[])
+@dataclass(frozen=True)
+class FrozenState(TrainState):
+    """The state of a run that trains factors beside a frozen model (LoRA).
+
+    Attributes:
+        frozen: the parameters that are not trained; they are in no checkpoint.
+    """
+
+    frozen: Any
+
+    @property
+    def saved(self) -> TrainState:
+        """What a checkpoint holds."""
+        return TrainState(*(getattr(self, name) for name in _FIELDS))
+
+
+def with_frozen(state: TrainState, frozen: Any) -> TrainState:
+    """The state with what is frozen beside it; as it is without."""
+    fields = {name: getattr(state, name) for name in _FIELDS}
+    return state if frozen is None else FrozenState(**fields, frozen=frozen)
+
+
+def frozen_of(state: TrainState) -> Any:
+    """What is frozen, None where everything is trained."""
+    return state.frozen if isinstance(state, FrozenState) else None
 
 
 def abstract_params(model: nn.Module) -> Any:
     """Shapes of the parameters with their logical axes; nothing is computed."""
-    return jax.eval_shape(model.init, jax.random.key(0), _init_inputs(model))["params"]
+    return jax.eval_shape(model.init, jax.random.key(0), init_inputs(model))["params"]
 
 
-def _init_inputs(model: nn.Module) -> jax.Array:
+def init_inputs(model: nn.Module) -> jax.Array:
     """The smallest ``input_ids`` a model can be initialised with."""
     return jnp.zeros(getattr(model, "init_shape", (1, 2)), jnp.int32)
 
@@ -60,28 +92,44 @@ def count_parameters(params: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def new_state(model: nn.Module, optimizer: optax.GradientTransformation, ema: bool, seed: jax.Array) -> TrainState:
+def new_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    ema: bool,
+    seed: jax.Array,
+    adapter: Adapter | None = None,
+) -> TrainState:
     """A new state from a seed, to be jitted with the shardings it shall have."""
-    key = purpose_key(seed, "init")
-    params = nn.unbox(model.init(key, _init_inputs(model))["params"])
+    params = nn.unbox(model.init(purpose_key(seed, "init"), init_inputs(model))["params"])
+    frozen = None
+    if adapter is not None:
+        frozen, params = adapter.begin(purpose_key(seed, "lora"), params)
     zero = jnp.zeros((), jnp.int32)
     # A copy, since the state's buffers are donated and no buffer can be donated twice.
     average = jax.tree.map(jnp.copy, params) if ema else None
-    return TrainState(zero, params, optimizer.init(params), average, zero, zero)
+    return with_frozen(TrainState(zero, params, optimizer.init(params), average, zero, zero), frozen)
 
 
-def abstract_state(model: nn.Module, optimizer: optax.GradientTransformation, ema: bool, mesh: Mesh) -> TrainState:
+def abstract_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    ema: bool,
+    mesh: Mesh,
+    adapter: Adapter | None = None,
+) -> TrainState:
     """The state as ``ShapeDtypeStruct`` with shardings: what is initialised, restored and compiled for.
 
     The optimizer's statistics of a parameter are split as it is where they have its shape, else replicated.
     """
-    boxed = abstract_params(model)
+    frozen, boxed = (None, abstract_params(model)) if adapter is None else adapter.boxed_parts()
     shardings = parameter_shardings(boxed, mesh)
-    shapes = jax.eval_shape(lambda seed: new_state(model, optimizer, ema, seed), jnp.uint32(0))
+    frozen_shardings = None if frozen is None else parameter_shardings(frozen, mesh)
+    shapes = jax.eval_shape(lambda seed: new_state(model, optimizer, ema, seed, adapter), jnp.uint32(0))
 
     opt_shardings = _statistics_shardings(shapes.opt_state, nn.unbox(boxed), shardings, mesh)
     one = replicated(mesh)
     tree = TrainState(one, shardings, opt_shardings, shardings if ema else None, one, one)
+    tree = with_frozen(tree, frozen_shardings)
     return jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, tree)
 
 
@@ -110,9 +158,14 @@ def _statistics_shardings(opt_state: Any, params: Any, shardings: Any, mesh: Mes
 
 
 def init_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, seed: int, abstract: TrainState
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    abstract: TrainState,
+    adapter: Adapter | None = None,
 ) -> TrainState:
     """A new state, each leaf made where it belongs: no array is ever whole on one device."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    make = jax.jit(partial(new_state, model, optimizer, abstract.ema is not None), out_shardings=shardings)
+    new = partial(new_state, model, optimizer, abstract.ema is not None, adapter=adapter)
+    make = jax.jit(new, out_shardings=shardings)
     return make(jnp.uint32(seed))

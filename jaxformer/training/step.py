@@ -1,6 +1,7 @@
 """The one train step, and the evaluation step beside it. Parallelism is a wrapper: the sharding of what goes in."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -10,7 +11,8 @@ import optax
 
 from jaxformer.functional import purpose_key
 from jaxformer.tasks import Batch, LossSums, Task
-from jaxformer.training.state import TrainState
+from jaxformer.training.adapter import Adapter
+from jaxformer.training.state import TrainState, frozen_of, with_frozen
 
 
 class StepMetrics(NamedTuple):
@@ -32,6 +34,7 @@ class StepMetrics(NamedTuple):
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+Assemble = Callable[[Any, jax.Array, jax.Array], Any]
 EvalStep = Callable[[Any, Batch], tuple[dict[str, jax.Array], jax.Array]]
 
 
@@ -43,6 +46,7 @@ def gradients_of_sum(
     dropout_key: jax.Array,
     accumulate: int,
     axis_name: str | None = None,
+    assemble: Assemble | None = None,
 ) -> tuple[Any, LossSums]:
     """Gradient of the objective's sum over the batch, in ``accumulate`` parts one after the other.
 
@@ -57,9 +61,12 @@ def gradients_of_sum(
         dropout_key: of the step.
         accumulate: number of parts.
         axis_name: of the devices that hold the other rows, where each runs this function by itself (pmap).
+        assemble: makes the model's parameters of those that are trained, the dropout key and the examples' numbers.
     """
 
     def objective(params: Any, batch: Batch) -> tuple[jax.Array, LossSums]:
+        if assemble is not None:
+            params = assemble(params, dropout_key, batch["example_ids"])
         sums = task.loss(model, params, batch, dropout_key)
         return sums.objective, sums
 
@@ -92,6 +99,7 @@ def make_train_step(
     accumulate: int = 1,
     ema_decay: float | None = None,
     axis_name: str | None = None,
+    adapter: Adapter | None = None,
 ) -> TrainStep:
     """One update: mean gradient over all trained tokens of the global batch, optimizer, average of the weights.
 
@@ -106,11 +114,13 @@ def make_train_step(
         accumulate: parts the batch is processed in.
         ema_decay: of the average of the weights; None keeps none.
         axis_name: under pmap, where each device has rows of its own, the devices' name: sums are added up over it.
+        adapter: where factors are trained beside a frozen model.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         key = purpose_key(seed, "dropout", state.step)
-        gradients, sums = gradients_of_sum(model, task, state.params, batch, key, accumulate, axis_name)
+        assemble = None if adapter is None else partial(adapter.assemble, frozen_of(state))
+        gradients, sums = gradients_of_sum(model, task, state.params, batch, key, accumulate, axis_name, assemble)
         if axis_name is not None:
             gradients, sums = jax.lax.psum((gradients, sums), axis_name)
         # The mean is taken here and nowhere else. A batch without a single trained token gives zeros.
@@ -133,7 +143,8 @@ def make_train_step(
         skipped = state.skipped + ~finite
         in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
         metrics = StepMetrics(sums.metrics, sums.weight, norm, in_a_row, skipped)
-        return TrainState(state.step + 1, params, opt_state, ema, skipped, in_a_row), metrics
+        new = TrainState(state.step + 1, params, opt_state, ema, skipped, in_a_row)
+        return with_frozen(new, frozen_of(state)), metrics
 
     return step
 

@@ -1,0 +1,16 @@
+"""From a language model to an assistant: factors of low rank."""
+
+from jaxformer.alignment.lora import LoraConfig, adapt, find_targets, init_factors, merge, unmerge
+from jaxformer.alignment.peft_read import read_adapter
+from jaxformer.alignment.peft_write import write_adapter
+
+__all__ = [
+    "LoraConfig",
+    "adapt",
+    "find_targets",
+    "init_factors",
+    "merge",
+    "read_adapter",
+    "unmerge",
+    "write_adapter",
+]

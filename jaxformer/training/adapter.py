@@ -1,0 +1,133 @@
+"""LoRA in a run: which part of the model is trained, which is frozen, and how the two are one again."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxformer.alignment.lora import LoraConfig, adapt, find_targets, fits, init_factors, kernel_lengths, merge
+from jaxformer.functional import purpose_key
+from jaxformer.training.pretrained import earlier_params, transfer
+
+FACTORS, WHOLE = "factors", "whole"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The trained part of a run is ``{"factors": ..., "whole": ...}``, all else of the model is frozen.
+
+    Attributes:
+        config: of the factors.
+        boxed: shapes of the whole model's parameters with their logical axes.
+    """
+
+    config: LoraConfig
+    boxed: Any
+
+    @cached_property
+    def _flat(self) -> dict[str, Any]:
+        return flatten_dict(self.boxed, sep="/")
+
+    @cached_property
+    def shapes(self) -> Any:
+        """Of the whole model's parameters."""
+        return nn.unbox(self.boxed)
+
+    @cached_property
+    def whole(self) -> list[str]:
+        """Paths of the parameters that are trained as they are."""
+        targets = {target.path for target in find_targets(self.shapes, self.config)}
+        return [path for path in self._flat if path not in targets and fits(path, self.config.also_train)]
+
+    def split(self, params: Any) -> tuple[Any, Any]:
+        """The frozen part of a model's parameters, and that which is trained as it is."""
+        flat = flatten_dict(params, sep="/")
+        whole = {path: flat.pop(path) for path in self.whole}
+        return unflatten_dict(flat, sep="/"), unflatten_dict(whole, sep="/")
+
+    def begin(self, key: jax.Array, params: Any) -> tuple[Any, Any]:
+        """The frozen and the trained part of a model that begins to learn."""
+        frozen, whole = self.split(params)
+        return frozen, {FACTORS: init_factors(key, params, self.config), WHOLE: whole}
+
+    def begin_from(self, trained: Any, params: Any) -> tuple[Any, Any]:
+        """The same with other parameters of the model in their place; arrays keep their shardings."""
+        now, whole = self.split(params)
+        factors = flatten_dict(trained[FACTORS], sep="/")
+        flat = flatten_dict(params, sep="/")
+        for target in find_targets(params, self.config):
+            if self.config.dora:
+                old = factors[f"{target.path}/magnitude"]
+                lengths = jax.jit(lambda kernel, t=target: kernel_lengths(kernel, t), out_shardings=old.sharding)
+                factors[f"{target.path}/magnitude"] = lengths(flat[target.path])
+        return now, {FACTORS: unflatten_dict(factors, sep="/"), WHOLE: whole}
+
+    def joined(self, frozen: Any, trained: Any) -> Any:
+        """The model's parameters without the factors."""
+        return unflatten_dict({**flatten_dict(frozen), **flatten_dict(trained[WHOLE])})
+
+    def assemble(
+        self, frozen: Any, trained: Any, dropout_key: jax.Array | None = None, example_ids: jax.Array | None = None
+    ) -> Any:
+        """The model's parameters with the factors beside their kernels; with a key, dropout is on."""
+        return adapt(self.joined(frozen, trained), trained[FACTORS], self.config, dropout_key, example_ids)
+
+    def merged(self, frozen: Any, trained: Any) -> Any:
+        """The model's parameters with the factors added in."""
+        return merge(self.joined(frozen, trained), trained[FACTORS], self.config)
+
+    def boxed_parts(self) -> tuple[Any, Any]:
+        """Shapes of the frozen and the trained part with their logical axes: a factor's are those of its kernel."""
+        frozen, whole = self.split(self.boxed)
+        factors: dict[str, Any] = {}
+        for target in find_targets(self.shapes, self.config):
+            names = self._flat[target.path].names
+            first = int(target.stacked)
+            layers, inputs, outputs = (
+                names[:first],
+                names[first : first + target.inputs],
+                names[first + target.inputs :],
+            )
+            sizes = target.split
+            parts = {
+                "a": ((*sizes[0], *sizes[1], self.config.rank), (*layers, *inputs, None)),
+                "b": ((*sizes[0], self.config.rank, *sizes[2]), (*layers, None, *outputs)),
+                "magnitude": ((*sizes[0], *sizes[2]), (*layers, *outputs)),
+            }
+            for name, (shape, axes) in parts.items():
+                if name != "magnitude" or self.config.dora:
+                    value = jax.ShapeDtypeStruct(shape, jnp.float32)
+                    factors[f"{target.path}/{name}"] = nn.LogicallyPartitioned(value, axes)
+        return frozen, {FACTORS: unflatten_dict(factors, sep="/"), WHOLE: whole}
+
+
+def start_params(model: nn.Module, seed: int, source: str) -> Any:
+    """The parameters that a run with this model, seed and ``model.pretrained`` began with, in this process's memory."""
+    from jaxformer.training.state import init_inputs
+
+    params = nn.unbox(jax.jit(model.init)(purpose_key(seed, "init"), init_inputs(model))["params"])
+    earlier, _ = earlier_params(source, model, tuple(getattr(model, "labels", ())))
+    return transfer(params, earlier)[0]
+
+
+def merged_run(folder: Path, trained: Any) -> dict[str, np.ndarray]:
+    """The whole model of a run that trained factors, by name: what it began with, and what it learned added in.
+
+    Raises:
+        UserError: if what it began with is gone.
+    """
+    from jaxformer.training.state import abstract_params
+    from jaxformer.training.stored import open_run
+
+    run = open_run(folder)
+    assert run.config.lora is not None and run.config.model.pretrained is not None
+    adapter = Adapter(run.config.lora, abstract_params(run.model))
+    frozen, _ = adapter.split(start_params(run.model, run.config.seed, run.config.model.pretrained))
+    params = adapter.merged(frozen, jax.tree.map(jnp.asarray, trained))
+    return {name: np.asarray(array) for name, array in flatten_dict(params, sep="/").items()}

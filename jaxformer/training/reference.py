@@ -1,0 +1,86 @@
+"""What the model that a run starts from says of its data, computed once and kept in the run's folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxformer.data.examples import ExampleRows
+from jaxformer.data.loader import evaluation_batches
+from jaxformer.models.partition import on_mesh
+from jaxformer.parallel.batch import local_rows, put_batch
+from jaxformer.parallel.hosts import is_first
+from jaxformer.parallel.mesh import RULES, replicated
+from jaxformer.training.console import Display
+from jaxformer.training.run import Run
+from jaxformer.training.start import start_state
+from jaxformer.training.state import TrainState
+
+FILE = "reference.npz"
+
+
+def fill_reference(run: Run, display: Display | None = None, start: TrainState | None = None) -> None:
+    """Fills the column of the data that an objective compares its model with; nothing where it compares with none.
+
+    A resumed run reads what it had written, so that it needs the model it started from no more.
+
+    Args:
+        run: prepared.
+        display: says how many rows are computed.
+        start: the state the run begins with, if it is at hand.
+    """
+    task: Any = run.task
+    column = getattr(task, "reference_column", None)
+    if column is None:
+        return
+    splits: dict[str, Any] = {"train": run.train_batches.rows, "validation": run.validation_rows}
+    splits = {name: rows for name, rows in splits.items() if rows is not None}
+    path, key = run.folder / FILE, _key(run)
+    found = _read(path, key)
+    if any(name not in found or len(found[name]) != rows.num_rows for name, rows in splits.items()):
+        if display is not None:
+            count = sum(rows.num_rows for rows in splits.values())
+            display.say(f"log-probabilities of the model that the run starts from: {count:,} examples")
+        params = run.evaluated(start_state(run) if start is None else start)
+        compute = jax.jit(
+            on_mesh(lambda params, batch: task.reference(run.model, params, batch), run.mesh, RULES),
+            out_shardings=replicated(run.mesh),
+        )
+        found = {name: _computed(run, rows, compute, params) for name, rows in splits.items()}
+        if is_first():
+            _write(path, {**found, "key": np.array(key)})
+    for name, rows in splits.items():
+        assert isinstance(rows, ExampleRows), "objectives with a reference read records"
+        rows.set_column(column, found[name])
+
+
+def _key(run: Run) -> str:
+    """What the numbers depend on; a run's folder has one model that it started from."""
+    return json.dumps({**run.facts, "task": run.config.task.model_dump(mode="json"), "T": run.config.sequence_length})
+
+
+def _computed(run: Run, rows: Any, compute: Any, params: Any) -> np.ndarray:
+    """A value or several of every row."""
+    c = run.config
+    size = c.training.eval_batch_size or c.training.batch_size
+    parts = [
+        jax.device_get(compute(params, put_batch(batch, size, run.mesh)))
+        for batch in evaluation_batches(rows, size, c.seed, run.task.features, local_rows(size, run.mesh))
+    ]
+    return np.concatenate(parts)[: rows.num_rows]
+
+
+def _read(path: Path, key: str) -> dict[str, np.ndarray]:
+    if not path.exists():
+        return {}
+    with np.load(path) as stored:
+        return {name: stored[name] for name in stored.files} if str(stored["key"]) == key else {}
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"partial-{path.name}")
+    np.savez(partial, **arrays)  # type: ignore[arg-type]
+    partial.replace(path)

@@ -1,0 +1,178 @@
+"""Rows as training sees them: decoded, with what is trained marked."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from rich.text import Text
+
+from jaxformer.tasks import TokenClassificationConfig
+from jaxformer.tokenizers import Tokenizer
+from jaxformer.training.run import Run
+
+STYLE = "bold green"
+OPEN, CLOSE = "[[", "]]"
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Tokens that stand together, and which of them are trained.
+
+    Attributes:
+        title: what they are: a document of a packed row, a source, a target.
+        ids: the tokens.
+        trained: of each, whether the loss asks for it.
+        note: what the loss asks for beside tokens: a label.
+    """
+
+    title: str
+    ids: Sequence[int]
+    trained: Sequence[bool]
+    note: str = ""
+
+    def text(self, tokenizer: Tokenizer, coloured: bool) -> Text:
+        """The decoded tokens, special ones too; those trained in colour, or in brackets."""
+        text = Text()
+        for trained, group in groupby(zip(self.ids, self.trained, strict=True), key=lambda pair: bool(pair[1])):
+            piece = tokenizer.decode([i for i, _ in group], skip_special_tokens=False)
+            text.append(f"{OPEN}{piece}{CLOSE}" if trained and not coloured else piece, STYLE if trained else "")
+        return text
+
+
+def rows_of(run: Run, count: int) -> Iterator[dict[str, np.ndarray]]:
+    """The features of the first rows of training, in the order it reads them."""
+    batches, given = run.train_batches, 0
+    while given < count:
+        batch = batches[given // batches.batch_size]
+        for row in range(min(count - given, batches.batch_size)):
+            yield {name: np.asarray(array[row]) for name, array in batch.items()}
+        given += batches.batch_size
+
+
+def passages(run: Run, row: dict[str, np.ndarray]) -> list[Passage]:
+    """What a row holds."""
+    labels, ids = row.get("labels"), row["input_ids"]
+    if ids.ndim == 2:
+        return _choices(row) if labels is not None and labels.ndim == 0 else _pair(row)
+    if "decoder_input_ids" in row:
+        return [*_plain("input", row), *_segments("target", row["labels"], row.get("decoder_segment_ids"))]
+    if "masked_positions" in row:
+        return _hidden(row)
+    if "start_positions" in row:
+        inside = np.arange(len(ids))
+        answer = (inside >= row["start_positions"]) & (inside <= row["end_positions"])
+        return [_real("text", row, answer)]
+    if labels is None or labels.shape != ids.shape:
+        return [_real("text", row, np.zeros(len(ids), bool), _label(run, labels))]
+    if isinstance(run.config.task, TokenClassificationConfig):
+        names = getattr(run.model, "labels", ())
+        return [_real("text", row, labels >= 0, " ".join(names[i] for i in labels if i >= 0))]
+    return _next_tokens(row, labels)
+
+
+def _mask(row: dict[str, np.ndarray]) -> np.ndarray:
+    """Which tokens are real."""
+    if "segment_ids" in row:
+        return row["segment_ids"] > 0
+    return np.asarray(row.get("attention_mask", np.ones(row["input_ids"].shape))) > 0
+
+
+def _real(title: str, row: dict[str, np.ndarray], trained: np.ndarray, note: str = "") -> Passage:
+    real = _mask(row)
+    return Passage(title, row["input_ids"][real].tolist(), trained[real].tolist(), note)
+
+
+def _label(run: Run, labels: Any) -> str:
+    names = getattr(run.model, "labels", ())
+    if labels is None:
+        return ""
+    if labels.ndim:
+        return "labels: " + (", ".join(name for name, yes in zip(names, labels, strict=True) if yes) or "none")
+    return f"label: {names[int(labels)] if names else labels}"
+
+
+def _plain(title: str, row: dict[str, np.ndarray]) -> list[Passage]:
+    return [_real(title, row, np.zeros(row["input_ids"].shape, bool))]
+
+
+def _segments(title: str, labels: np.ndarray, segments: np.ndarray | None) -> list[Passage]:
+    """Targets: every token is trained."""
+    numbers = np.where(labels >= 0, 1, 0) if segments is None else segments
+    found = []
+    for number in range(1, int(numbers.max(initial=0)) + 1):
+        ids = labels[(numbers == number) & (labels >= 0)].tolist()
+        found.append(Passage(title, ids, [True] * len(ids)))
+    return found
+
+
+def _hidden(row: dict[str, np.ndarray]) -> list[Passage]:
+    """Each hidden token in its place, as the loss asks for it."""
+    ids, trained = row["input_ids"].copy(), np.zeros(len(row["input_ids"]), bool)
+    asked = row["labels"] >= 0
+    ids[row["masked_positions"][asked]] = row["labels"][asked]
+    trained[row["masked_positions"][asked]] = True
+    return [_real("text", {**row, "input_ids": ids}, trained, f"{asked.sum()} tokens are hidden from the model")]
+
+
+def _choices(row: dict[str, np.ndarray]) -> list[Passage]:
+    found = []
+    for number, ids in enumerate(row["input_ids"]):
+        real = row["attention_mask"][number] > 0
+        if real.any():
+            right = number == row["labels"]
+            found.append(Passage(f"choice {number}", ids[real].tolist(), [right] * int(real.sum())))
+    return found
+
+
+def _next_tokens(row: dict[str, np.ndarray], labels: np.ndarray) -> list[Passage]:
+    """Documents, in which a token is trained where the one before it is asked for it."""
+    ids, real = row["input_ids"], _mask(row)
+    segments = row.get("segment_ids", real.astype(int))
+    found = []
+    for number in range(1, int(segments.max(initial=0)) + 1):
+        places = np.flatnonzero((segments == number) & real)
+        asked = labels[places]
+        tokens, trained = ids[places].tolist(), [False, *(asked[:-1] >= 0).tolist()]
+        if asked[-1] >= 0:  # the last is asked for and not read
+            tokens, trained = [*tokens, int(asked[-1])], [*trained, True]
+        found.append(Passage("text", tokens, trained))
+    return found
+
+
+def _pair(row: dict[str, np.ndarray]) -> list[Passage]:
+    """The texts of a preference pair; where they are scored as a whole it is at their last token."""
+    found = []
+    for number, title in zip(range(len(row["input_ids"])), ("chosen", "rejected", "mismatched"), strict=False):
+        one = {name: array[number] for name, array in row.items() if array.ndim == 2}
+        if "labels" not in one:
+            real = int(one["attention_mask"].sum())
+            found.append(_real(title, one, np.arange(len(one["input_ids"])) == real - 1))
+        elif "decoder_input_ids" in one:
+            found += [*_plain(f"{title}: input", one), *_segments(title, one["labels"], None)]
+        else:
+            texts = _next_tokens(one, one["labels"])
+            found += [Passage(title, text.ids, text.trained) for text in texts]
+    return found
+
+
+def show_rows(run: Run, count: int, console: Any) -> None:
+    """Prints the first rows of training.
+
+    Args:
+        run: prepared.
+        count: how many.
+        console: rich's; on a terminal trained tokens are coloured, elsewhere they stand in brackets.
+    """
+    coloured = console.is_terminal
+    for number, row in enumerate(rows_of(run, count), 1):
+        found = passages(run, row)
+        trained, tokens = (sum(map(sum, c)) for c in zip(*((p.trained, [1] * len(p.ids)) for p in found), strict=True))
+        console.print(f"row {number}: {tokens:,} tokens, {trained:,} trained", style="bold", markup=False)
+        for passage in found:
+            console.print(f"-- {passage.title}", style="dim", markup=False)
+            console.print(passage.text(run.tokenizer, coloured))
+            if passage.note:
+                console.print(passage.note, markup=False)
+        console.print()

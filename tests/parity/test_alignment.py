@@ -1,0 +1,45 @@
+"""The golden values of alignment are what TRL computes now."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxformer.hub.tokenizer import AutoTokenizer
+from jaxformer.tasks.bad_rows import Tally
+from jaxformer.tasks.responses import Answered, ResponseEncoder
+from tests.golden import alignment, tokenizers
+from tests.hub.test_chat import CHAT
+
+pytestmark = pytest.mark.parity
+
+
+def test_the_golden_file_is_what_trl_makes_now():
+    stored, made = alignment.load(), alignment.make()
+    assert stored.keys() == made.keys()
+    for key in stored:
+        np.testing.assert_allclose(stored[key], made[key], rtol=1e-10, err_msg=key)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "llama3", "phi3", "qwen3_instruct_2507"])
+def test_answers_of_a_dialogue_are_those_that_transformers_marks(name, tmp_path):
+    import transformers  # here, so that collecting this file needs neither
+    import trl
+
+    folder = tokenizers.write("gpt2", tmp_path)
+    templates = Path(trl.__file__).parent / "chat_templates"
+    marked = (templates / f"{name}_training.jinja").read_text()
+    # Phi-3's own writes an end behind every last message; of Qwen 2.5 TRL marks a line end of the prompt too.
+    plain = None if name in ("phi3", "qwen2_5") else (templates / f"{name}.jinja").read_text()
+    hf = transformers.AutoTokenizer.from_pretrained(folder, chat_template=marked)
+    ours = AutoTokenizer.from_pretrained(folder, chat_template=marked).for_training()
+    expected = hf.apply_chat_template(CHAT, return_dict=True, return_assistant_tokens_mask=True)
+    learned = {}
+    for template in filter(None, (marked, plain)):
+        encoder = ResponseEncoder(ours, template)
+        (found,) = encoder.encode([{}], lambda _: Answered([], CHAT), Tally())
+        assert found.prompt + found.response == expected["input_ids"]
+        learned[template] = [*[0] * len(found.prompt), *map(int, found.learned)]
+    assert learned[marked] == expected["assistant_masks"]
+    if plain is not None:  # told turn by turn
+        assert learned[plain] == learned[marked]

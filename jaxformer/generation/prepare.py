@@ -54,6 +54,7 @@ def prepare(model: nn.Module, params: Any, weights: str | None = None) -> Any:
     """
     if weights is not None and weights not in WEIGHTS:
         raise UserError(f"weights is {weights!r}, expected one of {', '.join(WEIGHTS)}")
+    params = nn.unbox(params)  # as ``init`` returns them
     if is_prepared(params):
         if weights is not None:
             raise UserError(f"the parameters are prepared already, and weights is {weights!r}; prepare the first ones")

@@ -54,11 +54,11 @@ def prepare(model: nn.Module, params: Any, weights: str | None = None) -> Any:
     """
     if weights is not None and weights not in WEIGHTS:
         raise UserError(f"weights is {weights!r}, expected one of {', '.join(WEIGHTS)}")
-    params = nn.unbox(params)  # as ``init`` returns them
     if is_prepared(params):
         if weights is not None:
             raise UserError(f"the parameters are prepared already, and weights is {weights!r}; prepare the first ones")
         return params
+    params = nn.unbox(params)  # as ``init`` returns them
     spread = any(map(_is_spread, jax.tree.leaves(params)))
     if spread and weights is not None:
         raise UserError(

@@ -62,14 +62,15 @@ def main() -> int:
     run = prepare_run(config, Display(silent=True))
     rows = run.validation_rows
     assert rows is not None
-    batches = list(evaluation_batches(rows, 8, config.seed, run.task.features, slice(0, 8)))[: options.batches]
-    lines = []
+    batches = list(evaluation_batches(rows, 8, config.seed, run.task.features))[: options.batches]
+    lines: list[list[str]] = []
+    exact = 0.0
     for name, (weights, dtype) in FORMS.items():
         model = trained.model.clone(config=trained.model.config.model_copy(update={"dtype": dtype}), stacked=False)
         params = prepare(model, jax.tree.map(jnp.asarray, trained.params), weights)
         loss, size = mean_loss(model, params, batches), sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-        first = lines[0][1] if lines else f"{loss:.4f}"
-        change = math.exp(loss) / math.exp(float(first)) - 1
+        exact = loss if not lines else exact
+        change = math.exp(loss - exact) - 1
         lines.append([name, f"{loss:.4f}", f"{math.exp(loss):.3f}", f"{change:+.3%}", f"{size / 2**20:.1f}"])
     title = f"{options.run}: {config.model.type}, {len(batches) * 8} rows of the validation data"
     print_table(title, ["weights", "loss, nats", "perplexity", "change", "MiB"], lines, options.markdown)

@@ -59,3 +59,23 @@ def test_a_missing_peer_is_one_line(benchmark):
     assert result.stderr.startswith("error: torch")
     assert 'pip install -e ".[benchmark]"' in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def write_tiny(*options):
+    command = [sys.executable, FOLDER / "generate.py", "--sizes", "tiny", "--rounds", "1", "--batches", "2", *options]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_generation_prints_its_table():
+    result = write_tiny("--markdown", "--kinds", "int8")
+    assert result.returncode == 0, result.stderr
+    header, _, *rows = (line.strip("| ").split(" | ") for line in result.stdout.splitlines()[2:])
+    assert header[2] == "tokens/s" and [row[1] for row in rows] == ["jaxformer", "jaxformer, int8 weights"]
+    assert all(float(row[2]) > 0 and row[-1].endswith("%") for row in rows)
+
+
+@pytest.mark.parity
+def test_generation_beside_a_peer_that_writes_the_same():
+    result = write_tiny("--compare", "torch", "--kinds", "as loaded")
+    assert result.returncode == 0, result.stderr
+    assert "transformers, PyTorch" in result.stdout

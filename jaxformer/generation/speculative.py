@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxformer import functional as F
 from jaxformer.generation.decode import Numbers, is_end, prefill
-from jaxformer.generation.engine import GenerateOutput, finished
 from jaxformer.generation.options import Rules, compile_options, parse_options
+from jaxformer.generation.output import GenerateOutput, finished
 from jaxformer.generation.prepare import prepare
 from jaxformer.generation.prompt import align, bucket, check_lengths
 from jaxformer.models import Decoder, KVCache
@@ -114,6 +114,115 @@ def _forget(cache: KVCache, start: Array, kept: Array, size: int) -> KVCache:
     return replace(cache, valid=cache.valid & ((place < kept[:, None]) | (place < 0) | (place >= size)))
 
 
+class _Speculation(NamedTuple):
+    """What does not change from round to round."""
+
+    model: Decoder
+    draft: Decoder
+    params: Any
+    draft_params: Any
+    seeds: Array
+    limit: Array
+    numbers: Numbers
+    rules: Rules
+    room: int
+    k: int
+
+    def draw(self, probabilities: Array, purpose: str, step: Array) -> Array:
+        """A token a row."""
+        keys = _keys(self.seeds, purpose, step)
+        return jax.vmap(jax.random.categorical)(keys, jnp.log(probabilities)).astype(jnp.int32)
+
+    def put(self, state: _State, new: Array, log_probs: Array, size: Array) -> _State:
+        """The rows with the first ``size [B]`` of their new tokens behind those they have, up to the first end."""
+        place = jnp.arange(new.shape[1])
+        ends = is_end(new, self.rules)
+        before_end = jnp.cumsum(ends, axis=1) - ends == 0
+        wanted = (place < size[:, None]) & before_end & (state.counts[:, None] + place < self.limit)
+        column = jnp.where(wanted, state.counts[:, None] + place, self.room)  # beyond the last column: dropped
+        rows = jnp.arange(len(new))[:, None]
+        counts = state.counts + jnp.sum(wanted, axis=1)
+        return state._replace(
+            tokens=state.tokens.at[rows, column].set(new, mode="drop"),
+            log_probs=state.log_probs.at[rows, column].set(log_probs, mode="drop"),
+            counts=counts,
+            done=state.done | jnp.any(wanted & ends, axis=1) | (counts >= self.limit),
+        )
+
+    def begin(self, ids: Array, real: Array, places: int) -> _State:
+        """Both models read the prompts; the large one writes the first token."""
+        options: dict[str, Any] = {"room": places, "cache_dtype": None, "ring": False, "start": None}
+        logits, target_cache, _, position = prefill(self.model, self.params, ids, real, **options)
+        _, draft_cache, _, _ = prefill(self.draft, self.draft_params, ids, real, **options)
+        B = len(ids)
+        first = self.draw(_probabilities(logits, self.rules, self.numbers), "sample", jnp.int32(0))
+        empty = _State(
+            target_cache,
+            draft_cache,
+            first,
+            position + 1,
+            jnp.zeros(B, jnp.int32),
+            jnp.zeros(B, bool),
+            jnp.full((B, self.room), self.rules.pad_id, jnp.int32),
+            jnp.zeros((B, self.room), jnp.float32),
+            *(jnp.int32(0) for _ in range(3)),
+        )
+        log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), first[:, None], axis=1)
+        return self.put(empty, first[:, None], log_prob, jnp.ones(B, jnp.int32))
+
+    def propose(self, state: _State) -> tuple[Array, Array, KVCache]:
+        """Proposals ``[B, k]`` of the small model, its probabilities ``[B, k, V]``, and its cache with all of them."""
+
+        def step(carry: Any, i: Array) -> Any:
+            cache, token = carry
+            position = _within(self.draft, state.position + i)
+            logits, cache = self.draft.apply(
+                {"params": self.draft_params},
+                token[:, None],
+                position_ids=position[:, None],
+                cache=cache,
+                method="last_logits",
+            )
+            q = _probabilities(logits, self.rules, self.numbers)
+            new = self.draw(q, "propose", state.round * (self.k + 1) + i)
+            return (cache, new), (new, q)
+
+        # One step more than there are proposals: if all are kept, the last one must be in the small model's cache.
+        (cache, _), (tokens, q) = jax.lax.scan(step, (state.draft_cache, state.token), jnp.arange(self.k + 1))
+        return tokens[: self.k].T, q[: self.k].transpose(1, 0, 2), cache
+
+    def round(self, state: _State) -> _State:
+        """Proposals, the large model's judgement of them, and the tokens that stand."""
+        k = self.k
+        proposals, q, draft_cache = self.propose(state)
+        output = self.model.apply(
+            {"params": self.params},
+            jnp.concatenate([state.token[:, None], proposals], axis=1),
+            position_ids=_within(self.model, state.position[:, None] + jnp.arange(k + 1)),
+            cache=state.target_cache,
+        )
+        assert output.cache is not None
+        p = _probabilities(output.logits, self.rules, self.numbers)
+        kept, following = accept(proposals, q, p, _keys(self.seeds, "sample", state.round + 1))
+        new = jnp.where(jnp.arange(k + 1) < kept[:, None], jnp.pad(proposals, ((0, 0), (0, 1))), following[:, None])
+        log_probs = jnp.take_along_axis(jax.nn.log_softmax(output.logits), new[..., None], axis=2)[..., 0]
+        written = self.put(state, new, log_probs, jnp.where(state.done, 0, kept + 1))
+        return written._replace(
+            target_cache=_forget(output.cache, state.target_cache.length, kept + 1, k + 1),
+            draft_cache=_forget(draft_cache, state.draft_cache.length, kept + 1, k + 1),
+            token=following,
+            position=state.position + kept + 1,
+            round=state.round + 1,
+            accepted=state.accepted + jnp.sum(jnp.where(state.done, 0, kept)),
+            proposed=state.proposed + k * jnp.sum(~state.done),
+        )
+
+
+def _within(model: Decoder, positions: Array) -> Array:
+    """Positions that the model has: proposals may reach beyond the last token that is wanted."""
+    return jnp.minimum(positions, model.config.max_length - 1)
+
+
 @partial(jax.jit, static_argnames=("model", "draft", "rules", "room", "k", "places"))
 def _run(
     model: Decoder,
@@ -131,101 +240,9 @@ def _run(
     k: int,
     places: int,
 ) -> _State:
-    B = len(ids)
-    options: dict[str, Any] = {"room": places, "cache_dtype": None, "ring": False, "start": None}
-    logits, target_cache, _, position = prefill(model, params, ids, real, **options)
-    _, draft_cache, _, _ = prefill(draft, draft_params, ids, real, **options)
-    rows = jnp.arange(B)
-
-    def put(tokens: Array, log_probs: Array, counts: Array, new: Array, new_log_probs: Array, size: Array) -> Any:
-        """The rows with the first ``size [B]`` of their new tokens behind those they have, up to the first end."""
-        place = jnp.arange(new.shape[1])
-        ends = is_end(new, rules)
-        before_end = jnp.cumsum(ends, axis=1) - ends == 0
-        wanted = (place < size[:, None]) & before_end & (counts[:, None] + place < limit)
-        column = jnp.where(wanted, counts[:, None] + place, room)  # beyond the last column: dropped
-        tokens = tokens.at[rows[:, None], column].set(new, mode="drop")
-        log_probs = log_probs.at[rows[:, None], column].set(new_log_probs, mode="drop")
-        return tokens, log_probs, jnp.sum(wanted, axis=1), jnp.any(wanted & ends, axis=1)
-
-    first = jax.vmap(jax.random.categorical)(
-        _keys(seeds, "sample", jnp.int32(0)), jnp.log(_probabilities(logits, rules, numbers))
-    ).astype(jnp.int32)
-    first_log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), first[:, None], axis=1)
-    empty = jnp.full((B, room), rules.pad_id, jnp.int32), jnp.zeros((B, room), jnp.float32)
-    zeros = jnp.zeros(B, jnp.int32)
-    tokens, log_probs, counts, ended = put(*empty, zeros, first[:, None], first_log_prob, zeros + 1)
-    done = ended | (counts >= limit)
-    state = _State(
-        target_cache,
-        draft_cache,
-        first,
-        position + 1,
-        counts,
-        done,
-        tokens,
-        log_probs,
-        jnp.int32(0),
-        jnp.int32(0),
-        jnp.int32(0),
-    )
-
-    def unfinished(state: _State) -> Array:
-        return ~jnp.all(state.done)
-
-    def one_round(state: _State) -> _State:
-        start = state.target_cache.length
-        draft_start = state.draft_cache.length
-
-        def propose(carry: Any, i: Array) -> Any:
-            cache, token = carry
-            logits, cache = draft.apply(
-                {"params": draft_params},
-                token[:, None],
-                position_ids=(state.position + i)[:, None],
-                cache=cache,
-                method="last_logits",
-            )
-            q = _probabilities(logits, rules, numbers)
-            keys = _keys(seeds, "propose", state.round * k + i)
-            new = jax.vmap(jax.random.categorical)(keys, jnp.log(q)).astype(jnp.int32)
-            return (cache, new), (new, q)
-
-        # One step more than there are proposals: if all are kept, the last one must be in the small model's cache.
-        (draft_cache, _), (proposals, q) = jax.lax.scan(propose, (state.draft_cache, state.token), jnp.arange(k + 1))
-        proposals, q = proposals[:k].T, q[:k].transpose(1, 0, 2)
-        together = jnp.concatenate([state.token[:, None], proposals], axis=1)
-        output = model.apply(
-            {"params": params},
-            together,
-            position_ids=state.position[:, None] + jnp.arange(k + 1),
-            cache=state.target_cache,
-        )
-        kept, following = accept(
-            proposals, q, _probabilities(output.logits, rules, numbers), _keys(seeds, "sample", state.round + 1)
-        )
-        new = jnp.where(jnp.arange(k + 1) < kept[:, None], jnp.pad(proposals, ((0, 0), (0, 1))), following[:, None])
-        new_log_probs = jnp.take_along_axis(jax.nn.log_softmax(output.logits), new[..., None], axis=2)[..., 0]
-        size = jnp.where(state.done, 0, kept + 1)
-        tokens, log_probs, written, ended = put(state.tokens, state.log_probs, state.counts, new, new_log_probs, size)
-        counts = state.counts + written
-        active = jnp.sum(~state.done)
-        assert output.cache is not None
-        return _State(
-            _forget(output.cache, start, kept + 1, k + 1),
-            _forget(draft_cache, draft_start, kept + 1, k + 1),
-            following,
-            state.position + kept + 1,
-            counts,
-            state.done | ended | (counts >= limit),
-            tokens,
-            log_probs,
-            state.round + 1,
-            state.accepted + jnp.sum(jnp.where(state.done, 0, kept)),
-            state.proposed + k * active,
-        )
-
-    return jax.lax.while_loop(unfinished, one_round, state)
+    speculation = _Speculation(model, draft, params, draft_params, seeds, limit, numbers, rules, room, k)
+    state = speculation.begin(ids, real, places)
+    return jax.lax.while_loop(lambda state: ~jnp.all(state.done), speculation.round, state)
 
 
 def speculative_generate(

@@ -34,6 +34,17 @@ def test_greedy_search_writes_what_it_would_without(k):
     assert out.rounds == -(-13 // (k + 1)) and out.accepted == out.proposed
 
 
+def test_proposals_beyond_the_last_position_harm_nothing():
+    model, params, small, small_params = models()  # 20 positions
+    prompt = np.asarray(tokens(2, 3, seed=2))
+    plain = generate(model, params, prompt, max_new_tokens=17, eos_token_id=())
+    out = speculative_generate(
+        model, params, small, small_params, prompt, num_draft_tokens=6, max_new_tokens=17, eos_token_id=()
+    )
+    np.testing.assert_array_equal(out.tokens, plain.tokens)
+    np.testing.assert_allclose(out.log_probs, plain.log_probs, atol=1e-5)
+
+
 def test_a_draw_has_the_large_models_distribution():
     """Chi-square of 8,192 texts of three tokens from four: kept and refused proposals are among them."""
     from scipy.stats import chisquare

@@ -7,8 +7,10 @@ import sys
 import numpy as np
 import pytest
 
+import jaxformer
 from jaxformer.cli import demo_command
 from jaxformer.demo import answers as A
+from jaxformer.demo.panels import panel_of
 from jaxformer.schema import UserError
 from tests.demo.models import TEXT, opened
 from tests.pipelines import tiny
@@ -34,7 +36,16 @@ def test_every_label_has_its_score(pipe):
     assert alone[best["label"]] == pytest.approx(best["score"], abs=1e-6)
     best = classify({"text": TEXT, "text_pair": "rain fell"})
     assert paired[best["label"]] == pytest.approx(best["score"], abs=1e-6)
+    assert panel_of(classify).answer is A.classified
     assert A.measured(classify, TEXT)[0] == [next(iter(alone)), pytest.approx(max(alone.values()), abs=1e-4)]
+
+
+def test_a_regression_has_numbers_in_place_of_probabilities(tmp_path):
+    tiny.save(tmp_path, "number", problem_type="regression")
+    pipe = jaxformer.pipeline(model=str(tmp_path))
+    score = pipe(TEXT)[0]["score"]
+    assert panel_of(pipe).answer(pipe, TEXT) == [["LABEL_0", pytest.approx(score, abs=1e-4)]]
+    assert abs(score) > 0.01 and score == pytest.approx(pipe(TEXT, function_to_apply="none")[0]["score"])
 
 
 def test_a_text_that_is_too_long_is_refused_unless_asked_for(pipe, tmp_path):

@@ -1,4 +1,4 @@
-"""The command line: ``python train.py`` and ``jaxformer train``, ``export``, ``data`` and ``predict``."""
+"""The command line: ``python train.py`` and ``jaxformer train``, ``export``, ``data``, ``predict`` and ``demo``."""
 
 import argparse
 import errno
@@ -290,6 +290,16 @@ def generate_command(arguments: Sequence[str], program: str = "jaxformer generat
     return guarded(lambda: run(options), options.debug)
 
 
+def demo_command(arguments: Sequence[str], program: str = "jaxformer demo") -> int:
+    """Serves a web page for a model and returns the exit code."""
+    from jaxformer.demo.command import add_arguments, run
+
+    parser = _Parser(prog=program, description="Serve a web page for a model on this machine.")
+    add_arguments(parser)
+    options = parser.parse_intermixed_args(list(arguments))
+    return guarded(lambda: run(options), options.debug)
+
+
 def data_command(arguments: Sequence[str], program: str = "jaxformer data") -> int:
     """Shows rows as training would read them and returns the exit code."""
     parser = _Parser(prog=program, description="Show rows as training reads them, what is trained marked.")
@@ -322,6 +332,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
     "generate": generate_command,
     "predict": predict_command,
     "data": data_command,
+    "demo": demo_command,
 }
 
 

@@ -32,7 +32,8 @@ MAY_USE = {
     "alignment": MODEL | DATA | {"families", "hub", "tasks", "generation", "parallel"},
     "training": TRAINING,
     "pipelines": TRAINING,
-    "cli": TRAINING | {"pipelines", "cli"},
+    "demo": TRAINING | {"pipelines"},
+    "cli": TRAINING | {"pipelines", "demo", "cli"},
 }
 
 

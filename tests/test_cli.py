@@ -164,6 +164,7 @@ def kill_and_compare(tmp_path, kills, steps):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_killed_at_random_steps_the_run_ends_as_if_it_never_was(tmp_path):
     kill_and_compare(tmp_path, kills=2, steps=400)
 

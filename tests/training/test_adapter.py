@@ -16,6 +16,9 @@ from jaxformer.training.loop import train
 from jaxformer.training.pretrained import read_params, read_trained
 from tests.training.helpers import make_run, quiet, run_training, tiny_keys
 
+# Whole runs; what they are made of is tested in tests/alignment and tests/tasks.
+pytestmark = pytest.mark.slow
+
 LORA = {"rank": 2, "targets": ["query", "down"], "dropout": 0.1}
 
 

@@ -16,6 +16,9 @@ from jaxformer.training.reference import FILE
 from jaxformer.training.run import prepare
 from tests.training.helpers import make_run, quiet, run_training, tiny_keys
 
+# Whole runs; what they are made of is tested in tests/alignment and tests/tasks.
+pytestmark = pytest.mark.slow
+
 WORDS = ("cat", "dog", "mat", "hat", "bat", "rat", "cap", "map")
 
 
@@ -79,7 +82,6 @@ def test_factors_compare_with_the_model_they_are_beside(folder):
     assert first["chosen_reward"] == pytest.approx(0, abs=1e-5)
 
 
-@pytest.mark.slow
 def test_parts_and_devices_change_nothing(folder):
     """Factors and pairs on eight devices, and on one in two parts."""
     found = []

@@ -41,8 +41,8 @@ class InstructionConfig(TaskSchema):
     )
     chat_template: str | None = Field(
         None,
-        description="messages: a Jinja text, or human_assistant for dialogues as HH-RLHF writes them; default: the "
-        "tokenizer's",
+        description="messages: a Jinja text, or human_assistant for dialogues as HH-RLHF writes them; where it is set, "
+        "rows of alpaca are dialogues too; default: the tokenizer's, for messages alone",
     )
     packed: bool = Field(True, description="several examples in a row, without attention across them")
     target_length: int | None = Field(
@@ -51,6 +51,11 @@ class InstructionConfig(TaskSchema):
     bad_rows: BadRows = Field("report", description="rows that cannot be used: report: left out and named, error: stop")
     chunk_tokens: int = Field(2048, ge=1, description="tokens whose logits are in memory at once, on a device")
 
+    @property
+    def reader(self) -> RowReader:
+        """Finds prompt and response in a row."""
+        return RowReader(self.format, self.columns, as_messages=self.chat_template is not None)
+
     def texts(self, record: R.Record) -> list[str]:
         """The texts of a record, none of a row that cannot be used; what a tokenizer is trained on.
 
@@ -58,7 +63,7 @@ class InstructionConfig(TaskSchema):
             UserError: if such a row is to be an error.
         """
         try:
-            answered = RowReader(self.format, self.columns).read(record)
+            answered = self.reader.read(record)
         except BadRow as reason:
             Tally(self.bad_rows).leave_out(record, str(reason))
             return []
@@ -110,11 +115,10 @@ class Instruction:
 
     def encode(self, data: Sequence[R.Record], tally: Tally) -> list[Encoded]:
         """The rows that can be used, as tokens."""
-        reader = RowReader(self.config.format, self.config.columns)
         # What a decoder is asked for last it need not read.
         room = self.sequence_length if self.two_sided else self.sequence_length + 1
         target = self.target_length if self.two_sided else None
-        found = self.encoder.encode(data, reader.read, tally)
+        found = self.encoder.encode(data, self.config.reader.read, tally)
         pairs = [(e, record) for e, record in zip(found, data, strict=True) if e is not None]
         kept = (fitted(encoded, room, target, record, tally) for encoded, record in pairs)
         return [encoded for encoded in kept if encoded is not None]

@@ -11,12 +11,13 @@ from jaxformer import functional as F
 from jaxformer.data.examples import Example
 from jaxformer.tasks.bad_rows import BadRow, Tally
 from jaxformer.tasks.base import Batch, Report
-from jaxformer.tasks.dialogue import split_dialogue
+from jaxformer.tasks.dialogue import Message, split_dialogue
 from jaxformer.tasks.records import Record, rounded, where
 from jaxformer.tasks.responses import Answered, Encoded, ResponseEncoder, fitted
 
 ANSWER = "\n\nAssistant:"
 SIDES = ("chosen", "rejected")
+DIFFER = "the two dialogues differ before their last message"
 
 
 class Pair(NamedTuple):
@@ -77,25 +78,43 @@ class PairReader:
             if len(chosen) < 2 or len(rejected) < 2:
                 raise BadRow("a dialogue has fewer than two messages")
             if list(chosen[:-1]) != list(rejected[:-1]):
-                raise BadRow("the two dialogues differ before their last message")
+                raise BadRow(DIFFER)
             prompt, chosen, rejected = chosen[:-1], chosen[-1:], rejected[-1:]
         return Pair(Answered(list(prompt), list(chosen)), Answered(list(prompt), list(rejected)))
 
     def _dialogues(self, chosen: str, rejected: str) -> Pair:
-        prompts, responses = [], []
-        for text in (chosen, rejected):
-            before, mark, after = text.rpartition(ANSWER)
-            if not mark:
-                raise BadRow("a dialogue has no line that begins with Assistant:")
-            prompts.append(before)
-            responses.append(after)
+        prompts, responses = zip(*map(split_answer, (chosen, rejected)), strict=True)
         if prompts[0] != prompts[1]:
-            raise BadRow("the two dialogues differ before their last message")
-        if not self._as_messages:
-            return Pair(*(Answered(prompts[0] + ANSWER, response) for response in responses))
-        messages = split_dialogue(prompts[0])
+            raise BadRow(DIFFER)
+        prompt = written_prompt(prompts[0], self._as_messages)
+        if isinstance(prompt, str):
+            return Pair(*(Answered(prompt, response) for response in responses))
         answers = [[{"role": "assistant", "content": response.strip()}] for response in responses]
-        return Pair(*(Answered(messages, answer) for answer in answers))
+        return Pair(*(Answered(prompt, answer) for answer in answers))
+
+
+def split_answer(dialogue: str) -> tuple[str, str]:
+    """A dialogue as HH-RLHF writes it, before the mark of its last answer and behind it.
+
+    >>> split_answer("\\n\\nHuman: Hi\\n\\nAssistant: Hello.")
+    ('\\n\\nHuman: Hi', ' Hello.')
+
+    Raises:
+        BadRow: if there is no answer.
+    """
+    before, mark, after = dialogue.rpartition(ANSWER)
+    if not mark:
+        raise BadRow("a dialogue has no line that begins with Assistant:")
+    return before, after
+
+
+def written_prompt(before: str, as_messages: bool) -> str | list[Message]:
+    """What an answer follows: the text before its mark with the mark, or the messages of that text.
+
+    Raises:
+        BadRow: if the text is no dialogue that can be cut into messages.
+    """
+    return split_dialogue(before) if as_messages else before + ANSWER
 
 
 def encode_pairs(

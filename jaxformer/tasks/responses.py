@@ -63,31 +63,65 @@ def alpaca_prompt(instruction: str, context: str = "") -> str:
     return _filled(template, {"instruction": instruction, "input": context})
 
 
+def alpaca_message(instruction: str, context: str = "") -> str:
+    """The same as what a user says: the instruction, and its input below a blank line.
+
+    >>> alpaca_message("Add.", "1 2"), alpaca_message("Add.", " ")
+    ('Add.\\n\\n1 2', 'Add.')
+    """
+    return f"{instruction}\n\n{context}" if context.strip() else instruction
+
+
 def _filled(template: str, values: Mapping[str, str]) -> str:
     pieces = template.split("{")
     return pieces[0] + "".join(values[p[: p.index("}")]] + p[p.index("}") + 1 :] for p in pieces[1:])
 
 
-class RowReader:
-    """Finds prompt and response in a row.
+class ColumnReader:
+    """Finds the columns of a row.
 
     Args:
-        form: which columns a row has; ``auto``: the first that fits of messages, prompt and completion, Alpaca's.
         columns: the data's names of columns by ours, where they differ.
+        as_messages: whether what has a template of its own as text becomes messages, for a chat template to write.
     """
 
-    def __init__(self, form: RowFormat, columns: Mapping[str, str]) -> None:
-        self._form, self._columns = form, columns
+    def __init__(self, columns: Mapping[str, str], as_messages: bool) -> None:
+        self._columns, self._as_messages = columns, as_messages
+
+    def _name(self, name: str) -> str:
+        return self._columns.get(name, name)
 
     def _value(self, record: Record, name: str) -> Any:
-        return record.get(self._columns.get(name, name))
+        return record.get(self._name(name))
 
     def _text(self, record: Record, name: str) -> str:
         value = self._value(record, name)
         if not isinstance(value, str):
             kind = "nothing" if value is None else type(value).__name__
-            raise BadRow(f"column {self._columns.get(name, name)!r} holds {kind}, expected text")
+            raise BadRow(f"column {self._name(name)!r} holds {kind}, expected text")
         return value
+
+    def _instruction(self, record: Record) -> str | list[Message]:
+        """The prompt of an Alpaca row."""
+        context = "" if self._value(record, "input") is None else self._text(record, "input")
+        instruction = self._text(record, "instruction")
+        if not self._as_messages:
+            return alpaca_prompt(instruction, context)
+        return [{"role": "user", "content": alpaca_message(instruction, context)}]
+
+
+class RowReader(ColumnReader):
+    """Finds prompt and response in a row.
+
+    Args:
+        form: which columns a row has; ``auto``: the first that fits of messages, prompt and completion, Alpaca's.
+        columns: the data's names of columns by ours, where they differ.
+        as_messages: whether Alpaca's rows become dialogues.
+    """
+
+    def __init__(self, form: RowFormat, columns: Mapping[str, str], as_messages: bool = False) -> None:
+        super().__init__(columns, as_messages)
+        self._form = form
 
     def form_of(self, record: Record) -> str:
         """Which of the formats a row has.
@@ -100,7 +134,7 @@ class RowReader:
         for form, names in COLUMNS.items():
             if all(self._value(record, name) is not None for name in names):
                 return form
-        wanted = ", or ".join(" and ".join(self._columns.get(n, n) for n in names) for names in COLUMNS.values())
+        wanted = ", or ".join(" and ".join(map(self._name, names)) for names in COLUMNS.values())
         raise BadRow(f"a column is missing, expected {wanted}")
 
     def read(self, record: Record) -> Answered:
@@ -118,11 +152,10 @@ class RowReader:
                 return Answered(list(prompt), list(response))
             prompt, response = self._text(record, "prompt"), self._text(record, "completion")
         else:
-            context = "" if self._value(record, "input") is None else self._text(record, "input")
-            prompt, response = alpaca_prompt(self._text(record, "instruction"), context), self._text(record, "output")
+            prompt, response = self._instruction(record), self._text(record, "output")
         if not response.strip():
             raise BadRow("the response is empty")
-        return Answered(prompt, response)
+        return Answered(prompt, response if isinstance(prompt, str) else [{"role": "assistant", "content": response}])
 
 
 class ResponseEncoder:
@@ -177,13 +210,37 @@ class ResponseEncoder:
                 tally.leave_out(records[number], str(error))
         return found
 
-    def _messages(self, answered: Answered) -> tuple[list[Message], int]:
+    def chat_writer(self) -> ChatWriter:
+        """What writes dialogues.
+
+        Raises:
+            UserError: if there is no template.
+        """
         if self.writer is None:
             raise UserError(
                 "the rows are dialogues but the tokenizer has no chat template: set task.chat_template, "
                 "for instance to human_assistant"
             )
-        messages = self.writer.checked([*answered.prompt, *answered.response])
+        return self.writer
+
+    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of prompts, as generation meets them; an encoder's with its end."""
+        return [self._prompt(ids) for ids in self.tokenizer.encode_batch(texts)]
+
+    def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The ids of what a dialogue's next answer follows, likewise.
+
+        Raises:
+            UserError: if there is no template, or it refuses the dialogue.
+        """
+        ids, _ = self.tokenizer.encode_marked(self.chat_writer().prompt(messages))
+        return [*ids, self._end] if self.two_sided else ids
+
+    def _prompt(self, ids: list[int]) -> list[int]:
+        return [*ids, self._end] if self.two_sided else [*self.tokenizer.prefix_ids, *ids]
+
+    def _messages(self, answered: Answered) -> tuple[list[Message], int]:
+        messages = self.chat_writer().checked([*answered.prompt, *answered.response])
         first = len(answered.prompt)
         if not any(message["role"] == "assistant" for message in messages[first:]):
             raise BadRow("the dialogue has no answer of the assistant")
@@ -193,7 +250,7 @@ class ResponseEncoder:
         return messages, first
 
     def _texts(self, pairs: list[tuple[str, str]]) -> list[Encoded]:
-        encode, prefix = self.tokenizer.encode_batch, self.tokenizer.prefix_ids
+        encode = self.tokenizer.encode_batch
         prompts = encode([prompt for prompt, _ in pairs])
         responses = encode([response for _, response in pairs])
         wholes = encode([prompt + response for prompt, response in pairs])
@@ -201,16 +258,14 @@ class ResponseEncoder:
         for prompt, response, whole in zip(prompts, responses, wholes, strict=True):
             if not self.two_sided and whole[: len(prompt)] == prompt:
                 response = whole[len(prompt) :]
-            before = [*prompt, self._end] if self.two_sided else [*prefix, *prompt]
-            found.append(Encoded(before, [*response, self._end], [True] * (len(response) + 1)))
+            found.append(Encoded(self._prompt(prompt), [*response, self._end], [True] * (len(response) + 1)))
         return found
 
     def _dialogue(self, messages: list[Message], first: int) -> Encoded:
         assert self.writer is not None
         if self.two_sided:
-            prompt, _ = self.tokenizer.encode_marked(self.writer.prompt(messages[:-1]))
             response = self.tokenizer.encode(messages[-1]["content"])
-            return Encoded([*prompt, self._end], [*response, self._end], [True] * (len(response) + 1))
+            return Encoded(self.chat_prompt(messages[:-1]), [*response, self._end], [True] * (len(response) + 1))
         written = self.writer.write(messages, first)
         ids, offsets = self.tokenizer.encode_marked(written.text)
         # A token is learned if it has a character of an answer.
@@ -221,6 +276,11 @@ class ResponseEncoder:
             raise BadRow("the chat template leaves out the answers")
         start = int(np.argmax(learned))
         return Encoded(ids[:start], ids[start:], learned[start:].tolist())
+
+
+def too_long(longest: int) -> str:
+    """Why a row is left out whose prompt does not fit."""
+    return f"the prompt is longer than the context of {longest} tokens"
 
 
 def fitted(
@@ -238,7 +298,7 @@ def fitted(
     room = prompt_length - len(encoded.prompt) if response_length is None else response_length
     longest = prompt_length - 1 if response_length is None else prompt_length
     if len(encoded.prompt) > longest:
-        tally.leave_out(record, f"the prompt is longer than the context of {longest} tokens")
+        tally.leave_out(record, too_long(longest))
         return None
     if len(encoded.response) <= room:
         return encoded

@@ -238,3 +238,19 @@ def test_loss_equals_optax():
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(kept, batch["labels"], 0))
     np.testing.assert_allclose(sums.objective, jnp.sum(losses, where=kept), rtol=1e-5)
     assert sums.weight == 5
+
+
+def test_alpaca_rows_are_dialogues_where_a_template_is_set():
+    data = [{"instruction": "Add.", "input": "1 2", "output": "3"}]
+    batch = taken(make(80, packed=False, chat_template="human_assistant"), data)
+    dialogue = [{"role": "user", "content": "Add.\n\n1 2"}, {"role": "assistant", "content": "3"}]
+    same = taken(make(80, packed=False, chat_template="human_assistant"), [{"messages": dialogue}])
+    for name, array in same.items():
+        np.testing.assert_array_equal(batch[name], array)
+    assert learned(batch) == [*b" 3", SEP]
+    assert InstructionConfig(chat_template="human_assistant").texts(data[0]) == ["Add.\n\n1 2", "3"]
+    # A template that the tokenizer brings is for messages alone.
+    brings = Instruction(InstructionConfig(packed=False), TOKENIZER.with_chat_template(PLAIN), 400, "decoder")
+    np.testing.assert_array_equal(taken(brings, data)["input_ids"], taken(make(400, packed=False), data)["input_ids"])
+    with pytest.raises(UserError, match="none of the 1 rows can be used, the first is a record: the response is empty"):
+        make(80, chat_template=PLAIN).rows([{"instruction": "Add.", "output": " "}])

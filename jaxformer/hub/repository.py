@@ -1,5 +1,6 @@
 """A model's files: a folder, or a repository of the Hub whose files are downloaded as they are asked for."""
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +24,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from jaxformer.schema import UserError
 
+# What tells the files of a model, or of a run, from those of another.
+MODEL_FILES = ("config.json", "config.yaml", "tokenizer.json", "*.safetensors", "*.msgpack", "*.bin", "checkpoints/*")
 LARGEST_JSON = 200 << 20  # bytes; a tokenizer.json of the largest vocabularies has 35 million
 
 
@@ -35,6 +38,19 @@ def bare_name(file: str, said_by: str) -> str:
     if not file or file in (".", "..") or any(character in file for character in "/\\\0"):
         raise UserError(f"{said_by} names the file {file!r}, expected a plain file name; nothing was read from it")
     return file
+
+
+def model_files(name: str) -> str | None:
+    """A hash of the names, sizes and times of a model's files; None for a name on the Hub."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return None
+    found = sorted(path for pattern in MODEL_FILES for path in folder.glob(pattern))
+    facts = [
+        [str(path.relative_to(folder)), *((path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else ())]
+        for path in found
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def first_line(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from jaxformer.hub.repository import model_files
 from jaxformer.pipelines.base import NoColumnError, Pipeline
 from jaxformer.pipelines.lines import Line, check_file, read_lines
 from jaxformer.schema import UserError
@@ -20,8 +21,6 @@ from jaxformer.schema import UserError
 # Bytes at the start of the input by which it is known again: it may have grown since.
 HEAD = 1 << 16
 ERROR = b'{"error": '
-# What tells the files of a model from those of another.
-MODEL_FILES = ("config.json", "config.yaml", "tokenizer.json", "*.safetensors", "*.msgpack", "*.bin", "checkpoints/*")
 
 
 class Written(NamedTuple):
@@ -66,19 +65,6 @@ def describe(pipe: Pipeline, file: Path, column: str) -> dict[str, Any]:
         "file": str(file.absolute()),
         "begins_with": {"bytes": len(head), "sha256": hashlib.sha256(head).hexdigest()},
     }
-
-
-def model_files(name: str) -> str | None:
-    """A hash of the names, sizes and times of a model's files; None for a name on the Hub."""
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        return None
-    found = sorted(path for pattern in MODEL_FILES for path in folder.glob(pattern))
-    facts = [
-        [str(path.relative_to(folder)), *((path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else ())]
-        for path in found
-    ]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def check_same(out: Path, before: Mapping[str, Any], now: Mapping[str, Any], file: Path) -> None:

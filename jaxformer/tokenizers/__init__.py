@@ -175,6 +175,30 @@ class Tokenizer:
         ids |= {"bos_token": ids["cls_token"], "eos_token": self.eos_id}
         return {name: str(self._backend.id_to_token(i)) for name, i in ids.items() if i is not None}
 
+    def difference(self, other: "Tokenizer") -> str | None:
+        """Why ids of another tokenizer ("here") are not this one's ("there"), in words; None if they are.
+
+        The vocabularies, the merges, the end of text and what stands before a text are compared. Padding, which no text
+        has, special tokens that only this one has, and chat templates make no difference.
+        """
+        mine, theirs = (t._backend.get_vocab(with_added_tokens=True) for t in (self, other))
+        padding = other.find_special("pad")
+        unread = padding if padding != other.eos_id else None
+        for token, number in sorted(theirs.items(), key=lambda item: item[1]):
+            if mine.get(token) != number and number != unread:
+                return f"{token!r} is token {number} here and {mine.get(token, 'none')} there"
+        more = [t for t in self._backend.get_vocab(with_added_tokens=False) if t not in theirs]
+        if more:
+            return f"{min(more)!r} is a token there and none here"
+        if _merges(self._backend) != _merges(other._backend):
+            return "other pieces are merged there"
+        if (self.eos_id, self.prefix_ids) != (other.eos_id, other.prefix_ids):
+            return (
+                f"a text has {other.prefix_ids} before it and {other.eos_id} behind it here, and {self.prefix_ids} and "
+                f"{self.eos_id} there"
+            )
+        return None
+
     @cached_property
     def prefix_ids(self) -> list[int]:
         """What this tokenizer, called as a model's users call it, puts before a text: LLaMA's `<s>`, often nothing."""
@@ -266,6 +290,12 @@ class Tokenizer:
             _write(path.with_name(TEMPLATE_FILE), self.chat_template)
         _write(path, self._backend.to_str(pretty=True))
         return path
+
+
+def _merges(backend: hf.Tokenizer) -> object:
+    """How pieces become tokens: the merges of BPE, the scores of Unigram, nothing for others."""
+    model = json.loads(backend.to_str())["model"]
+    return model.get("merges") or (model.get("vocab") if model.get("type") == "Unigram" else None)
 
 
 def _usual_names(role: str) -> tuple[str, ...]:

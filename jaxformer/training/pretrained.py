@@ -88,15 +88,19 @@ def earlier_params(
     return read_hub(source, model, labels)
 
 
-def check_run(folder: Path) -> None:
+def check_run(folder: Path, what: str = "model.pretrained") -> None:
     """Refuses a folder that no run was trained in.
+
+    Args:
+        folder: named by the user.
+        what: it was named as.
 
     Raises:
         UserError: naming what is missing.
     """
     for name in (CONFIG_FILE, TOKENIZER_FILE, CHECKPOINTS):
         if not (folder / name).exists():
-            raise UserError(f"model.pretrained is {folder}, which has no {name}; expected the output_dir of a run")
+            raise UserError(f"{what} is {folder}, which has no {name}; expected the output_dir of a run")
 
 
 def read_params(folder: Path) -> dict[str, np.ndarray]:

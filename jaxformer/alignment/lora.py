@@ -36,7 +36,8 @@ class LoraConfig(Schema):
         "whole path (decoder/layers/attention/*)",
     )
     also_train: list[str] = Field(
-        ["*classifier*"], description="further parameters that are trained as they are, by the same rules: new heads"
+        ["*classifier*", "*value_head*"],
+        description="further parameters that are trained as they are, by the same rules: new heads",
     )
     rslora: bool = Field(False, description="alpha / sqrt(rank) instead, which keeps large ranks alive")
     dora: bool = Field(False, description="learn the length of each output's weights apart from their direction")

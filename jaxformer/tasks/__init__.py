@@ -16,6 +16,7 @@ from jaxformer.tasks.dpo import DPO, DPOConfig
 from jaxformer.tasks.instruction import Instruction, InstructionConfig
 from jaxformer.tasks.masked_lm import MaskedLanguageModelling, MaskedLMConfig
 from jaxformer.tasks.multiple_choice import MultipleChoice, MultipleChoiceConfig
+from jaxformer.tasks.policy import GRPOConfig, Policy, PolicyConfig, PPOConfig, RLOOConfig
 from jaxformer.tasks.prefix_lm import PrefixLM, PrefixLMConfig
 from jaxformer.tasks.question_answering import QuestionAnswering, QuestionAnsweringConfig
 from jaxformer.tasks.replaced_token_detection import ReplacedTokenDetection, ReplacedTokenDetectionConfig
@@ -40,7 +41,10 @@ TaskConfig = Annotated[
     | Seq2SeqConfig
     | InstructionConfig
     | RewardConfig
-    | DPOConfig,
+    | DPOConfig
+    | PPOConfig
+    | GRPOConfig
+    | RLOOConfig,
     Field(discriminator="type"),
 ]
 TASKS: dict[str, type[TaskSchema]] = {
@@ -133,6 +137,8 @@ def build_task(config: TaskSchema, to: Bound) -> Task:
             return Reward(config, tokenizer, T)
         case DPOConfig():
             return DPO(config, tokenizer, T, to.model.architecture, start)
+        case PolicyConfig():
+            return Policy(config, tokenizer, T, to.model.architecture, start)
     supervised: dict[type[TaskSchema], Any] = {
         SequenceClassificationConfig: SequenceClassification,
         TokenClassificationConfig: TokenClassification,
@@ -155,6 +161,8 @@ __all__ = [
     "LossSums",
     "MultipleChoice",
     "MultipleChoiceConfig",
+    "Policy",
+    "PolicyConfig",
     "QuestionAnswering",
     "QuestionAnsweringConfig",
     "Report",

@@ -15,7 +15,7 @@ from jaxformer.families import model_config
 from jaxformer.models.config import TransformerConfig
 from jaxformer.parallel.mesh import ParallelConfig
 from jaxformer.schema import Schema, UserError
-from jaxformer.tasks import TASKS, CausalLMConfig, TaskConfig, check_fit, task_config
+from jaxformer.tasks import TASKS, CausalLMConfig, PolicyConfig, TaskConfig, check_fit, task_config
 from jaxformer.tokenizers import TokenizerConfig
 from jaxformer.training.optimizer import OptimizerConfig, ScheduleConfig
 from jaxformer.training.pretrained import CONFIG_FILE, TOKENIZER_FILE, check_run, hub_model_keys, is_run
@@ -132,6 +132,8 @@ class RunConfig(Schema):
                 "task.loss kto compares with a mean over the whole batch, expected training.accumulate 1 and "
                 "parallel.strategy jit"
             )
+        if isinstance(self.task, PolicyConfig):
+            self._check_policy(self.task)
         if self.lora is not None and model.pretrained is None:
             raise ValueError("lora is given without model.pretrained, expected a model to freeze; give both")
         if self.lora is not None and (self.optimizer.freeze or self.optimizer.layer_decay != 1):
@@ -142,6 +144,21 @@ class RunConfig(Schema):
         if t.early_stopping is not None and t.eval_every is None:
             raise ValueError("training.early_stopping is given without training.eval_every; give both")
         return self
+
+    def _check_policy(self, task: PolicyConfig) -> None:
+        size, parts = self.training.batch_size, self.training.accumulate * task.minibatches
+        if size % task.responses_per_prompt or size % parts:
+            raise ValueError(
+                f"training.batch_size is {size} responses, expected a multiple of {task.responses_per_prompt} "
+                f"responses a prompt and of {parts} (task.minibatches times training.accumulate)"
+            )
+        if self.parallel.strategy == "pmap":
+            raise ValueError("parallel.strategy is pmap with an objective that generates, expected jit")
+        if self.model.architecture == "decoder" and task.max_new_tokens >= self.sequence_length:
+            raise ValueError(
+                f"task.max_new_tokens is {task.max_new_tokens}, expected less than training.sequence_length "
+                f"{self.sequence_length}, which holds the prompt, too"
+            )
 
 
 def _from_pretrained(keys: dict[str, Any], model: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

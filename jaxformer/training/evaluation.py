@@ -16,19 +16,20 @@ from jaxformer.schema import UserError
 from jaxformer.tasks import Report
 from jaxformer.tasks.base import TaskSchema
 from jaxformer.tasks.picture import confusion_picture
+from jaxformer.tasks.policy import Policy
 from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.pretrained import CHECKPOINTS
 from jaxformer.training.reference import fill_reference
 from jaxformer.training.run import Run
 from jaxformer.training.start import start_state
-from jaxformer.training.state import frozen_of, with_frozen
+from jaxformer.training.state import TrainState, frozen_of, with_frozen
 from jaxformer.training.step import make_eval_step
 
 PREDICTIONS, CONFUSION = "predictions.jsonl", "confusion_matrix.png"
 
 
 class Evaluator:
-    """Evaluates parameters of one run on its validation data; whatever the strategy of training, jitted over a mesh."""
+    """Evaluates states of one run on its validation data; whatever the strategy of training, jitted over a mesh."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -50,8 +51,9 @@ class Evaluator:
         for batch in evaluation_batches(rows, size, c.seed, self.run.task.features, local_rows(size, mesh)):
             yield put_batch(batch, size, mesh)
 
-    def losses(self, params: Any) -> tuple[dict[str, float], float]:
+    def losses(self, state: TrainState) -> tuple[dict[str, float], float]:
         """Means over the validation set, ``loss`` among them, and the weight they were divided by."""
+        params = self.run.evaluated(state)
         sums: dict[str, float] = {}
         weight = 0.0
         for batch in self._batches():
@@ -61,8 +63,9 @@ class Evaluator:
                 sums[name] = sums.get(name, 0.0) + float(value)
         return {name: total / (weight or 1.0) for name, total in sums.items()}, weight
 
-    def report(self, params: Any) -> Report | None:
+    def report(self, state: TrainState) -> Report | None:
         """What the objective says of its predictions; None for objectives that only have a loss."""
+        params = self.run.evaluated(state)
         task: Any = self.run.task
         if not hasattr(task, "report"):
             return None
@@ -98,9 +101,23 @@ def evaluate_checkpoint(run: Run) -> tuple[int, dict[str, float], float, Report 
     if run.adapter is not None:
         state = with_frozen(state, frozen_of(start_state(run)))
     fill_reference(run)
-    evaluator, params = Evaluator(run), run.evaluated(state)
-    values, weight = evaluator.losses(params)
-    return step, values, weight, evaluator.report(params)
+    evaluator = make_evaluator(run)
+    values, weight = evaluator.losses(state)
+    return step, values, weight, evaluator.report(state)
+
+
+def make_evaluator(run: Run, rollouts: Any = None) -> Any:
+    """What evaluates a run; where the model learns from what it writes, that is what it writes to unseen prompts.
+
+    Args:
+        run: prepared.
+        rollouts: what such a run writes with, if it is at hand.
+    """
+    if not isinstance(run.task, Policy):
+        return Evaluator(run)
+    from jaxformer.training.rollout import PolicyEvaluator, Rollouts
+
+    return PolicyEvaluator(run, Rollouts(run) if rollouts is None else rollouts)
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:

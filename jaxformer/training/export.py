@@ -12,6 +12,7 @@ from tokenizers import processors
 from jaxformer.alignment.peft_write import write_adapter
 from jaxformer.hub.save import push_to_hub, save_pretrained
 from jaxformer.hub.tokenizer import AutoTokenizer, PretrainedTokenizer
+from jaxformer.models.value import without_value
 from jaxformer.schema import UserError
 from jaxformer.tokenizers import Role, Tokenizer
 from jaxformer.training.config import RunConfig
@@ -51,8 +52,9 @@ def load_run(folder: str | Path) -> Trained:
     """
     path = Path(folder).expanduser()
     run = open_run(path)
-    params = unflatten_dict(read_params(path), sep="/")
-    return Trained(run.model, params, hub_tokenizer(run.config, run.tokenizer), _last_metrics(path), run.config)
+    # A value is the optimizer's affair and in no format: what a policy learned is its language model.
+    model, params = without_value(run.model, unflatten_dict(read_params(path), sep="/"))
+    return Trained(model, params, hub_tokenizer(run.config, run.tokenizer), _last_metrics(path), run.config)
 
 
 def hub_tokenizer(config: RunConfig, tokenizer: Tokenizer) -> PretrainedTokenizer:
@@ -115,7 +117,8 @@ def export_adapter(folder: str | Path, target: str | Path) -> str:
         raise UserError(f"{folder} trained a whole model, expected a run with lora; leave out --adapter")
     trained = read_trained(Path(folder).expanduser())
     base = run.config.model.pretrained
-    write_adapter(target, run.model, trained["factors"], run.config.lora, whole=trained.get("whole"), base=base)
+    model, whole = without_value(run.model, trained.get("whole"))
+    write_adapter(target, model, trained["factors"], run.config.lora, whole=whole, base=base)
     hub_tokenizer(run.config, run.tokenizer).save_pretrained(target)
     return str(target)
 

@@ -19,16 +19,17 @@ from jaxformer.models import Decoder
 from jaxformer.parallel.hosts import is_first
 from jaxformer.parallel.mesh import replicated
 from jaxformer.schema import UserError
-from jaxformer.tasks import Report
+from jaxformer.tasks import Policy, Report
 from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.console import Display, number
-from jaxformer.training.evaluation import Evaluator, amount, in_words, write_report
+from jaxformer.training.evaluation import amount, in_words, make_evaluator, write_report
 from jaxformer.training.flops import peak_flops
 from jaxformer.training.folder import open_folder
 from jaxformer.training.metrics import MetricsLog
 from jaxformer.training.pretrained import CHECKPOINTS
 from jaxformer.training.profile import Profile
 from jaxformer.training.reference import fill_reference
+from jaxformer.training.rollout import PolicyStep, Rollouts
 from jaxformer.training.run import Run
 from jaxformer.training.start import start_state
 from jaxformer.training.state import frozen_of, with_frozen
@@ -153,7 +154,9 @@ class Trainer:
             fill_reference(run, display)
             display.say(f"resuming at step {self.step} of {c.training.steps}")
         self.log = MetricsLog(run.folder, c.logging, self.step, c.model_dump(mode="json"))
-        self.evaluator = Evaluator(run)
+        rollouts = Rollouts(run) if isinstance(run.task, Policy) else None
+        self.device_step: Any = run.device_step if rollouts is None else PolicyStep(run, rollouts)
+        self.evaluator = make_evaluator(run, rollouts)
         # The report of the last evaluation and the step it was made at.
         self.report: tuple[int, Report | None] = (-1, None)
         self.clock = Clock()
@@ -164,7 +167,7 @@ class Trainer:
         c = self.run.config
         t, data = c.training, c.data
         batches = load(self.run.train_batches, self.step, data.num_threads, data.prefetch)
-        step, first = self.run.device_step, self.step
+        step, first = self.device_step, self.step
         try:
             while self.step < t.steps and not self.stopping:
                 before = time.perf_counter()
@@ -215,6 +218,7 @@ class Trainer:
         weight = float(metrics.weight) or 1.0
         clock.lap()
         values = {name: float(total) / weight for name, total in metrics.sums.items()}
+        values |= getattr(self.device_step, "facts", {})
         in_a_row, skipped = int(metrics.skipped_in_a_row), int(metrics.skipped)
         if in_a_row >= c.training.max_nonfinite:
             raise UserError(
@@ -240,6 +244,8 @@ class Trainer:
     def speeds(self, seconds: float) -> dict[str, float]:
         """What a step of so many seconds amounts to."""
         c, mesh = self.run.config, self.run.mesh
+        if isinstance(self.run.task, Policy):
+            return {"responses_per_second": c.training.batch_size / seconds}
         speeds = {
             "tokens_per_second": c.training.batch_size * c.sequence_length / seconds,
             "model_flops_per_second": self.run.flops_per_step / seconds,
@@ -255,8 +261,7 @@ class Trainer:
         if self.run.validation_rows is None:
             return None
         with self.clock.paused():
-            params = self.run.evaluated(self.state)
-            values, weight = self.evaluator.losses(params)
+            values, weight = self.evaluator.losses(self.state)
             task = self.run.config.task
             said = f"step {self.step}: validation loss {values['loss']:.4f} over {amount(weight, task)}"
             if self.step >= self.run.config.training.steps or not task.report_at_end:
@@ -270,7 +275,7 @@ class Trainer:
     def current_report(self) -> Report | None:
         """What the objective says of its predictions now; made once a step."""
         if self.report[0] != self.step and self.run.validation_rows is not None:
-            self.report = self.step, self.evaluator.report(self.run.evaluated(self.state))
+            self.report = self.step, self.evaluator.report(self.state)
         return self.report[1]
 
     def save(self, loss: float | None) -> None:
@@ -335,6 +340,10 @@ def train(run: Run, display: Display) -> Result:
 
 def _summary(record: dict[str, Any]) -> str:
     parts = [f"loss {record['loss']:.4f}"]
+    if "score" in record:
+        parts = [f"score {record['score']:.3f}", f"KL {record['kl']:.2f}", f"length {record['length']:.0f}"]
+        if "responses_per_second" in record:
+            parts.append(f"{number(record['responses_per_second'])} responses/s")
     if "tokens_per_second" in record:
         parts.append(f"{number(record['tokens_per_second'])} tokens/s")
         # Loading runs ahead in threads; a share worth naming means the devices wait for data.

@@ -26,6 +26,7 @@ from jaxformer.schema import UserError
 from jaxformer.tasks import Bound, Task, build_task
 from jaxformer.tasks.dialogue import choose_template
 from jaxformer.tasks.metrics import check_installed
+from jaxformer.tasks.policy import Policy
 from jaxformer.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
 from jaxformer.training.adapter import Adapter
 from jaxformer.training.config import RunConfig, dump_config
@@ -106,8 +107,9 @@ class Run:
 
     @cached_property
     def optimizer(self) -> optax.GradientTransformation:
-        """The optimizer."""
-        return build_optimizer(self.config.optimizer, self.schedule)
+        """The optimizer; all updates of a step have the same learning rate."""
+        schedule, updates = self.schedule, getattr(self.config.task, "updates", 1)
+        return build_optimizer(self.config.optimizer, schedule if updates == 1 else lambda n: schedule(n // updates))
 
     @cached_property
     def adapter(self) -> Adapter | None:
@@ -119,7 +121,12 @@ class Run:
     def abstract(self) -> TrainState:
         """The state's shapes and shardings."""
         ema = self.config.training.ema_decay is not None
-        return abstract_state(self.model, self.optimizer, ema, self.mesh, self.adapter)
+        return abstract_state(self.model, self.optimizer, ema, self.mesh, self.adapter, self.carried)
+
+    @property
+    def carried(self) -> Any:
+        """What the objective hands on from step to step, as it begins; None for most."""
+        return getattr(self.task, "carried", None)
 
     @property
     def saved(self) -> TrainState:
@@ -144,8 +151,19 @@ class Run:
 
     def merged(self, state: TrainState) -> Any:
         """The same as arrays alone, factors added in, as decoding lays them out."""
-        params = state.evaluation_params
-        return params if self.adapter is None else jax.jit(self.adapter.merged)(frozen_of(state), params)
+        return self._merged(state, state.evaluation_params)
+
+    def playing(self, state: TrainState) -> Any:
+        """The parameters as they are trained, with no average of them, as arrays alone."""
+        return self._merged(state, state.params)
+
+    def _merged(self, state: TrainState, params: Any) -> Any:
+        return params if self.adapter is None else self._merge(frozen_of(state), params)
+
+    @cached_property
+    def _merge(self) -> Callable[[Any, Any], Any]:
+        assert self.adapter is not None
+        return jax.jit(self.adapter.merged)
 
     @cached_property
     def train_step(self) -> TrainStep:
@@ -166,20 +184,31 @@ class Run:
     def device_step(self) -> DeviceStep:
         """The update on the devices of the run."""
         c = self.config
-        return DeviceStep(self.train_step, self.abstract, self.mesh, c.parallel.strategy, c.training.batch_size)
+        step = self.train_step
+        if isinstance(self.task, Policy):
+            from jaxformer.training.rollout import policy_step
+
+            step = policy_step(self, step)
+        return DeviceStep(step, self.abstract, self.mesh, c.parallel.strategy, c.training.batch_size)
 
     @cached_property
     def train_batches(self) -> TrainBatches:
-        """Batch by step; the rows that this process reads."""
+        """Batch by step; the rows that this process reads. Where the model writes, its prompts."""
         c = self.config
-        keep = local_rows(c.training.batch_size, self.mesh)
         rows = self.task.rows(self.splits.train)
+        if isinstance(self.task, Policy):
+            prompts = c.training.batch_size // self.task.config.responses_per_prompt
+            return TrainBatches(rows, prompts, c.seed, self.task.features)
+        keep = local_rows(c.training.batch_size, self.mesh)
         return TrainBatches(rows, c.training.batch_size, c.seed, self.task.features, keep)
 
     @cached_property
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The arrays of a global batch, by name; where batches differ in length, those of the first."""
-        size, first = self.config.training.batch_size, self.train_batches[0]
+        size = self.config.training.batch_size
+        if isinstance(self.task, Policy):
+            return self.task.shapes(size)
+        first = self.train_batches[0]
         return {name: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype) for name, array in first.items()}
 
     @cached_property

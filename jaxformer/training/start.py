@@ -18,7 +18,7 @@ def start_state(run: Run, display: Display | None = None) -> TrainState:
         run: prepared.
         display: shows what was taken over and what is new; None: nothing is shown.
     """
-    state = init_state(run.model, run.optimizer, run.config.seed, run.abstract, run.adapter)
+    state = init_state(run.model, run.optimizer, run.config.seed, run.abstract, run.adapter, run.carried)
     source = run.config.model.pretrained
     if source is None:
         return state

@@ -14,7 +14,7 @@ from jaxformer.functional import purpose_key
 from jaxformer.parallel.mesh import parameter_shardings, replicated
 from jaxformer.training.adapter import Adapter
 
-_FIELDS = ["step", "params", "opt_state", "ema", "skipped", "skipped_in_a_row"]
+_FIELDS = ["step", "params", "opt_state", "ema", "skipped", "skipped_in_a_row", "carried"]
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=_FIELDS, meta_fields=[])
@@ -29,6 +29,7 @@ class TrainState:
         ema: exponential moving average of the parameters, or None.
         skipped: updates skipped because the loss or gradient was not finite.
         skipped_in_a_row: how many of them were the latest.
+        carried: what an objective hands on from step to step, or None.
     """
 
     step: Any
@@ -37,6 +38,7 @@ class TrainState:
     ema: Any
     skipped: Any
     skipped_in_a_row: Any
+    carried: Any = None
 
     @property
     def saved(self) -> "TrainState":
@@ -58,7 +60,7 @@ class FrozenState(TrainState):
         frozen: the parameters that are not trained; they are in no checkpoint.
     """
 
-    frozen: Any
+    frozen: Any = None
 
     @property
     def saved(self) -> TrainState:
@@ -98,6 +100,7 @@ def new_state(
     ema: bool,
     seed: jax.Array,
     adapter: Adapter | None = None,
+    carried: Any = None,
 ) -> TrainState:
     """A new state from a seed, to be jitted with the shardings it shall have."""
     params = nn.unbox(model.init(purpose_key(seed, "init"), init_inputs(model))["params"])
@@ -107,7 +110,8 @@ def new_state(
     zero = jnp.zeros((), jnp.int32)
     # A copy, since the state's buffers are donated and no buffer can be donated twice.
     average = jax.tree.map(jnp.copy, params) if ema else None
-    return with_frozen(TrainState(zero, params, optimizer.init(params), average, zero, zero), frozen)
+    handed_on = jax.tree.map(jnp.asarray, carried)
+    return with_frozen(TrainState(zero, params, optimizer.init(params), average, zero, zero, handed_on), frozen)
 
 
 def abstract_state(
@@ -116,6 +120,7 @@ def abstract_state(
     ema: bool,
     mesh: Mesh,
     adapter: Adapter | None = None,
+    carried: Any = None,
 ) -> TrainState:
     """The state as ``ShapeDtypeStruct`` with shardings: what is initialised, restored and compiled for.
 
@@ -124,11 +129,12 @@ def abstract_state(
     frozen, boxed = (None, abstract_params(model)) if adapter is None else adapter.boxed_parts()
     shardings = parameter_shardings(boxed, mesh)
     frozen_shardings = None if frozen is None else parameter_shardings(frozen, mesh)
-    shapes = jax.eval_shape(lambda seed: new_state(model, optimizer, ema, seed, adapter), jnp.uint32(0))
+    shapes = jax.eval_shape(lambda seed: new_state(model, optimizer, ema, seed, adapter, carried), jnp.uint32(0))
 
     opt_shardings = _statistics_shardings(shapes.opt_state, nn.unbox(boxed), shardings, mesh)
     one = replicated(mesh)
-    tree = TrainState(one, shardings, opt_shardings, shardings if ema else None, one, one)
+    handed_on = jax.tree.map(lambda _: one, carried)
+    tree = TrainState(one, shardings, opt_shardings, shardings if ema else None, one, one, handed_on)
     tree = with_frozen(tree, frozen_shardings)
     return jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, tree)
 
@@ -163,9 +169,10 @@ def init_state(
     seed: int,
     abstract: TrainState,
     adapter: Adapter | None = None,
+    carried: Any = None,
 ) -> TrainState:
     """A new state, each leaf made where it belongs: no array is ever whole on one device."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    new = partial(new_state, model, optimizer, abstract.ema is not None, adapter=adapter)
+    new = partial(new_state, model, optimizer, abstract.ema is not None, adapter=adapter, carried=carried)
     make = jax.jit(new, out_shardings=shardings)
     return make(jnp.uint32(seed))

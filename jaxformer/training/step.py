@@ -143,7 +143,7 @@ def make_train_step(
         skipped = state.skipped + ~finite
         in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
         metrics = StepMetrics(sums.metrics, sums.weight, norm, in_a_row, skipped)
-        new = TrainState(state.step + 1, params, opt_state, ema, skipped, in_a_row)
+        new = TrainState(state.step + 1, params, opt_state, ema, skipped, in_a_row, state.carried)
         return with_frozen(new, frozen_of(state)), metrics
 
     return step

@@ -1,0 +1,309 @@
+"""Learning from texts that the model writes: a step is responses, their scores, and the updates they are good for."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxformer import functional as F
+from jaxformer.data.loader import evaluation_batches
+from jaxformer.generation import compile_options, parse_options, search
+from jaxformer.generation.prompt import align
+from jaxformer.models.partition import on_mesh
+from jaxformer.parallel.batch import put_batch
+from jaxformer.parallel.mesh import RULES, replicated
+from jaxformer.schema import UserError
+from jaxformer.tasks import Batch, Report
+from jaxformer.tasks.policy import ROW, Policy, PolicyConfig, Response
+from jaxformer.training.adapter import WHOLE
+from jaxformer.training.rewards import Sample, open_reward
+from jaxformer.training.run import Run
+from jaxformer.training.start import start_state
+from jaxformer.training.state import TrainState, frozen_of, with_frozen
+from jaxformer.training.step import StepMetrics, TrainStep
+
+# Numbers that keep the draws of training and evaluation apart.
+_TRAINING, _EVALUATION = 11, 12
+Scorer = Callable[[Sequence[Sample]], np.ndarray]
+
+
+class Written(NamedTuple):
+    """Responses, and what was said of them.
+
+    Attributes:
+        batch: for the step, arrays of NumPy.
+        samples: the responses as text, with their records.
+        scores: ``[R]`` as the reward gave them, before any penalty.
+        lengths: ``[R]``, tokens.
+    """
+
+    batch: Batch
+    samples: list[Sample]
+    scores: np.ndarray
+    lengths: np.ndarray
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """Means over the responses."""
+        ended = np.array([sample.ended for sample in self.samples])
+        return {
+            "score": float(self.scores.mean()),
+            "score_deviation": float(self.scores.std()),
+            "length": float(self.lengths.mean()),
+            "truncated": float(1 - ended.mean()),
+        }
+
+
+class Reference:
+    """The model that the run starts from; with factors it is what they are beside, and no second copy."""
+
+    def __init__(self, run: Run) -> None:
+        """Reads it once more: a resumed run has another model in its state."""
+        self._adapter = run.adapter
+        start = start_state(run)
+        self._kept = start.params if run.adapter is None else start.params[WHOLE]
+
+    def params(self, state: TrainState) -> Any:
+        """Whole."""
+        if self._adapter is None:
+            return self._kept
+        return self._adapter.joined(frozen_of(state), {WHOLE: self._kept})
+
+
+class Rollouts:
+    """Writes responses to prompts with the parameters of the moment and has them scored.
+
+    What is drawn for a prompt is a function of the seed, the step and the response's number.
+    """
+
+    def __init__(self, run: Run) -> None:
+        """Opens the reward and the reference.
+
+        Raises:
+            UserError: if the reward cannot be opened, or does not go with the tokenizer; or if there are several
+                processes.
+        """
+        c = run.config
+        assert isinstance(run.task, Policy)
+        if jax.process_count() > 1:
+            raise UserError(
+                f"task.type {c.task.type} with {jax.process_count()} processes, expected one: its responses are "
+                "written and scored by one process, on all of its devices"
+            )
+        self.run, self.task, self.reference = run, run.task, Reference(run)
+        self.score: Scorer = open_reward(run.task.config.reward, run.tokenizer, c.sequence_length)
+        options: dict[str, Any] = {"do_sample": True, "temperature": run.task.config.temperature}
+        chosen = parse_options({**options, "eos_token_id": (run.task.end_id,)})
+        self._rules, self._numbers = compile_options(chosen, c.model)
+
+    @cached_property
+    def _write(self) -> Any:
+        """Compiled for each length of the prompts, which are powers of two."""
+        task, model = self.task, self.run.model
+        start = self.task.tokenizer.special_id(self.task.start) if self.task.two_sided else 0
+
+        def write(params: Any, ids: jax.Array, real: jax.Array, seeds: jax.Array) -> tuple[jax.Array, jax.Array]:
+            written = search(
+                model,
+                params,
+                ids,
+                real,
+                rules=self._rules,
+                numbers=self._numbers,
+                max_new_tokens=task.config.max_new_tokens,
+                seeds=seeds,
+                start_ids=jnp.full(len(ids), start) if task.two_sided else None,
+            )
+            return written.tokens, written.log_probs
+
+        return jax.jit(on_mesh(write, self.run.mesh, RULES), out_shardings=replicated(self.run.mesh))
+
+    @cached_property
+    def log_probs(self) -> Any:
+        """Jitted: of the responses' tokens under some parameters."""
+        task, model = self.task, self.run.model
+        return jax.jit(
+            on_mesh(lambda params, batch: task.log_probs_and_values(model, params, batch)[0], self.run.mesh, RULES),
+            out_shardings=replicated(self.run.mesh),
+        )
+
+    def responses(self, params: Any, prompts: Sequence[Sequence[int]], seeds: np.ndarray) -> list[Response]:
+        """One to each prompt, drawn by ``seeds [R, 2]``."""
+        ids = np.zeros((len(prompts), max(map(len, prompts))), np.int32)
+        real = np.zeros(ids.shape, bool)
+        for row, prompt in enumerate(prompts):
+            ids[row, : len(prompt)], real[row, : len(prompt)] = prompt, True
+        aligned = align(ids, real, None)
+        arrays = {"ids": aligned.ids, "real": aligned.real, "seeds": seeds.astype(np.int32)}
+        placed = put_batch(arrays, len(prompts), self.run.mesh)
+        tokens, log_probs = map(np.asarray, self._write(params, placed["ids"], placed["real"], placed["seeds"]))
+        found = []
+        for prompt, row, each in zip(prompts, tokens, log_probs, strict=True):
+            ends = np.flatnonzero(row == self.task.end_id)
+            length = int(ends[0]) + 1 if len(ends) else len(row)
+            found.append(Response(list(prompt), row[:length].tolist(), each[:length], bool(len(ends))))
+        return found
+
+    def written(
+        self, params: Any, state: TrainState, prompts: Batch, records: Sequence[Mapping[str, Any]], key: Sequence[int]
+    ) -> Written:
+        """Responses to a batch of prompts, scored, with their log-probabilities under the reference.
+
+        Args:
+            params: of the policy, whole.
+            state: of the run, for the reference.
+            prompts: rows of the task, ``input_ids``, ``attention_mask`` and the numbers of their records.
+            records: of the split.
+            key: numbers that all draws depend on.
+        """
+        c = self.task.config
+        copies = c.responses_per_prompt if key[0] == _TRAINING else 1
+        rows = [int(row) for row in prompts[ROW] for _ in range(copies)]
+        # What the last batch of an evaluation lacks is filled up with prompts of one token.
+        texts = [
+            ids[mask > 0].tolist() or [self.task.end_id]
+            for ids, mask in zip(prompts["input_ids"], prompts["attention_mask"], strict=True)
+        ]
+        texts = [text for text in texts for _ in range(copies)]
+        first = int(np.random.SeedSequence(key).generate_state(1)[0]) >> 1
+        seeds = np.stack([np.full(len(texts), first), np.arange(len(texts))], axis=1)
+        responses = self.responses(params, texts, seeds)
+        samples = [
+            self._sample(response, records[row]) for response, row in zip(responses, rows, strict=True) if row >= 0
+        ]
+        scores = self.score(samples)
+        shaped = np.zeros(len(responses), np.float32)
+        shaped[: len(samples)] = scores
+        shaped -= c.missing_eos_penalty * np.array([not response.ended for response in responses], np.float32)
+        batch = self.task.batch(responses)
+        batch = {**batch, "scores": shaped}
+        placed = put_batch(batch, len(responses), self.run.mesh)
+        batch["reference_log_probs"] = np.asarray(self.log_probs(self.reference.params(state), placed))
+        lengths = np.array([len(response.tokens) for response in responses[: len(samples)]])
+        return Written(batch, samples, scores, lengths)
+
+    def _sample(self, response: Response, record: Mapping[str, Any]) -> Sample:
+        decode = self.run.tokenizer.decode
+        # As one text with the response, an encoder's input has no end of its own.
+        prompt = response.prompt[:-1] if self.task.two_sided else response.prompt
+        return Sample(record, prompt, response.tokens, response.ended, decode(prompt), decode(response.tokens))
+
+
+def policy_step(run: Run, update: TrainStep) -> TrainStep:
+    """All updates of a step as one pure function of the state and the responses: epochs of mini-batches.
+
+    Args:
+        run: prepared.
+        update: the train step, on a mini-batch.
+    """
+    task, model = run.task, run.model
+    assert isinstance(task, Policy)
+    c: PolicyConfig = task.config
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        params, frozen = state.params, frozen_of(state)
+        if run.adapter is not None:
+            params = run.adapter.assemble(frozen, params)
+        columns, facts, carried = task.experience(model, params, batch, state.carried)
+        batch = {**batch, **columns}
+        size = len(batch["scores"])
+        key = F.purpose_key(run.config.seed, "minibatches", state.step)
+        orders = [jax.random.permutation(jax.random.fold_in(key, epoch), size) for epoch in range(c.epochs)]
+        parts = jnp.stack(orders).reshape(c.updates, size // c.minibatches)
+
+        def learn(trained: TrainState, rows: jax.Array) -> tuple[TrainState, tuple[StepMetrics, dict[str, jax.Array]]]:
+            part = {name: array[rows] for name, array in batch.items()}
+            trained, metrics = update(with_frozen(trained, frozen), part)
+            weight = jnp.where(metrics.weight > 0, metrics.weight, 1.0)
+            return trained.saved, (metrics, {name: total / weight for name, total in metrics.sums.items()})
+
+        trained, (metrics, means) = jax.lax.scan(learn, state.saved, parts)
+        last = jax.tree.map(lambda array: array[-1], metrics)
+        values = {name: jnp.mean(array) for name, array in means.items()} | facts
+        # The record divides sums by the weight; these are means already.
+        sums = {name: value * size for name, value in values.items()}
+        norm = jnp.mean(metrics.gradient_norm)
+        new = dataclasses.replace(trained, step=state.step + 1, carried=carried)
+        done = last._replace(sums=sums, weight=jnp.float32(size), gradient_norm=norm)
+        return with_frozen(new, frozen), done
+
+    return step
+
+
+class PolicyStep:
+    """What the loop calls for a step, like ``DeviceStep``: prompts in, a policy that has learned out."""
+
+    def __init__(self, run: Run, rollouts: Rollouts) -> None:
+        """Wraps the program of the updates.
+
+        Attributes:
+            facts: means over the latest responses, beside what the program measures.
+        """
+        self.run, self.program, self.rollouts = run, run.device_step, rollouts
+        self.facts: dict[str, float] = {}
+
+    def put(self, batch: Mapping[str, np.ndarray]) -> Any:
+        """The prompts stay where they are."""
+        return batch
+
+    def __call__(self, state: TrainState, batch: Batch, request: int = 0) -> tuple[TrainState, Any, Any]:
+        """New state, metrics, and ``request`` as it came; arguments as ``DeviceStep``'s."""
+        key = (_TRAINING, self.run.config.seed, int(state.step))
+        task = self.rollouts.task
+        records = task.kept[id(self.run.splits.train)]
+        written = self.rollouts.written(self.run.playing(state), state, batch, records, key)
+        self.facts = written.facts
+        return self.program(state, self.program.put(written.batch), request)
+
+
+class PolicyEvaluator:
+    """Responses to all prompts of the validation data, in place of a loss."""
+
+    def __init__(self, run: Run, rollouts: Rollouts) -> None:
+        """Draws nothing yet."""
+        self.run, self.rollouts = run, rollouts
+
+    def report(self, state: TrainState) -> Report:
+        """Mean score, KL to the model that the run starts from (nats a response), and every response.
+
+        The draws are the same in every evaluation.
+        """
+        run, task = self.run, self.rollouts.task
+        params = run.merged(state)
+        c, rows, records = run.config, run.validation_rows, task.kept[id(run.splits.validation)]
+        assert rows is not None
+        size = c.training.eval_batch_size or c.training.batch_size
+        predictions, lengths, kl = [], [], []
+        for number, batch in enumerate(evaluation_batches(rows, size, c.seed, task.features)):
+            written = self.rollouts.written(params, state, batch, records, (_EVALUATION, c.seed, number))
+            count = len(written.samples)
+            placed = put_batch(written.batch, size, run.mesh)
+            now = np.asarray(self.rollouts.log_probs(params, placed))
+            gaps = (now - written.batch["reference_log_probs"]).sum(axis=1, where=written.batch["labels"] != F.IGNORE)
+            for sample, score, gap in zip(written.samples, written.scores, gaps, strict=False):
+                where = getattr(sample.record, "where", "")
+                predictions.append(
+                    {"where": where, "prompt": sample.prompt_text, "response": sample.text, "score": float(score)}
+                    | {"ended": sample.ended, "kl": float(gap)}
+                )
+            lengths += written.lengths.tolist()
+            kl += gaps[:count].tolist()
+        scores = np.array([prediction["score"] for prediction in predictions])
+        error = 1.96 * scores.std(ddof=1) / len(scores) ** 0.5 if len(scores) > 1 else float("nan")
+        metrics = {
+            "score": float(scores.mean()),
+            "score_error": float(error),
+            "kl": float(np.mean(kl)),
+            "length": float(np.mean(lengths)),
+            "truncated": float(np.mean([not prediction["ended"] for prediction in predictions])),
+        }
+        return Report(metrics, predictions, notes={"score_error": "half a 95 % interval", "kl": "nats a response"})
+
+    def losses(self, state: TrainState) -> tuple[dict[str, float], float]:
+        """The score with its sign turned, so that the lowest is the best, and the number of prompts."""
+        report = self.report(state)
+        return {"loss": -report.metrics["score"], **report.metrics}, float(len(report.predictions))

@@ -1,4 +1,6 @@
-"""The command line: ``python train.py`` and ``jaxformer train``, ``export``, ``data``, ``predict`` and ``demo``."""
+"""The command line: ``python train.py`` and ``jaxformer train``, ``export``, ``generate``,
+``predict``, ``best-of-n``, ``data`` and ``demo``.
+"""
 
 import argparse
 import errno
@@ -280,6 +282,16 @@ def predict_command(arguments: Sequence[str], program: str = "jaxformer predict"
     return guarded(lambda: run(options), options.debug)
 
 
+def best_of_n_command(arguments: Sequence[str], program: str = "jaxformer best-of-n") -> int:
+    """Keeps the best of several texts for each prompt of a file and returns the exit code."""
+    from jaxformer.pipelines.best_of_n_command import add_arguments, run
+
+    parser = _Parser(prog=program, description="Draw texts for each prompt and keep the one with the highest score.")
+    add_arguments(parser)
+    options = parser.parse_intermixed_args(list(arguments))
+    return guarded(lambda: run(options), options.debug)
+
+
 def generate_command(arguments: Sequence[str], program: str = "jaxformer generate") -> int:
     """Writes on from prompts and returns the exit code."""
     from jaxformer.pipelines.generate_command import add_arguments, run
@@ -331,6 +343,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
     "export": export_command,
     "generate": generate_command,
     "predict": predict_command,
+    "best-of-n": best_of_n_command,
     "data": data_command,
     "demo": demo_command,
 }

@@ -1,166 +1,26 @@
 """A file of any size through a pipeline: a line out for each line in, in constant memory, resumed after a crash."""
 
-import contextlib
-import hashlib
-import json
-import os
-import signal
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from filelock import FileLock, Timeout
+from typing import Any
 
 from jaxformer.hub.repository import model_files
-from jaxformer.pipelines.base import NoColumnError, Pipeline
+from jaxformer.pipelines.base import Pipeline
 from jaxformer.pipelines.lines import Line, check_file, read_lines
+from jaxformer.pipelines.resumable import Done, describe_file, record_line, write_lines
 from jaxformer.schema import UserError
-
-# Bytes at the start of the input by which it is known again: it may have grown since.
-HEAD = 1 << 16
-ERROR = b'{"error": '
-
-
-class Written(NamedTuple):
-    """What an output file holds: whole lines, and how many of them are errors."""
-
-    lines: int
-    errors: int
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a prediction ended.
-
-    Attributes:
-        lines: of the output, with those of earlier runs.
-        errors: how many of them are errors.
-        earlier: lines that were there already.
-        stopped_by: the signal that stopped it, None at the end of the input.
-    """
-
-    lines: int
-    errors: int
-    earlier: int
-    stopped_by: str | None = None
-
-
-def about_path(out: Path) -> Path:
-    """The file beside an output that says what it belongs to."""
-    return out.with_name(f"{out.name}.about.json")
 
 
 def describe(pipe: Pipeline, file: Path, column: str) -> dict[str, Any]:
     """What an output belongs to: the input, the model and the options."""
-    with file.open("rb") as stream:
-        head = stream.read(HEAD)
     return {
         "task": pipe.task,
         "model": pipe.name,
         "model_files": model_files(pipe.name),
         "options": dict(sorted(pipe.given.items())),
         "text_column": column,
-        "file": str(file.absolute()),
-        "begins_with": {"bytes": len(head), "sha256": hashlib.sha256(head).hexdigest()},
+        **describe_file(file),
     }
-
-
-def check_same(out: Path, before: Mapping[str, Any], now: Mapping[str, Any], file: Path) -> None:
-    """Refuses to go on with an output that belongs to something else.
-
-    Raises:
-        UserError: naming what differs.
-    """
-    changed = [key for key in now if key != "begins_with" and before.get(key) != now[key]]
-    size = before.get("begins_with", {}).get("bytes", 0)
-    with file.open("rb") as stream:
-        head = stream.read(size)
-    if before.get("begins_with", {}).get("sha256") != hashlib.sha256(head).hexdigest():
-        changed.append("the first lines of the file")
-    if changed:
-        shown = ", ".join(
-            f"{key} {before.get(key)!r} -> {now[key]!r}" if key in now and key != "model_files" else key
-            for key in changed
-        )
-        raise UserError(
-            f"{out} was begun with other settings: {shown}; expected the same to go on with it: undo the change, or "
-            "choose another --out"
-        )
-
-
-def cut_to_lines(out: Path) -> Written:
-    """Counts the whole lines of an output and cuts off what a crash left half-written."""
-    lines = errors = whole = 0
-    with out.open("r+b") as stream:
-        for line in stream:
-            if not line.endswith(b"\n"):
-                break
-            lines, errors, whole = lines + 1, errors + line.startswith(ERROR), whole + len(line)
-        stream.truncate(whole)
-    return Written(lines, errors)
-
-
-def begin(out: Path, about: Mapping[str, Any], file: Path) -> Written:
-    """Makes the output, or finds how far it has got.
-
-    Raises:
-        UserError: it belongs to something else.
-    """
-    beside = about_path(out)
-    if out.exists() and out.stat().st_size and not beside.exists():
-        raise UserError(f"{out} exists and was not begun by this command; choose another --out, or remove it")
-    if out.exists() and beside.exists():
-        try:
-            before = json.loads(beside.read_text(encoding="utf-8"))
-        except ValueError:
-            raise UserError(f"{beside} is damaged; remove it and {out} to begin anew") from None
-        check_same(out, before, json.loads(json.dumps(about)), file)
-        return cut_to_lines(out)
-    partial = beside.with_name(f"{beside.name}.partial")
-    partial.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    partial.replace(beside)
-    out.touch()
-    return Written(0, 0)
-
-
-@contextlib.contextmanager
-def taken(out: Path) -> Iterator[None]:
-    """Keeps other processes from writing the same output.
-
-    Raises:
-        UserError: one does, or it cannot be written.
-    """
-    lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise UserError(f"{out} is being written by another process; stop it or choose another --out") from None
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}; choose another --out") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextlib.contextmanager
-def until_stopped() -> Iterator[list[str]]:
-    """The names of the signals that asked to stop; a second Ctrl-C stops at once."""
-    asked: list[str] = []
-
-    def note(number: int, frame: Any) -> None:
-        if asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.append(signal.Signals(number).name)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def predict(
@@ -185,39 +45,16 @@ def predict(
         UserError: the input cannot be read, the output belongs to another input, model or options, or none of the first
             lines has the column.
     """
-    check_file(file)
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"the folder of {out} does not exist; make it, or choose another --out")
-    if out.exists() and out.samefile(file):
-        raise UserError(f"--file and --out are both {file}, expected two files")
-    with taken(out), until_stopped() as asked:
-        earlier = begin(out, describe(pipe, file, column), file)
-        lines, errors, size = earlier.lines, earlier.errors, 0
-        source = read_lines(file, column, lambda record: pipe.from_record(record, column))
-        skipped = 0
-        for line in islice(source, earlier.lines):
-            skipped, size = skipped + 1, size + line.size
-        if skipped < earlier.lines:
-            raise UserError(f"{out} has {earlier.lines:,} lines and {file} only {skipped:,}; choose another --out")
-        with out.open("ab") as stream:
-            while not asked and (window := list(islice(source, pipe.window_size))):
-                if not lines:
-                    _check_column(window)
-                rows = _answers(pipe, window)
-                stream.write(b"".join(rows))
-                stream.flush()
-                os.fsync(stream.fileno())
-                lines, errors = lines + len(rows), errors + sum(row.startswith(ERROR) for row in rows)
-                size += sum(line.size for line in window)
-                progress(lines, size)
-    return Done(lines, errors, earlier.lines, asked[0] if asked else None)
-
-
-def _check_column(window: list[Line]) -> None:
-    """Refuses a file of whose first lines none is good and some lack the column: that is a wrong name, no bad line."""
-    lacking = [line.item for line in window if isinstance(line.item, NoColumnError)]
-    if lacking and all(isinstance(line.item, UserError) for line in window):
-        raise lacking[0]
+    check_file(file)  # before it is described
+    return write_lines(
+        file,
+        out,
+        describe(pipe, file, column),
+        lambda: read_lines(file, column, lambda record: pipe.from_record(record, column)),
+        lambda window: _answers(pipe, window),
+        pipe.window_size,
+        progress,
+    )
 
 
 def _answers(pipe: Pipeline, window: list[Line]) -> list[bytes]:
@@ -231,7 +68,5 @@ def _answers(pipe: Pipeline, window: list[Line]) -> list[bytes]:
             result = next(results)
             failed = isinstance(result, UserError)
             record = {"error": f"line {line.number}: {result}"} if failed else pipe.record(result)
-        rows.append(
-            json.dumps(record, ensure_ascii=False, default=lambda x: x.tolist()).encode("utf-8", "replace") + b"\n"
-        )
+        rows.append(record_line(record))
     return rows

@@ -134,6 +134,8 @@ class RowReader(ColumnReader):
         for form, names in COLUMNS.items():
             if all(self._value(record, name) is not None for name in names):
                 return form
+        if isinstance(record.get("error"), str):
+            raise BadRow("it holds an error of the command that made the file")
         wanted = ", or ".join(" and ".join(map(self._name, names)) for names in COLUMNS.values())
         raise BadRow(f"a column is missing, expected {wanted}")
 

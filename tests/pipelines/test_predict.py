@@ -13,6 +13,7 @@ import pytest
 import jaxformer
 from jaxformer.cli import predict_command
 from jaxformer.pipelines import predict as P
+from jaxformer.pipelines.resumable import Done, about_path, taken
 from jaxformer.schema import UserError
 from tests.pipelines import tiny
 from tests.pipelines.cases import TEXTS, compare
@@ -51,7 +52,7 @@ def records(path):
 
 def test_a_line_for_each_line(pipe, file, tmp_path):
     done = P.predict(pipe, file, tmp_path / "out.jsonl")
-    assert done == P.Done(200, len(BAD), 0)
+    assert done == Done(200, len(BAD), 0)
     found = records(tmp_path / "out.jsonl")
     good = [number for number in range(200) if number not in range(40, 180, 20)]
     compare([found[number] for number in good], pipe([text_of(number) for number in good]), 1e-5)
@@ -70,7 +71,7 @@ def test_a_crash_leaves_a_beginning_that_is_gone_on_with(pipe, file, tmp_path, m
         if next(calls, "power") == "power":
             raise SystemError("power failure")
 
-    monkeypatch.setattr(P.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(SystemError):
         P.predict(pipe, file, out)
     monkeypatch.undo()
@@ -79,9 +80,9 @@ def test_a_crash_leaves_a_beginning_that_is_gone_on_with(pipe, file, tmp_path, m
     assert 128 < out.read_bytes().count(b"\n") < 200 and not out.read_bytes().endswith(b"\n")
     begun = out.read_bytes().count(b"\n")
     done = P.predict(pipe, file, out)
-    assert done == P.Done(200, len(BAD), begun)
+    assert done == Done(200, len(BAD), begun)
     compare(records(out), records(whole), 1e-5)
-    assert P.predict(pipe, file, out) == P.Done(200, len(BAD), 200), "nothing is left to do"
+    assert P.predict(pipe, file, out) == Done(200, len(BAD), 200), "nothing is left to do"
     assert records(out) == records(out)
 
 
@@ -106,11 +107,11 @@ def test_another_input_model_or_option_is_refused(pipe, model, file, tmp_path):
     os.utime(model / "model.safetensors", (1, 1))
     with pytest.raises(UserError, match="begun with other settings: model_files; expected the same"):
         P.predict(pipe, file, out)
-    P.about_path(out).unlink()
+    about_path(out).unlink()
     with pytest.raises(UserError, match="exists and was not begun by this command"):
         P.predict(pipe, file, out)
     assert out.read_bytes() == content
-    with P.taken(out), pytest.raises(UserError, match="is being written by another process"):
+    with taken(out), pytest.raises(UserError, match="is being written by another process"):
         P.predict(pipe, file, out)
 
 

@@ -263,7 +263,8 @@ class Trainer:
         with self.clock.paused():
             values, weight = self.evaluator.losses(self.state)
             task = self.run.config.task
-            said = f"step {self.step}: validation loss {values['loss']:.4f} over {amount(weight, task)}"
+            loss = "validation" if isinstance(self.run.task, Policy) else f"validation loss {values['loss']:.4f}"
+            said = f"step {self.step}: {loss} over {amount(weight, task)}"
             if self.step >= self.run.config.training.steps or not task.report_at_end:
                 report = self.current_report()
                 values |= {} if report is None else report.metrics

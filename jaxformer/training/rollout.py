@@ -301,7 +301,7 @@ class PolicyEvaluator:
             "length": float(np.mean(lengths)),
             "truncated": float(np.mean([not prediction["ended"] for prediction in predictions])),
         }
-        return Report(metrics, predictions, notes={"score_error": "half a 95 % interval", "kl": "nats a response"})
+        return Report(metrics, predictions)
 
     def losses(self, state: TrainState) -> tuple[dict[str, float], float]:
         """The score with its sign turned, so that the lowest is the best, and the number of prompts."""

@@ -1,0 +1,82 @@
+"""The stages of an assistant, each killed in the middle and started again: it ends as if it had never been killed.
+
+Best-of-n, which is no run, is killed in ``tests/pipelines/test_best_of_n.py``.
+"""
+
+import json
+import time
+
+import pytest
+import yaml
+
+from tests.processes import end, records, start_one
+from tests.training.helpers import tiny_keys
+
+pytestmark = pytest.mark.slow
+
+WORDS = ("cat", "dog", "mat", "hat", "bat", "rat", "cap", "map")
+REWARD = "def short(prompts, completions, **columns):\n    return [-float(len(text)) for text in completions]\n"
+# A stage, the one it starts from, and its keys.
+STAGES = {
+    "base": (None, {}),
+    "sft": ("base", {"task": {"type": "instruction", "packed": False}}),
+    "reward": ("sft", {"task": {"type": "reward"}}),
+    "dpo": ("sft", {"task": {"type": "dpo"}}),
+    "ppo": ("sft", {"task": {"type": "ppo", "reward": "{folder}/reward", "max_new_tokens": 8, "kl_target": 1.0}}),
+    "grpo": (
+        "sft",
+        {
+            "task": {"type": "grpo", "reward": "{folder}/short.py:short", "max_new_tokens": 8, "group_size": 4},
+            "lora": {"rank": 2},
+        },
+    ),
+}
+STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chain")
+    rows = [
+        {"prompt": f"{a} {b}?", "completion": " yes", "chosen": " yes", "rejected": " no"} for a in WORDS for b in WORDS
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "short.py").write_text(REWARD, encoding="utf-8")
+    for name in STAGES:
+        code, _, errors = end([start_one(1, "--config", config_of(folder, name, name))])[0]
+        assert code == 0, errors
+    return folder
+
+
+def config_of(folder, name, output):
+    """The stage's configuration as a file."""
+    start, more = STAGES[name]
+    keys = tiny_keys(folder, steps=STEPS, save_every=2) | json.loads(json.dumps(more).replace("{folder}", str(folder)))
+    if start is not None:
+        keys["model"] = {"pretrained": str(folder / start)}
+        keys["data"] = {**keys["data"], "path": str(folder / "rows.jsonl")}
+        keys.pop("tokenizer")
+    path = folder / f"{output}.yaml"
+    path.write_text(yaml.safe_dump({**keys, "output_dir": str(folder / output)}), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_killed_stage_ends_as_if_it_had_not_been(folder, name):
+    config = config_of(folder, name, f"{name}_killed")
+    killed = folder / f"{name}_killed"
+    process = start_one(1, "--config", config)
+    deadline = time.monotonic() + 200
+    while len(records(killed)) < 5:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert len(records(killed)) < STEPS
+    code, out, errors = end([start_one(1, "--config", config)])[0]
+    assert code == 0 and "resuming at step" in out, out + errors
+    drawn = ("loss", "score", "kl", "kl_coefficient", "length", "pair_accuracy", "gradient_norm")
+    for split in ("train", "eval"):
+        whole, again = records(folder / name, split), records(killed, split)
+        assert [r["step"] for r in whole] == [r["step"] for r in again]
+        assert [[r.get(key) for key in drawn] for r in whole] == [[r.get(key) for key in drawn] for r in again]

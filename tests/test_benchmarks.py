@@ -1,10 +1,18 @@
 """The benchmarks run and print their table; the peers do the same work. How fast anything is, no test asks."""
 
+import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from jaxformer.families import build_model
+from jaxformer.pipelines.open import Opened
+from tests.tasks.tiny import config_of, random_params
+from tests.training.helpers import run_training, tiny_keys
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 # Of each benchmark the implementations that its table names.
@@ -79,3 +87,82 @@ def test_generation_beside_a_peer_that_writes_the_same():
     result = write_tiny("--compare", "torch", "--kinds", "as loaded")
     assert result.returncode == 0, result.stderr
     assert "transformers, PyTorch" in result.stdout
+
+
+STAGES = ("reward", "sft")
+
+
+def records(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def assistant(tmp_path_factory):
+    """A base model, one tuned on instructions and a reward model, a few steps each."""
+    folder = tmp_path_factory.mktemp("assistant")
+    words = ("cat", "dog", "mat", "hat", "bat", "rat")
+    rows = [{"prompt": f"{a} {b}?", "chosen": " yes", "rejected": " no"} for a in words for b in words]
+    for name, lines in (
+        ("pairs", rows),
+        ("answers", [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]),
+    ):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
+    keys = tiny_keys(folder, steps=2)
+    run_training(keys)
+    data = {**keys["data"], "validation_fraction": 0.3}
+    for name, file, task, start in (
+        ("sft", "answers", {"type": "instruction"}, "run"),
+        ("reward", "pairs", {"type": "reward"}, "sft"),
+    ):
+        model = {"pretrained": str(folder / start), "dropout": 0.0}
+        run = {**keys, "model": model, "task": task, "output_dir": str(folder / name)}
+        run["training"] = {**keys["training"], "steps": 20}
+        run_training({**run, "data": {**data, "path": str(folder / f"{file}.jsonl")}})
+    return folder
+
+
+@pytest.mark.slow
+def test_stages_of_an_assistant(assistant):
+    names = [str(assistant / name) for name in ("sft", "run")]
+    command = [sys.executable, FOLDER / "assistant.py", *names, "--reference", names[0], "--markdown"]
+    command += ["--reward", str(assistant / "reward"), "--max-new-tokens", "4", "--n", "3"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    title, _, header, _, sft, base, _, pairs, losses = result.stdout.splitlines()
+    held_out = records(assistant / "reward" / "predictions.jsonl")
+    assert title.startswith(f"3 texts at temperature 1 for each of {len(held_out)} prompts held out")
+    assert header.count("|") == sft.count("|") == base.count("|") == 7
+    cells = [cell.strip() for cell in sft.strip("| ").split(" | ")]
+    assert cells[0] == names[0] and cells[3].lstrip("-") == "0.000 ± 0.000"
+    kl, half = (float(part) for part in base.split(" | ")[3].split(" ± "))
+    assert kl > half > 0
+    # Both numbers below the table are those that the runs wrote themselves.
+    reward, tuned = ([r for r in records(assistant / n / "metrics.jsonl") if r["split"] == "eval"][-1] for n in STAGES)
+    assert f"pair accuracy {reward['pair_accuracy']:.3f} on {len(held_out)} pairs held out" in pairs
+    assert f"answers held out {tuned['loss']:.4f}, of {assistant / 'run'}, which it starts from" in losses
+    wrong = [*command[:3], "--reference", str(assistant / "reward"), *command[6:]]
+    result = subprocess.run(wrong, capture_output=True, text=True)
+    assert result.returncode == 2 and "expected a decoder with a language-model head" in result.stderr
+
+
+def test_intervals_of_an_assistant(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    module = importlib.import_module("assistant")
+    # 0 and 2: mean 1, standard deviation sqrt 2, over two prompts: 1.96 sqrt 2 / sqrt 2.
+    assert module.with_interval(np.array([0.0, 2.0])) == "1.000 ± 1.960"
+    # Newcombe 1998, table I: 81 of 263 by the score method without continuity correction.
+    assert module.proportion_interval(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+
+
+def test_log_probs_of_an_assistant_are_those_of_each_token(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    module = importlib.import_module("assistant")
+    model = build_model(config_of("gpt2"))
+    params = random_params(model)
+    reference = Opened("", model, params, None)
+    prompts, texts = [[1, 2, 3], [4], [5, 6]], [[7, 8], [9, 10, 11], [12]]
+    found = module.reference_log_probs(reference, prompts, texts)
+    for value, prompt, text in zip(found, prompts, texts, strict=True):
+        logits = np.asarray(model.apply({"params": params}, np.array([prompt + text])).logits[0], np.float64)
+        each = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
+        assert value == pytest.approx(sum(each[len(prompt) - 1 + n, t] for n, t in enumerate(text)), abs=1e-4)

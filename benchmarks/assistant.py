@@ -183,7 +183,7 @@ def say_losses(folder: str) -> None:
     """The loss on answers that were held out, before and after the fine-tuning."""
     run = stored(folder)
     _, after, tokens, _ = evaluate_checkpoint(run)
-    before, _ = Evaluator(run).losses(run.evaluated(start_state(run)))
+    before, _ = Evaluator(run).losses(start_state(run))
     start = run.config.model.pretrained
     print(f"{folder}: loss on the {tokens:,.0f} tokens of answers held out {after['loss']:.4f}", end=", ")
     print(f"of {start}, which it starts from, {before['loss']:.4f}")

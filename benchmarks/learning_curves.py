@@ -1,6 +1,6 @@
 """Draws what runs that learn from rewards have learned: score and KL over the steps, a line a run.
 
-    python benchmarks/learning_curves.py runs/ppo runs/grpo --out docs/pictures/sums.png
+python benchmarks/learning_curves.py runs/ppo runs/grpo --out docs/pictures/sums.png
 """
 
 import argparse

@@ -166,3 +166,18 @@ def test_log_probs_of_an_assistant_are_those_of_each_token(monkeypatch):
         logits = np.asarray(model.apply({"params": params}, np.array([prompt + text])).logits[0], np.float64)
         each = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
         assert value == pytest.approx(sum(each[len(prompt) - 1 + n, t] for n, t in enumerate(text)), abs=1e-4)
+
+
+def test_learning_curves_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    module = importlib.import_module("learning_curves")
+    for name, sign in (("up", 1), ("down", -1)):
+        (tmp_path / name).mkdir()
+        lines = [{"step": step, "split": "train", "score": sign * step, "kl": step / 2} for step in range(1, 8)]
+        lines.append({"step": 8, "split": "eval", "score": 9.0})
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / name / "metrics.jsonl").write_text(text, encoding="utf-8")
+    assert [record["step"] for record in module.records(tmp_path / "up")] == list(range(1, 8))
+    np.testing.assert_allclose(module.smoothed([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), [1, 1.5, 2, 2.5, 3, 4])
+    module.draw([tmp_path / "up", tmp_path / "down"], tmp_path / "out.png", "a title")
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")

@@ -231,7 +231,9 @@ def check_spread(config: RunConfig, devices: tuple[jax.Device, ...] | None) -> N
         UserError: naming the nearest sizes that work.
     """
     mesh, t = make_mesh(config.parallel, devices), config.training
-    check_batch(t.batch_size, t.accumulate, mesh)
+    parts = getattr(config.task, "minibatches", 1)
+    name = "training.batch_size" if parts == 1 else "training.batch_size / task.minibatches"
+    check_batch(t.batch_size // parts, t.accumulate, mesh, name)
     check_batch(t.eval_batch_size or t.batch_size, 1, mesh, "training.eval_batch_size")
     check_length(config.sequence_length, mesh)
 

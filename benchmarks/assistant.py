@@ -156,7 +156,7 @@ def measure(
 def with_interval(values: np.ndarray) -> str:
     """The mean and half of its interval."""
     half = DEVIATIONS * np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
-    return f"{np.mean(values):.3f} ± {half:.3f}"
+    return f"{round(float(np.mean(values)), 3) + 0.0:.3f} ± {half:.3f}"  # no minus before a zero
 
 
 def proportion_interval(share: float, count: int) -> tuple[float, float]:

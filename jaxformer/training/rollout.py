@@ -23,7 +23,7 @@ from jaxformer.training.adapter import WHOLE
 from jaxformer.training.rewards import Sample, open_reward
 from jaxformer.training.run import Run
 from jaxformer.training.start import start_state
-from jaxformer.training.state import TrainState, frozen_of, with_frozen
+from jaxformer.training.state import TrainState, frozen_of, with_carried, with_frozen
 from jaxformer.training.step import StepMetrics, TrainStep
 
 # Numbers that keep the draws of training and evaluation apart.
@@ -227,7 +227,7 @@ def policy_step(run: Run, update: TrainStep) -> TrainStep:
         # The record divides sums by the weight; these are means already.
         sums = {name: value * size for name, value in values.items()}
         norm = jnp.mean(metrics.gradient_norm)
-        new = dataclasses.replace(trained, step=state.step + 1, carried=carried)
+        new = with_carried(dataclasses.replace(trained, step=state.step + 1), carried)
         done = last._replace(sums=sums, weight=jnp.float32(size), gradient_norm=norm)
         return with_frozen(new, frozen), done
 

@@ -14,7 +14,7 @@ from jaxformer.functional import purpose_key
 from jaxformer.parallel.mesh import parameter_shardings, replicated
 from jaxformer.training.adapter import Adapter
 
-_FIELDS = ["step", "params", "opt_state", "ema", "skipped", "skipped_in_a_row", "carried"]
+_FIELDS = ["step", "params", "opt_state", "ema", "skipped", "skipped_in_a_row"]
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=_FIELDS, meta_fields=[])
@@ -29,7 +29,6 @@ class TrainState:
         ema: exponential moving average of the parameters, or None.
         skipped: updates skipped because the loss or gradient was not finite.
         skipped_in_a_row: how many of them were the latest.
-        carried: what an objective hands on from step to step, or None.
     """
 
     step: Any
@@ -38,7 +37,11 @@ class TrainState:
     ema: Any
     skipped: Any
     skipped_in_a_row: Any
-    carried: Any = None
+
+    @property
+    def carried(self) -> Any:
+        """What the objective hands on from step to step: for most, nothing."""
+        return None
 
     @property
     def saved(self) -> "TrainState":
@@ -51,9 +54,21 @@ class TrainState:
         return self.params if self.ema is None else self.ema
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=[*_FIELDS, "frozen"], meta_fields=[])
+@partial(jax.tree_util.register_dataclass, data_fields=[*_FIELDS, "carried"], meta_fields=[])
 @dataclass(frozen=True)
-class FrozenState(TrainState):
+class CarryingState(TrainState):
+    """The state of a run whose objective hands something on from step to step; checkpoints of other runs lack it.
+
+    Attributes:
+        carried: what that is.
+    """
+
+    carried: Any = None
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=[*_FIELDS, "carried", "frozen"], meta_fields=[])
+@dataclass(frozen=True)
+class FrozenState(CarryingState):
     """The state of a run that trains factors beside a frozen model (LoRA).
 
     Attributes:
@@ -65,13 +80,19 @@ class FrozenState(TrainState):
     @property
     def saved(self) -> TrainState:
         """What a checkpoint holds."""
-        return TrainState(*(getattr(self, name) for name in _FIELDS))
+        return with_carried(TrainState(*(getattr(self, name) for name in _FIELDS)), self.carried)
+
+
+def with_carried(state: TrainState, carried: Any) -> TrainState:
+    """The state of a run without frozen parameters, with what its objective hands on; as it is with None."""
+    fields = {name: getattr(state, name) for name in _FIELDS}
+    return TrainState(**fields) if carried is None else CarryingState(**fields, carried=carried)
 
 
 def with_frozen(state: TrainState, frozen: Any) -> TrainState:
     """The state with what is frozen beside it; as it is without."""
     fields = {name: getattr(state, name) for name in _FIELDS}
-    return state if frozen is None else FrozenState(**fields, frozen=frozen)
+    return state if frozen is None else FrozenState(**fields, carried=state.carried, frozen=frozen)
 
 
 def frozen_of(state: TrainState) -> Any:
@@ -111,7 +132,8 @@ def new_state(
     # A copy, since the state's buffers are donated and no buffer can be donated twice.
     average = jax.tree.map(jnp.copy, params) if ema else None
     handed_on = jax.tree.map(jnp.asarray, carried)
-    return with_frozen(TrainState(zero, params, optimizer.init(params), average, zero, zero, handed_on), frozen)
+    state = TrainState(zero, params, optimizer.init(params), average, zero, zero)
+    return with_frozen(with_carried(state, handed_on), frozen)
 
 
 def abstract_state(
@@ -134,8 +156,8 @@ def abstract_state(
     opt_shardings = _statistics_shardings(shapes.opt_state, nn.unbox(boxed), shardings, mesh)
     one = replicated(mesh)
     handed_on = jax.tree.map(lambda _: one, carried)
-    tree = TrainState(one, shardings, opt_shardings, shardings if ema else None, one, one, handed_on)
-    tree = with_frozen(tree, frozen_shardings)
+    tree = TrainState(one, shardings, opt_shardings, shardings if ema else None, one, one)
+    tree = with_frozen(with_carried(tree, handed_on), frozen_shardings)
     return jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, tree)
 
 

@@ -12,7 +12,7 @@ import optax
 from jaxformer.functional import purpose_key
 from jaxformer.tasks import Batch, LossSums, Task
 from jaxformer.training.adapter import Adapter
-from jaxformer.training.state import TrainState, frozen_of, with_frozen
+from jaxformer.training.state import TrainState, frozen_of, with_carried, with_frozen
 
 
 class StepMetrics(NamedTuple):
@@ -143,7 +143,7 @@ def make_train_step(
         skipped = state.skipped + ~finite
         in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
         metrics = StepMetrics(sums.metrics, sums.weight, norm, in_a_row, skipped)
-        new = TrainState(state.step + 1, params, opt_state, ema, skipped, in_a_row, state.carried)
+        new = with_carried(TrainState(state.step + 1, params, opt_state, ema, skipped, in_a_row), state.carried)
         return with_frozen(new, frozen_of(state)), metrics
 
     return step

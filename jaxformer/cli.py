@@ -83,6 +83,7 @@ def key_help() -> str:
         default = "required" if field.default is PydanticUndefined else field.default
         if field.default_factory is not None:
             default = field.default_factory()
+            default = f"{{type: {default.type}}}" if hasattr(default, "type") else default
         shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
         lines.append(f"  {path}  ({_type_name(field.annotation)}, {shown})\n      {field.description or ''}")
     return "\n".join(lines[1:])
@@ -106,6 +107,8 @@ def _type_name(annotation: Any) -> str:
         return " or ".join(_type_name(part) for part in get_args(annotation))
     if origin is list:
         return f"list of {_type_name(get_args(annotation)[0])}"
+    if "type" in getattr(annotation, "model_fields", ()):
+        return f"{{type: {annotation.model_fields['type'].default}, ...}}"
     return getattr(annotation, "__name__", str(annotation))
 
 

@@ -40,7 +40,10 @@ ON_THE_HUB = {
 
 def load(path, folder):
     """The configuration; a run that it starts from is there as far as its sizes go."""
-    pretrained = (yaml.safe_load(path.read_text(encoding="utf-8")).get("model") or {}).get("pretrained")
+    keys = yaml.safe_load(path.read_text(encoding="utf-8"))
+    pretrained, key = (keys.get("model") or {}).get("pretrained"), "model.pretrained"
+    if pretrained is None:
+        pretrained, key = (keys.get("task") or {}).get("teacher"), "task.teacher"
     if pretrained is None:
         return load_config(path)
     if pretrained in ON_THE_HUB:
@@ -52,7 +55,7 @@ def load(path, folder):
     # It may have started from a run itself.
     (run / "config.yaml").write_text(dump_config(load(earlier, folder)), encoding="utf-8")
     (run / "tokenizer.json").touch()
-    return load_config(path, [f"model.pretrained={run}"])
+    return load_config(path, [f"{key}={run}"])
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

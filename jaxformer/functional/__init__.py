@@ -8,7 +8,7 @@ from jaxformer.functional.attention import (
     project_heads,
 )
 from jaxformer.functional.cache import KeyValue, append_key_value, empty_key_value
-from jaxformer.functional.distillation import distillation_loss
+from jaxformer.functional.distillation import DistillationSums, chunked_distillation_loss, distillation_loss
 from jaxformer.functional.dropout import dropout, example_keys
 from jaxformer.functional.feed_forward import ACTIVATIONS, feed_forward, gelu, gelu_tanh, linear, relu, silu, tanh
 from jaxformer.functional.int8 import Quantized, quantize
@@ -86,6 +86,7 @@ __all__ = [
     "IGNORE",
     "MASKED",
     "ClippedLoss",
+    "DistillationSums",
     "HeadWeights",
     "KeyValue",
     "LossSum",
@@ -107,6 +108,7 @@ __all__ = [
     "bradley_terry_loss",
     "cached_attention",
     "chunked_cross_entropy",
+    "chunked_distillation_loss",
     "chunked_token_log_probs",
     "class_weighted_cross_entropy",
     "count_penalties",

@@ -1,10 +1,14 @@
-"""Learning from another model's probabilities."""
+"""Learning from another model's probabilities, with all logits or in chunks of tokens."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxformer.functional.losses import IGNORE, LossSum
+from jaxformer.functional.chunks import Tokens, columns_of, sum_over_chunks
+from jaxformer.functional.losses import IGNORE, HeadWeights, LossSum, cross_entropy, head_logits
 
 
 def distillation_loss(
@@ -41,3 +45,93 @@ def distillation_loss(
     terms = jnp.exp(log_p) * (jnp.maximum(log_p, jnp.finfo(jnp.float32).min) - log_q)
     divergence = jnp.where(trained, jnp.sum(terms, axis=-1), 0.0)
     return LossSum(temperature**2 * jnp.sum(divergence), jnp.sum(trained, dtype=jnp.float32))
+
+
+class DistillationSums(NamedTuple):
+    """Sums over tokens; the caller divides by ``tokens`` once, over all devices and micro-batches.
+
+    Attributes:
+        total: what is minimised, ``(1 - w) divergence + w cross_entropy``.
+        divergence: ``t^2 KL(p || q)`` at temperature ``t``, nats.
+        cross_entropy: the student's negative log-likelihood of the labels, nats.
+        agreed: tokens for which student and teacher hold the same word most probable.
+        tokens: number of trained tokens.
+    """
+
+    total: Float[Array, ""]
+    divergence: Float[Array, ""]
+    cross_entropy: Float[Array, ""]
+    agreed: Float[Array, ""]
+    tokens: Float[Array, ""]
+
+
+def chunked_distillation_loss(
+    hidden: Float[Array, "B T D"],
+    head: HeadWeights,
+    teacher_hidden: Float[Array, "B T E"],
+    teacher_head: HeadWeights,
+    labels: Int[Array, "B T"],
+    *,
+    temperature: float = 1.0,
+    hard_weight: float = 0.0,
+    chunk_tokens: int = 1024,
+) -> DistillationSums:
+    """``(1 - w) distillation_loss + w cross_entropy`` of both models' ``head_logits``, a chunk of tokens at a time.
+
+    Hinton et al. 2015, section 2; Sanh et al. 2019, "DistilBERT", section 2. Differentiated as
+    ``chunked_cross_entropy`` is; the teacher gets no gradient.
+
+    Args:
+        hidden: last hidden states of the student.
+        head: its output layer.
+        teacher_hidden: last hidden states of the teacher.
+        teacher_head: its output layer. Rows beyond the student's vocabulary are left out: they stand for no token.
+        labels: -100 where nothing is trained; such tokens count nothing, whatever both models say of them.
+        temperature: ``t`` of ``distillation_loss``.
+        hard_weight: ``w`` above, share of the cross-entropy of the labels, in ``[0, 1]``.
+        chunk_tokens: tokens whose logits are in memory at once, as in ``chunked_cross_entropy``.
+
+    Raises:
+        ValueError: if an argument is out of its range, or the teacher has fewer words than the student.
+    """
+    if not 0.0 <= hard_weight <= 1.0:
+        raise ValueError(f"chunked_distillation_loss: hard_weight is {hard_weight}, expected 0 <= hard_weight <= 1")
+    columns = columns_of(hidden.shape, chunk_tokens, "chunked_distillation_loss")
+    function = _OfChunk(head.tied, teacher_head.tied, temperature, hard_weight)
+    weights, constants = (head.kernel, head.bias), (teacher_head.kernel, teacher_head.bias)
+    tokens = Tokens(labels, (teacher_hidden,))
+    return sum_over_chunks(function, columns, IGNORE, hidden, weights, tokens, constants)
+
+
+@dataclass(frozen=True)
+class _OfChunk:
+    """The loss of one chunk of tokens."""
+
+    tied: bool
+    teacher_tied: bool
+    temperature: float
+    hard_weight: float
+
+    def __call__(
+        self, hidden: Array, weights: tuple[Any, Any], tokens: Tokens, teacher_weights: tuple[Any, Any]
+    ) -> DistillationSums:
+        labels = tokens.labels
+        trained = labels != IGNORE
+
+        def logits_of(hidden: Array, head: HeadWeights) -> Array:
+            # Whatever an ignored token holds, 0 * nan must not reach the gradient of the kernel.
+            return head_logits(jnp.where(trained[..., None], hidden, 0), head)
+
+        student = logits_of(hidden, HeadWeights(*weights, self.tied))
+        teacher = logits_of(tokens.states[0], HeadWeights(*teacher_weights, self.teacher_tied))
+        size = student.shape[-1]
+        if teacher.shape[-1] < size:
+            raise ValueError(
+                f"chunked_distillation_loss: the teacher has {teacher.shape[-1]} words, expected the student's {size}"
+            )
+        teacher = jax.lax.stop_gradient(teacher[..., :size])
+        divergence, count = distillation_loss(student, teacher, labels, temperature=self.temperature)
+        nll = cross_entropy(student, labels).total
+        same = jnp.argmax(student, axis=-1) == jnp.argmax(teacher, axis=-1)
+        total = (1 - self.hard_weight) * divergence + self.hard_weight * nll
+        return DistillationSums(total, divergence, nll, jnp.sum(trained & same, dtype=jnp.float32), count)

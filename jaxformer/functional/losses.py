@@ -3,14 +3,14 @@
 The cross-entropy comes whole, and in chunks of tokens so that all logits never exist at once.
 """
 
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxformer.functional.chunks import Tokens, columns_of, sum_over_chunks
 from jaxformer.functional.packed import Packed
 from jaxformer.functional.product import matrix_product
 
@@ -117,89 +117,24 @@ def chunked_cross_entropy(
     Raises:
         ValueError: if ``chunk_tokens`` is below 1.
     """
-    if chunk_tokens < 1:
-        raise ValueError(f"chunked_cross_entropy: chunk_tokens is {chunk_tokens}, expected at least 1")
-    B, T, _ = hidden.shape
-    columns = min(T, -(-chunk_tokens // B))
-    # As even as possible, so that little of the last chunk is padding.
-    chunks = -(-T // columns)
-    columns = -(-T // chunks)
-    return _chunked(hidden, head.kernel, head.bias, labels, (head.tied, label_smoothing, z_loss, columns))
+    columns = columns_of(hidden.shape, chunk_tokens, "chunked_cross_entropy")
+    function = _OfChunk(head.tied, label_smoothing, z_loss)
+    return sum_over_chunks(function, columns, IGNORE, hidden, (head.kernel, head.bias), Tokens(labels), None)
 
 
-def _chunk_loss(weights: tuple[Any, Any, Any], labels: Array, static: tuple[bool, float, float, int]) -> TokenLoss:
-    hidden, kernel, bias = weights
-    tied, label_smoothing, z_loss, _ = static
-    # Whatever an ignored token holds, 0 * nan must not reach the gradient of the kernel.
-    hidden = jnp.where((labels != IGNORE)[..., None], hidden, 0)
-    logits = head_logits(hidden, HeadWeights(kernel, bias, tied))
-    return cross_entropy(logits, labels, label_smoothing=label_smoothing, z_loss=z_loss)
+@dataclass(frozen=True)
+class _OfChunk:
+    """The loss of one chunk of tokens."""
 
+    tied: bool
+    label_smoothing: float
+    z_loss: float
 
-def _split(hidden: Array, labels: Array, columns: int) -> tuple[Array, Array]:
-    """``[B, T, ...]`` to ``[chunks, B, columns, ...]``, padded with ignored tokens.
-
-    A chunk takes every so manyth column: where the tokens of a row are split over devices, each has its share of it.
-    """
-    B, T, D = hidden.shape
-    chunks = -(-T // columns)
-    padding = chunks * columns - T
-    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0))).reshape(B, columns, chunks, D)
-    labels = jnp.pad(labels, ((0, 0), (0, padding)), constant_values=IGNORE).reshape(B, columns, chunks)
-    return hidden.transpose(2, 0, 1, 3), labels.transpose(2, 0, 1)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _chunked(
-    hidden: Array, kernel: Array, bias: Any, labels: Array, static: tuple[bool, float, float, int]
-) -> TokenLoss:
-    def step(sums: TokenLoss, chunk: tuple[Array, Array]) -> tuple[TokenLoss, None]:
-        loss = _chunk_loss((chunk[0], kernel, bias), chunk[1], static)
-        return TokenLoss(*(a + b for a, b in zip(sums, loss, strict=True))), None
-
-    columns = static[3]
-    if columns == hidden.shape[1]:
-        return _chunk_loss((hidden, kernel, bias), labels, static)
-    zero = jnp.zeros((), jnp.float32)
-    return lax.scan(step, TokenLoss(zero, zero, zero), _split(hidden, labels, columns))[0]
-
-
-def _chunked_forward(
-    hidden: Array, kernel: Array, bias: Any, labels: Array, static: tuple[bool, float, float, int]
-) -> tuple[TokenLoss, Any]:
-    def value_and_gradient(hidden: Array, labels: Array) -> tuple[TokenLoss, Any]:
-        def total(weights: tuple[Any, Any, Any]) -> tuple[Array, TokenLoss]:
-            loss = _chunk_loss(weights, labels, static)
-            return loss.total, loss
-
-        (_, loss), gradients = jax.value_and_grad(total, has_aux=True)((hidden, kernel, bias))
-        return loss, gradients
-
-    columns = static[3]
-    B, T, D = hidden.shape
-    if columns == T:
-        loss, gradients = value_and_gradient(hidden, labels)
-        return loss, gradients
-
-    def step(sums: Any, chunk: tuple[Array, Array]) -> tuple[Any, Array]:
-        loss, (d_hidden, d_kernel, d_bias) = value_and_gradient(*chunk)
-        return jax.tree.map(jnp.add, sums, (loss, d_kernel, d_bias)), d_hidden
-
-    zero = jnp.zeros((), jnp.float32)
-    weights = (kernel, bias)
-    zeros = jax.tree.map(lambda weight: jnp.zeros(weight.shape, jnp.float32), weights)
-    (loss, *sums), d_hidden = lax.scan(step, (TokenLoss(zero, zero, zero), *zeros), _split(hidden, labels, columns))
-    d_kernel, d_bias = jax.tree.map(lambda total, weight: total.astype(weight.dtype), tuple(sums), weights)
-    d_hidden = d_hidden.transpose(1, 2, 0, 3).reshape(B, -1, D)[:, :T]
-    return loss, (d_hidden, d_kernel, d_bias)
-
-
-def _chunked_backward(static: Any, gradients: Any, cotangents: TokenLoss) -> tuple[Any, Any, Any, None]:
-    d_hidden, d_kernel, d_bias = jax.tree.map(lambda g: (g * cotangents.total).astype(g.dtype), gradients)
-    return d_hidden, d_kernel, d_bias, None
-
-
-_chunked.defvjp(_chunked_forward, _chunked_backward)
+    def __call__(self, hidden: Array, weights: tuple[Any, Any], tokens: Tokens, _: None) -> TokenLoss:
+        # Whatever an ignored token holds, 0 * nan must not reach the gradient of the kernel.
+        hidden = jnp.where((tokens.labels != IGNORE)[..., None], hidden, 0)
+        logits = head_logits(hidden, HeadWeights(*weights, self.tied))
+        return cross_entropy(logits, tokens.labels, label_smoothing=self.label_smoothing, z_loss=self.z_loss)
 
 
 class LossSum(NamedTuple):

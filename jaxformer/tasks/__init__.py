@@ -12,6 +12,7 @@ from jaxformer.schema import UserError, nearest
 from jaxformer.tasks.base import Batch, LossSums, Report, ReportingTask, Task, TaskSchema
 from jaxformer.tasks.causal_lm import CausalLM, CausalLMConfig
 from jaxformer.tasks.denoising import Denoising, DenoisingConfig
+from jaxformer.tasks.distillation import Distillation, DistillationConfig, Inner, WithTeacher, distillation
 from jaxformer.tasks.dpo import DPO, DPOConfig
 from jaxformer.tasks.instruction import Instruction, InstructionConfig
 from jaxformer.tasks.masked_lm import MaskedLanguageModelling, MaskedLMConfig
@@ -40,6 +41,7 @@ TaskConfig = Annotated[
     | MultipleChoiceConfig
     | Seq2SeqConfig
     | InstructionConfig
+    | DistillationConfig
     | RewardConfig
     | DPOConfig
     | PPOConfig
@@ -50,34 +52,44 @@ TaskConfig = Annotated[
 TASKS: dict[str, type[TaskSchema]] = {
     config.model_fields["type"].default: config for config in get_args(get_args(TaskConfig)[0])
 }
+# Those that a student can be taught on.
+INNER = {name: task for name, task in TASKS.items() if task in get_args(get_args(Inner)[0])}
 
 
-def task_config(keys: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+def task_config(keys: Mapping[str, Any], model: Mapping[str, Any], section: str = "task") -> dict[str, Any]:
     """The task's keys; without a ``type`` the objective that the model's family was made for.
 
     Raises:
         UserError: if there is no such objective; names the nearest.
     """
+    known = TASKS if section == "task" else INNER
     name = str(keys.get("type", FAMILIES[model["type"]].objective))
-    if name not in TASKS:
-        raise UserError(f"task.type is {name!r}, expected one of {', '.join(TASKS)}{nearest(name, TASKS)}")
+    if name not in known:
+        raise UserError(f"{section}.type is {name!r}, expected one of {', '.join(known)}{nearest(name, known)}")
+    if name == "distillation" and isinstance(of := keys.get("of", {}), Mapping):
+        keys = {**keys, "of": task_config(of, model, f"{section}.of")}
     return {**keys, "type": name}
 
 
-def check_fit(task: TaskSchema, model: TransformerConfig) -> None:
+def check_fit(task: TaskSchema, model: TransformerConfig, section: str = "task") -> None:
     """Refuses an objective that cannot train such a model.
 
     Raises:
         UserError: naming the model types that fit the objective and the objectives that fit the model.
     """
+    if isinstance(task, DistillationConfig):
+        check_fit(task.of, model, f"{section}.of")
+        return
     if model.architecture in task.architectures:
         return
     models = [n for n, f in FAMILIES.items() if f.defaults.get("architecture", "decoder") in task.architectures]
-    tasks = [n for n, t in TASKS.items() if model.architecture in t.architectures]
+    known = TASKS if section == "task" else INNER
+    tasks = [n for n, t in known.items() if model.architecture in t.architectures]
     wanted = " or ".join(architecture.replace("_", "-") for architecture in task.architectures)
+    key, got = f"{section}.type", model.architecture.replace("_", "-")
     raise UserError(
-        f"task.type {name_of(task)} does not go with model.type {model.type} ({model.architecture.replace('_', '-')}), "
-        f"expected {wanted}: set model.type to one of {', '.join(models)}, or task.type to one of {', '.join(tasks)}"
+        f"{key} {name_of(task)} does not go with model.type {model.type} ({got}), expected {wanted}: "
+        f"set model.type to one of {', '.join(models)}, or {key} to one of {', '.join(tasks)}"
     )
 
 
@@ -96,6 +108,7 @@ class Bound:
         sequence_length: T.
         layout: how text is cut into rows.
         train_records: the training data, for objectives that read records.
+        teacher: the model that the run learns from, where there is one.
     """
 
     tokenizer: Tokenizer
@@ -103,6 +116,7 @@ class Bound:
     sequence_length: int
     layout: Literal["packed", "stream"] = "packed"
     train_records: Sequence[Mapping[str, Any]] = ()
+    teacher: TransformerConfig | None = None
 
 
 def build_task(config: TaskSchema, to: Bound) -> Task:
@@ -111,6 +125,8 @@ def build_task(config: TaskSchema, to: Bound) -> Task:
     Raises:
         UserError: if the data's layout does not go with it.
     """
+    if isinstance(config, DistillationConfig):
+        return distillation(config, build_task(config.of, to), to.teacher)
     if not isinstance(config, CausalLMConfig) and to.layout != "packed":
         raise UserError(f"data.layout is {to.layout!r}, expected packed for {name_of(config)}; leave it out")
     tokenizer, T = to.tokenizer, to.sequence_length
@@ -150,12 +166,15 @@ def build_task(config: TaskSchema, to: Bound) -> Task:
 
 __all__ = [
     "DPO",
+    "INNER",
     "TASKS",
     "Batch",
     "Bound",
     "CausalLM",
     "CausalLMConfig",
     "DPOConfig",
+    "Distillation",
+    "DistillationConfig",
     "Instruction",
     "InstructionConfig",
     "LossSums",
@@ -178,6 +197,7 @@ __all__ = [
     "TaskSchema",
     "TokenClassification",
     "TokenClassificationConfig",
+    "WithTeacher",
     "build_task",
     "check_fit",
     "name_of",

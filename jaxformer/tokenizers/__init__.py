@@ -139,6 +139,11 @@ class Tokenizer:
         return found
 
     @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """The id of every token, special ones too, as the tokens are written."""
+        return dict(self._backend.get_vocab(with_added_tokens=True))
+
+    @cached_property
     def special_ids(self) -> frozenset[int]:
         """Ids of all special tokens: those that no text is encoded to."""
         added = self._backend.get_added_tokens_decoder()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -12,10 +12,43 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxformer.alignment.lora import LoraConfig, adapt, find_targets, fits, init_factors, kernel_lengths, merge
-from jaxformer.functional import purpose_key
-from jaxformer.training.pretrained import earlier_params, transfer
+from jaxformer.training.pretrained import earlier_params, start_params
 
 FACTORS, WHOLE = "factors", "whole"
+
+
+class Division(Protocol):
+    """How a run's parameters are divided into a frozen part, which no checkpoint holds, and a trained one."""
+
+    @property
+    def shapes(self) -> Any:
+        """Of the whole model's parameters."""
+
+    def boxed_parts(self) -> tuple[Any, Any]:
+        """Shapes of the frozen and the trained part with their logical axes."""
+
+    def begin(self, key: jax.Array, params: Any) -> tuple[Any, Any]:
+        """The frozen and the trained part of a model that begins to learn."""
+
+    def begin_from(self, key: jax.Array, params: Any, shardings: Any) -> tuple[Any, Any]:
+        """The same of parameters that lie where they belong.
+
+        Args:
+            key: of what is drawn.
+            params: of the whole model; they keep their shardings.
+            shardings: of the trained part.
+        """
+
+    def joined(self, frozen: Any, trained: Any) -> Any:
+        """The model's parameters without what was added to them."""
+
+    def assemble(
+        self, frozen: Any, trained: Any, dropout_key: jax.Array | None = None, example_ids: jax.Array | None = None
+    ) -> Any:
+        """What the objective's loss takes as parameters; with a key, dropout is on."""
+
+    def merged(self, frozen: Any, trained: Any) -> Any:
+        """The model's parameters as arrays alone."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +89,17 @@ class Adapter:
         frozen, whole = self.split(params)
         return frozen, {FACTORS: init_factors(key, params, self.config), WHOLE: whole}
 
-    def begin_from(self, trained: Any, params: Any) -> tuple[Any, Any]:
-        """The same with other parameters of the model in their place; arrays keep their shardings."""
+    def begin_from(self, key: jax.Array, params: Any, shardings: Any) -> tuple[Any, Any]:
+        """The same of parameters that lie where they belong, without a second copy of them; see ``Division``."""
         now, whole = self.split(params)
-        factors = flatten_dict(trained[FACTORS], sep="/")
         flat = flatten_dict(params, sep="/")
+
+        def new(key: jax.Array) -> Any:
+            # Of the kernels the factors need the shapes alone, but for the lengths, which follow below.
+            kernels = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self.shapes)
+            return init_factors(key, kernels, self.config)
+
+        factors = flatten_dict(jax.jit(new, out_shardings=shardings[FACTORS])(key), sep="/")
         for target in find_targets(params, self.config):
             if self.config.dora:
                 old = factors[f"{target.path}/magnitude"]
@@ -107,15 +146,6 @@ class Adapter:
         return frozen, {FACTORS: unflatten_dict(factors, sep="/"), WHOLE: whole}
 
 
-def start_params(model: nn.Module, seed: int, source: str) -> Any:
-    """The parameters that a run with this model, seed and ``model.pretrained`` began with, in this process's memory."""
-    from jaxformer.training.state import init_inputs
-
-    params = nn.unbox(jax.jit(model.init)(purpose_key(seed, "init"), init_inputs(model))["params"])
-    earlier, _ = earlier_params(source, model, tuple(getattr(model, "labels", ())))
-    return transfer(params, earlier)[0]
-
-
 def merged_run(folder: Path, trained: Any) -> dict[str, np.ndarray]:
     """The whole model of a run that trained factors, by name: what it began with, and what it learned added in.
 
@@ -128,6 +158,9 @@ def merged_run(folder: Path, trained: Any) -> dict[str, np.ndarray]:
     run = open_run(folder)
     assert run.config.lora is not None and run.config.model.pretrained is not None
     adapter = Adapter(run.config.lora, abstract_params(run.model))
-    frozen, _ = adapter.split(start_params(run.model, run.config.seed, run.config.model.pretrained))
+    earlier, _ = earlier_params(run.config.model.pretrained, run.model, tuple(getattr(run.model, "labels", ())))
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shardings = jax.tree.map(lambda _: here, adapter.shapes)
+    frozen, _ = adapter.split(start_params(run.model, run.config.seed, earlier, shardings)[0])
     params = adapter.merged(frozen, jax.tree.map(jnp.asarray, trained))
     return {name: np.asarray(array) for name, array in flatten_dict(params, sep="/").items()}

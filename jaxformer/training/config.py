@@ -112,6 +112,9 @@ class RunConfig(Schema):
         if not isinstance(model, dict) or not isinstance(task, dict):
             return keys
         keys, model = _from_pretrained(keys, model)
+        if "teacher" in task and keys.get("tokenizer") is None:
+            # A student reads what its teacher reads.
+            keys = {**keys, "tokenizer": tokenizer_of(str(task["teacher"]), "task.teacher")}
         model = model_config(model)
         return {**keys, "model": model, "task": task_config(task, model)}
 
@@ -172,17 +175,28 @@ def _from_pretrained(keys: dict[str, Any], model: dict[str, Any]) -> tuple[dict[
         earlier = read_yaml(folder / CONFIG_FILE)["model"]
         # The tokenizer may grow by the special tokens of another objective, and the vocabulary with it.
         earlier.pop("vocab_size")
-        own_tokenizer = {"type": "file", "path": str(folder / TOKENIZER_FILE)}
     else:
         earlier = hub_model_keys(source)
-        own_tokenizer = {"type": "pretrained", "path": source}
     if model.get("type", earlier["type"]) != earlier["type"]:
         raise ValueError(
             f"model.type is {model['type']!r} and model.pretrained a {earlier['type']!r}, expected the same; leave out "
             "model.type"
         )
     earlier.pop("pretrained", None)
-    return {**keys, "tokenizer": keys.get("tokenizer") or own_tokenizer}, {**earlier, **model}
+    return {**keys, "tokenizer": keys.get("tokenizer") or tokenizer_of(source)}, {**earlier, **model}
+
+
+def tokenizer_of(source: str, what: str = "model.pretrained") -> dict[str, str]:
+    """The keys of the tokenizer of a model, which ``what`` names.
+
+    Raises:
+        UserError: if it is a folder that no run was trained in.
+    """
+    if not is_run(source):
+        return {"type": "pretrained", "path": source}
+    folder = Path(source).expanduser()
+    check_run(folder, what)
+    return {"type": "file", "path": str(folder / TOKENIZER_FILE)}
 
 
 def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> RunConfig:
@@ -268,6 +282,8 @@ def _explain(error: ValidationError, origin: str, overridden: set[str]) -> str:
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     if first["type"] == "extra_forbidden":
         return f"{where}: unknown key {key}{_suggest(location)}{more}"
+    if first["type"] == "missing":
+        return f"{where}: {key} is missing, expected a value; give it{more}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{where}: {key + ': ' if key else ''}{message}{more}"
@@ -277,16 +293,22 @@ def _explain(error: ValidationError, origin: str, overridden: set[str]) -> str:
 
 def _without_tags(location: tuple[int | str, ...]) -> tuple[str, ...]:
     """Where an error is, as a user writes it: pydantic puts the objective's name between ``task`` and its keys."""
-    parts = tuple(map(str, location))
-    return (parts[0], *parts[2:]) if parts[:1] == ("task",) and len(parts) > 1 and parts[1] in TASKS else parts
+    parts = list(map(str, location))
+    for depth, section in enumerate(("task", "of"), 1):
+        if parts[depth - 1 : depth] != [section] or not parts[depth:] or parts[depth] not in TASKS:
+            break
+        del parts[depth]
+    return tuple(parts)
 
 
 def _suggest(location: tuple[str, ...]) -> str:
     """The key probably meant: one of that name in another section, else the nearest in the same, else anywhere."""
     *sections, wrong = location
-    others = [name for name, task in TASKS.items() if sections == ["task"] and wrong in task.model_fields]
+    others = [
+        name for name, task in TASKS.items() if sections in (["task"], ["task", "of"]) and wrong in task.model_fields
+    ]
     if others:
-        return f" for this task.type; {', '.join(others)} have it"
+        return f" for this {'.'.join(sections)}.type; {', '.join(others)} have it"
     prefix = "".join(f"{section}." for section in sections)
     paths = [path for path, _ in config_keys(RunConfig)] + list(RunConfig.model_fields)
     same_name = [path for path in paths if path.rpartition(".")[2] == wrong]
@@ -311,6 +333,10 @@ def config_keys(model: type[BaseModel], prefix: str = "") -> list[tuple[str, Any
     # The type comes first: it says what the other keys belong to.
     for name, field in sorted(model.model_fields.items(), key=lambda item: item[0] != "type"):
         sections = _sections(field)
+        if prefix == "task." and sections:
+            # An objective within an objective has the keys of the objective, which are listed once.
+            keys.append((prefix + name, field))
+            continue
         if not sections:
             keys.append((prefix + name, field))
         for section in sections:

@@ -21,8 +21,8 @@ from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.pretrained import CHECKPOINTS
 from jaxformer.training.reference import fill_reference
 from jaxformer.training.run import Run
-from jaxformer.training.start import start_state
-from jaxformer.training.state import TrainState, frozen_of, with_frozen
+from jaxformer.training.start import start_frozen
+from jaxformer.training.state import TrainState, with_frozen
 from jaxformer.training.step import make_eval_step
 
 PREDICTIONS, CONFUSION = "predictions.jsonl", "confusion_matrix.png"
@@ -99,7 +99,7 @@ def evaluate_checkpoint(run: Run) -> tuple[int, dict[str, float], float, Report 
     assert restored is not None, "restore returns nothing only where there is no folder"
     step, state = restored
     if run.adapter is not None:
-        state = with_frozen(state, frozen_of(start_state(run)))
+        state = with_frozen(state, start_frozen(run))
     fill_reference(run)
     evaluator = make_evaluator(run)
     values, weight = evaluator.losses(state)

@@ -31,8 +31,8 @@ from jaxformer.training.profile import Profile
 from jaxformer.training.reference import fill_reference
 from jaxformer.training.rollout import PolicyStep, Rollouts
 from jaxformer.training.run import Run
-from jaxformer.training.start import start_state
-from jaxformer.training.state import frozen_of, with_frozen
+from jaxformer.training.start import start_frozen, start_state
+from jaxformer.training.state import with_frozen
 from jaxformer.training.step import StepMetrics
 
 
@@ -150,7 +150,7 @@ class Trainer:
         else:
             self.step, self.state = restored
             if run.adapter is not None:
-                self.state = with_frozen(self.state, frozen_of(start_state(run, display)))
+                self.state = with_frozen(self.state, start_frozen(run, display))
             fill_reference(run, display)
             display.say(f"resuming at step {self.step} of {c.training.steps}")
         self.log = MetricsLog(run.folder, c.logging, self.step, c.model_dump(mode="json"))

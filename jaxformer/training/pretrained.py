@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxformer.families import get_family
 from jaxformer.families.convert import read_params as read_hub_params
+from jaxformer.functional import purpose_key
 from jaxformer.hub.kinds import abstract_params, build, kind_of
 from jaxformer.hub.pretrained import read_config, untie_by
 from jaxformer.hub.repository import Repository
@@ -151,14 +152,46 @@ class Transfer:
     left: list[str] = field(default_factory=list)
 
 
+def start_params(model: nn.Module, seed: int, earlier: dict[str, np.ndarray], shardings: Any) -> tuple[Any, Transfer]:
+    """A model's parameters, those of an earlier one where both have them; only the others are initialised.
+
+    Args:
+        model: the new one.
+        seed: of the run.
+        earlier: arrays by name; emptied, so that no parameter is in memory twice.
+        shardings: of the new model's parameters.
+
+    Raises:
+        UserError: as ``transfer``.
+    """
+    from jaxformer.training.state import init_inputs
+
+    inputs = init_inputs(model)
+
+    def init(key: jax.Array) -> dict[str, Any]:
+        return flatten_dict(nn.unbox(model.init(key, inputs)["params"]), sep="/")
+
+    key, flat = purpose_key(seed, "init"), flatten_dict(shardings, sep="/")
+    shapes = jax.eval_shape(init, key)
+    fresh = [n for n, leaf in shapes.items() if n not in earlier or earlier[n].shape != leaf.shape]
+
+    def some(key: jax.Array) -> dict[str, Any]:
+        params = init(key)
+        return {name: params[name] for name in fresh}
+
+    params = {n: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=flat[n]) for n, leaf in shapes.items()}
+    params |= jax.jit(some, out_shardings={name: flat[name] for name in fresh})(key)
+    return transfer(unflatten_dict(params, sep="/"), earlier)
+
+
 def transfer(params: Any, earlier: dict[str, np.ndarray]) -> tuple[Any, Transfer]:
     """The parameters with those of an earlier model in their place, and which these are.
 
     A vocabulary that grew (an objective may add special tokens) keeps its first rows.
 
     Args:
-        params: of the new model, initialised; arrays keep their shardings.
-        earlier: arrays by name.
+        params: of the new model, initialised, or shapes where the earlier one has the same; both with shardings.
+        earlier: arrays by name; those taken are taken out, so that they need not stay in memory.
 
     Raises:
         UserError: if a parameter has another shape, or none is shared.
@@ -169,12 +202,12 @@ def transfer(params: Any, earlier: dict[str, np.ndarray]) -> tuple[Any, Transfer
         if name not in earlier:
             done.new.append(name)
             continue
-        old = earlier[name]
+        old = earlier.pop(name)
         if old.shape != array.shape:
             old = _grown(name, old, _whole(array))
             done.grown.append(name)
         done.taken.append(name)
-        values = old.astype(array.dtype)
+        values = old.astype(array.dtype, copy=False)
         result[name] = jax.make_array_from_callback(values.shape, array.sharding, values.__getitem__)
     if not done.taken:
         raise UserError("no parameter of model.pretrained has a place in this model; expected the same model.type")

@@ -23,12 +23,12 @@ from jaxformer.parallel.batch import local_rows
 from jaxformer.parallel.mesh import check_batch, check_length, make_mesh
 from jaxformer.parallel.strategy import AXIS_NAME, DeviceStep
 from jaxformer.schema import UserError
-from jaxformer.tasks import Bound, Task, build_task
+from jaxformer.tasks import Bound, Distillation, DistillationConfig, Task, build_task
 from jaxformer.tasks.dialogue import choose_template
 from jaxformer.tasks.metrics import check_installed
 from jaxformer.tasks.policy import Policy
 from jaxformer.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
-from jaxformer.training.adapter import Adapter
+from jaxformer.training.adapter import Adapter, Division
 from jaxformer.training.config import RunConfig, dump_config
 from jaxformer.training.console import Display
 from jaxformer.training.flops import flops_per_step
@@ -36,6 +36,7 @@ from jaxformer.training.optimizer import build_optimizer, build_schedule
 from jaxformer.training.pretrained import CHECKPOINTS, TOKENIZER_FILE
 from jaxformer.training.state import TrainState, abstract_params, abstract_state, count_parameters, frozen_of
 from jaxformer.training.step import TrainStep, make_train_step
+from jaxformer.training.teacher import Taught, Teacher, open_teacher
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,18 @@ class Run:
     @property
     def facts(self) -> dict[str, str]:
         """What a run that goes on must find as it was."""
-        return {"data": self.splits.fingerprint, "tokenizer": self.tokenizer.fingerprint}
+        facts = {"data": self.splits.fingerprint, "tokenizer": self.tokenizer.fingerprint}
+        return facts if self.teacher is None else {**facts, "teacher": self.teacher.fingerprint}
+
+    @cached_property
+    def teacher(self) -> Teacher | None:
+        """The model that the run learns from, where it learns from one."""
+        c = self.config
+        if not isinstance(c.task, DistillationConfig):
+            return None
+        teacher = open_teacher(c.task.teacher, c.model)
+        teacher.check(c.model, self.tokenizer, max(c.sequence_length, getattr(c.task.of, "target_length", None) or 0))
+        return teacher
 
     @cached_property
     def model(self) -> nn.Module:
@@ -92,7 +104,8 @@ class Run:
         """The objective."""
         c = self.config
         records = self.splits.train if c.task.reads == "records" else ()
-        return build_task(c.task, Bound(self.tokenizer, c.model, c.sequence_length, c.data.layout, records))
+        teacher = None if self.teacher is None else self.teacher.config
+        return build_task(c.task, Bound(self.tokenizer, c.model, c.sequence_length, c.data.layout, records, teacher))
 
     @cached_property
     def mesh(self) -> Mesh:
@@ -112,10 +125,13 @@ class Run:
         return build_optimizer(self.config.optimizer, schedule if updates == 1 else lambda n: schedule(n // updates))
 
     @cached_property
-    def adapter(self) -> Adapter | None:
-        """What divides the model into frozen and trained, where the run trains factors."""
-        lora = self.config.lora
-        return None if lora is None else Adapter(lora, abstract_params(self.model))
+    def adapter(self) -> Division | None:
+        """What divides the parameters into frozen and trained, where the run trains factors or has a teacher."""
+        lora, student = self.config.lora, abstract_params(self.model)
+        adapter = None if lora is None else Adapter(lora, student)
+        if not isinstance(self.task, Distillation):
+            return adapter
+        return Taught(abstract_params(self.task.teacher), student, adapter)
 
     @cached_property
     def abstract(self) -> TrainState:
@@ -142,7 +158,7 @@ class Run:
     def size(self) -> str:
         """How many parameters the model has, in words, and how many are trained if not all are."""
         whole = f"{count_parameters(self.parameters):,} parameters"
-        return whole if self.adapter is None else f"{whole} and {count_parameters(self.abstract.params):,} trained"
+        return whole if self.config.lora is None else f"{whole} and {count_parameters(self.abstract.params):,} trained"
 
     def evaluated(self, state: TrainState) -> Any:
         """The model's parameters as they are evaluated and sampled from."""
@@ -215,7 +231,12 @@ class Run:
     def flops_per_step(self) -> float:
         """Floating-point operations of one step, worked out from shapes."""
         shapes = {name: array.shape for name, array in self.batch_shapes.items()}
-        return flops_per_step(self.config.model, self.parameters, shapes, frozen=self.adapter is not None)
+        flops = flops_per_step(self.config.model, self.parameters, shapes, frozen=self.config.lora is not None)
+        if self.teacher is not None:
+            # Forward only, which is a third of a step.
+            assert isinstance(self.adapter, Taught)
+            flops += flops_per_step(self.teacher.config, self.adapter.boxed, shapes) / 3
+        return flops
 
     @cached_property
     def validation_rows(self) -> Rows | None:

@@ -1,14 +1,17 @@
 """The state a run begins with: new, or with the parameters of ``model.pretrained`` in their place."""
 
-import dataclasses
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
+from jaxformer.functional import purpose_key
+from jaxformer.parallel.mesh import parameter_shardings
+from jaxformer.tasks import Distillation
 from jaxformer.training.console import Display
-from jaxformer.training.pretrained import earlier_params, transfer
+from jaxformer.training.pretrained import Transfer, earlier_params, start_params
 from jaxformer.training.run import Run
-from jaxformer.training.state import TrainState, frozen_of, init_state, with_frozen
+from jaxformer.training.state import TrainState, abstract_params, frozen_of, init_state, state_of, with_frozen
+from jaxformer.training.teacher import STUDENT, TEACHER, Taught, read_teacher
 
 
 def start_state(run: Run, display: Display | None = None) -> TrainState:
@@ -18,25 +21,54 @@ def start_state(run: Run, display: Display | None = None) -> TrainState:
         run: prepared.
         display: shows what was taken over and what is new; None: nothing is shown.
     """
-    state = init_state(run.model, run.optimizer, run.config.seed, run.abstract, run.adapter, run.carried)
+    if run.config.model.pretrained is None:
+        state = init_state(run.model, run.optimizer, run.config.seed, run.saved, run.carried)
+        return with_frozen(state, None if run.adapter is None else start_frozen(run, display))
+    frozen, trained = _parts(run, display)
+    return with_frozen(state_of(trained, run.optimizer, run.saved, run.carried), frozen)
+
+
+def start_frozen(run: Run, display: Display | None = None) -> Any:
+    """The frozen part alone, as a run that goes on needs it; None where all is trained."""
+    if run.adapter is None:
+        return None
+    if run.config.model.pretrained is None:
+        return _with_teacher(run, {STUDENT: None})
+    return _parts(run, display)[0]
+
+
+def _parts(run: Run, display: Display | None) -> tuple[Any, Any]:
+    """The frozen and the trained part, with the parameters of ``model.pretrained``."""
     source = run.config.model.pretrained
-    if source is None:
-        return state
+    assert source is not None
     earlier, elsewhere = earlier_params(source, run.model, tuple(getattr(run.model, "labels", ())))
-    whole = state.params if run.adapter is None else run.adapter.joined(frozen_of(state), state.params)
-    params, done = transfer(whole, earlier)
+    shardings = parameter_shardings(abstract_params(run.model), run.mesh)
+    params, done = start_params(run.model, run.config.seed, earlier, shardings)
     done.left += elsewhere
     if display is not None:
-        display.say(f"took {len(done.taken)} parameters from {source}")
-        if done.left:
-            display.say(f"left there: {', '.join(done.left)}")
-        if done.grown:
-            display.say(f"tables with new rows: {', '.join(done.grown)}")
-        if done.new:
-            display.warn(f"newly initialised, train before use: {', '.join(done.new)}")
-    frozen = None
-    if run.adapter is not None:
-        frozen, params = run.adapter.begin_from(state.params, params)
-    # A copy, since the state's buffers are donated and no buffer can be donated twice.
-    ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
-    return with_frozen(dataclasses.replace(state.saved, params=params, ema=ema), frozen)
+        _say(display, source, done)
+    if run.adapter is None:
+        return None, params
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, run.abstract.params)
+    frozen, trained = run.adapter.begin_from(purpose_key(run.config.seed, "lora"), params, shardings)
+    return _with_teacher(run, frozen), trained
+
+
+def _with_teacher(run: Run, frozen: Any) -> Any:
+    """The frozen part with the teacher read into it, where there is one."""
+    if not isinstance(run.adapter, Taught):
+        return frozen
+    assert run.teacher is not None and isinstance(run.task, Distillation) and run.task.teacher is not None
+    abstract = frozen_of(run.abstract)[TEACHER]
+    return {**frozen, TEACHER: read_teacher(run.teacher.source, run.task.teacher, abstract)}
+
+
+def _say(display: Display, source: str, done: Transfer) -> None:
+    """Shows what was taken over and what is new."""
+    display.say(f"took {len(done.taken)} parameters from {source}")
+    if done.left:
+        display.say(f"left there: {', '.join(done.left)}")
+    if done.grown:
+        display.say(f"tables with new rows: {', '.join(done.grown)}")
+    if done.new:
+        display.warn(f"newly initialised, train before use: {', '.join(done.new)}")

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from jaxformer.functional import purpose_key
 from jaxformer.parallel.mesh import parameter_shardings, replicated
-from jaxformer.training.adapter import Adapter
+from jaxformer.training.adapter import Division
 
 _FIELDS = ["step", "params", "opt_state", "ema", "skipped", "skipped_in_a_row"]
 
@@ -120,7 +120,7 @@ def new_state(
     optimizer: optax.GradientTransformation,
     ema: bool,
     seed: jax.Array,
-    adapter: Adapter | None = None,
+    adapter: Division | None = None,
     carried: Any = None,
 ) -> TrainState:
     """A new state from a seed, to be jitted with the shardings it shall have."""
@@ -141,7 +141,7 @@ def abstract_state(
     optimizer: optax.GradientTransformation,
     ema: bool,
     mesh: Mesh,
-    adapter: Adapter | None = None,
+    adapter: Division | None = None,
     carried: Any = None,
 ) -> TrainState:
     """The state as ``ShapeDtypeStruct`` with shardings: what is initialised, restored and compiled for.
@@ -190,11 +190,29 @@ def init_state(
     optimizer: optax.GradientTransformation,
     seed: int,
     abstract: TrainState,
-    adapter: Adapter | None = None,
     carried: Any = None,
 ) -> TrainState:
-    """A new state, each leaf made where it belongs: no array is ever whole on one device."""
+    """A new state in which all is trained, each leaf made where it belongs: no array is ever whole on one device."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    new = partial(new_state, model, optimizer, abstract.ema is not None, adapter=adapter, carried=carried)
-    make = jax.jit(new, out_shardings=shardings)
-    return make(jnp.uint32(seed))
+    new = partial(new_state, model, optimizer, abstract.ema is not None, carried=carried)
+    return jax.jit(new, out_shardings=shardings)(jnp.uint32(seed))
+
+
+def state_of(
+    params: Any, optimizer: optax.GradientTransformation, abstract: TrainState, carried: Any = None
+) -> TrainState:
+    """A new state around parameters that lie where they belong.
+
+    Args:
+        params: the trained ones; they are not copied.
+        optimizer: whose state begins.
+        abstract: shapes of what a checkpoint holds, with shardings.
+        carried: what the objective hands on, as it begins.
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
+    # A copy, since the state's buffers are donated and no buffer can be donated twice.
+    ema = None if abstract.ema is None else jax.tree.map(jnp.copy, params)
+    step, skipped, in_a_row = (jax.device_put(jnp.zeros((), jnp.int32), shardings.step) for _ in range(3))
+    handed_on = jax.tree.map(lambda leaf: jax.device_put(jnp.asarray(leaf), shardings.step), carried)
+    return with_carried(TrainState(step, params, opt_state, ema, skipped, in_a_row), handed_on)

@@ -11,7 +11,7 @@ import optax
 
 from jaxformer.functional import purpose_key
 from jaxformer.tasks import Batch, LossSums, Task
-from jaxformer.training.adapter import Adapter
+from jaxformer.training.adapter import Division
 from jaxformer.training.state import TrainState, frozen_of, with_carried, with_frozen
 
 
@@ -99,7 +99,7 @@ def make_train_step(
     accumulate: int = 1,
     ema_decay: float | None = None,
     axis_name: str | None = None,
-    adapter: Adapter | None = None,
+    adapter: Division | None = None,
 ) -> TrainStep:
     """One update: mean gradient over all trained tokens of the global batch, optimizer, average of the weights.
 
@@ -114,7 +114,7 @@ def make_train_step(
         accumulate: parts the batch is processed in.
         ema_decay: of the average of the weights; None keeps none.
         axis_name: under pmap, where each device has rows of its own, the devices' name: sums are added up over it.
-        adapter: where factors are trained beside a frozen model.
+        adapter: where something is frozen: the model beside its factors, a teacher.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:

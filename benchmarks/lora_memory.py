@@ -1,4 +1,4 @@
-"""Memory of fine-tuning GPT-2's 124 million parameters: all of them, or factors of LoRA beside them.
+"""Memory of fine-tuning GPT-2's 124 million parameters: all of them, by LoRA, and by LoRA beside int8 kernels.
 
     python benchmarks/lora_memory.py --markdown
 
@@ -24,6 +24,7 @@ SHAPES = {"1 x 128": (1, 128), "4 x 128": (4, 128), "4 x 256": (4, 256)}
 CASES: dict[str, dict[str, Any]] = {
     "full": {},
     "LoRA": {"lora": {"rank": 8}},
+    "LoRA, int8 base": {"lora": {"rank": 8, "base": "int8"}},
 }
 
 

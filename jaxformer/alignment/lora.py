@@ -8,7 +8,7 @@ import math
 import zlib
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,20 @@ class LoraConfig(Schema):
         description="further parameters that are trained as they are, by the same rules: new heads",
     )
     rslora: bool = Field(False, description="alpha / sqrt(rank) instead, which keeps large ranks alive")
+    base: Literal["float32", "int8"] = Field(
+        "float32",
+        description="how the frozen kernels are kept; int8: with a scale for each output, a quarter the memory",
+    )
     dora: bool = Field(False, description="learn the length of each output's weights apart from their direction")
+
+    @model_validator(mode="after")
+    def _lengths_are_of_float_kernels(self) -> "LoraConfig":
+        if self.dora and self.base == "int8":
+            raise ValueError(
+                "dora is given with base int8, expected float32: it sums kernel and factors in every step, which would "
+                "make every kernel whole"
+            )
+        return self
 
     @model_validator(mode="after")
     def _dropout_goes_with_sums(self) -> "LoraConfig":
@@ -154,6 +167,40 @@ def init_factors(key: jax.Array, params: Params, config: LoraConfig) -> dict[str
     return unflatten_dict(factors, sep="/")
 
 
+def int8_kernels(params: Params, config: LoraConfig) -> list[Target]:
+    """The kernels that ``base: int8`` keeps as int8: all that are frozen, but for heads, which losses read as a whole.
+
+    Args:
+        params: of the model, or their shapes.
+        config: which parameters are trained as they are.
+    """
+    if config.base != "int8":
+        return []
+    shapes = {path: leaf.shape for path, leaf in flatten_dict(dict(params), sep="/").items()}
+    targets = {target.path for target in find_targets(params, config)}
+    return [
+        _target(path, shape)
+        for path, shape in sorted(shapes.items())
+        if path.endswith("/kernel")
+        and not path.startswith(WHOLE)
+        and (path in targets or not fits(path, config.also_train))
+    ]
+
+
+def to_int8(kernel: jax.Array, target: Target) -> F.Quantized:
+    """A kernel as int8 with a scale for each output of each layer."""
+    first = int(target.stacked)
+    return F.quantize(kernel, tuple(range(first, first + target.inputs)))
+
+
+def quantize_base(params: Params, config: LoraConfig) -> dict[str, Any]:
+    """The parameters with their ``int8_kernels`` as int8; Dettmers et al. 2023, "QLoRA", with 8 bits for its 4."""
+    flat = flatten_dict(dict(params), sep="/")
+    for target in int8_kernels(params, config):
+        flat[target.path] = to_int8(flat[target.path], target)
+    return unflatten_dict(flat, sep="/")
+
+
 def kernel_lengths(kernel: jax.Array, target: Target) -> jax.Array:
     """``||W||`` of each output, over the inputs; float32."""
     axes = tuple(range(int(target.stacked), int(target.stacked) + target.inputs))
@@ -180,7 +227,7 @@ def _merged(target: Target, kernel: jax.Array, factors: Params, scale: float) ->
         first = int(target.stacked)
         ratio = factors["magnitude"] / jax.lax.stop_gradient(kernel_lengths(total, target))
         total = total * jnp.expand_dims(ratio, tuple(range(first, first + target.inputs)))
-    return total.astype(kernel.dtype)
+    return total.astype(getattr(kernel, "dtype", jnp.float32))
 
 
 def _by_target(params: Params, factors: Params) -> tuple[dict[str, Any], list[tuple[Target, dict[str, Any]]]]:
@@ -234,10 +281,16 @@ def _layer_keys(target: Target, key: jax.Array, example_ids: jax.Array) -> jax.A
 
 
 def merge(params: Params, factors: Params, config: LoraConfig) -> dict[str, Any]:
-    """The parameters with the factors added in: an ordinary model that computes the same, to rounding."""
+    """The parameters with the factors added in: an ordinary model that computes the same, to rounding.
+
+    Kernels of int8 are what they stand for in float32.
+    """
     flat, targets = _by_target(params, factors)
     for target, group in targets:
         flat[target.path] = _merged(target, flat[target.path], group, config.scale)
+    for path, leaf in flat.items():
+        if isinstance(leaf, F.Quantized):
+            flat[path] = leaf.astype(jnp.float32)
     return unflatten_dict(flat, sep="/")
 
 

@@ -11,7 +11,7 @@ from jaxformer.functional.cache import KeyValue, append_key_value, empty_key_val
 from jaxformer.functional.distillation import DistillationSums, chunked_distillation_loss, distillation_loss
 from jaxformer.functional.dropout import dropout, example_keys
 from jaxformer.functional.feed_forward import ACTIVATIONS, feed_forward, gelu, gelu_tanh, linear, relu, silu, tanh
-from jaxformer.functional.int8 import Quantized, quantize
+from jaxformer.functional.int8 import Quantized, quantize, quantized_product
 from jaxformer.functional.log_probs import chunked_token_log_probs, sequence_log_probs, token_log_probs
 from jaxformer.functional.losses import (
     IGNORE,
@@ -152,6 +152,7 @@ __all__ = [
     "project_heads",
     "purpose_key",
     "quantize",
+    "quantized_product",
     "relative_bias",
     "relative_buckets",
     "relu",

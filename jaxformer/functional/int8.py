@@ -24,12 +24,17 @@ class Quantized:
     values: Any
     scale: Any
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the array it stands for."""
+        return tuple(self.values.shape)
+
     def astype(self, dtype: Any) -> Array:
         """The array it stands for, in floating point."""
         return self.values.astype(dtype) * self.scale.astype(dtype)
 
 
-def quantize(x: Float[Array, "..."], axis: int = -1) -> Quantized:
+def quantize(x: Float[Array, "..."], axis: int | tuple[int, ...] = -1) -> Quantized:
     """Symmetric int8 quantization, ``round(x / s)`` with ``s = max|x| / 127`` along an axis.
 
     Each number is at most ``s / 2`` from the one it stands for (Jacob et al. 2018, "Quantization and Training of Neural
@@ -37,7 +42,7 @@ def quantize(x: Float[Array, "..."], axis: int = -1) -> Quantized:
 
     Args:
         x: finite numbers.
-        axis: along which one scale is shared.
+        axis: along which one scale is shared; one or several.
 
     >>> quantize(jnp.array([[1.0, -2.0], [0.0, 0.0]])).values
     Array([[  64, -127],
@@ -46,6 +51,35 @@ def quantize(x: Float[Array, "..."], axis: int = -1) -> Quantized:
     x = x.astype(jnp.float32)
     scale = jnp.max(jnp.abs(x), axis=axis, keepdims=True) / _LARGEST
     return Quantized(jnp.round(x / jnp.where(scale > 0, scale, 1.0)).astype(jnp.int8), scale)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def quantized_product(x: Float[Array, "*batch I"], matrix: Quantized, dtype: Any) -> Float[Array, "*batch O"]:
+    """``x @ matrix`` with a scale for each output: ``(x @ values) * scale``, in the dtype of ``x``.
+
+    The gradient with respect to ``x`` is exact; the matrix, which is frozen, gets none. It is kept for the backward
+    pass as int8: what it stands for is made twice and never held.
+
+    Args:
+        x: any float dtype.
+        matrix: ``values [I, O]``, ``scale [1, O]``.
+        dtype: of the result; None is that of ``x``.
+    """
+    y = jnp.matmul(x, matrix.values.astype(x.dtype), preferred_element_type=jnp.float32)
+    return (y * matrix.scale[0]).astype(dtype or x.dtype)
+
+
+def _quantized_forward(x: Array, matrix: Quantized, dtype: Any) -> tuple[Array, Any]:
+    return quantized_product(x, matrix, dtype), (matrix, jnp.zeros((), x.dtype))
+
+
+def _quantized_backward(_: Any, kept: Any, gradient: Array) -> tuple[Array, None]:
+    matrix, like = kept
+    scaled = (gradient.astype(jnp.float32) * matrix.scale[0]).astype(like.dtype)
+    return jnp.matmul(scaled, matrix.values.astype(like.dtype).T), None
+
+
+quantized_product.defvjp(_quantized_forward, _quantized_backward)
 
 
 def two_digit_product(x: Float[Array, "M I"], matrix: Int8[Array, "O I"]) -> Float[Array, "M O"]:

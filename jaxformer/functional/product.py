@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxformer.functional.int8 import Quantized, quantized_product
 from jaxformer.functional.packed import Packed, packed_product
 
 
 def matrix_product(
-    x: Float[Array, "..."], kernel: Float[Array, "..."] | Packed, *, contract: int = 1, dtype: Any = None
+    x: Float[Array, "..."], kernel: Float[Array, "..."] | Packed | Quantized, *, contract: int = 1, dtype: Any = None
 ) -> Float[Array, "..."]:
     """``x`` times ``kernel`` over the last ``contract`` axes of ``x`` and the first of ``kernel``.
 
@@ -23,7 +24,7 @@ def matrix_product(
 
     Args:
         x: ``[*batch, *contracted]``.
-        kernel: ``[*contracted, *outputs]``, or packed for decoding.
+        kernel: ``[*contracted, *outputs]``, also as int8 with a scale for each output, or packed for decoding.
         contract: how many axes are contracted.
         dtype: of the result; default that of the product.
 
@@ -35,9 +36,12 @@ def matrix_product(
     """
     if isinstance(kernel, Packed):
         return packed_product(x, kernel, contract=contract, dtype=dtype)
-    kernel = kernel.astype(x.dtype)
     batch, outputs = x.shape[: x.ndim - contract], kernel.shape[contract:]
     size = math.prod(kernel.shape[:contract])
     joined = (-1,) if math.prod(jax.sharding.get_abstract_mesh().axis_sizes) == 1 else batch
-    y = jnp.matmul(x.reshape(*joined, size), kernel.reshape(size, -1), preferred_element_type=dtype)
+    x = x.reshape(*joined, size)
+    if isinstance(kernel, Quantized):
+        matrix = Quantized(kernel.values.reshape(size, -1), kernel.scale.reshape(1, -1))
+        return quantized_product(x, matrix, dtype).reshape(*batch, *outputs)
+    y = jnp.matmul(x, kernel.astype(x.dtype).reshape(size, -1), preferred_element_type=dtype)
     return y.reshape(*batch, *outputs)

@@ -135,7 +135,9 @@ class TransformerConfig(Schema):
         "none", description="recompute in the backward pass: nothing, all but matrix products, the whole block"
     )
     unroll: int | None = Field(
-        None, ge=1, description="blocks unrolled in the compiled loop over layers; default: all on a CPU, else 1"
+        None,
+        ge=1,
+        description="blocks unrolled in the compiled loop over layers; default: all on a CPU without remat, else 1",
     )
     attention_implementation: Literal["auto", "splash", "blocked", "reference"] = Field(
         "auto", description="how scores are computed"

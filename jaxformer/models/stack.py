@@ -151,7 +151,8 @@ def stacked_blocks(config: TransformerConfig, num_layers: int | None = None, cro
     if config.remat != "none":
         # Inside a scan the loop itself keeps the recomputation apart, so XLA need not be told not to merge it.
         block = nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
-    unroll = config.unroll or (num_layers if platform() == "cpu" else 1)
+    # Unrolled, every layer's slice of the stacked kernels is held from forward to backward: no saving of memory.
+    unroll = config.unroll or (num_layers if platform() == "cpu" and config.remat == "none" else 1)
     shared: dict[str, Any] = {"variable_broadcast": "params", "split_rngs": {"params": False, "dropout": True}}
     stacked: dict[str, Any] = {"variable_axes": {"params": 0}, "split_rngs": {"params": True, "dropout": True}}
     layers = nn.scan(

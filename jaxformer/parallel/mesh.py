@@ -152,10 +152,11 @@ def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
             if axis is not None and size % mesh.shape[axis]:
                 parts = mesh.shape[axis]
                 # A vocabulary cannot be smaller than it is.
+                where = "/".join(str(getattr(part, "key", getattr(part, "name", part))) for part in path)
                 works = -(-size // parts) * parts if name == "vocab" else nearest_multiples(size, parts)
                 raise UserError(
                     f"parallel.{axis} is {parts} and does not divide {size}, the dimension {name!r} of "
-                    f"{'/'.join(part.key for part in path)} {tuple(leaf.shape)}; choose a divisor of {size}"
+                    f"{where} {tuple(leaf.shape)}; choose a divisor of {size}"
                     + (f" or set model.{DIMENSION_KEYS[name]} to {works}" if name in DIMENSION_KEYS else "")
                 )
 

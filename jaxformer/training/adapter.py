@@ -10,8 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxformer.alignment.lora import LoraConfig, adapt, find_targets, fits, init_factors, kernel_lengths, merge
+from jaxformer.alignment.lora import (
+    LoraConfig,
+    Target,
+    adapt,
+    find_targets,
+    fits,
+    init_factors,
+    int8_kernels,
+    kernel_lengths,
+    merge,
+    quantize_base,
+    to_int8,
+)
+from jaxformer.functional import Quantized
 from jaxformer.training.pretrained import earlier_params, start_params
 
 FACTORS, WHOLE = "factors", "whole"
@@ -30,12 +44,15 @@ class Division(Protocol):
     def begin(self, key: jax.Array, params: Any) -> tuple[Any, Any]:
         """The frozen and the trained part of a model that begins to learn."""
 
+    def kept(self, path: str, array: jax.Array) -> Any:
+        """A parameter of the model as the run keeps it."""
+
     def begin_from(self, key: jax.Array, params: Any, shardings: Any) -> tuple[Any, Any]:
         """The same of parameters that lie where they belong.
 
         Args:
             key: of what is drawn.
-            params: of the whole model; they keep their shardings.
+            params: of the whole model, as they are ``kept``.
             shardings: of the trained part.
         """
 
@@ -73,6 +90,10 @@ class Adapter:
         return nn.unbox(self.boxed)
 
     @cached_property
+    def _int8(self) -> dict[str, Target]:
+        return {target.path: target for target in int8_kernels(self.shapes, self.config)}
+
+    @cached_property
     def whole(self) -> list[str]:
         """Paths of the parameters that are trained as they are."""
         targets = {target.path for target in find_targets(self.shapes, self.config)}
@@ -86,8 +107,17 @@ class Adapter:
 
     def begin(self, key: jax.Array, params: Any) -> tuple[Any, Any]:
         """The frozen and the trained part of a model that begins to learn."""
-        frozen, whole = self.split(params)
+        frozen, whole = self.split(quantize_base(params, self.config))
         return frozen, {FACTORS: init_factors(key, params, self.config), WHOLE: whole}
+
+    def kept(self, path: str, array: jax.Array) -> Any:
+        """A kernel that is to be int8 as such, all else as it is."""
+        target = self._int8.get(path)
+        if target is None:
+            return array
+        values, scale = _int8_specs(target, array.sharding)
+        made = jax.jit(lambda kernel: to_int8(kernel, target), out_shardings=Quantized(values, scale))(array)
+        return jax.block_until_ready(made)
 
     def begin_from(self, key: jax.Array, params: Any, shardings: Any) -> tuple[Any, Any]:
         """The same of parameters that lie where they belong, without a second copy of them; see ``Division``."""
@@ -100,7 +130,7 @@ class Adapter:
             return init_factors(key, kernels, self.config)
 
         factors = flatten_dict(jax.jit(new, out_shardings=shardings[FACTORS])(key), sep="/")
-        for target in find_targets(params, self.config):
+        for target in find_targets(self.shapes, self.config):
             if self.config.dora:
                 old = factors[f"{target.path}/magnitude"]
                 lengths = jax.jit(lambda kernel, t=target: kernel_lengths(kernel, t), out_shardings=old.sharding)
@@ -124,6 +154,16 @@ class Adapter:
     def boxed_parts(self) -> tuple[Any, Any]:
         """Shapes of the frozen and the trained part with their logical axes: a factor's are those of its kernel."""
         frozen, whole = self.split(self.boxed)
+        flat = flatten_dict(frozen, sep="/")
+        for path, target in self._int8.items():
+            names = flat[path].names
+            inputs = range(int(target.stacked), int(target.stacked) + target.inputs)
+            ones = tuple(1 if axis in inputs else size for axis, size in enumerate(target.shape))
+            free = tuple(None if axis in inputs else name for axis, name in enumerate(names))
+            values = nn.LogicallyPartitioned(jax.ShapeDtypeStruct(target.shape, jnp.int8), names)
+            scale = nn.LogicallyPartitioned(jax.ShapeDtypeStruct(ones, jnp.float32), free)
+            flat[path] = Quantized(values, scale)
+        frozen = unflatten_dict(flat, sep="/")
         factors: dict[str, Any] = {}
         for target in find_targets(self.shapes, self.config):
             names = self._flat[target.path].names
@@ -161,6 +201,16 @@ def merged_run(folder: Path, trained: Any) -> dict[str, np.ndarray]:
     earlier, _ = earlier_params(run.config.model.pretrained, run.model, tuple(getattr(run.model, "labels", ())))
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shardings = jax.tree.map(lambda _: here, adapter.shapes)
-    frozen, _ = adapter.split(start_params(run.model, run.config.seed, earlier, shardings)[0])
+    frozen, _ = adapter.split(start_params(run.model, run.config.seed, earlier, shardings, adapter.kept)[0])
     params = adapter.merged(frozen, jax.tree.map(jnp.asarray, trained))
     return {name: np.asarray(array) for name, array in flatten_dict(params, sep="/").items()}
+
+
+def _int8_specs(target: Target, sharding: Any) -> tuple[Any, Any]:
+    """Shardings of the values and the scale of a kernel that has this one."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding, sharding
+    inputs = range(int(target.stacked), int(target.stacked) + target.inputs)
+    names = [*sharding.spec, *[None] * (len(target.shape) - len(sharding.spec))]
+    free = (None if axis in inputs else name for axis, name in enumerate(names))
+    return sharding, NamedSharding(sharding.mesh, PartitionSpec(*free))

@@ -3,6 +3,7 @@
 The earlier model is a run's folder, or one in the Hugging Face format: a folder or a name on the Hub.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,17 @@ class Transfer:
     left: list[str] = field(default_factory=list)
 
 
-def start_params(model: nn.Module, seed: int, earlier: dict[str, np.ndarray], shardings: Any) -> tuple[Any, Transfer]:
+def _as_it_is(name: str, array: jax.Array) -> Any:
+    return array
+
+
+def start_params(
+    model: nn.Module,
+    seed: int,
+    earlier: dict[str, np.ndarray],
+    shardings: Any,
+    kept: Callable[[str, jax.Array], Any] = _as_it_is,
+) -> tuple[Any, Transfer]:
     """A model's parameters, those of an earlier one where both have them; only the others are initialised.
 
     Args:
@@ -160,6 +171,7 @@ def start_params(model: nn.Module, seed: int, earlier: dict[str, np.ndarray], sh
         seed: of the run.
         earlier: arrays by name; emptied, so that no parameter is in memory twice.
         shardings: of the new model's parameters.
+        kept: what becomes of each parameter, by name, once it is there.
 
     Raises:
         UserError: as ``transfer``.
@@ -181,10 +193,12 @@ def start_params(model: nn.Module, seed: int, earlier: dict[str, np.ndarray], sh
 
     params = {n: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=flat[n]) for n, leaf in shapes.items()}
     params |= jax.jit(some, out_shardings={name: flat[name] for name in fresh})(key)
-    return transfer(unflatten_dict(params, sep="/"), earlier)
+    return transfer(unflatten_dict(params, sep="/"), earlier, kept)
 
 
-def transfer(params: Any, earlier: dict[str, np.ndarray]) -> tuple[Any, Transfer]:
+def transfer(
+    params: Any, earlier: dict[str, np.ndarray], kept: Callable[[str, jax.Array], Any] = _as_it_is
+) -> tuple[Any, Transfer]:
     """The parameters with those of an earlier model in their place, and which these are.
 
     A vocabulary that grew (an objective may add special tokens) keeps its first rows.
@@ -192,26 +206,39 @@ def transfer(params: Any, earlier: dict[str, np.ndarray]) -> tuple[Any, Transfer
     Args:
         params: of the new model, initialised, or shapes where the earlier one has the same; both with shardings.
         earlier: arrays by name; those taken are taken out, so that they need not stay in memory.
+        kept: what becomes of each parameter, by name, once it is there.
 
     Raises:
         UserError: if a parameter has another shape, or none is shared.
     """
     flat = flatten_dict(nn.unbox(params), sep="/")
     result, done = dict(flat), Transfer(left=sorted(earlier.keys() - flat.keys()))
-    for name, array in flat.items():
-        if name not in earlier:
-            done.new.append(name)
-            continue
-        old = earlier.pop(name)
-        if old.shape != array.shape:
-            old = _grown(name, old, _whole(array))
-            done.grown.append(name)
-        done.taken.append(name)
-        values = old.astype(array.dtype, copy=False)
-        result[name] = jax.make_array_from_callback(values.shape, array.sharding, values.__getitem__)
+    done.taken = [name for name in flat if name in earlier]
+    done.new = [name for name in flat if name not in earlier]
+    done.grown = [name for name in done.taken if earlier[name].shape != flat[name].shape]
+    # The largest first: the memory that it leaves has room for the others.
+    for name, array in sorted(flat.items(), key=lambda item: -item[1].size):
+        if name in earlier:
+            old = earlier.pop(name)
+            if name in done.grown:
+                old = _grown(name, old, _whole(array))
+            array = place_array(old.astype(array.dtype, copy=False), array.sharding)
+        result[name] = kept(name, array)
     if not done.taken:
         raise UserError("no parameter of model.pretrained has a place in this model; expected the same model.type")
     return unflatten_dict(result, sep="/"), done
+
+
+def place_array(values: np.ndarray, sharding: Any) -> jax.Array:
+    """An array in JAX's own memory, each part on its device.
+
+    On a CPU JAX would take over NumPy's memory, which cannot be given up to the result of the first step: all
+    parameters would then be in memory twice.
+    """
+    indices = sharding.addressable_devices_indices_map(values.shape)
+    parts = [jax.device_put(values[index], device) for device, index in indices.items()]
+    parts = [part.copy() if part.device.platform == "cpu" else part for part in parts]
+    return jax.block_until_ready(jax.make_array_from_single_device_arrays(values.shape, sharding, parts))
 
 
 def _whole(array: jax.Array) -> np.ndarray:

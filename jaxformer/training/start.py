@@ -43,7 +43,8 @@ def _parts(run: Run, display: Display | None) -> tuple[Any, Any]:
     assert source is not None
     earlier, elsewhere = earlier_params(source, run.model, tuple(getattr(run.model, "labels", ())))
     shardings = parameter_shardings(abstract_params(run.model), run.mesh)
-    params, done = start_params(run.model, run.config.seed, earlier, shardings)
+    kept = () if run.adapter is None else (run.adapter.kept,)
+    params, done = start_params(run.model, run.config.seed, earlier, shardings, *kept)
     done.left += elsewhere
     if display is not None:
         _say(display, source, done)

@@ -22,7 +22,7 @@ from jaxformer.tasks import WithTeacher
 from jaxformer.tokenizers import Tokenizer
 from jaxformer.training.adapter import Adapter
 from jaxformer.training.checkpoint import Checkpoints
-from jaxformer.training.pretrained import CHECKPOINTS, CONFIG_FILE, check_run, earlier_params, is_run
+from jaxformer.training.pretrained import CHECKPOINTS, CONFIG_FILE, check_run, earlier_params, is_run, place_array
 
 TEACHER, STUDENT = "teacher", "student"
 WEIGHT_FILES = (".safetensors", ".msgpack", ".bin")
@@ -160,8 +160,7 @@ def read_teacher(source: str, model: nn.Module, abstract: Any) -> Any:
                 f"task.teacher is {source}, expected {name} {list(leaf.shape)} in it, got {got}; choose a model that "
                 "was trained to predict tokens"
             )
-        values = found.astype(leaf.dtype)
-        params[name] = jax.make_array_from_callback(values.shape, leaf.sharding, values.__getitem__)
+        params[name] = place_array(found.astype(leaf.dtype, copy=False), leaf.sharding)
     if heads := [name for name in earlier if "classifier" in name and "pair_classifier" not in name]:
         raise UserError(
             f"task.teacher is {source}, which has {heads[0]} and is a classifier, expected a model that was trained to "
@@ -199,6 +198,10 @@ class Taught:
         frozen, trained = (None, params) if self.adapter is None else self.adapter.begin(key, params)
         teacher = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), nn.unbox(self.boxed))
         return {TEACHER: teacher, STUDENT: frozen}, trained
+
+    def kept(self, path: str, array: jax.Array) -> Any:
+        """A parameter of the student as the run keeps it."""
+        return array if self.adapter is None else self.adapter.kept(path, array)
 
     def begin_from(self, key: jax.Array, params: Any, shardings: Any) -> tuple[Any, Any]:
         """The same of parameters that lie where they belong, without the teacher."""

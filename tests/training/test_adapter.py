@@ -1,6 +1,7 @@
 """A run that trains factors: what is saved, resuming, going on from it, exporting it."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -157,3 +158,21 @@ def test_freezing_by_name_does_not_go_with_factors(folder, base):
     keys = keys_of(folder, base) | {"optimizer": {"freeze": ["embeddings/*"]}}
     with pytest.raises(UserError, match=r"lora is given with optimizer\.freeze or optimizer\.layer_decay"):
         parse_config(keys, "x")
+
+
+def test_int8_kernels_learn_as_float32_ones_do_and_resume(tmp_path):
+    run_training(tiny_keys(tmp_path, steps=2))
+    losses = {}
+    for base in ("float32", "int8"):
+        keys = tiny_keys(tmp_path, steps=6, save_every=3, keep_last=9)
+        keys |= {"model": {"pretrained": str(tmp_path / "run")}, "lora": {"rank": 2, "base": base}}
+        run_training(keys | {"output_dir": str(tmp_path / base)})
+        losses[base] = [
+            json.loads(line)["loss"] for line in (tmp_path / base / "metrics.jsonl").read_text().split("\n")[:-1]
+        ]
+    np.testing.assert_allclose(losses["int8"], losses["float32"], rtol=1e-4)
+    assert losses["int8"] != losses["float32"]
+    shutil.rmtree(tmp_path / "int8" / "checkpoints" / "6")
+    run_training(keys | {"output_dir": str(tmp_path / "int8")})
+    again = [json.loads(line)["loss"] for line in (tmp_path / "int8" / "metrics.jsonl").read_text().split("\n")[:-1]]
+    np.testing.assert_allclose(again, losses["int8"], rtol=1e-6)

@@ -9,6 +9,7 @@ import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxformer import functional as F
 from jaxformer.alignment import (
     LoraConfig,
     adapt,
@@ -19,6 +20,7 @@ from jaxformer.alignment import (
     unmerge,
     write_adapter,
 )
+from jaxformer.alignment.lora import int8_kernels, quantize_base
 from jaxformer.families import FAMILIES, model_config
 from jaxformer.families.convert import params_from_hf
 from jaxformer.hub.kinds import abstract_params, build
@@ -93,6 +95,40 @@ def test_beside_the_kernel_is_as_good_as_in_it(tiny):
     assert abs(ways[0][0] - jnp.sum(jnp.sin(logits(model, params)))) > 1e-3
     merged = merge(params, factors, config)
     close(unmerge(merged, factors, config), params, tolerance=1e-6)
+
+
+def test_beside_int8_kernels_is_beside_what_they_stand_for(tiny):
+    model, params, config, factors = tiny
+    config = LoraConfig(**{**config.model_dump(), "base": "int8"})
+    small = quantize_base(params, config)
+    # What they stand for, as an ordinary model.
+    whole = merge(small, factors, config)
+    names = {name for name, leaf in flatten_dict(small, sep="/").items() if isinstance(leaf, F.Quantized)}
+    kernels = {name for name in flatten_dict(params, sep="/") if name.endswith("/kernel")}
+    assert names == {name for name in kernels if not name.startswith("lm_head")}
+    assert not any(isinstance(leaf, F.Quantized) for leaf in flatten_dict(whole).values())
+    flat, old = flatten_dict(whole, sep="/"), flatten_dict(params, sep="/")
+    for target in int8_kernels(params, config):
+        first = int(target.stacked)
+        axes = tuple(range(first, first + target.inputs))
+        step = np.abs(old[target.path]).max(axis=axes, keepdims=True) / 127
+        assert np.all(np.abs(flat[target.path] - old[target.path]) <= step * 0.501), target.path
+    # New factors change nothing.
+    close(logits(model, adapt(small, factors, config)), logits(model, small), 1e-6)
+    drawn = randomise(factors)
+
+    @jax.jit
+    def gradients(factors, small, whole):
+        def total(factors, base):
+            found = model.apply({"params": adapt(base, factors, config)}, IDS).logits
+            return jnp.sum(jnp.sin(found)), found
+
+        return [jax.grad(total, has_aux=True)(factors, base) for base in (small, whole)]
+
+    (ours, found), (theirs, expected) = gradients(drawn, small, whole)
+    close(ours, theirs, 2e-4)
+    close(found, expected, 1e-4)
+    close(found, logits(model, merge(small, drawn, config)), 1e-4)
 
 
 def test_the_sum_in_float64():

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -69,3 +70,29 @@ def test_a_packed_table_is_looked_up_and_tied(weights):
 def test_unknown_weights_are_refused():
     with pytest.raises(ValueError, match="weights is 'int4', expected float32, bfloat16 or int8"):
         F.pack(jnp.ones((2, 2)), 1, "int4")
+
+
+def test_the_product_with_a_quantized_matrix_and_its_gradient():
+    random = np.random.default_rng(5)
+    x, kernel = (jnp.asarray(random.standard_normal(shape), jnp.float32) for shape in ((3, 4, 2, 5), (2, 5, 3, 7)))
+    matrix = F.quantize(kernel, (0, 1))
+    assert matrix.values.dtype == jnp.int8 and matrix.scale.shape == (1, 1, 3, 7) and matrix.shape == kernel.shape
+    whole = matrix.astype(jnp.float32)
+    assert np.abs(np.asarray(whole - kernel)).max() <= float(matrix.scale.max()) / 2 + 1e-7
+
+    def total(x, kernel):
+        return jnp.sum(jnp.sin(jnp.tensordot(x, kernel, 2)))
+
+    def ours(x):
+        return jnp.sum(jnp.sin(F.matrix_product(x, matrix, contract=2)))
+
+    (value, gradient), (expected, by_whole) = jax.value_and_grad(ours)(x), jax.value_and_grad(total)(x, whole)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, by_whole, rtol=1e-4, atol=1e-5)
+    half = F.matrix_product(x.astype(jnp.bfloat16), matrix, contract=2)
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.astype(jnp.float32), jnp.tensordot(x, whole, 2), atol=0.2)
+    # For the backward pass the matrix is kept as it is, and nothing of its size in floating point.
+    _, pull = jax.vjp(lambda x: F.matrix_product(x, matrix, contract=2), x)
+    assert any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(pull))
+    assert all(leaf.size < kernel.size or leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(pull))

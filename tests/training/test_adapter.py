@@ -15,6 +15,8 @@ from jaxformer.training.evaluation import evaluate_checkpoint
 from jaxformer.training.export import export, export_adapter, load_run
 from jaxformer.training.loop import train
 from jaxformer.training.pretrained import read_params, read_trained
+from jaxformer.training.start import start_state
+from jaxformer.training.state import frozen_of
 from tests.training.helpers import make_run, quiet, run_training, tiny_keys
 
 # Whole runs; what they are made of is tested in tests/alignment and tests/tasks.
@@ -127,6 +129,27 @@ def test_the_next_stage_goes_on_from_the_sum(trained):
         np.testing.assert_allclose(after[name], merged[name], atol=1e-6)
 
 
+def test_int8_kernels_on_a_mesh_and_in_an_export(trained, base, tmp_path):
+    path, _ = trained
+    keys = keys_of(path.parent, base, {**LORA, "base": "int8"}, "int8")
+    run = make_run({**keys, "parallel": {"fsdp": 4}})
+    frozen = flatten_dict(frozen_of(start_state(run)), sep="/")
+    kernel = frozen["layers/feed_forward/up/kernel"]
+    assert kernel.values.dtype == np.int8 and "fsdp" in str(kernel.values.sharding.spec)
+    assert kernel.scale.shape == (2, 1, 64) and frozen["embeddings/token/embedding"].dtype == np.float32
+    result = run_training(keys)
+    run_training({**keys, "parallel": {"fsdp": 4}, "output_dir": str(tmp_path / "fsdp")})
+    np.testing.assert_allclose(losses(tmp_path / "fsdp")[0], losses(path.parent / "int8")[0], rtol=1e-5)
+    run_training({**keys, "parallel": {"strategy": "pmap"}, "output_dir": str(tmp_path / "pmap")})
+    np.testing.assert_allclose(losses(tmp_path / "pmap")[0], losses(path.parent / "int8")[0], rtol=1e-5)
+    # What is exported is what was evaluated.
+    export(path.parent / "int8", tmp_path / "whole")
+    again = {**tiny_keys(path.parent, steps=1), "model": {"pretrained": str(tmp_path / "whole"), "dropout": 0.0}}
+    again |= {"output_dir": str(tmp_path / "again"), "optimizer": {"learning_rate": 1e-9}}
+    again["tokenizer"] = {"type": "file", "path": str(base / "tokenizer.json")}
+    np.testing.assert_allclose(run_training(again).loss, result.loss, rtol=1e-5)
+
+
 def test_a_new_head_is_trained_whole(folder, base):
     rows = folder / "rows.jsonl"
     rows.write_text('{"text": "the cat", "label": "a"}\n{"text": "it ran", "label": "b"}\n' * 8)
@@ -147,6 +170,8 @@ def test_a_new_head_is_trained_whole(folder, base):
         ({"lora": {}}, "lora is given without model.pretrained, expected a model to freeze"),
         ({"lora": {"ranks": 1}}, "unknown key lora.ranks; did you mean lora.rank"),
         ({"lora": {"rank": 0}}, "lora.rank is 0"),
+        ({"lora": {"base": "int4"}}, "lora.base is 'int4', expected 'float32' or 'int8'"),
+        ({"lora": {"base": "int8", "dora": True}}, "dora is given with base int8, expected float32"),
     ],
 )
 def test_configurations_that_cannot_be(keys, message):

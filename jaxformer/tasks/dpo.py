@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Literal
 
 import jax
@@ -14,7 +13,7 @@ from pydantic import Field, model_validator
 from jaxformer import functional as F
 from jaxformer.data.examples import Example, ExampleRows
 from jaxformer.families import build_model
-from jaxformer.models.config import Architecture, TransformerConfig
+from jaxformer.models.config import TransformerConfig
 from jaxformer.models.partition import shards
 from jaxformer.tasks import records as R
 from jaxformer.tasks.bad_rows import Tally
@@ -29,9 +28,9 @@ from jaxformer.tasks.preferences import (
     pair_report,
     two_sided_example,
 )
-from jaxformer.tasks.responses import Encoded, ResponseEncoder
+from jaxformer.tasks.response_task import ResponseTask
+from jaxformer.tasks.responses import Encoded
 from jaxformer.tasks.reward import PreferenceConfig
-from jaxformer.tokenizers import Role, Tokenizer
 
 Loss = Literal["sigmoid", "ipo", "hinge", "cdpo", "robust", "orpo", "simpo", "kto"]
 INPUTS = ("input_ids", "attention_mask", "decoder_input_ids")
@@ -88,41 +87,20 @@ class DPOConfig(PreferenceConfig):
 
 
 @dataclass(frozen=True, eq=False)
-class DPO:
+class DPO(ResponseTask):
     """A loss of ``functional.preference`` on the log-probabilities of the two responses of a pair, summed over pairs.
 
     Rafailov et al. 2023. Those of the reference, the model that the run starts from, are computed once, ahead of
     training, and are a column of the data from then on: one model is in memory.
-
-    Args:
-        config: Which loss.
-        tokenizer: Has an end of text.
-        sequence_length: Tokens of prompt and response, or of an encoder.
-        architecture: Of the model.
-        start: Special token a decoder beside an encoder starts with.
     """
 
     config: DPOConfig
-    tokenizer: Tokenizer
-    sequence_length: int
-    architecture: Architecture
-    start: Role = "pad"
     kept: dict[int, list[R.Record]] = field(default_factory=dict, repr=False)
-
-    @property
-    def two_sided(self) -> bool:
-        """Whether there is an encoder."""
-        return self.architecture == "encoder_decoder"
 
     @property
     def reference_column(self) -> str | None:
         """The column that ``reference`` fills; None where the loss has no reference."""
         return None if self.config.loss in NO_REFERENCE else REFERENCE
-
-    @cached_property
-    def encoder(self) -> ResponseEncoder:
-        """Text to tokens."""
-        return ResponseEncoder(self.tokenizer, self.config.chat_template, self.two_sided)
 
     def model(self, config: TransformerConfig) -> nn.Module:
         """The model with its language-model head."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 import jax
@@ -14,30 +13,25 @@ from jaxformer import functional as F
 from jaxformer.data.examples import Example, ExampleRows
 from jaxformer.data.pieces import pack
 from jaxformer.families import build_model
-from jaxformer.models.config import Architecture, TransformerConfig
+from jaxformer.models.config import TransformerConfig
 from jaxformer.tasks import records as R
-from jaxformer.tasks.bad_rows import BadRow, BadRows, Tally
-from jaxformer.tasks.base import Batch, LossSums, Rows, TaskSchema, token_loss
+from jaxformer.tasks.bad_rows import Tally
+from jaxformer.tasks.base import Batch, LossSums, Rows, token_loss
 from jaxformer.tasks.packing import packed_pairs
-from jaxformer.tasks.responses import Encoded, ResponseEncoder, RowFormat, RowReader, fitted
-from jaxformer.tokenizers import Role, Tokenizer
+from jaxformer.tasks.response_task import ResponseConfig, ResponseTask
+from jaxformer.tasks.responses import Encoded, RowFormat, RowReader, fitted
 
 
-class InstructionConfig(TaskSchema):
+class InstructionConfig(ResponseConfig):
     """Answer instructions and dialogues."""
 
     architectures = ("decoder", "encoder_decoder")
-    reads = "records"
-    scored = False
 
     type: Literal["instruction"] = Field("instruction", description="objective")
     format: RowFormat = Field(
         "auto",
         description="columns of a row: alpaca (instruction, input, output), completion (prompt, completion), messages; "
         "auto: told from the row",
-    )
-    columns: dict[str, str] = Field(
-        {}, description="the data's names of these columns, where they differ: {output: response}"
     )
     chat_template: str | None = Field(
         None,
@@ -48,7 +42,6 @@ class InstructionConfig(TaskSchema):
     target_length: int | None = Field(
         None, ge=2, description="encoder_decoder: most tokens of an answer, its end included; default: sequence_length"
     )
-    bad_rows: BadRows = Field("report", description="rows that cannot be used: report: left out and named, error: stop")
     chunk_tokens: int = Field(2048, ge=1, description="tokens whose logits are in memory at once, on a device")
 
     @property
@@ -56,58 +49,25 @@ class InstructionConfig(TaskSchema):
         """Finds prompt and response in a row."""
         return RowReader(self.format, self.columns, as_messages=self.chat_template is not None)
 
-    def texts(self, record: R.Record) -> list[str]:
-        """The texts of a record, none of a row that cannot be used; what a tokenizer is trained on.
-
-        Raises:
-            UserError: if such a row is to be an error.
-        """
-        try:
-            answered = self.reader.read(record)
-        except BadRow as reason:
-            Tally(self.bad_rows).leave_out(record, str(reason))
-            return []
-        if isinstance(answered.prompt, str) and isinstance(answered.response, str):
-            return [answered.prompt, answered.response]
-        messages = [*answered.prompt, *answered.response]
-        return [m["content"] for m in messages if isinstance(m, dict) and isinstance(m.get("content"), str)]
+    def parts(self, record: R.Record) -> tuple[Any, Any]:
+        """Prompt and response; see ``ResponseConfig``."""
+        return self.reader.read(record)
 
 
 @dataclass(frozen=True, eq=False)
-class Instruction:
+class Instruction(ResponseTask):
     """``-log p(answer token | what stands before it)``, summed over the tokens of the answers and their ends.
 
     Ouyang et al. 2022, "InstructGPT", section 3.5; Taori et al. 2023, "Stanford Alpaca". Of a dialogue every answer of
     the assistant is learned.
-
-    Args:
-        config: Columns, template and packing.
-        tokenizer: Has an end of text.
-        sequence_length: Tokens of a row; an encoder's.
-        architecture: A decoder reads prompt and answer as one text, an encoder-decoder the prompt in its encoder.
-        start: Special token a decoder beside an encoder starts with.
     """
 
     config: InstructionConfig
-    tokenizer: Tokenizer
-    sequence_length: int
-    architecture: Architecture
-    start: Role = "pad"
-
-    @property
-    def two_sided(self) -> bool:
-        """Whether there is an encoder."""
-        return self.architecture == "encoder_decoder"
 
     @property
     def target_length(self) -> int:
         """Most tokens of an answer in an encoder-decoder."""
         return self.config.target_length or self.sequence_length
-
-    @cached_property
-    def encoder(self) -> ResponseEncoder:
-        """Text to tokens."""
-        return ResponseEncoder(self.tokenizer, self.config.chat_template, self.two_sided)
 
     def model(self, config: TransformerConfig) -> nn.Module:
         """The model with its language-model head."""

@@ -14,18 +14,18 @@ from pydantic import Field
 from jaxformer import functional as F
 from jaxformer.data.examples import Example, ExampleRows
 from jaxformer.families import build_model
-from jaxformer.models.config import Architecture, TransformerConfig
+from jaxformer.models.config import TransformerConfig
 from jaxformer.models.partition import shards
 from jaxformer.models.value import with_value
 from jaxformer.tasks import records as R
-from jaxformer.tasks.bad_rows import BadRow, BadRows, Tally
-from jaxformer.tasks.base import Batch, LossSums, Rows, TaskSchema
+from jaxformer.tasks.bad_rows import Tally
+from jaxformer.tasks.base import Batch, LossSums, Rows
 from jaxformer.tasks.base import apply as apply_model
 from jaxformer.tasks.dialogue import choose_template
 from jaxformer.tasks.preferences import causal_example, two_sided_example
 from jaxformer.tasks.prompts import PromptReader, encode_prompts
-from jaxformer.tasks.responses import Encoded, ResponseEncoder
-from jaxformer.tokenizers import Role, Tokenizer
+from jaxformer.tasks.response_task import ResponseConfig, ResponseTask
+from jaxformer.tasks.responses import Encoded
 
 INPUTS = ("input_ids", "attention_mask", "decoder_input_ids")
 ROW = "row"  # column with the number of a prompt's record
@@ -33,12 +33,10 @@ FILL = {"input_ids": 0, "decoder_input_ids": 0, "labels": F.IGNORE, "attention_m
 KL_COEFFICIENT = "kl_coefficient"
 
 
-class PolicyConfig(TaskSchema):
+class PolicyConfig(ResponseConfig):
     """Keys that the objectives share which write responses and learn from their rewards."""
 
     architectures = ("decoder", "encoder_decoder")
-    reads = "records"
-    scored = False
     unit = "responses"
     with_values: ClassVar[bool] = False
 
@@ -46,13 +44,6 @@ class PolicyConfig(TaskSchema):
         description="what scores a response: a reward model (a run's folder, a folder or a name on the Hub), or a "
         "Python function, `file.py:name`"
     )
-    columns: dict[str, str] = Field(
-        {}, description="the data's names of columns, where they differ: {prompt: question}"
-    )
-    chat_template: str | None = Field(
-        None, description="messages: a Jinja text, or human_assistant; default: the tokenizer's"
-    )
-    bad_rows: BadRows = Field("report", description="rows that cannot be used: report: left out and named, error: stop")
     max_new_tokens: int = Field(64, ge=1, description="most tokens of a response, its end included")
     temperature: float = Field(1.0, gt=0, description="of the draws; the losses are those of this distribution")
     epochs: int = Field(1, ge=1, description="how often the responses of a step are learned from")
@@ -73,18 +64,9 @@ class PolicyConfig(TaskSchema):
         """Of the optimizer, a step."""
         return self.epochs * self.minibatches
 
-    def texts(self, record: R.Record) -> list[str]:
-        """The texts of a record, none of a row that cannot be used; what a tokenizer is trained on.
-
-        Raises:
-            UserError: if such a row is to be an error.
-        """
-        try:
-            prompt = PromptReader(self.columns, as_messages=False).read(record)
-        except BadRow as reason:
-            Tally(self.bad_rows).leave_out(record, str(reason))
-            return []
-        return [prompt] if isinstance(prompt, str) else [str(message.get("content", "")) for message in prompt]
+    def parts(self, record: R.Record) -> list[Any]:
+        """The prompt; see ``ResponseConfig``."""
+        return [PromptReader(self.columns, as_messages=False).read(record)]
 
 
 class PPOConfig(PolicyConfig):
@@ -150,37 +132,16 @@ class Response(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Policy:
+class Policy(ResponseTask):
     """``ppo_policy_loss`` and ``ppo_value_loss``, ``grpo_loss`` or ``rloo_loss`` on responses of the model's own.
 
     Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences"; Ouyang et al. 2022, "InstructGPT"; Shao
     et al. 2024, "DeepSeekMath"; Ahmadian et al. 2024, "Back to Basics". Dropout is off: with it, the ratio of new and
     old probabilities would not begin at 1.
-
-    Args:
-        config: Which loss.
-        tokenizer: Has an end of text.
-        sequence_length: Most tokens of prompt and response; of an encoder.
-        architecture: Of the model.
-        start: Special token a decoder beside an encoder starts with.
     """
 
     config: PolicyConfig
-    tokenizer: Tokenizer
-    sequence_length: int
-    architecture: Architecture
-    start: Role = "pad"
     kept: dict[int, list[R.Record]] = field(default_factory=dict, repr=False)
-
-    @property
-    def two_sided(self) -> bool:
-        """Whether there is an encoder."""
-        return self.architecture == "encoder_decoder"
-
-    @cached_property
-    def encoder(self) -> ResponseEncoder:
-        """Text to tokens."""
-        return ResponseEncoder(self.tokenizer, self.config.chat_template, self.two_sided)
 
     @cached_property
     def end_id(self) -> int:

@@ -1,6 +1,6 @@
 """Preference pairs: found in a row, turned into tokens, two texts a row of a batch."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from jaxformer.tasks.bad_rows import BadRow, Tally
 from jaxformer.tasks.base import Batch, Report
 from jaxformer.tasks.dialogue import Message, split_dialogue
 from jaxformer.tasks.records import Record, rounded, where
-from jaxformer.tasks.responses import Answered, Encoded, ResponseEncoder, fitted
+from jaxformer.tasks.responses import Answered, ColumnReader, Encoded, ResponseEncoder, fitted
 
 ANSWER = "\n\nAssistant:"
 SIDES = ("chosen", "rejected")
@@ -27,7 +27,7 @@ class Pair(NamedTuple):
     rejected: Any
 
 
-class PairReader:
+class PairReader(ColumnReader):
     """Finds the two sides of a row.
 
     A row has ``prompt``, ``chosen`` and ``rejected``, texts or lists of messages; or ``chosen`` and ``rejected`` alone,
@@ -38,12 +38,6 @@ class PairReader:
         as_messages: whether dialogues written as text become messages.
     """
 
-    def __init__(self, columns: Mapping[str, str], as_messages: bool) -> None:
-        self._columns, self._as_messages = columns, as_messages
-
-    def _value(self, record: Record, name: str) -> Any:
-        return record.get(self._columns.get(name, name))
-
     def read(self, record: Record) -> Pair:
         """The two sides.
 
@@ -53,7 +47,7 @@ class PairReader:
         prompt, *sides = (self._value(record, name) for name in ("prompt", *SIDES))
         for name, side in zip(SIDES, sides, strict=True):
             if side is None:
-                raise BadRow(f"column {self._columns.get(name, name)!r} is missing")
+                raise BadRow(f"column {self._name(name)!r} is missing")
         parts = sides if prompt is None else [prompt, *sides]
         if not any(all(isinstance(part, kind) for part in parts) for kind in (str, list | tuple)):
             raise BadRow("prompt, chosen and rejected are not all text or all messages")

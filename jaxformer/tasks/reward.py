@@ -16,46 +16,26 @@ from jaxformer.data.examples import ExampleRows
 from jaxformer.models import heads
 from jaxformer.models.config import TransformerConfig
 from jaxformer.tasks import records as R
-from jaxformer.tasks.bad_rows import BadRow, BadRows, Tally
-from jaxformer.tasks.base import Batch, LossSums, Report, Rows, TaskSchema
+from jaxformer.tasks.bad_rows import BadRow, Tally
+from jaxformer.tasks.base import Batch, LossSums, Report, Rows
 from jaxformer.tasks.dialogue import choose_template
 from jaxformer.tasks.preferences import PairReader, encode_pairs, flat_inputs, pair_report, whole_example
+from jaxformer.tasks.response_task import ResponseConfig
 from jaxformer.tasks.responses import ResponseEncoder
 from jaxformer.tokenizers import Tokenizer
 
 INPUTS = ("input_ids", "attention_mask")
 
 
-class PreferenceConfig(TaskSchema):
+class PreferenceConfig(ResponseConfig):
     """Keys that the objectives on preference pairs share."""
 
-    reads = "records"
-    scored = False
     unit = "examples"
 
-    columns: dict[str, str] = Field(
-        {}, description="the data's names of prompt, chosen and rejected, where they differ: {prompt: question}"
-    )
-    chat_template: str | None = Field(
-        None, description="messages: a Jinja text, or human_assistant; default: the tokenizer's"
-    )
-    bad_rows: BadRows = Field("report", description="rows that cannot be used: report: left out and named, error: stop")
-
-    def texts(self, record: R.Record) -> list[str]:
-        """The texts of a record, none of a row that cannot be used; what a tokenizer is trained on.
-
-        Raises:
-            UserError: if such a row is to be an error.
-        """
-        try:
-            pair = PairReader(self.columns, as_messages=False).read(record)
-        except BadRow as reason:
-            Tally(self.bad_rows).leave_out(record, str(reason))
-            return []
-        parts = [pair.chosen.prompt, pair.chosen.response, pair.rejected.response]
-        texts = [part if isinstance(part, str) else [m.get("content") for m in part] for part in parts]
-        flat = [text for part in texts for text in ([part] if isinstance(part, str) else part)]
-        return [text for text in flat if isinstance(text, str)]
+    def parts(self, record: R.Record) -> list[Any]:
+        """Prompt and both responses; see ``ResponseConfig``."""
+        pair = PairReader(self.columns, as_messages=False).read(record)
+        return [pair.chosen.prompt, pair.chosen.response, pair.rejected.response]
 
 
 class RewardConfig(PreferenceConfig):

@@ -186,7 +186,7 @@ class Tokenizer:
         The vocabularies, the merges, the end of text and what stands before a text are compared. Padding, which no text
         has, special tokens that only this one has, and chat templates make no difference.
         """
-        mine, theirs = (t._backend.get_vocab(with_added_tokens=True) for t in (self, other))
+        mine, theirs = self.vocabulary, other.vocabulary
         padding = other.find_special("pad")
         unread = padding if padding != other.eos_id else None
         for token, number in sorted(theirs.items(), key=lambda item: item[1]):

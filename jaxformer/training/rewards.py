@@ -52,9 +52,6 @@ class Sample(NamedTuple):
         return len(self.prompt) + len(self.response)
 
 
-Score = Callable[[Sequence[Sample]], np.ndarray]
-
-
 def named(number: int, sample: Sample) -> str:
     """A sample, for errors."""
     return f"sample {number} ({where(sample.record)})"

@@ -203,10 +203,10 @@ def _compile_for(config: Any, options: argparse.Namespace) -> int:
 
 
 def _evaluate(run: Any, display: Any) -> int:
-    from jaxformer.training.evaluation import amount, evaluate_checkpoint, in_words, write_report
+    from jaxformer.training.evaluation import evaluate_checkpoint, headline, in_words, write_report
 
     step, values, weight, report = evaluate_checkpoint(run)
-    said = f"step {step}: loss {values['loss']:.4f} over {amount(weight, run.config.task)}"
+    said = f"step {step}: {headline(values, weight, run.config.task)}"
     display.say(said if report is None else f"{said}, {in_words(report)}")
     if report is not None:
         files = write_report(report, run.folder / "evaluation")

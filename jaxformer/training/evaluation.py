@@ -16,10 +16,11 @@ from jaxformer.schema import UserError
 from jaxformer.tasks import Report
 from jaxformer.tasks.base import TaskSchema
 from jaxformer.tasks.picture import confusion_picture
-from jaxformer.tasks.policy import Policy
+from jaxformer.tasks.policy import Policy, PolicyConfig
 from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.pretrained import CHECKPOINTS
 from jaxformer.training.reference import fill_reference
+from jaxformer.training.rollout import PolicyEvaluator, Rollouts
 from jaxformer.training.run import Run
 from jaxformer.training.start import start_frozen
 from jaxformer.training.state import TrainState, with_frozen
@@ -106,7 +107,7 @@ def evaluate_checkpoint(run: Run) -> tuple[int, dict[str, float], float, Report 
     return step, values, weight, evaluator.report(state)
 
 
-def make_evaluator(run: Run, rollouts: Any = None) -> Any:
+def make_evaluator(run: Run, rollouts: Rollouts | None = None) -> Evaluator | PolicyEvaluator:
     """What evaluates a run; where the model learns from what it writes, that is what it writes to unseen prompts.
 
     Args:
@@ -115,8 +116,6 @@ def make_evaluator(run: Run, rollouts: Any = None) -> Any:
     """
     if not isinstance(run.task, Policy):
         return Evaluator(run)
-    from jaxformer.training.rollout import PolicyEvaluator, Rollouts
-
     return PolicyEvaluator(run, Rollouts(run) if rollouts is None else rollouts)
 
 
@@ -132,6 +131,12 @@ def write_report(report: Report, folder: Path) -> list[Path]:
         files.append(folder / CONFUSION)
         confusion_picture(report.labels, report.confusion, files[1])
     return files
+
+
+def headline(values: dict[str, float], weight: float, task: TaskSchema) -> str:
+    """The loss and what it is a mean over; where the model writes there is none, and the report says how good it is."""
+    over = f"over {amount(weight, task)}"
+    return over if isinstance(task, PolicyConfig) else f"loss {values['loss']:.4f} {over}"
 
 
 def amount(weight: float, task: TaskSchema) -> str:

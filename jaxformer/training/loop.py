@@ -22,7 +22,7 @@ from jaxformer.schema import UserError
 from jaxformer.tasks import Policy, Report
 from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.console import Display, number
-from jaxformer.training.evaluation import amount, in_words, make_evaluator, write_report
+from jaxformer.training.evaluation import headline, in_words, make_evaluator, write_report
 from jaxformer.training.flops import peak_flops
 from jaxformer.training.folder import open_folder
 from jaxformer.training.metrics import MetricsLog
@@ -263,8 +263,7 @@ class Trainer:
         with self.clock.paused():
             values, weight = self.evaluator.losses(self.state)
             task = self.run.config.task
-            loss = "validation" if isinstance(self.run.task, Policy) else f"validation loss {values['loss']:.4f}"
-            said = f"step {self.step}: {loss} over {amount(weight, task)}"
+            said = f"step {self.step}: validation {headline(values, weight, task)}"
             if self.step >= self.run.config.training.steps or not task.report_at_end:
                 report = self.current_report()
                 values |= {} if report is None else report.metrics

@@ -1,7 +1,6 @@
 """Learning from texts that the model writes: a step is responses, their scores, and the updates they are good for."""
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer import functional as F
+from jaxformer.alignment.best_of_n import DEVIATIONS
 from jaxformer.data.loader import evaluation_batches
 from jaxformer.generation import compile_options, parse_options, search
 from jaxformer.generation.prompt import align
@@ -18,17 +18,15 @@ from jaxformer.parallel.batch import put_batch
 from jaxformer.parallel.mesh import RULES, replicated
 from jaxformer.schema import UserError
 from jaxformer.tasks import Batch, Report
-from jaxformer.tasks.policy import ROW, Policy, PolicyConfig, Response
+from jaxformer.tasks.policy import ROW, Policy, Response
 from jaxformer.training.adapter import WHOLE
 from jaxformer.training.rewards import Sample, open_reward
 from jaxformer.training.run import Run
-from jaxformer.training.start import start_state
-from jaxformer.training.state import TrainState, frozen_of, with_carried, with_frozen
-from jaxformer.training.step import StepMetrics, TrainStep
+from jaxformer.training.start import start_trained
+from jaxformer.training.state import TrainState, frozen_of
 
 # Numbers that keep the draws of training and evaluation apart.
 _TRAINING, _EVALUATION = 11, 12
-Scorer = Callable[[Sequence[Sample]], np.ndarray]
 
 
 class Written(NamedTuple):
@@ -38,24 +36,25 @@ class Written(NamedTuple):
         batch: for the step, arrays of NumPy.
         samples: the responses as text, with their records.
         scores: ``[R]`` as the reward gave them, before any penalty.
-        lengths: ``[R]``, tokens.
     """
 
     batch: Batch
     samples: list[Sample]
     scores: np.ndarray
-    lengths: np.ndarray
 
     @property
     def facts(self) -> dict[str, float]:
         """Means over the responses."""
-        ended = np.array([sample.ended for sample in self.samples])
-        return {
-            "score": float(self.scores.mean()),
-            "score_deviation": float(self.scores.std()),
-            "length": float(self.lengths.mean()),
-            "truncated": float(1 - ended.mean()),
-        }
+        deviation = {"score_deviation": float(self.scores.std())}
+        return {"score": float(self.scores.mean()), **deviation, **_sizes(self.samples)}
+
+
+def _sizes(samples: Sequence[Sample]) -> dict[str, float]:
+    """Mean length in tokens, and the share without an end."""
+    return {
+        "length": float(np.mean([len(sample.response) for sample in samples])),
+        "truncated": float(np.mean([not sample.ended for sample in samples])),
+    }
 
 
 class Reference:
@@ -64,8 +63,8 @@ class Reference:
     def __init__(self, run: Run) -> None:
         """Reads it once more: a resumed run has another model in its state."""
         self._adapter = run.adapter
-        start = start_state(run)
-        self._kept = start.params if run.adapter is None else start.params[WHOLE]
+        trained = start_trained(run)
+        self._kept = trained if run.adapter is None else trained[WHOLE]
 
     def params(self, state: TrainState) -> Any:
         """Whole."""
@@ -95,7 +94,7 @@ class Rollouts:
                 "written and scored by one process, on all of its devices"
             )
         self.run, self.task, self.reference = run, run.task, Reference(run)
-        self.score: Scorer = open_reward(run.task.config.reward, run.tokenizer, c.sequence_length)
+        self.score = open_reward(run.task.config.reward, run.tokenizer, c.sequence_length)
         options: dict[str, Any] = {"do_sample": True, "temperature": run.task.config.temperature}
         chosen = parse_options({**options, "eos_token_id": (run.task.end_id,)})
         self._rules, self._numbers = compile_options(chosen, c.model)
@@ -149,7 +148,13 @@ class Rollouts:
         return found
 
     def written(
-        self, params: Any, state: TrainState, prompts: Batch, records: Sequence[Mapping[str, Any]], key: Sequence[int]
+        self,
+        params: Any,
+        state: TrainState,
+        prompts: Batch,
+        records: Sequence[Mapping[str, Any]],
+        key: Sequence[int],
+        copies: int = 1,
     ) -> Written:
         """Responses to a batch of prompts, scored, with their log-probabilities under the reference.
 
@@ -159,9 +164,9 @@ class Rollouts:
             prompts: rows of the task, ``input_ids``, ``attention_mask`` and the numbers of their records.
             records: of the split.
             key: numbers that all draws depend on.
+            copies: responses to each prompt.
         """
         c = self.task.config
-        copies = c.responses_per_prompt if key[0] == _TRAINING else 1
         rows = [int(row) for row in prompts[ROW] for _ in range(copies)]
         # What the last batch of an evaluation lacks is filled up with prompts of one token.
         texts = [
@@ -179,59 +184,16 @@ class Rollouts:
         shaped = np.zeros(len(responses), np.float32)
         shaped[: len(samples)] = scores
         shaped -= c.missing_eos_penalty * np.array([not response.ended for response in responses], np.float32)
-        batch = self.task.batch(responses)
-        batch = {**batch, "scores": shaped}
+        batch = {**self.task.batch(responses), "scores": shaped}
         placed = put_batch(batch, len(responses), self.run.mesh)
         batch["reference_log_probs"] = np.asarray(self.log_probs(self.reference.params(state), placed))
-        lengths = np.array([len(response.tokens) for response in responses[: len(samples)]])
-        return Written(batch, samples, scores, lengths)
+        return Written(batch, samples, scores)
 
     def _sample(self, response: Response, record: Mapping[str, Any]) -> Sample:
         decode = self.run.tokenizer.decode
         # As one text with the response, an encoder's input has no end of its own.
         prompt = response.prompt[:-1] if self.task.two_sided else response.prompt
         return Sample(record, prompt, response.tokens, response.ended, decode(prompt), decode(response.tokens))
-
-
-def policy_step(run: Run, update: TrainStep) -> TrainStep:
-    """All updates of a step as one pure function of the state and the responses: epochs of mini-batches.
-
-    Args:
-        run: prepared.
-        update: the train step, on a mini-batch.
-    """
-    task, model = run.task, run.model
-    assert isinstance(task, Policy)
-    c: PolicyConfig = task.config
-
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        params, frozen = state.params, frozen_of(state)
-        if run.adapter is not None:
-            params = run.adapter.assemble(frozen, params)
-        columns, facts, carried = task.experience(model, params, batch, state.carried)
-        batch = {**batch, **columns}
-        size = len(batch["scores"])
-        key = F.purpose_key(run.config.seed, "minibatches", state.step)
-        orders = [jax.random.permutation(jax.random.fold_in(key, epoch), size) for epoch in range(c.epochs)]
-        parts = jnp.stack(orders).reshape(c.updates, size // c.minibatches)
-
-        def learn(trained: TrainState, rows: jax.Array) -> tuple[TrainState, tuple[StepMetrics, dict[str, jax.Array]]]:
-            part = {name: array[rows] for name, array in batch.items()}
-            trained, metrics = update(with_frozen(trained, frozen), part)
-            weight = jnp.where(metrics.weight > 0, metrics.weight, 1.0)
-            return trained.saved, (metrics, {name: total / weight for name, total in metrics.sums.items()})
-
-        trained, (metrics, means) = jax.lax.scan(learn, state.saved, parts)
-        last = jax.tree.map(lambda array: array[-1], metrics)
-        values = {name: jnp.mean(array) for name, array in means.items()} | facts
-        # The record divides sums by the weight; these are means already.
-        sums = {name: value * size for name, value in values.items()}
-        norm = jnp.mean(metrics.gradient_norm)
-        new = with_carried(dataclasses.replace(trained, step=state.step + 1), carried)
-        done = last._replace(sums=sums, weight=jnp.float32(size), gradient_norm=norm)
-        return with_frozen(new, frozen), done
-
-    return step
 
 
 class PolicyStep:
@@ -255,7 +217,8 @@ class PolicyStep:
         key = (_TRAINING, self.run.config.seed, int(state.step))
         task = self.rollouts.task
         records = task.kept[id(self.run.splits.train)]
-        written = self.rollouts.written(self.run.playing(state), state, batch, records, key)
+        copies = task.config.responses_per_prompt
+        written = self.rollouts.written(self.run.playing(state), state, batch, records, key, copies)
         self.facts = written.facts
         return self.program(state, self.program.put(written.batch), request)
 
@@ -266,21 +229,29 @@ class PolicyEvaluator:
     def __init__(self, run: Run, rollouts: Rollouts) -> None:
         """Draws nothing yet."""
         self.run, self.rollouts = run, rollouts
+        # The last report and the step of its state, since a loss and a report are asked for one after the other.
+        self._reported: tuple[int, Report] | None = None
 
     def report(self, state: TrainState) -> Report:
         """Mean score, KL to the model that the run starts from (nats a response), and every response.
 
         The draws are the same in every evaluation.
         """
+        step = int(state.step)
+        if self._reported is None or self._reported[0] != step:
+            self._reported = step, self._report(state)
+        return self._reported[1]
+
+    def _report(self, state: TrainState) -> Report:
         run, task = self.run, self.rollouts.task
         params = run.merged(state)
         c, rows, records = run.config, run.validation_rows, task.kept[id(run.splits.validation)]
         assert rows is not None
         size = c.training.eval_batch_size or c.training.batch_size
-        predictions, lengths, kl = [], [], []
+        samples: list[Sample] = []
+        predictions: list[dict[str, Any]] = []
         for number, batch in enumerate(evaluation_batches(rows, size, c.seed, task.features)):
             written = self.rollouts.written(params, state, batch, records, (_EVALUATION, c.seed, number))
-            count = len(written.samples)
             placed = put_batch(written.batch, size, run.mesh)
             now = np.asarray(self.rollouts.log_probs(params, placed))
             gaps = (now - written.batch["reference_log_probs"]).sum(axis=1, where=written.batch["labels"] != F.IGNORE)
@@ -290,16 +261,14 @@ class PolicyEvaluator:
                     {"where": where, "prompt": sample.prompt_text, "response": sample.text, "score": float(score)}
                     | {"ended": sample.ended, "kl": float(gap)}
                 )
-            lengths += written.lengths.tolist()
-            kl += gaps[:count].tolist()
+            samples += written.samples
         scores = np.array([prediction["score"] for prediction in predictions])
-        error = 1.96 * scores.std(ddof=1) / len(scores) ** 0.5 if len(scores) > 1 else float("nan")
+        error = DEVIATIONS * scores.std(ddof=1) / len(scores) ** 0.5 if len(scores) > 1 else float("nan")
         metrics = {
             "score": float(scores.mean()),
             "score_error": float(error),
-            "kl": float(np.mean(kl)),
-            "length": float(np.mean(lengths)),
-            "truncated": float(np.mean([not prediction["ended"] for prediction in predictions])),
+            "kl": float(np.mean([prediction["kl"] for prediction in predictions])),
+            **_sizes(samples),
         }
         return Report(metrics, predictions)
 

@@ -35,7 +35,7 @@ from jaxformer.training.flops import flops_per_step
 from jaxformer.training.optimizer import build_optimizer, build_schedule
 from jaxformer.training.pretrained import CHECKPOINTS, TOKENIZER_FILE
 from jaxformer.training.state import TrainState, abstract_params, abstract_state, count_parameters, frozen_of
-from jaxformer.training.step import TrainStep, make_train_step
+from jaxformer.training.step import TrainStep, make_policy_step, make_train_step
 from jaxformer.training.teacher import Taught, Teacher, open_teacher
 
 
@@ -202,9 +202,7 @@ class Run:
         c = self.config
         step = self.train_step
         if isinstance(self.task, Policy):
-            from jaxformer.training.rollout import policy_step
-
-            step = policy_step(self, step)
+            step = make_policy_step(self.model, self.task, step, seed=c.seed, adapter=self.adapter)
         return DeviceStep(step, self.abstract, self.mesh, c.parallel.strategy, c.training.batch_size)
 
     @cached_property

@@ -37,6 +37,13 @@ def start_frozen(run: Run, display: Display | None = None) -> Any:
     return _parts(run, display)[0]
 
 
+def start_trained(run: Run) -> Any:
+    """The trained part alone, without what an optimizer keeps of it."""
+    if run.config.model.pretrained is None:
+        return init_state(run.model, run.optimizer, run.config.seed, run.saved, run.carried).params
+    return _parts(run, None)[1]
+
+
 def _parts(run: Run, display: Display | None) -> tuple[Any, Any]:
     """The frozen and the trained part, with the parameters of ``model.pretrained``."""
     source = run.config.model.pretrained

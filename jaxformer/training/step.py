@@ -1,5 +1,6 @@
 """The one train step, and the evaluation step beside it. Parallelism is a wrapper: the sharding of what goes in."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxformer.functional import purpose_key
-from jaxformer.tasks import Batch, LossSums, Task
+from jaxformer.tasks import Batch, LossSums, Policy, Task
 from jaxformer.training.adapter import Division
 from jaxformer.training.state import TrainState, frozen_of, with_carried, with_frozen
 
@@ -145,6 +146,50 @@ def make_train_step(
         metrics = StepMetrics(sums.metrics, sums.weight, norm, in_a_row, skipped)
         new = with_carried(TrainState(state.step + 1, params, opt_state, ema, skipped, in_a_row), state.carried)
         return with_frozen(new, frozen_of(state)), metrics
+
+    return step
+
+
+def make_policy_step(
+    model: nn.Module, task: Policy, update: TrainStep, *, seed: int, adapter: Division | None = None
+) -> TrainStep:
+    """All updates of a step as one pure function of the state and the responses: epochs of mini-batches.
+
+    Args:
+        model: the policy.
+        task: the objective.
+        update: ``make_train_step``'s, on a mini-batch.
+        seed: of the mini-batches.
+        adapter: where factors are trained beside a frozen model.
+    """
+    c = task.config
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        params, frozen = state.params, frozen_of(state)
+        if adapter is not None:
+            params = adapter.assemble(frozen, params)
+        columns, facts, carried = task.experience(model, params, batch, state.carried)
+        batch = {**batch, **columns}
+        size = len(batch["scores"])
+        key = purpose_key(seed, "minibatches", state.step)
+        orders = [jax.random.permutation(jax.random.fold_in(key, epoch), size) for epoch in range(c.epochs)]
+        parts = jnp.stack(orders).reshape(c.updates, size // c.minibatches)
+
+        def learn(trained: TrainState, rows: jax.Array) -> tuple[TrainState, tuple[StepMetrics, dict[str, jax.Array]]]:
+            part = {name: array[rows] for name, array in batch.items()}
+            trained, metrics = update(with_frozen(trained, frozen), part)
+            weight = jnp.where(metrics.weight > 0, metrics.weight, 1.0)
+            return trained.saved, (metrics, {name: total / weight for name, total in metrics.sums.items()})
+
+        trained, (metrics, means) = jax.lax.scan(learn, state.saved, parts)
+        last = jax.tree.map(lambda array: array[-1], metrics)
+        values = {name: jnp.mean(array) for name, array in means.items()} | facts
+        # The record divides sums by the weight; these are means already.
+        sums = {name: value * size for name, value in values.items()}
+        norm = jnp.mean(metrics.gradient_norm)
+        new = with_carried(dataclasses.replace(trained, step=state.step + 1), carried)
+        done = last._replace(sums=sums, weight=jnp.float32(size), gradient_norm=norm)
+        return with_frozen(new, frozen), done
 
     return step
 

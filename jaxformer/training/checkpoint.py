@@ -155,10 +155,13 @@ class Checkpoints:
         """
         for step in reversed(self.steps()):
             if find_damage(self.folder / str(step)) is None:
-                metadata = self._checkpointer.metadata(step).metadata
-                as_numpy = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata)
-                return self._checkpointer.load(step, as_numpy)
+                return self._read(step)
         raise UserError(f"no checkpoint in {self.folder} can be used, expected one; train the run first")
+
+    def _read(self, step: int) -> dict[str, Any]:
+        metadata = self._checkpointer.metadata(step).metadata
+        as_numpy = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata)
+        return self._checkpointer.load(step, as_numpy)
 
     def restore(self, abstract: Any) -> tuple[int, Any] | None:
         """The newest checkpoint that is whole, as (step, state), each array with the sharding ``abstract`` asks for.
@@ -166,8 +169,8 @@ class Checkpoints:
         A damaged one is named in a warning, set aside as ``damaged-<step>`` and the one before it is tried.
 
         Raises:
-            UserError: if checkpoints exist and none can be used, or the state has other shapes; with several processes
-                also if files that look whole cannot be loaded, since the others may have loaded theirs.
+            UserError: if checkpoints exist and none can be used, or the state has other shapes or parts; with several
+                processes also if files that look whole cannot be loaded, since the others may have loaded theirs.
         """
         while (step := self._newest_whole()) is not None:
             folder = self.folder / str(step)
@@ -182,8 +185,21 @@ class Checkpoints:
                 damage = f"{folder} cannot be loaded: {' '.join(str(error).split())[:300]}"
                 if jax.process_count() > 1:
                     raise UserError(f"{damage}; move it away to go on from the checkpoint before it") from error
+                if self._can_be_read(step):
+                    raise UserError(
+                        f"checkpoint of step {step} is whole, but its state has other parts than this run's, if only "
+                        "some that hold nothing; use the config and the version of jaxformer that it was made with"
+                    ) from error
                 self._set_aside(step, damage)
         return None
+
+    def _can_be_read(self, step: int) -> bool:
+        """Whether a checkpoint is good, though not for what was asked of it."""
+        try:
+            self._read(step)
+        except Exception:  # as in ``restore``
+            return False
+        return True
 
     def _newest_whole(self) -> int | None:
         """The newest step whose files are all there, as the first process sees it; sets aside what is damaged."""

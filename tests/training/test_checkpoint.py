@@ -115,6 +115,15 @@ def test_another_shape_is_named(checkpoints):
         checkpoints.restore(abstract(other))
 
 
+def test_parts_that_hold_nothing_and_differ_are_refused_and_the_checkpoint_stays(checkpoints):
+    checkpoints.save(1, state(1))
+    checkpoints.wait()
+    other = {"a": jnp.zeros((3, 4)), "b": {"c": jnp.arange(5)}}
+    with pytest.raises(UserError, match="checkpoint of step 1 is whole, but its state has other parts"):
+        checkpoints.restore(abstract(other))
+    assert checkpoints.restore(abstract(state(0)))[0] == 1
+
+
 def test_the_list_names_every_file(checkpoints):
     checkpoints.save(1, state(1))
     checkpoints.wait()

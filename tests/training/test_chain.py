@@ -16,19 +16,31 @@ pytestmark = pytest.mark.slow
 
 WORDS = ("cat", "dog", "mat", "hat", "bat", "rat", "cap", "map")
 REWARD = "def short(prompts, completions, **columns):\n    return [-float(len(text)) for text in completions]\n"
-# A stage, the one it starts from, and its keys.
+FROM_SFT = {"model": {"pretrained": "{folder}/sft"}}
+# A stage, those that it needs, and its keys.
 STAGES = {
-    "base": (None, {}),
-    "sft": ("base", {"task": {"type": "instruction", "packed": False}}),
-    "reward": ("sft", {"task": {"type": "reward"}}),
-    "dpo": ("sft", {"task": {"type": "dpo"}}),
-    "ppo": ("sft", {"task": {"type": "ppo", "reward": "{folder}/reward", "max_new_tokens": 8, "kl_target": 1.0}}),
-    "grpo": (
-        "sft",
+    "base": ((), {}),
+    "sft": (("base",), {"model": {"pretrained": "{folder}/base"}, "task": {"type": "instruction", "packed": False}}),
+    "reward": (("sft",), {**FROM_SFT, "task": {"type": "reward"}}),
+    "dpo": (("sft",), {**FROM_SFT, "task": {"type": "dpo"}}),
+    "ppo": (
+        ("sft", "reward"),
         {
+            **FROM_SFT,
+            "task": {"type": "ppo", "reward": "{folder}/reward", "max_new_tokens": 8, "kl_target": 1.0},
+        },
+    ),
+    "grpo": (
+        ("sft",),
+        {
+            **FROM_SFT,
             "task": {"type": "grpo", "reward": "{folder}/short.py:short", "max_new_tokens": 8, "group_size": 4},
             "lora": {"rank": 2},
         },
+    ),
+    "distil": (
+        ("base",),
+        {"task": {"type": "distillation", "teacher": "{folder}/base", "of": {"type": "instruction", "packed": False}}},
     ),
 }
 STEPS = 24
@@ -47,9 +59,8 @@ def folder(tmp_path_factory):
 
 def trained(folder, name):
     """The stage's run that nothing interrupted, and before it those that it needs."""
-    for earlier in [STAGES[name][0], "reward" if name == "ppo" else None]:
-        if earlier is not None:
-            trained(folder, earlier)
+    for earlier in STAGES[name][0]:
+        trained(folder, earlier)
     if not (folder / name).exists():
         code, _, errors = end([start_one(1, "--config", config_of(folder, name, name))])[0]
         assert code == 0, errors
@@ -58,10 +69,9 @@ def trained(folder, name):
 
 def config_of(folder, name, output):
     """The stage's configuration as a file."""
-    start, more = STAGES[name]
+    needed, more = STAGES[name]
     keys = tiny_keys(folder, steps=STEPS, save_every=2) | json.loads(json.dumps(more).replace("{folder}", str(folder)))
-    if start is not None:
-        keys["model"] = {"pretrained": str(folder / start)}
+    if needed:
         keys["data"] = {**keys["data"], "path": str(folder / "rows.jsonl")}
         keys.pop("tokenizer")
     path = folder / f"{output}.yaml"
@@ -84,7 +94,7 @@ def test_a_killed_stage_ends_as_if_it_had_not_been(folder, name):
     assert len(records(killed)) < STEPS
     code, out, errors = end([start_one(1, "--config", config)])[0]
     assert code == 0 and "resuming at step" in out, out + errors
-    drawn = ("loss", "score", "kl", "kl_coefficient", "length", "pair_accuracy", "gradient_norm")
+    drawn = ("loss", "score", "kl", "kl_coefficient", "length", "pair_accuracy", "divergence", "gradient_norm")
     for split in ("train", "eval"):
         whole, again = records(never_killed, split), records(killed, split)
         assert [r["step"] for r in whole] == [r["step"] for r in again]

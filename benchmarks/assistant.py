@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from _timing import print_table
+from rich.console import Console
 
 from jaxformer import functional as F
 from jaxformer.alignment.best_of_n import DEVIATIONS, Drawn, draw, prompt_seed
@@ -32,7 +33,7 @@ from jaxformer.tasks.preferences import causal_example
 from jaxformer.tasks.prompts import PromptReader, encode_prompts
 from jaxformer.tasks.responses import Encoded, ResponseEncoder
 from jaxformer.training.config import load_config
-from jaxformer.training.console import Display
+from jaxformer.training.console import Display, show_warnings
 from jaxformer.training.evaluation import Evaluator, evaluate_checkpoint
 from jaxformer.training.rewards import Reward, Sample, function_of, open_reward
 from jaxformer.training.run import Run
@@ -204,6 +205,7 @@ def main() -> int:
     parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args()
     tell_libtpu_without_tpu()
+    show_warnings(Console(stderr=True), debug=False)
     reference = open_writer(options.reference)
     tokenizer = reference.tokenizer.for_training()
     reward, prompts = open_reward(options.reward, tokenizer), held_out(options, reference)

@@ -260,9 +260,11 @@ def export_command(arguments: Sequence[str], program: str = "jaxformer export") 
     options = parser.parse_args(list(arguments))
 
     def command() -> int:
+        from jaxformer.parallel.topology import tell_libtpu_without_tpu
         from jaxformer.training.console import Display
         from jaxformer.training.export import export, export_adapter
 
+        tell_libtpu_without_tpu()
         if options.adapter:
             if options.push or options.dtype:
                 raise UserError("--adapter is given with --push or --dtype, expected it alone: factors are float32")
@@ -325,11 +327,13 @@ def data_command(arguments: Sequence[str], program: str = "jaxformer data") -> i
     options = parser.parse_intermixed_args(list(arguments))
 
     def command() -> int:
+        from jaxformer.parallel.topology import tell_libtpu_without_tpu
         from jaxformer.training.config import load_config
         from jaxformer.training.console import Display, show_warnings
         from jaxformer.training.run import prepare
         from jaxformer.training.show import show_rows
 
+        tell_libtpu_without_tpu()
         display = Display()
         show_warnings(display.console, options.debug)
         run = prepare(load_config(options.config, options.overrides), display)

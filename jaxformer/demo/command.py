@@ -27,16 +27,12 @@ def run(options: argparse.Namespace) -> int:
     """Serves the page until Ctrl-C and returns the exit code."""
     from jaxformer.demo.page import build_page, launch_options, load_gradio
     from jaxformer.pipelines import pipeline
-    from jaxformer.pipelines.command import parse_options, quiet_warnings
-    from jaxformer.training.console import Display
-    from jaxformer.training.memory import keep_freed_memory
+    from jaxformer.pipelines.command import begin, parse_options
 
-    # Before JAX allocates anything, and before a model is opened.
-    keep_freed_memory()
+    display = begin(options.debug)
+    # Before a model is opened.
     load_gradio()
     check_address(options.host, options.port)
-    display = Display()
-    quiet_warnings(display, options.debug)
     pipe = pipeline(options.task, options.model, dtype=options.dtype, **parse_options(options.options))
     page = build_page(pipe)
     _, address, _ = page.launch(**launch_options(options.host, options.port))

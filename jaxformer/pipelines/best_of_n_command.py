@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from jaxformer.pipelines.command import EXIT_SIGNAL, parse_options, quiet_warnings
+from jaxformer.pipelines.command import begin, parse_options, say_stopped
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,19 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit code: 1 if no line has an answer."""
     from jaxformer.alignment.best_of_n import summarise
-    from jaxformer.parallel.topology import tell_libtpu_without_tpu
     from jaxformer.pipelines.best_of_n import BestOfN, Settings, best_of_n
     from jaxformer.pipelines.lines import check_file
-    from jaxformer.training.console import Display, duration
-    from jaxformer.training.memory import keep_freed_memory
+    from jaxformer.training.console import duration
 
-    # Before JAX allocates anything, or looks for devices.
-    keep_freed_memory()
-    tell_libtpu_without_tpu()
+    display = begin(options.debug)
     file, out = Path(options.file).expanduser(), Path(options.out).expanduser()
     check_file(file)  # before a model is opened
-    display = Display()
-    quiet_warnings(display, options.debug)
     settings = Settings(
         n=options.n,
         seed=options.seed,
@@ -82,8 +76,7 @@ def run(options: argparse.Namespace) -> int:
     with display.counting(f"best of {settings.n}", "lines") as progress:
         done = best_of_n(maker, file, out, progress)
     if done.stopped_by is not None:
-        display.say(f"{done.stopped_by}: stopped behind line {done.lines:,} of {out}; run the same command to go on")
-        return EXIT_SIGNAL[done.stopped_by]
+        return say_stopped(display, done, out)
     said = f"{done.lines - done.earlier:,} lines in {duration(time.monotonic() - start)}"
     display.say(said + (f", {done.earlier:,} were there already" if done.earlier else ""))
     found = summarise(out)

@@ -1,13 +1,17 @@
-"""The command ``jaxformer predict``."""
+"""The command ``jaxformer predict``, and what it shares with the others that open a model."""
 
 import argparse
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxformer.pipelines.tasks import ALIASES, TASKS
 from jaxformer.schema import UserError
+
+if TYPE_CHECKING:
+    from jaxformer.pipelines.resumable import Done
+    from jaxformer.training.console import Display
 
 EXIT_SIGNAL = {"SIGTERM": 143, "SIGINT": 130}
 
@@ -55,14 +59,32 @@ def parse_options(given: list[str]) -> dict[str, Any]:
     return options
 
 
-def quiet_warnings(display: Any, debug: bool) -> None:
-    """A warning of this library is one line; those of others are shown only in debug."""
+def begin(debug: bool) -> "Display":
+    """What a command that opens a model begins with, before JAX allocates or looks for devices; where it prints.
+
+    A warning of this library is one line; those of others are shown only in debug.
+    """
+    from jaxformer.parallel.topology import tell_libtpu_without_tpu
+    from jaxformer.training.console import Display
+    from jaxformer.training.memory import keep_freed_memory
+
+    keep_freed_memory()
+    tell_libtpu_without_tpu()
+    display = Display()
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if debug or category.__module__.startswith("jaxformer"):
             display.warn(str(message))
 
     warnings.showwarning = show
+    return display
+
+
+def say_stopped(display: "Display", done: "Done", out: Path) -> int:
+    """Says that a signal stopped a command in the middle of a file; the exit code."""
+    assert done.stopped_by is not None
+    display.say(f"{done.stopped_by}: stopped behind line {done.lines:,} of {out}; run the same command to go on")
+    return EXIT_SIGNAL[done.stopped_by]
 
 
 def run(options: argparse.Namespace) -> int:
@@ -70,16 +92,11 @@ def run(options: argparse.Namespace) -> int:
     from jaxformer.pipelines import pipeline
     from jaxformer.pipelines.lines import check_file
     from jaxformer.pipelines.predict import predict
-    from jaxformer.training.console import Display, duration
-    from jaxformer.training.memory import keep_freed_memory
+    from jaxformer.training.console import duration
 
-    # Before JAX allocates anything.
-    keep_freed_memory()
+    display = begin(options.debug)
     file, out = Path(options.file).expanduser(), Path(options.out).expanduser()
     check_file(file)  # before a model is opened
-    display = Display()
-
-    quiet_warnings(display, options.debug)
     pipe = pipeline(
         options.task,
         options.model,
@@ -96,7 +113,6 @@ def run(options: argparse.Namespace) -> int:
         said += f", {done.earlier:,} were there already"
     failed = f'; {done.errors:,} of {done.lines:,} failed and say why under "error"' if done.errors else ""
     if done.stopped_by is not None:
-        display.say(f"{done.stopped_by}: stopped behind line {done.lines:,} of {out}; run the same command to go on")
-        return EXIT_SIGNAL[done.stopped_by]
+        return say_stopped(display, done, out)
     display.say(f"{said}{failed}; written: {out}")
     return 1 if done.errors else 0

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxformer.pipelines.command import parse_options, quiet_warnings
+from jaxformer.pipelines.command import begin, parse_options
 from jaxformer.schema import UserError
 
 EXIT_INTERRUPTED = 130
@@ -38,14 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
     from jaxformer.pipelines import pipeline
-    from jaxformer.training.console import Display
-    from jaxformer.training.memory import keep_freed_memory
 
-    keep_freed_memory()  # before JAX allocates anything
+    begin(options.debug)
     if options.prompt is not None and options.file is not None:
         raise UserError("--prompt and --file are both given, expected one of them")
-    display = Display()
-    quiet_warnings(display, options.debug)
     prompts = _file(options) if options.file is not None else None
     pipe: Any = pipeline(None, options.model, dtype=options.dtype, **parse_options(options.options))
     if not hasattr(pipe, "pieces"):

@@ -211,10 +211,12 @@ def test_the_installed_program_knows_its_commands():
     assert "train" in result.stderr
 
 
-def test_a_profile_the_program_as_text_and_compiled_programs_kept(config, tmp_path):
+def test_a_profile_the_program_as_text_and_compiled_programs_kept(config, tmp_path, monkeypatch):
     cache = tmp_path / "compiled"
+    # Also programs that take less than a second to compile.
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     options = ("training.profile=[2,3]", "training.dump_hlo=true", f"training.compilation_cache={cache}")
-    printed = run("--config", config, *options, "model.num_layers=6", "model.unroll=6").stdout
+    printed = run("--config", config, *options).stdout
     assert f"profile: tensorboard --logdir {tmp_path / 'run' / 'profile'}" in printed
     (trace,) = (tmp_path / "run" / "profile").rglob("*.xplane.pb")
     assert trace.stat().st_size > 0

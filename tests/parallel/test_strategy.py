@@ -25,7 +25,7 @@ LAYOUTS = {
     "pmap": {"strategy": "pmap"},
 }
 # All for one model, for the others those that may differ by what is split; the rest takes its time.
-FAST = {"bert": ("fsdp", "pmap", "2x2x2 with sequence"), "t5": ("sequence", "pmap", "2x2x2")}
+FAST = {"bert": ("fsdp", "pmap", "2x2x2 with sequence"), "t5": ("sequence", "2x2x2")}
 FAMILIES = {"gpt2": "causal_lm", "bert": "masked_lm", "t5": "span_corruption"}
 STEPS, ROWS, LENGTH = 10, 16, 32
 # SGD, since Adam's normalisation would hide a gradient that is off by a factor.

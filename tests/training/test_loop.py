@@ -63,7 +63,7 @@ def final_state(keys):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
 
-@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize("threads", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, uninterrupted, monkeypatch, threads):
     whole_keys, whole, whole_state = uninterrupted
     keys = tiny_keys(tmp_path, steps=12, eval_every=4, save_every=4, ema_decay=0.9)

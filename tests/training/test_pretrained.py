@@ -147,7 +147,15 @@ def test_a_folder_without_a_run_and_another_type_are_named(pretrained, tmp_path)
         make_run(keys)
 
 
-@pytest.mark.parametrize("task", ["token_classification", "question_answering", "multiple_choice", "seq2seq"])
+@pytest.mark.parametrize(
+    "task",
+    [
+        "token_classification",
+        "seq2seq",
+        pytest.param("question_answering", marks=pytest.mark.slow),
+        pytest.param("multiple_choice", marks=pytest.mark.slow),
+    ],
+)
 def test_every_supervised_task_trains_from_records(task, tmp_path):
     """Two steps and a report, on a body of the architecture it is for."""
     rows = {

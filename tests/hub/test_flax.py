@@ -4,6 +4,7 @@ import base64
 import json
 import warnings
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def opened(case, folder):
 def test_outputs_as_flax(case, tmp_path):
     model, params = opened(case, (write_kept if case in golden.KEPT else write_tree)(case, tmp_path / case))
     batch = golden.inputs(golden.CASES[case][1])
-    output = model.apply({"params": params}, **{key: jnp.asarray(value) for key, value in batch.items()})
+    output = jax.jit(model.apply)({"params": params}, **{key: jnp.asarray(value) for key, value in batch.items()})
     assert GOLDEN[case]["outputs"]
     for name, expected in GOLDEN[case]["outputs"].items():
         got = np.asarray(getattr(output, name), np.float32)

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -220,10 +221,16 @@ def test_packed_and_single_examples_have_one_loss_and_gradient(kind):
     results = []
     for task in tasks:
         batch = on_device(taken(task, data))
-        results.append(
-            jax.jit(jax.value_and_grad(lambda p, t=task, b=batch: t.loss(model, p, b, None).objective))(params)
-        )
-        assert task.loss(model, params, batch, None).weight == 9
+
+        @jax.jit
+        @partial(jax.value_and_grad, has_aux=True)
+        def loss(params, task=task, batch=batch):
+            sums = task.loss(model, params, batch, None)
+            return sums.objective, sums.weight
+
+        (objective, weight), gradient = loss(params)
+        assert weight == 9
+        results.append((objective, gradient))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *results)
 
 
@@ -233,7 +240,7 @@ def test_loss_equals_optax():
     params = random_params(model)
     batch = on_device(taken(task, [{"prompt": "ab", "completion": "cd"}, {"prompt": "e", "completion": "f"}], 3))
     sums = jax.jit(lambda p: task.loss(model, p, batch, None))(params)
-    logits = model.apply({"params": params}, batch["input_ids"], batch["attention_mask"]).logits
+    logits = jax.jit(model.apply)({"params": params}, batch["input_ids"], batch["attention_mask"]).logits
     kept = batch["labels"] != -100
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(kept, batch["labels"], 0))
     np.testing.assert_allclose(sums.objective, jnp.sum(losses, where=kept), rtol=1e-5)

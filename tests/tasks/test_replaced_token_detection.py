@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,12 +86,13 @@ def test_only_hidden_places_are_replaced_and_only_by_other_tokens():
 def logits_in_float64(model, params, task, batch, key):
     """The generator's logits at the hidden places, the text it makes, what differs and the discriminator's logits."""
     inputs = {name: batch[name] for name in ("input_ids", "segment_ids")}
-    hidden, head = model.apply({"params": params}, **inputs, method="generator_hidden_and_head")
+    generate = jax.jit(partial(model.apply, method="generator_hidden_and_head"))
+    hidden, head = generate({"params": params}, **inputs)
     every = np.asarray(hidden, np.float64) @ np.asarray(head.kernel, np.float64).T + np.asarray(head.bias, np.float64)
     places = np.asarray(batch["masked_positions"])
     logits = np.take_along_axis(every, places[..., None], axis=1)
     replaced, is_replaced = task._replace(batch, jnp.asarray(logits, jnp.float32), key)
-    output = model.apply({"params": params}, replaced, segment_ids=batch["segment_ids"])
+    output = jax.jit(model.apply)({"params": params}, replaced, segment_ids=batch["segment_ids"])
     return logits, np.asarray(replaced), np.asarray(is_replaced), np.asarray(output.logits, np.float64)
 
 
@@ -172,7 +175,8 @@ def test_an_evaluation_replaces_the_same_every_time_and_training_does_not():
     model, params = electra(task)
     batch = on_device(features(task, CACHE))
     inputs = {name: batch[name] for name in ("input_ids", "segment_ids", "masked_positions")}
-    hidden, head = model.apply({"params": params}, **inputs, method="generator_hidden_and_head")
+    generate = jax.jit(partial(model.apply, method="generator_hidden_and_head"))
+    hidden, head = generate({"params": params}, **inputs)
     logits = hidden @ head.kernel.T
     one, again, first, second = (
         task._replace(batch, logits, key)[0] for key in (None, None, jax.random.key(0), jax.random.key(1))

@@ -213,7 +213,7 @@ def test_loss_equals_optax_on_the_models_logits():
     loss = jax.jit(lambda batch: task.loss(model, params, batch, None))
     sums = loss(batch)
     inputs = {name: array for name, array in batch.items() if name != "labels"}
-    logits = model.apply({"params": params}, **inputs).logits
+    logits = jax.jit(model.apply)({"params": params}, **inputs).logits
     kept = batch["labels"] >= 0
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(kept, batch["labels"], 0))
     np.testing.assert_allclose(sums.metrics["loss"], jnp.sum(losses * kept), rtol=1e-5)

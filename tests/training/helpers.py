@@ -28,7 +28,7 @@ def tiny_keys(folder: Path, **training: object) -> dict[str, object]:
     corpus = folder / "corpus.jsonl"
     return {
         "output_dir": str(folder / "run"),
-        "model": {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "max_length": 16, "dropout": 0.1},
+        "model": {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "max_length": 16, "dropout": 0.1, "unroll": 1},
         "tokenizer": {"type": "byte"},
         "data": {
             "path": str(corpus if corpus.exists() else write_corpus(folder)),

@@ -4,6 +4,7 @@
 
 import argparse
 import errno
+import importlib
 import os
 import sys
 import traceback
@@ -277,44 +278,31 @@ def export_command(arguments: Sequence[str], program: str = "jaxformer export") 
     return guarded(command, options.debug)
 
 
-def predict_command(arguments: Sequence[str], program: str = "jaxformer predict") -> int:
-    """Sends a file through a pipeline, line by line, and returns the exit code."""
-    from jaxformer.pipelines.command import add_arguments, run
+def _with_model(name: str, module: str, description: str) -> Callable[..., int]:
+    """A command that opens a model; its module has the options and what it does."""
 
-    parser = _Parser(prog=program, description="Send a file through a model, a line out for each line in.")
-    add_arguments(parser)
-    options = parser.parse_intermixed_args(list(arguments))
-    return guarded(lambda: run(options), options.debug)
+    def command(arguments: Sequence[str], program: str = f"jaxformer {name}") -> int:
+        loaded = importlib.import_module(module)
+        parser = _Parser(prog=program, description=description)
+        loaded.add_arguments(parser)
+        options = parser.parse_intermixed_args(list(arguments))
+        return guarded(lambda: loaded.run(options), options.debug)
 
-
-def best_of_n_command(arguments: Sequence[str], program: str = "jaxformer best-of-n") -> int:
-    """Keeps the best of several texts for each prompt of a file and returns the exit code."""
-    from jaxformer.pipelines.best_of_n_command import add_arguments, run
-
-    parser = _Parser(prog=program, description="Draw texts for each prompt and keep the one with the highest score.")
-    add_arguments(parser)
-    options = parser.parse_intermixed_args(list(arguments))
-    return guarded(lambda: run(options), options.debug)
+    return command
 
 
-def generate_command(arguments: Sequence[str], program: str = "jaxformer generate") -> int:
-    """Writes on from prompts and returns the exit code."""
-    from jaxformer.pipelines.generate_command import add_arguments, run
-
-    parser = _Parser(prog=program, description="Write on from a prompt, a file of them, or in conversation.")
-    add_arguments(parser)
-    options = parser.parse_intermixed_args(list(arguments))
-    return guarded(lambda: run(options), options.debug)
-
-
-def demo_command(arguments: Sequence[str], program: str = "jaxformer demo") -> int:
-    """Serves a web page for a model and returns the exit code."""
-    from jaxformer.demo.command import add_arguments, run
-
-    parser = _Parser(prog=program, description="Serve a web page for a model on this machine.")
-    add_arguments(parser)
-    options = parser.parse_intermixed_args(list(arguments))
-    return guarded(lambda: run(options), options.debug)
+predict_command = _with_model(
+    "predict", "jaxformer.pipelines.command", "Send a file through a model, a line out for each line in."
+)
+best_of_n_command = _with_model(
+    "best-of-n",
+    "jaxformer.pipelines.best_of_n_command",
+    "Draw texts for each prompt and keep the one with the highest score.",
+)
+generate_command = _with_model(
+    "generate", "jaxformer.pipelines.generate_command", "Write on from a prompt, a file of them, or in conversation."
+)
+demo_command = _with_model("demo", "jaxformer.demo.command", "Serve a web page for a model on this machine.")
 
 
 def data_command(arguments: Sequence[str], program: str = "jaxformer data") -> int:

@@ -74,12 +74,10 @@ def draw(
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
         filled = [*numbers, *[numbers[0]] * (batch_size - len(numbers))]
-        length = max(len(prompts[number]) for number in numbers)
         output = generate(
             model,
             params,
-            [[0] * (length - len(prompts[number])) + list(prompts[number]) for number in filled],
-            [[0] * (length - len(prompts[number])) + [1] * len(prompts[number]) for number in filled],
+            [list(prompts[number]) for number in filled],
             tokenizer=tokenizer,
             seed=[seeds[number] for number in filled],
             cache_dtype=cache_dtype,

@@ -49,7 +49,7 @@ def generate(
     Args:
         model: with a language-model head.
         params: its parameters, best those that ``prepare`` laid out.
-        input_ids: ``[B, T]``, padded on any side.
+        input_ids: ``[B, T]``, padded on any side; or lists of different lengths, without a mask.
         attention_mask: ``[B, T]``, 1 at real tokens; default: all real.
         tokenizer: for ``text`` and ``stop_strings``.
         seed: of the draws; or one for each prompt, whose texts then do not depend on where it stands in the batch.

@@ -24,28 +24,36 @@ class Prompts:
         ids: ``[B, T]`` int32, each row's real tokens at its right end.
         real: ``[B, T]`` bool.
         lengths: ``[B]``, real tokens.
-        given: length of the rows as they were given, padding included.
     """
 
     ids: np.ndarray
     real: np.ndarray
     lengths: np.ndarray
-    given: int
 
 
-def align(input_ids: Any, attention_mask: Any, bos_id: int | None, *, rounded: bool = True) -> Prompts:
-    """Prompts with what is no token taken out, wherever it was, and put on the left.
+def align(input_ids: Any, attention_mask: Any, bos_id: int | None) -> Prompts:
+    """Prompts with what is no token taken out, wherever it was, and put on the left; ``T`` becomes a ``bucket``.
 
     Args:
-        input_ids: ``[B, T]``.
+        input_ids: ``[B, T]``, or without a mask lists of different lengths.
         attention_mask: ``[B, T]``, 1 at real tokens; None if all are.
         bos_id: stands in for a prompt without tokens.
-        rounded: whether ``T`` is rounded up to a ``bucket``.
 
     Raises:
         UserError: the shapes do not fit, or a prompt is empty and there is no such token.
     """
-    ids = np.asarray(input_ids)
+    if attention_mask is None and _is_ragged(input_ids):
+        sizes = np.array([len(row) for row in input_ids])
+        attention_mask = np.arange(sizes.max()) < sizes[:, None]
+        filled = np.zeros(attention_mask.shape, np.int64)
+        filled[attention_mask] = np.concatenate([np.asarray(row, np.int64) for row in input_ids])
+        input_ids = filled
+    try:
+        ids = np.asarray(input_ids)
+    except ValueError:
+        raise UserError(
+            "input_ids has rows of different lengths and an attention_mask, expected rows of one length, or no mask"
+        ) from None
     if ids.ndim != 2 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
         raise UserError(
             f"input_ids has shape {list(ids.shape)} and type {ids.dtype}, expected whole numbers [batch, tokens]; put "
@@ -65,11 +73,20 @@ def align(input_ids: Any, attention_mask: Any, bos_id: int | None, *, rounded: b
         rows = [row if len(row) else np.array([bos_id]) for row in rows]
         lengths = np.maximum(lengths, 1)
     longest = int(lengths.max(initial=1))
-    width = bucket(longest) if rounded else longest
+    width = bucket(longest)
     aligned, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), bool)
     for i, row in enumerate(rows):
         aligned[i, width - len(row) :], mask[i, width - len(row) :] = row, True
-    return Prompts(aligned, mask, lengths.astype(np.int32), ids.shape[1])
+    return Prompts(aligned, mask, lengths.astype(np.int32))
+
+
+def _is_ragged(input_ids: Any) -> bool:
+    """Whether these are rows of different lengths, each of whole numbers."""
+    return (
+        isinstance(input_ids, list | tuple)
+        and all(np.ndim(row) == 1 and (len(row) == 0 or np.asarray(row).dtype.kind in "iu") for row in input_ids)
+        and len({len(row) for row in input_ids}) > 1
+    )
 
 
 def check_lengths(prompts: Prompts, new_tokens: int, config: TransformerConfig) -> None:

@@ -132,11 +132,7 @@ class Rollouts:
 
     def responses(self, params: Any, prompts: Sequence[Sequence[int]], seeds: np.ndarray) -> list[Response]:
         """One to each prompt, drawn by ``seeds [R, 2]``."""
-        ids = np.zeros((len(prompts), max(map(len, prompts))), np.int32)
-        real = np.zeros(ids.shape, bool)
-        for row, prompt in enumerate(prompts):
-            ids[row, : len(prompt)], real[row, : len(prompt)] = prompt, True
-        aligned = align(ids, real, None)
+        aligned = align(list(prompts), None, None)
         arrays = {"ids": aligned.ids, "real": aligned.real, "seeds": seeds.astype(np.int32)}
         placed = put_batch(arrays, len(prompts), self.run.mesh)
         tokens, log_probs = map(np.asarray, self._write(params, placed["ids"], placed["real"], placed["seeds"]))

@@ -259,6 +259,15 @@ def test_nothing_to_write():
     assert [piece.finish_reason for piece in stream(model, params, tokens(1, 3), tokenizer=Letters(), max_new_tokens=0)]
 
 
+def test_lists_of_different_lengths_are_what_a_mask_says_of_them():
+    model, params = tiny("gpt2", bos_token_id=9)
+    rows = [[4, 5, 6], [7], []]
+    out = generate(model, params, rows, max_new_tokens=3, **FREE)
+    by_mask = generate(model, params, *padded(rows, 3, "left"), max_new_tokens=3, **FREE)
+    np.testing.assert_array_equal(out.tokens, by_mask.tokens)
+    np.testing.assert_array_equal(out.log_probs, by_mask.log_probs)
+
+
 def test_an_empty_prompt_begins_with_the_token_that_begins_a_text():
     model, params = tiny("gpt2", bos_token_id=9)
     out = generate(model, params, [[4, 5], [0, 0]], [[1, 1], [0, 0]], max_new_tokens=3, **FREE)
@@ -287,6 +296,11 @@ def test_it_stands_at_the_top():
         ),
         ({"input_ids": [[1, 40]]}, {}, "input_ids holds token 40, expected ids below 29; is it this model's tokenizer"),
         ({"attention_mask": [[1]]}, {}, r"attention_mask has shape \[1, 1\], expected that of input_ids, \[1, 2\]"),
+        (
+            {"input_ids": [[1, 2], [3]], "attention_mask": [[1, 1], [1, 0]]},
+            {},
+            "input_ids has rows of different lengths and an attention_mask, expected rows of one length, or no mask",
+        ),
         ({}, {"temprature": 1.0}, "'temprature' is no option of generate; did you mean temperature"),
         ({}, {"temperature": 0.0}, "generate: temperature: Input should be greater than 0, got 0.0"),
         ({}, {"stop_strings": ["x"]}, "stop_strings needs the tokenizer"),

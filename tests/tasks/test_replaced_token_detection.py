@@ -83,11 +83,15 @@ def test_only_hidden_places_are_replaced_and_only_by_other_tokens():
     assert is_replaced.tolist() == [[False, False, False, True, False, False], [False] * 6]
 
 
+def generated(model, params, inputs):
+    """The generator's hidden states, and its head."""
+    return jax.jit(partial(model.apply, method="generator_hidden_and_head"))({"params": params}, **inputs)
+
+
 def logits_in_float64(model, params, task, batch, key):
     """The generator's logits at the hidden places, the text it makes, what differs and the discriminator's logits."""
     inputs = {name: batch[name] for name in ("input_ids", "segment_ids")}
-    generate = jax.jit(partial(model.apply, method="generator_hidden_and_head"))
-    hidden, head = generate({"params": params}, **inputs)
+    hidden, head = generated(model, params, inputs)
     every = np.asarray(hidden, np.float64) @ np.asarray(head.kernel, np.float64).T + np.asarray(head.bias, np.float64)
     places = np.asarray(batch["masked_positions"])
     logits = np.take_along_axis(every, places[..., None], axis=1)
@@ -175,8 +179,7 @@ def test_an_evaluation_replaces_the_same_every_time_and_training_does_not():
     model, params = electra(task)
     batch = on_device(features(task, CACHE))
     inputs = {name: batch[name] for name in ("input_ids", "segment_ids", "masked_positions")}
-    generate = jax.jit(partial(model.apply, method="generator_hidden_and_head"))
-    hidden, head = generate({"params": params}, **inputs)
+    hidden, head = generated(model, params, inputs)
     logits = hidden @ head.kernel.T
     one, again, first, second = (
         task._replace(batch, logits, key)[0] for key in (None, None, jax.random.key(0), jax.random.key(1))

@@ -42,28 +42,8 @@ def align(input_ids: Any, attention_mask: Any, bos_id: int | None) -> Prompts:
     Raises:
         UserError: the shapes do not fit, or a prompt is empty and there is no such token.
     """
-    if attention_mask is None and _is_ragged(input_ids):
-        sizes = np.array([len(row) for row in input_ids])
-        attention_mask = np.arange(sizes.max()) < sizes[:, None]
-        filled = np.zeros(attention_mask.shape, np.int64)
-        filled[attention_mask] = np.concatenate([np.asarray(row, np.int64) for row in input_ids])
-        input_ids = filled
-    try:
-        ids = np.asarray(input_ids)
-    except ValueError:
-        raise UserError(
-            "input_ids has rows of different lengths and an attention_mask, expected rows of one length, or no mask"
-        ) from None
-    if ids.ndim != 2 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
-        raise UserError(
-            f"input_ids has shape {list(ids.shape)} and type {ids.dtype}, expected whole numbers [batch, tokens]; put "
-            "a single prompt into a list"
-        )
-    real = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask).astype(bool)
-    if real.shape != ids.shape:
-        raise UserError(f"attention_mask has shape {list(real.shape)}, expected that of input_ids, {list(ids.shape)}")
-    lengths = real.sum(axis=1)
-    rows = [row[keep] for row, keep in zip(ids, real, strict=True)]
+    rows = _real_tokens(input_ids, attention_mask)
+    lengths = np.array([len(row) for row in rows], np.int32)
     if (lengths == 0).any():
         if bos_id is None:
             raise UserError(
@@ -77,16 +57,39 @@ def align(input_ids: Any, attention_mask: Any, bos_id: int | None) -> Prompts:
     aligned, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), bool)
     for i, row in enumerate(rows):
         aligned[i, width - len(row) :], mask[i, width - len(row) :] = row, True
-    return Prompts(aligned, mask, lengths.astype(np.int32))
+    return Prompts(aligned, mask, lengths)
 
 
-def _is_ragged(input_ids: Any) -> bool:
-    """Whether these are rows of different lengths, each of whole numbers."""
-    return (
-        isinstance(input_ids, list | tuple)
-        and all(np.ndim(row) == 1 and (len(row) == 0 or np.asarray(row).dtype.kind in "iu") for row in input_ids)
-        and len({len(row) for row in input_ids}) > 1
-    )
+def _real_tokens(input_ids: Any, attention_mask: Any) -> list[np.ndarray]:
+    """The tokens of each prompt, without padding.
+
+    Raises:
+        UserError: as ``align``.
+    """
+    try:
+        if attention_mask is None and isinstance(input_ids, list | tuple):
+            rows = [np.asarray(row) for row in input_ids]
+            if rows and all(row.ndim == 1 and _are_whole(row) for row in rows):
+                return rows
+        ids = np.asarray(input_ids)
+    except ValueError:
+        raise UserError(
+            "input_ids has rows of different lengths, expected lists of whole numbers and no attention_mask with them, "
+            "or rows of one length"
+        ) from None
+    if ids.ndim != 2 or not _are_whole(ids):
+        raise UserError(
+            f"input_ids has shape {list(ids.shape)} and type {ids.dtype}, expected whole numbers [batch, tokens]; put "
+            "a single prompt into a list"
+        )
+    real = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask).astype(bool)
+    if real.shape != ids.shape:
+        raise UserError(f"attention_mask has shape {list(real.shape)}, expected that of input_ids, {list(ids.shape)}")
+    return [row[keep] for row, keep in zip(ids, real, strict=True)]
+
+
+def _are_whole(ids: np.ndarray) -> bool:
+    return not ids.size or np.issubdtype(ids.dtype, np.integer)
 
 
 def check_lengths(prompts: Prompts, new_tokens: int, config: TransformerConfig) -> None:

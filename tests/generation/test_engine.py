@@ -299,8 +299,10 @@ def test_it_stands_at_the_top():
         (
             {"input_ids": [[1, 2], [3]], "attention_mask": [[1, 1], [1, 0]]},
             {},
-            "input_ids has rows of different lengths and an attention_mask, expected rows of one length, or no mask",
+            "input_ids has rows of different lengths, expected lists of whole numbers and no attention_mask with them",
         ),
+        ({"input_ids": [[1, 2], [3.5]]}, {}, "input_ids has rows of different lengths, expected lists of whole numb"),
+        ({"input_ids": [[[1], [2, 3]]]}, {}, "input_ids has rows of different lengths, expected lists of whole numb"),
         ({}, {"temprature": 1.0}, "'temprature' is no option of generate; did you mean temperature"),
         ({}, {"temperature": 0.0}, "generate: temperature: Input should be greater than 0, got 0.0"),
         ({}, {"stop_strings": ["x"]}, "stop_strings needs the tokenizer"),

@@ -182,13 +182,15 @@ class Checkpoints:
             except UserError:
                 raise
             except Exception as error:  # what Orbax raises for a damaged file depends on the file
-                damage = f"{folder} cannot be loaded: {' '.join(str(error).split())[:300]}"
+                reason = " ".join(str(error).split())[:300]
+                damage = f"{folder} cannot be loaded: {reason}"
                 if jax.process_count() > 1:
                     raise UserError(f"{damage}; move it away to go on from the checkpoint before it") from error
                 if self._can_be_read(step):
                     raise UserError(
                         f"checkpoint of step {step} is whole, but its state has other parts than this run's, if only "
-                        "some that hold nothing; use the config and the version of jaxformer that it was made with"
+                        "some that hold nothing; use the config and the version of jaxformer that it was made with "
+                        f"({reason})"
                     ) from error
                 self._set_aside(step, damage)
         return None

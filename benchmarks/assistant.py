@@ -32,6 +32,7 @@ from jaxformer.tasks.bad_rows import Tally
 from jaxformer.tasks.preferences import causal_example
 from jaxformer.tasks.prompts import PromptReader, encode_prompts
 from jaxformer.tasks.responses import Encoded, ResponseEncoder
+from jaxformer.tokenizers import difference
 from jaxformer.training.config import load_config
 from jaxformer.training.console import Display, show_warnings
 from jaxformer.training.evaluation import Evaluator, evaluate_checkpoint
@@ -91,7 +92,7 @@ def held_out(options: argparse.Namespace, reference: Opened) -> Prompts:
         rows = open_records(load_config(f"{options.reward}/config.yaml").data).validation or ()
     else:
         raise UserError(f"the reward {options.reward} is no run and has no data, expected --file with prompts")
-    encoder = ResponseEncoder(reference.tokenizer.for_training(), None)
+    encoder = ResponseEncoder(reference.tokenizer, None)
     reader = PromptReader({}, as_messages=encoder.writer is not None and not options.plain)
     tally = Tally(total=len(rows))
     found = encode_prompts(encoder, rows, reader, tally, reference.model.config.max_length - options.max_new_tokens)
@@ -207,15 +208,15 @@ def main() -> int:
     tell_libtpu_without_tpu()
     show_warnings(Console(stderr=True), debug=False)
     reference = open_writer(options.reference)
-    tokenizer = reference.tokenizer.for_training()
+    tokenizer = reference.tokenizer
     reward, prompts = open_reward(options.reward, tokenizer), held_out(options, reference)
     first = measure(reference, reference, reward, prompts, options)
     lines = []
     for name in options.models:
         writer = reference if name == options.reference else open_writer(name)
-        difference = writer.tokenizer.for_training().difference(tokenizer)
-        if difference is not None:
-            raise UserError(f"{name} has another tokenizer than {options.reference}: {difference}; expected the same")
+        other = difference(writer.tokenizer, tokenizer)
+        if other is not None:
+            raise UserError(f"{name} has another tokenizer than {options.reference}: {other}; expected the same")
         found = first if writer is reference else measure(writer, reference, reward, prompts, options)
         gain = "" if writer is reference else with_interval(found.score - first.score)
         cells = [with_interval(found.score), gain, with_interval(found.kl)]

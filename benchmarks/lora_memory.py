@@ -37,12 +37,12 @@ def write_model(folder: Path) -> None:
     from jaxformer.families import build_model, model_config
     from jaxformer.hub import save_pretrained
     from jaxformer.models import TransformerConfig
-    from jaxformer.tokenizers import TokenizerConfig, train_tokenizer
+    from jaxformer.tokenizers import TokenizerConfig, save_tokenizer, train_tokenizer
 
     model = build_model(TransformerConfig(**model_config({"type": "gpt2", "vocab_size": 50257})))
     params = unbox(jax.jit(model.init)(jax.random.key(0), np.zeros((1, 2), np.int32)))["params"]
     save_pretrained(folder / "model", model, params)
-    train_tokenizer(TokenizerConfig(type="byte"), ["a"]).save(folder / "tokenizer")
+    save_tokenizer(train_tokenizer(TokenizerConfig(type="byte"), ["a"]), folder / "tokenizer")
     lines = ("".join(chr(97 + (7 * i + j * j) % 26) for j in range(400)) for i in range(60))
     (folder / "text.jsonl").write_text("".join(f'{{"text": "{line}"}}\n' for line in lines))
 

@@ -54,7 +54,7 @@ def load(path, folder):
     (run / "checkpoints").mkdir(parents=True)
     # It may have started from a run itself.
     (run / "config.yaml").write_text(dump_config(load(earlier, folder)), encoding="utf-8")
-    (run / "tokenizer.json").touch()
+    (run / "tokenizer_config.json").touch()
     return load_config(path, [f"{key}={run}"])
 
 

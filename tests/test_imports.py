@@ -26,8 +26,7 @@ MAY_USE = {
     "tokenizers": {"schema"},
     "data": {"schema", "functional", "tokenizers"},
     "hub": MODEL | {"families", "tokenizers", "parallel"},
-    # Of the hub tasks use the chat templates.
-    "tasks": MODEL | DATA | {"families", "generation", "hub"},
+    "tasks": MODEL | DATA | {"families", "generation"},
     "generation": MODEL | {"families", "tokenizers"},
     "alignment": MODEL | DATA | {"families", "hub", "tasks", "generation", "parallel"},
     "training": TRAINING,

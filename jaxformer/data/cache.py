@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from jaxformer.data.corpus import Corpus, Split
 from jaxformer.data.formats import Document
 from jaxformer.schema import UserError
-from jaxformer.tokenizers import Tokenizer
+from jaxformer.tokenizers import PreTrainedTokenizer, encode_batch, find_special, fingerprint, vocabulary_size
 
 FORMAT = 1  # part of every key: raise it when the files below change their meaning
 # Characters in memory at once, and in one piece of a long document. A tokenizer takes some 200 bytes for each.
@@ -58,7 +58,11 @@ class TokenCache:
 
 
 def build_cache(
-    corpus: Corpus, split: Split, tokenizer: Tokenizer, cache_dir: str | Path, progress: Progress | None = None
+    corpus: Corpus,
+    split: Split,
+    tokenizer: PreTrainedTokenizer,
+    cache_dir: str | Path,
+    progress: Progress | None = None,
 ) -> TokenCache:
     """Opens the cache of a split, and builds it first if there is none.
 
@@ -77,7 +81,7 @@ def build_cache(
         UserError: The split is empty, a document cannot be read, or the cache cannot be written (disk full).
     """
     folder = Path(cache_dir)
-    key = hashlib.sha256(f"{corpus.fingerprint} {split} {tokenizer.fingerprint} {FORMAT}".encode()).hexdigest()[:40]
+    key = hashlib.sha256(f"{corpus.fingerprint} {split} {fingerprint(tokenizer)} {FORMAT}".encode()).hexdigest()[:40]
     target = folder / key
     try:
         if (cache := _open(target)) is not None:
@@ -122,7 +126,9 @@ def _open(target: Path) -> TokenCache | None:
     return TokenCache(target, tokens, offsets)
 
 
-def _build(corpus: Corpus, split: Split, tokenizer: Tokenizer, target: Path, progress: Progress | None) -> TokenCache:
+def _build(
+    corpus: Corpus, split: Split, tokenizer: PreTrainedTokenizer, target: Path, progress: Progress | None
+) -> TokenCache:
     """Builds under the lock of `target`: in a folder beside it that is renamed when it is whole."""
     if target.exists():
         _log.warning("the token cache %s is damaged: building it again", target)
@@ -167,24 +173,25 @@ class _Piece(NamedTuple):
 
 
 def _write(
-    documents: Iterable[Document], tokenizer: Tokenizer, folder: Path, progress: Progress | None
+    documents: Iterable[Document], tokenizer: PreTrainedTokenizer, folder: Path, progress: Progress | None
 ) -> dict[str, int | str]:
     """Writes `tokens.bin` and `offsets.bin` in constant memory; returns what `_open` needs to know of them."""
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+    dtype = np.dtype(np.uint16 if vocabulary_size(tokenizer) <= 2**16 else np.uint32)
+    end = find_special(tokenizer, "eos")
     num_tokens = num_documents = num_bytes = length = 0
     with (folder / "tokens.bin").open("wb") as tokens, (folder / "offsets.bin").open("wb") as offsets:
         _append(offsets, np.zeros(1, np.int64))
         for chunk in _chunks(documents):
             parts: list[list[int]] = []
             ends: list[int] = []
-            for piece, ids in zip(chunk, tokenizer.encode_batch([piece.text for piece in chunk]), strict=True):
+            for piece, ids in zip(chunk, encode_batch(tokenizer, [piece.text for piece in chunk]), strict=True):
                 num_bytes += len(piece.text.encode())
                 parts.append(ids)
                 length += len(ids)
                 if not piece.last or length == 0:  # a document may come to nothing, such as blanks to BERT
                     continue
-                if piece.complete and tokenizer.eos_id is not None:
-                    parts.append([tokenizer.eos_id])
+                if piece.complete and end is not None:
+                    parts.append([end])
                     length += 1
                 num_tokens, length = num_tokens + length, 0
                 ends.append(num_tokens)

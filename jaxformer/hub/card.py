@@ -61,7 +61,7 @@ import jaxformer
 
 model, params = jaxformer.{opener}.from_pretrained("{name}")
 tokenizer = jaxformer.AutoTokenizer.from_pretrained("{name}")
-output = model.apply({{"params": params}}, **tokenizer(["a text"], padding=True))
+output = model.apply({{"params": params}}, **tokenizer(["a text"], padding=True, return_tensors="np"))
 ```
 
 PyTorch's `transformers.{opener}.from_pretrained` opens it too.

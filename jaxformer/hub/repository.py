@@ -25,7 +25,7 @@ from huggingface_hub.utils import validate_repo_id
 from jaxformer.schema import UserError
 
 # What tells the files of a model, or of a run, from those of another.
-MODEL_FILES = ("config.json", "config.yaml", "tokenizer.json", "*.safetensors", "*.msgpack", "*.bin", "checkpoints/*")
+MODEL_FILES = ("config.json", "config.yaml", "tokenizer*.json", "*.safetensors", "*.msgpack", "*.bin", "checkpoints/*")
 LARGEST_JSON = 200 << 20  # bytes; a tokenizer.json of the largest vocabularies has 35 million
 
 

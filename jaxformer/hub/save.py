@@ -5,7 +5,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from jaxformer.hub.repository import first_line
 from jaxformer.hub.weights import SAFETENSORS, SAFETENSORS_INDEX
 from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
+from jaxformer.tokenizers import PreTrainedTokenizer, save_tokenizer
 
 SHARD_BYTES = 5_000_000_000  # above it a checkpoint is cut, as transformers does
 GENERATION_FILE, CARD_FILE = "generation_config.json", "README.md"
@@ -38,14 +39,6 @@ NOT_OF_THE_MODEL = {
     "unroll",
     "attention_implementation",
 }
-
-
-class Saves(Protocol):
-    """A tokenizer that can be written into a folder."""
-
-    def save_pretrained(self, folder: str | Path) -> Any:
-        """Writes its files."""
-        ...
 
 
 def config_json(model: Any) -> dict[str, Any]:
@@ -82,7 +75,7 @@ def save_pretrained(
     folder: str | Path,
     model: Any,
     params: Any,
-    tokenizer: Saves | None = None,
+    tokenizer: PreTrainedTokenizer | None = None,
     *,
     metrics: Mapping[str, float] | None = None,
     card: Mapping[str, Any] | None = None,
@@ -127,7 +120,7 @@ def save_pretrained(
         ids = {key: value for key, value in hf.items() if key.endswith("_token_id")}
         _write_json(target / GENERATION_FILE, ids)
     if tokenizer is not None:
-        tokenizer.save_pretrained(target)
+        save_tokenizer(tokenizer, target)
     _write_text(target / CARD_FILE, model_card(target.name, kind, config, metrics or {}, card or {}))
     return target
 
@@ -181,7 +174,7 @@ def push_to_hub(
     name: str,
     model: Any,
     params: Any,
-    tokenizer: Saves | None = None,
+    tokenizer: PreTrainedTokenizer | None = None,
     *,
     private: bool | None = None,
     token: str | bool | None = None,

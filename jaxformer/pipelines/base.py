@@ -1,6 +1,7 @@
 """What all pipelines share: what may be given, streaming over bounded windows, batches, one jitted function a head."""
 
 import sys
+import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -95,6 +96,7 @@ class Pipeline(ABC):
         self.name, self.model, self.params = opened.name, opened.model, opened.params
         # Without the parameters, which may be laid out anew: they should not be in memory twice.
         self.tokenizer, self.opened = opened.tokenizer, replace(opened, params=None)
+        self._lock = threading.Lock()
         self._warned: set[str] = set()
         self.given = dict(options)
         self.prepare()
@@ -268,11 +270,18 @@ class Pipeline(ABC):
 
         Each is about its ``Encoding`` and the number of its text.
         """
-        batch = self.tokenizer(list(texts), None if pairs is None else list(pairs), padding=False, **options)
+        try:
+            # The library keeps truncation as a setting of the tokenizer, which calls of other threads would change.
+            with self._lock:
+                batch = self.tokenizer(list(texts), None if pairs is None else list(pairs), padding=False, **options)
+        except Exception as error:  # the library raises plain Exception
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"the tokenizer of {self.name} cannot encode the text: {reason[:200]}") from error
         types = ["token_type_ids"] if "token_type_ids" in batch and self.model.config.token_types > 1 else []
         names = ["input_ids", *types]
         owners = batch.get("overflow_to_sample_mapping", range(len(texts)))
-        found = zip(*(batch[name] for name in names), batch.encodings or [], owners, strict=True)
+        encodings = batch.encodings or [None] * len(texts)  # a tokenizer written in Python has none
+        found = zip(*(batch[name] for name in names), encodings, owners, strict=True)
         return [
             Row(dict(zip(names, values, strict=True)), about=(encoding, int(owner)))
             for *values, encoding, owner in found

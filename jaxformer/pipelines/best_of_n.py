@@ -24,6 +24,7 @@ from jaxformer.tasks.dialogue import Message
 from jaxformer.tasks.prompts import NAMES, PromptReader, chat_prompt
 from jaxformer.tasks.records import rounded
 from jaxformer.tasks.responses import ResponseEncoder
+from jaxformer.tokenizers import encode, find_special, prefix_ids
 from jaxformer.training.rewards import Reward, Sample, describe_reward, open_reward
 
 # What a model's own settings may not say: how much is written, and by search.
@@ -106,7 +107,7 @@ class BestOfN:
         self.model, self.tokenizer = opened.model, opened.tokenizer
         self.params = prepare(opened.model, opened.params, weights)
         self.config = _generation_config(opened, given, settings.n)
-        self.own_tokenizer = opened.tokenizer.for_training()
+        self.own_tokenizer = opened.tokenizer
         self.encoder = ResponseEncoder(self.own_tokenizer, None, self.two_sided)
         self._reader = PromptReader({}, as_messages=self.encoder.writer is not None and not settings.plain)
         self.reward: Reward = open_reward(reward, self.own_tokenizer, None, settings.batch_size)
@@ -222,11 +223,11 @@ class BestOfN:
 
     def _sample(self, prompt: Prompt, drawn: Drawn) -> Sample:
         """What the reward reads: one text, ended as texts are that it was trained on."""
-        ids, response, end = prompt.ids, drawn.ids, self.own_tokenizer.eos_id
+        ids, response, end = prompt.ids, drawn.ids, find_special(self.own_tokenizer, "eos")
         if self.two_sided:
-            ids = [*self.own_tokenizer.prefix_ids, *ids[:-1]]
+            ids = [*prefix_ids(self.own_tokenizer), *ids[:-1]]
         if drawn.ended and self.config.stop_strings and response[-1] != end and end is not None:
-            response = [*self.own_tokenizer.encode(drawn.text), end]
+            response = [*encode(self.own_tokenizer, drawn.text), end]
         return Sample(prompt.row, ids, response, drawn.ended, prompt.text, drawn.text)
 
     def _record(self, line: Line, texts: Sequence[Drawn], scores: np.ndarray) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from jaxformer.hub.kinds import abstract_params, kind_of
 from jaxformer.hub.pretrained import read_checkpoint, read_config
 from jaxformer.hub.repository import Repository
 from jaxformer.hub.save import GENERATION_FILE
-from jaxformer.hub.tokenizer import AutoTokenizer, PretrainedTokenizer
+from jaxformer.hub.tokenizer import AutoTokenizer
 from jaxformer.models.heads import Body
 from jaxformer.pipelines.tasks import tasks_of
 from jaxformer.schema import UserError
+from jaxformer.tokenizers import PreTrainedTokenizer
 
 POOLING_FILE, SENTENCE_FILE = "1_Pooling/config.json", "sentence_bert_config.json"
 
@@ -44,7 +45,7 @@ class Opened:
     name: str
     model: Any
     params: Any
-    tokenizer: PretrainedTokenizer
+    tokenizer: PreTrainedTokenizer
     problem: str | None = None
     pooling: str | None = None
     longest: int | None = None
@@ -123,10 +124,10 @@ def _checked(name: str) -> str:
     return name
 
 
-def _tokenizer(tokenizer: Any) -> PretrainedTokenizer:
+def _tokenizer(tokenizer: Any) -> PreTrainedTokenizer:
     if isinstance(tokenizer, str | Path):
         return AutoTokenizer.from_pretrained(tokenizer)
-    if not isinstance(tokenizer, PretrainedTokenizer):
+    if not hasattr(tokenizer, "convert_ids_to_tokens"):
         raise UserError(
             f"tokenizer is a {type(tokenizer).__name__}, expected one of jaxformer.AutoTokenizer.from_pretrained, or "
             "what to open it from"
@@ -224,7 +225,7 @@ def _hub(repository: Repository, kind: str | None, with_tokenizer: bool, dtype: 
         repository.name,
         model,
         params,
-        tokenizer,  # type: ignore[arg-type]  # it was given otherwise
+        tokenizer,
         hf.get("problem_type"),
         _pooling(repository) if sentences else None,
         (repository.find_json(SENTENCE_FILE) or {}).get("max_seq_length") if sentences else None,

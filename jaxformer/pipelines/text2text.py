@@ -80,13 +80,13 @@ class Translation(Text2TextGeneration):
 
     def encode(self, items: Sequence[Any], options: Any) -> list[list[Row]]:
         """One row a text, with the code of its language where the tokenizer has such."""
-        if self.tokenizer.kind.languages is not None and options.src_lang is not None:
+        if hasattr(self.tokenizer, "src_lang") and options.src_lang is not None:
             self.tokenizer.src_lang = self._code(options.src_lang)
         return super().encode(items, options)
 
     def forced(self, options: Any) -> dict[str, Any]:
         """The code of the language to write."""
-        if self.tokenizer.kind.languages is None or options.tgt_lang is None:
+        if not hasattr(self.tokenizer, "src_lang") or options.tgt_lang is None:
             return {}
         return {"forced_bos_token_id": self.tokenizer.convert_tokens_to_ids(self._code(options.tgt_lang))}
 

@@ -100,7 +100,7 @@ class TokenClassification(Pipeline):
     def _tokens(self, text: str, starts: Any, row: Row, scores: np.ndarray) -> list[Token]:
         """The tokens of a window without special ones."""
         encoding = row.about[0]
-        marked = bool(getattr(self.tokenizer.backend.model, "continuing_subword_prefix", None))
+        marked = bool(getattr(self.tokenizer.backend_tokenizer.model, "continuing_subword_prefix", None))
         tokens = []
         for index, (number, special) in enumerate(zip(encoding.ids, encoding.special_tokens_mask, strict=True)):
             if special:

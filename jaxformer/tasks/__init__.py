@@ -26,7 +26,7 @@ from jaxformer.tasks.seq2seq import Seq2Seq, Seq2SeqConfig
 from jaxformer.tasks.sequence_classification import SequenceClassification, SequenceClassificationConfig
 from jaxformer.tasks.span_corruption import SpanCorruption, SpanCorruptionConfig
 from jaxformer.tasks.token_classification import TokenClassification, TokenClassificationConfig
-from jaxformer.tokenizers import Tokenizer
+from jaxformer.tokenizers import PreTrainedTokenizer
 
 TaskConfig = Annotated[
     CausalLMConfig
@@ -111,7 +111,7 @@ class Bound:
         teacher: the model that the run learns from, where there is one.
     """
 
-    tokenizer: Tokenizer
+    tokenizer: PreTrainedTokenizer
     model: TransformerConfig
     sequence_length: int
     layout: Literal["packed", "stream"] = "packed"

@@ -1,6 +1,7 @@
 """Denoising (BART): the text is shuffled and has holes, and the decoder tells the text as it was."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -14,7 +15,7 @@ from jaxformer.families import build_model
 from jaxformer.models.config import TransformerConfig
 from jaxformer.tasks.base import Batch, LossSums, Rows, TaskSchema, token_loss
 from jaxformer.tasks.packing import Pair, packed_pairs
-from jaxformer.tokenizers import Role, Tokenizer
+from jaxformer.tokenizers import PreTrainedTokenizer, Role, find_special, sentence_ends, special_id
 
 
 class DenoisingConfig(TaskSchema):
@@ -99,7 +100,7 @@ class Denoising:
     """
 
     config: DenoisingConfig
-    tokenizer: Tokenizer
+    tokenizer: PreTrainedTokenizer
     sequence_length: int
     start: Role = "pad"
 
@@ -110,20 +111,20 @@ class Denoising:
     def rows(self, data: TokenCache) -> PieceRows:
         """Texts with a token before and behind them; what is masked never makes them longer."""
         T = self.sequence_length
-        return PieceRows(data, lambda n: (n + 2,), (T,), self.tokenizer.eos_id)
+        return PieceRows(data, lambda n: (n + 2,), (T,), find_special(self.tokenizer, "eos"))
 
     def features(self, batch: Batch, generators: list[np.random.Generator], rows: Rows) -> Batch:
         """``input_ids``, ``segment_ids``, ``decoder_input_ids``, ``decoder_segment_ids`` and ``labels``."""
-        ends = self.tokenizer.sentence_ends
+        ends = sentence_ends(self.tokenizer)
         pairs = [
             [self._pair(piece, ends, generator) for piece in split_pieces(tokens, segments)]
             for tokens, segments, generator in zip(batch["tokens"], batch["segment_ids"], generators, strict=True)
         ]
         T = self.sequence_length
-        return packed_pairs(pairs, T, T, self.tokenizer.special_id(self.start))
+        return packed_pairs(pairs, T, T, special_id(self.tokenizer, self.start))
 
     def _pair(self, piece: np.ndarray, ends: np.ndarray, generator: np.random.Generator) -> Pair:
-        c, special = self.config, self.tokenizer.special_id
+        c, special = self.config, partial(special_id, self.tokenizer)
         source = permute_sentences(piece, ends[piece], generator) if c.permute_sentences else piece
         source = infill_text(source, generator, mask_id=special("mask"), rate=c.rate, mean_span=c.mean_span)
         first, last = ([special("cls")], [special("sep")])

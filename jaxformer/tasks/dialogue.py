@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxformer.hub.chat import render_chat
 from jaxformer.schema import UserError
 from jaxformer.tasks.bad_rows import BadRow
-from jaxformer.tokenizers import Tokenizer
+from jaxformer.tokenizers import PreTrainedTokenizer, named_special_tokens, special_tokens
 
 Message = dict[str, str]
 # Templates by name, for tokenizers that bring none. The first is the form of Anthropic's HH-RLHF dialogues (Bai et al.
@@ -27,7 +26,7 @@ NO_ANSWERS = (
 ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
-def choose_template(configured: str | None, tokenizer: Tokenizer) -> str | None:
+def choose_template(configured: str | None, tokenizer: PreTrainedTokenizer) -> str | None:
     """The template that ``task.chat_template`` names or spells out, else the tokenizer's, else None.
 
     Raises:
@@ -64,22 +63,35 @@ class ChatWriter:
         UserError: if the template does not work at all.
     """
 
-    def __init__(self, template: str, tokenizer: Tokenizer) -> None:
+    def __init__(self, template: str, tokenizer: PreTrainedTokenizer) -> None:
         self._template = template
-        self._special = tokenizer.special_tokens
-        self._variables: dict[str, Any] = {"documents": None, "tools": None, **tokenizer.named_special_tokens}
+        self._special = special_tokens(tokenizer)
+        self._variables: dict[str, Any] = named_special_tokens(tokenizer)
         # What fails here is the template's fault, what fails later the dialogue's.
         sample = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         if not any(end > start for start, end in self.write(sample).learned):
             raise UserError("the chat template writes nothing for an assistant's message, expected its content")
 
-    def _render(self, messages: Sequence[Message], prompt: bool, mark: bool = False) -> Any:
-        variables = {**self._variables, "add_generation_prompt": prompt}
-        return render_chat(self._template, messages, variables, mark_generation=mark)
+    def _render(self, messages: Sequence[Message], prompt: bool, mark: bool = False) -> Written:
+        """What the template writes; with ``mark``, the characters within its ``{% generation %}`` blocks."""
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            texts, spans = render_jinja_template(
+                conversations=[list(messages)],
+                chat_template=self._template,
+                add_generation_prompt=prompt,
+                return_assistant_tokens_mask=mark and "generation" in self._template,
+                **self._variables,
+            )
+        except Exception as error:  # a template can raise anything
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"the chat template fails or refuses the dialogue: {reason[:200]}") from error
+        return Written(texts[0], [tuple(span) for span in spans[0]] if spans else [])
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """The text that an answer to these messages follows."""
-        return str(self._render(messages, True).text)
+        return self._render(messages, True).text
 
     def write(self, messages: Sequence[Message], first: int = 0) -> Written:
         """The whole dialogue; the assistant's messages from number ``first`` on are to be learned.
@@ -89,9 +101,9 @@ class ChatWriter:
             UserError: if it neither marks the assistant's text nor writes a dialogue turn by turn.
         """
         whole = self._render(messages, False, mark=True)
-        if whole.generated:
+        if whole.learned:
             begin = len(self._before(messages, first, whole.text)) if first else 0
-            return Written(whole.text, [span for span in whole.generated if span[0] >= begin])
+            return Written(whole.text, [span for span in whole.learned if span[0] >= begin])
         learned = []
         for number in range(first, len(messages)):
             if messages[number]["role"] == "assistant":

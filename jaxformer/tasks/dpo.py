@@ -31,6 +31,7 @@ from jaxformer.tasks.preferences import (
 from jaxformer.tasks.response_task import ResponseTask
 from jaxformer.tasks.responses import Encoded
 from jaxformer.tasks.reward import PreferenceConfig
+from jaxformer.tokenizers import special_id
 
 Loss = Literal["sigmoid", "ipo", "hinge", "cdpo", "robust", "orpo", "simpo", "kto"]
 INPUTS = ("input_ids", "attention_mask", "decoder_input_ids")
@@ -135,7 +136,7 @@ class DPO(ResponseTask):
 
     def _example(self, texts: list[Encoded]) -> Example:
         if self.two_sided:
-            example = two_sided_example(texts, self.tokenizer.special_id(self.start))
+            example = two_sided_example(texts, special_id(self.tokenizer, self.start))
         else:
             example = causal_example(texts)
         column = self.reference_column

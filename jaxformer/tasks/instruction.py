@@ -20,6 +20,7 @@ from jaxformer.tasks.base import Batch, LossSums, Rows, token_loss
 from jaxformer.tasks.packing import packed_pairs
 from jaxformer.tasks.response_task import ResponseConfig, ResponseTask
 from jaxformer.tasks.responses import Encoded, RowFormat, RowReader, fitted
+from jaxformer.tokenizers import special_id
 
 
 class InstructionConfig(ResponseConfig):
@@ -114,7 +115,7 @@ class Instruction(ResponseTask):
         limits = (self.sequence_length, self.target_length)
         sizes = [(len(source), len(target)) for source, target in pairs]
         rows = first_fit(sizes, limits) if self.config.packed else [[number] for number in range(len(pairs))]
-        start = self.tokenizer.special_id(self.start)
+        start = special_id(self.tokenizer, self.start)
         examples: list[Example] = []
         for row in rows:
             source, target = (sum(sizes[number][side] for number in row) for side in (0, 1))

@@ -15,7 +15,14 @@ from jaxformer.data.pieces import PieceRows, split_pieces
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.masked_lm import MaskedLM
 from jaxformer.tasks.base import Batch, LossSums, Rows, TaskSchema, apply, chunked_cross_entropy, token_loss
-from jaxformer.tokenizers import Tokenizer
+from jaxformer.tokenizers import (
+    PreTrainedTokenizer,
+    find_special,
+    special_id,
+    special_ids,
+    vocabulary_size,
+    word_starts,
+)
 
 
 class Masking(NamedTuple):
@@ -162,7 +169,7 @@ class MaskedLanguageModelling:
     """
 
     config: MaskedLMConfig
-    tokenizer: Tokenizer
+    tokenizer: PreTrainedTokenizer
     sequence_length: int
 
     @property
@@ -182,7 +189,7 @@ class MaskedLanguageModelling:
 
     def rows(self, data: TokenCache) -> PieceRows:
         """Pieces with a token before and behind them; pairs have one more between them."""
-        T, eos_id = self.sequence_length, self.tokenizer.eos_id
+        T, eos_id = self.sequence_length, find_special(self.tokenizer, "eos")
         if self.pairs:
             return PieceRows(data, lambda n: (n + 3,), (T,), eos_id, pieces_per_row=1, smallest=2)
         return PieceRows(data, lambda n: (n + 2,), (T,), eos_id)
@@ -204,7 +211,7 @@ class MaskedLanguageModelling:
                 pair, label = self._pair(parts[0][0], row, generator, rows)
                 parts = [pair]
             pair_labels.append(label)
-            cls_id, sep_id = self.tokenizer.special_id("cls"), self.tokenizer.special_id("sep")
+            cls_id, sep_id = special_id(self.tokenizer, "cls"), special_id(self.tokenizer, "sep")
             texts.append(join(parts, cls_id, sep_id, self.sequence_length))
         features = masked_features(texts, self.masking, generators)
         if self.pairs:
@@ -248,11 +255,11 @@ class MaskedLanguageModelling:
         return LossSums(objective, sums.tokens, metrics)
 
 
-def make_masking(c: MaskingConfig, tokenizer: Tokenizer, mask_share: float, random_share: float) -> Masking:
+def make_masking(c: MaskingConfig, tokenizer: PreTrainedTokenizer, mask_share: float, random_share: float) -> Masking:
     """How tokens are hidden, for a tokenizer."""
-    ordinary = np.setdiff1d(np.arange(tokenizer.vocab_size), list(tokenizer.special_ids))
-    starts = tokenizer.word_starts if c.whole_words else None
-    return Masking(c.rate, mask_share, random_share, tokenizer.special_id("mask"), ordinary, starts)
+    ordinary = np.setdiff1d(np.arange(vocabulary_size(tokenizer)), list(special_ids(tokenizer)))
+    starts = word_starts(tokenizer) if c.whole_words else None
+    return Masking(c.rate, mask_share, random_share, special_id(tokenizer, "mask"), ordinary, starts)
 
 
 def masked_features(texts: list[Text], masking: Masking, generators: list[np.random.Generator]) -> Batch:

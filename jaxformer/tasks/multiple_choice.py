@@ -17,7 +17,7 @@ from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
 from jaxformer.tasks import records as R
 from jaxformer.tasks.base import Batch, LossSums, Report, Rows, TaskSchema
-from jaxformer.tokenizers import Tokenizer
+from jaxformer.tokenizers import PreTrainedTokenizer, encode_batch
 
 
 class MultipleChoiceConfig(TaskSchema):
@@ -64,7 +64,7 @@ class MultipleChoice:
     """
 
     config: MultipleChoiceConfig
-    tokenizer: Tokenizer
+    tokenizer: PreTrainedTokenizer
     sequence_length: int
     train_records: Sequence[R.Record] = field(repr=False)
 
@@ -79,7 +79,7 @@ class MultipleChoice:
         """One row a record."""
         examples = []
         for record in data:
-            question, *choices = self.tokenizer.encode_batch(self.config.texts(record))
+            question, *choices = encode_batch(self.tokenizer, self.config.texts(record))
             inputs = [R.encoder_input(self.tokenizer, question, choice, self.sequence_length) for choice in choices]
             examples.append(self._stacked(inputs) | {"labels": self.config.label_of(record)})
         return ExampleRows(examples, self.sequence_length, R.encoder_fill(self.tokenizer))

@@ -26,6 +26,7 @@ from jaxformer.tasks.preferences import causal_example, two_sided_example
 from jaxformer.tasks.prompts import PromptReader, encode_prompts
 from jaxformer.tasks.response_task import ResponseConfig, ResponseTask
 from jaxformer.tasks.responses import Encoded
+from jaxformer.tokenizers import find_special, special_id
 
 INPUTS = ("input_ids", "attention_mask", "decoder_input_ids")
 ROW = "row"  # column with the number of a prompt's record
@@ -146,7 +147,7 @@ class Policy(ResponseTask):
     @cached_property
     def end_id(self) -> int:
         """The token that ends a response."""
-        end = self.tokenizer.special_id("sep") if self.two_sided else self.tokenizer.eos_id
+        end = special_id(self.tokenizer, "sep") if self.two_sided else find_special(self.tokenizer, "eos")
         assert end is not None, "a ResponseEncoder has refused such a tokenizer"
         return end
 
@@ -202,7 +203,7 @@ class Policy(ResponseTask):
         """What the model reads and is asked for, all of one length: a multiple of 64, so that few shapes compile."""
         texts = [Encoded(r.prompt, r.tokens, [self._learned(r)] * len(r.tokens)) for r in responses]
         if self.two_sided:
-            start = self.tokenizer.special_id(self.start)
+            start = special_id(self.tokenizer, self.start)
             examples = [two_sided_example([text], start) for text in texts]
         else:
             examples = [causal_example([text]) for text in texts]

@@ -15,7 +15,7 @@ from jaxformer.families import build_model
 from jaxformer.models.config import Architecture, TransformerConfig
 from jaxformer.tasks.base import Batch, LossSums, Rows, TaskSchema, token_loss
 from jaxformer.tasks.packing import packed_pairs
-from jaxformer.tokenizers import Role, Tokenizer
+from jaxformer.tokenizers import PreTrainedTokenizer, Role, find_special, special_id
 
 
 class PrefixLMConfig(TaskSchema):
@@ -38,7 +38,7 @@ class PrefixLM:
     """
 
     config: PrefixLMConfig
-    tokenizer: Tokenizer
+    tokenizer: PreTrainedTokenizer
     sequence_length: int
     architecture: Architecture
     start: Role = "pad"
@@ -49,11 +49,13 @@ class PrefixLM:
 
     def rows(self, data: TokenCache) -> PieceRows:
         """Texts with the token that ends them."""
-        return PieceRows(data, lambda n: (n + 1,), (self.sequence_length,), self.tokenizer.eos_id, smallest=2)
+        return PieceRows(
+            data, lambda n: (n + 1,), (self.sequence_length,), find_special(self.tokenizer, "eos"), smallest=2
+        )
 
     def features(self, batch: Batch, generators: list[np.random.Generator], rows: Rows) -> Batch:
         """For a decoder ``input_ids``, ``segment_ids``, ``prefix_mask`` and ``labels``; else those of a pair."""
-        end = np.array([self.tokenizer.special_id("sep")], np.int32)
+        end = np.array([special_id(self.tokenizer, "sep")], np.int32)
         texts, cuts = [], []
         for tokens, segments, generator in zip(batch["tokens"], batch["segment_ids"], generators, strict=True):
             pieces = split_pieces(tokens, segments)
@@ -64,7 +66,7 @@ class PrefixLM:
         if self.architecture == "encoder_decoder":
             pairs = [[(np.concatenate([text[:cut], end]), text[cut:]) for text, cut in row] for row in both]
             # A prefix and its end together are never longer than the text and its end.
-            return packed_pairs(pairs, T, T, self.tokenizer.special_id(self.start))
+            return packed_pairs(pairs, T, T, special_id(self.tokenizer, self.start))
         packed = [_with_prefix(row, T) for row in both]
         names = ("input_ids", "segment_ids", "prefix_mask", "labels")
         return {name: np.stack(arrays) for name, arrays in zip(names, zip(*packed, strict=True), strict=True)}

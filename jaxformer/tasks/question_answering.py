@@ -18,7 +18,7 @@ from jaxformer.schema import UserError
 from jaxformer.tasks import metrics
 from jaxformer.tasks import records as R
 from jaxformer.tasks.base import Batch, LossSums, Report, Rows, TaskSchema
-from jaxformer.tokenizers import Tokenizer
+from jaxformer.tokenizers import PreTrainedTokenizer, encode_batch, encode_with_offsets
 
 
 class Answer(NamedTuple):
@@ -113,7 +113,7 @@ class QuestionAnswering:
     """
 
     config: QuestionAnsweringConfig
-    tokenizer: Tokenizer
+    tokenizer: PreTrainedTokenizer
     sequence_length: int
     train_records: Sequence[R.Record] = field(repr=False)
 
@@ -130,8 +130,8 @@ class QuestionAnswering:
     def windows(self, data: Sequence[R.Record]) -> list[Window]:
         """The windows of all records in order, at least one each."""
         texts = [self.config.texts(record) for record in data]
-        questions = self.tokenizer.encode_batch([question for question, _ in texts])
-        contexts = self.tokenizer.encode_with_offsets([context for _, context in texts])
+        questions = encode_batch(self.tokenizer, [question for question, _ in texts])
+        contexts = encode_with_offsets(self.tokenizer, [context for _, context in texts])
         windows = []
         for number, (question, (ids, offsets)) in enumerate(zip(questions, contexts, strict=True)):
             question = question[: self.config.max_question_tokens]

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jaxformer.schema import UserError
 from jaxformer.tasks import base
 from jaxformer.tasks.base import Batch
-from jaxformer.tokenizers import Tokenizer
+from jaxformer.tokenizers import PreTrainedTokenizer, special_id
 
 Record = Mapping[str, Any]
 # What of a batch a model takes; the rest is labels.
@@ -110,12 +110,14 @@ def pair_lengths(first: int, second: int, budget: int) -> tuple[int, int]:
     return kept, budget - kept
 
 
-def encoder_input(tokenizer: Tokenizer, first: Sequence[int], second: Sequence[int] | None, length: int) -> Batch:
+def encoder_input(
+    tokenizer: PreTrainedTokenizer, first: Sequence[int], second: Sequence[int] | None, length: int
+) -> Batch:
     """``[CLS] first [SEP]`` or ``[CLS] first [SEP] second [SEP]``, at most ``length`` tokens, and ``token_type_ids``.
 
     Types are 0 up to the first ``[SEP]`` and 1 behind it (Devlin et al. 2019, "BERT", section 3).
     """
-    cls, sep = tokenizer.special_id("cls"), tokenizer.special_id("sep")
+    cls, sep = special_id(tokenizer, "cls"), special_id(tokenizer, "sep")
     if second is None:
         ids = [cls, *first[: length - 2], sep]
         types = [0] * len(ids)
@@ -126,9 +128,9 @@ def encoder_input(tokenizer: Tokenizer, first: Sequence[int], second: Sequence[i
     return {"input_ids": np.array(ids, np.int32), "token_type_ids": np.array(types, np.int32)}
 
 
-def encoder_fill(tokenizer: Tokenizer) -> dict[str, int | float]:
+def encoder_fill(tokenizer: PreTrainedTokenizer) -> dict[str, int | float]:
     """What padding holds under the names of ``encoder_input``, and ``labels`` of -100."""
-    return {"input_ids": tokenizer.special_id("pad"), "token_type_ids": 0, "labels": -100}
+    return {"input_ids": special_id(tokenizer, "pad"), "token_type_ids": 0, "labels": -100}
 
 
 def apply(model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None, method: str | None = None) -> Any:

@@ -17,7 +17,7 @@ from jaxformer.models.config import TransformerConfig
 from jaxformer.models.masked_lm import Discriminator
 from jaxformer.tasks.base import Batch, LossSums, Rows, apply, chunked_cross_entropy
 from jaxformer.tasks.masked_lm import Masking, MaskingConfig, join, make_masking, masked_features
-from jaxformer.tokenizers import Tokenizer
+from jaxformer.tokenizers import PreTrainedTokenizer, find_special, special_id
 
 
 class ReplacedTokenDetectionConfig(MaskingConfig):
@@ -69,7 +69,7 @@ class ReplacedTokenDetection:
     """
 
     config: ReplacedTokenDetectionConfig
-    tokenizer: Tokenizer
+    tokenizer: PreTrainedTokenizer
     sequence_length: int
 
     @cached_property
@@ -83,11 +83,11 @@ class ReplacedTokenDetection:
 
     def rows(self, data: TokenCache) -> PieceRows:
         """As for masked language modelling."""
-        return PieceRows(data, lambda n: (n + 2,), (self.sequence_length,), self.tokenizer.eos_id)
+        return PieceRows(data, lambda n: (n + 2,), (self.sequence_length,), find_special(self.tokenizer, "eos"))
 
     def features(self, batch: Batch, generators: list[np.random.Generator], rows: Rows) -> Batch:
         """As for masked language modelling, every hidden token being the mask token."""
-        cls_id, sep_id = self.tokenizer.special_id("cls"), self.tokenizer.special_id("sep")
+        cls_id, sep_id = special_id(self.tokenizer, "cls"), special_id(self.tokenizer, "sep")
         texts = [
             join([[piece] for piece in split_pieces(tokens, segments)], cls_id, sep_id, self.sequence_length)
             for tokens, segments in zip(batch["tokens"], batch["segment_ids"], strict=True)

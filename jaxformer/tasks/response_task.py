@@ -12,7 +12,7 @@ from jaxformer.tasks.bad_rows import BadRow, BadRows, Tally
 from jaxformer.tasks.base import TaskSchema
 from jaxformer.tasks.records import Record
 from jaxformer.tasks.responses import ResponseEncoder
-from jaxformer.tokenizers import Role, Tokenizer
+from jaxformer.tokenizers import PreTrainedTokenizer, Role
 
 
 class ResponseConfig(TaskSchema):
@@ -69,7 +69,7 @@ class ResponseTask:
     """
 
     config: Any
-    tokenizer: Tokenizer
+    tokenizer: PreTrainedTokenizer
     sequence_length: int
     architecture: Architecture
     start: Role = "pad"

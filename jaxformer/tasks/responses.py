@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -10,7 +11,15 @@ from jaxformer.schema import UserError
 from jaxformer.tasks.bad_rows import BadRow, Tally
 from jaxformer.tasks.dialogue import NO_ANSWERS, ChatWriter, Message, choose_template
 from jaxformer.tasks.records import Record
-from jaxformer.tokenizers import Tokenizer
+from jaxformer.tokenizers import (
+    PreTrainedTokenizer,
+    encode,
+    encode_batch,
+    encode_marked,
+    find_special,
+    prefix_ids,
+    special_id,
+)
 
 RowFormat = Literal["auto", "alpaca", "completion", "messages"]
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -173,11 +182,11 @@ class ResponseEncoder:
         two_sided: for an encoder-decoder: the prompt has an end of its own.
     """
 
-    def __init__(self, tokenizer: Tokenizer, chat_template: str | None, two_sided: bool = False) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizer, chat_template: str | None, two_sided: bool = False) -> None:
         self.tokenizer, self.two_sided = tokenizer, two_sided
         template = choose_template(chat_template, tokenizer)
         self.writer = None if template is None else ChatWriter(template, tokenizer)
-        end = tokenizer.special_id("sep") if two_sided else tokenizer.eos_id
+        end = special_id(tokenizer, "sep") if two_sided else find_special(tokenizer, "eos")
         if end is None:
             raise UserError("the tokenizer has no end-of-text token, expected one to end a response with")
         self._end = end
@@ -227,7 +236,7 @@ class ResponseEncoder:
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of prompts, as generation meets them; an encoder's with its end."""
-        return [self._prompt(ids) for ids in self.tokenizer.encode_batch(texts)]
+        return [self._prompt(ids) for ids in encode_batch(self.tokenizer, texts)]
 
     def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
         """The ids of what a dialogue's next answer follows, likewise.
@@ -235,11 +244,11 @@ class ResponseEncoder:
         Raises:
             UserError: if there is no template, or it refuses the dialogue.
         """
-        ids, _ = self.tokenizer.encode_marked(self.chat_writer().prompt(messages))
+        ids, _ = encode_marked(self.tokenizer, self.chat_writer().prompt(messages))
         return [*ids, self._end] if self.two_sided else ids
 
     def _prompt(self, ids: list[int]) -> list[int]:
-        return [*ids, self._end] if self.two_sided else [*self.tokenizer.prefix_ids, *ids]
+        return [*ids, self._end] if self.two_sided else [*prefix_ids(self.tokenizer), *ids]
 
     def _messages(self, answered: Answered) -> tuple[list[Message], int]:
         messages = self.chat_writer().checked([*answered.prompt, *answered.response])
@@ -252,7 +261,7 @@ class ResponseEncoder:
         return messages, first
 
     def _texts(self, pairs: list[tuple[str, str]]) -> list[Encoded]:
-        encode = self.tokenizer.encode_batch
+        encode = partial(encode_batch, self.tokenizer)
         prompts = encode([prompt for prompt, _ in pairs])
         responses = encode([response for _, response in pairs])
         wholes = encode([prompt + response for prompt, response in pairs])
@@ -266,10 +275,10 @@ class ResponseEncoder:
     def _dialogue(self, messages: list[Message], first: int) -> Encoded:
         assert self.writer is not None
         if self.two_sided:
-            response = self.tokenizer.encode(messages[-1]["content"])
+            response = encode(self.tokenizer, messages[-1]["content"])
             return Encoded(self.chat_prompt(messages[:-1]), [*response, self._end], [True] * (len(response) + 1))
         written = self.writer.write(messages, first)
-        ids, offsets = self.tokenizer.encode_marked(written.text)
+        ids, offsets = encode_marked(self.tokenizer, written.text)
         # A token is learned if it has a character of an answer.
         spans = np.array(written.learned)
         starts, ends = np.array(offsets).T

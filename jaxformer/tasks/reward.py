@@ -22,7 +22,7 @@ from jaxformer.tasks.dialogue import choose_template
 from jaxformer.tasks.preferences import PairReader, encode_pairs, flat_inputs, pair_report, whole_example
 from jaxformer.tasks.response_task import ResponseConfig
 from jaxformer.tasks.responses import ResponseEncoder
-from jaxformer.tokenizers import Tokenizer
+from jaxformer.tokenizers import PreTrainedTokenizer
 
 INPUTS = ("input_ids", "attention_mask")
 
@@ -78,7 +78,7 @@ class Reward:
     """
 
     config: RewardConfig
-    tokenizer: Tokenizer
+    tokenizer: PreTrainedTokenizer
     sequence_length: int
     kept: dict[int, list[R.Record]] = field(default_factory=dict, repr=False)
 

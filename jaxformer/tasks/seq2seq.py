@@ -19,7 +19,7 @@ from jaxformer.models.config import TransformerConfig
 from jaxformer.tasks import metrics
 from jaxformer.tasks import records as R
 from jaxformer.tasks.base import Batch, LossSums, Report, Rows, TaskSchema, chunked_cross_entropy
-from jaxformer.tokenizers import Role, Tokenizer
+from jaxformer.tokenizers import PreTrainedTokenizer, Role, decode, encode_batch, special_id
 
 
 class Seq2SeqConfig(TaskSchema):
@@ -63,7 +63,7 @@ class Seq2Seq:
     """
 
     config: Seq2SeqConfig
-    tokenizer: Tokenizer
+    tokenizer: PreTrainedTokenizer
     sequence_length: int
     train_records: Sequence[R.Record] = field(repr=False)
     start: Role = "pad"
@@ -77,11 +77,11 @@ class Seq2Seq:
 
     def rows(self, data: Sequence[R.Record]) -> Rows:
         """One row a record."""
-        pad, end = self.tokenizer.special_id("pad"), self.tokenizer.special_id("sep")
-        start = self.tokenizer.special_id(self.start)
+        pad, end = special_id(self.tokenizer, "pad"), special_id(self.tokenizer, "sep")
+        start = special_id(self.tokenizer, self.start)
         texts = [self.config.texts(record) for record in data]
-        sources = self.tokenizer.encode_batch([source for source, _ in texts])
-        targets = self.tokenizer.encode_batch([target for _, target in texts])
+        sources = encode_batch(self.tokenizer, [source for source, _ in texts])
+        targets = encode_batch(self.tokenizer, [target for _, target in texts])
         examples: list[Example] = []
         for source, target in zip(sources, targets, strict=True):
             labels = [*target[: self.config.target_length - 1], end]
@@ -112,7 +112,7 @@ class Seq2Seq:
 
     def predict(self, model: nn.Module, params: Any, batch: Batch) -> dict[str, jax.Array]:
         """``tokens [B, target_length]``: the most probable token one by one (greedy search), then padding."""
-        rows, end = len(batch["input_ids"]), self.tokenizer.special_id("sep")
+        rows, end = len(batch["input_ids"]), special_id(self.tokenizer, "sep")
         found = search(
             model,
             params,
@@ -122,7 +122,7 @@ class Seq2Seq:
             numbers={},
             max_new_tokens=self.config.target_length,
             seeds=jnp.zeros((rows, 2), jnp.int32),
-            start_ids=jnp.full(rows, self.tokenizer.special_id(self.start), jnp.int32),
+            start_ids=jnp.full(rows, special_id(self.tokenizer, self.start), jnp.int32),
         )
         return {"tokens": found.tokens}
 
@@ -148,5 +148,5 @@ class Seq2Seq:
 
     def _text(self, tokens: np.ndarray) -> str:
         """The text before the first end token."""
-        ends = np.flatnonzero(tokens == self.tokenizer.special_id("sep"))
-        return self.tokenizer.decode(tokens[: ends[0]] if len(ends) else tokens)
+        ends = np.flatnonzero(tokens == special_id(self.tokenizer, "sep"))
+        return decode(self.tokenizer, tokens[: ends[0]] if len(ends) else tokens)

@@ -19,7 +19,7 @@ from jaxformer.schema import UserError
 from jaxformer.tasks import metrics
 from jaxformer.tasks import records as R
 from jaxformer.tasks.base import Batch, LossSums, Report, Rows, TaskSchema
-from jaxformer.tokenizers import Tokenizer
+from jaxformer.tokenizers import PreTrainedTokenizer, encode_batch
 
 
 class SequenceClassificationConfig(TaskSchema):
@@ -85,7 +85,7 @@ class SequenceClassification:
     """
 
     config: SequenceClassificationConfig
-    tokenizer: Tokenizer
+    tokenizer: PreTrainedTokenizer
     sequence_length: int
     train_records: Sequence[R.Record] = field(repr=False)
 
@@ -140,7 +140,7 @@ class SequenceClassification:
     def rows(self, data: Sequence[R.Record]) -> Rows:
         """One row a record."""
         texts = [self.config.texts(record) for record in data]
-        ids = [self.tokenizer.encode_batch(column) for column in zip(*texts, strict=True)]
+        ids = [encode_batch(self.tokenizer, column) for column in zip(*texts, strict=True)]
         examples: list[Example] = []
         for number, record in enumerate(data):
             second = ids[1][number] if len(ids) > 1 else None

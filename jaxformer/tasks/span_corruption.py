@@ -15,7 +15,7 @@ from jaxformer.families import build_model
 from jaxformer.models.config import TransformerConfig
 from jaxformer.tasks.base import Batch, LossSums, Rows, TaskSchema, token_loss
 from jaxformer.tasks.packing import packed_pairs
-from jaxformer.tokenizers import Role, Tokenizer
+from jaxformer.tokenizers import PreTrainedTokenizer, Role, find_special, sentinel_ids, special_id
 
 SENTINELS = 100  # as many as T5's vocabulary has
 
@@ -115,7 +115,7 @@ class SpanCorruption:
     """
 
     config: SpanCorruptionConfig
-    tokenizer: Tokenizer
+    tokenizer: PreTrainedTokenizer
     sequence_length: int
     start: Role = "pad"
 
@@ -140,11 +140,11 @@ class SpanCorruption:
     def rows(self, data: TokenCache) -> PieceRows:
         """Texts that fit after they are corrupted: their lengths then are known ahead."""
         limits = (self.sequence_length, self.target_length)
-        return PieceRows(data, self._lengths, limits, self.tokenizer.eos_id, smallest=2)
+        return PieceRows(data, self._lengths, limits, find_special(self.tokenizer, "eos"), smallest=2)
 
     def features(self, batch: Batch, generators: list[np.random.Generator], rows: Rows) -> Batch:
         """``input_ids``, ``segment_ids``, ``decoder_input_ids``, ``decoder_segment_ids`` and ``labels``."""
-        c, end_id = self.config, self.tokenizer.special_id("sep")
+        c, end_id = self.config, special_id(self.tokenizer, "sep")
         pairs = []
         for tokens, segments, generator in zip(batch["tokens"], batch["segment_ids"], generators, strict=True):
             pairs.append(
@@ -152,7 +152,7 @@ class SpanCorruption:
                     corrupt_spans(
                         piece,
                         generator,
-                        sentinel_ids=self.tokenizer.sentinel_ids,
+                        sentinel_ids=sentinel_ids(self.tokenizer),
                         end_id=end_id,
                         rate=c.rate,
                         mean_span=c.mean_span,
@@ -160,7 +160,7 @@ class SpanCorruption:
                     for piece in split_pieces(tokens, segments)
                 ]
             )
-        start_id = self.tokenizer.special_id(self.start)
+        start_id = special_id(self.tokenizer, self.start)
         return packed_pairs(pairs, self.sequence_length, self.target_length, start_id)
 
     def loss(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> LossSums:

@@ -20,7 +20,7 @@ from jaxformer.schema import UserError
 from jaxformer.tasks import metrics
 from jaxformer.tasks import records as R
 from jaxformer.tasks.base import Batch, LossSums, Report, Rows, TaskSchema
-from jaxformer.tokenizers import Tokenizer
+from jaxformer.tokenizers import PreTrainedTokenizer, encode_with_offsets
 
 OUTSIDE = "O"
 
@@ -89,7 +89,7 @@ class TokenClassification:
     """
 
     config: TokenClassificationConfig
-    tokenizer: Tokenizer
+    tokenizer: PreTrainedTokenizer
     sequence_length: int
     train_records: Sequence[R.Record] = field(repr=False)
 
@@ -116,7 +116,7 @@ class TokenClassification:
 
     def _align_characters(self, sentences: Sequence[list[str]]) -> list[Aligned]:
         aligned = []
-        for ids, offsets in self.tokenizer.encode_with_offsets(["".join(words) for words in sentences]):
+        for ids, offsets in encode_with_offsets(self.tokenizer, ["".join(words) for words in sentences]):
             spans, covered = [], 0
             kept = ids[: self.sequence_length - 2]
             for token, (start, end) in enumerate(offsets[: len(kept)]):
@@ -129,7 +129,7 @@ class TokenClassification:
     def _align_words(self, sentences: Sequence[list[str]]) -> list[Aligned]:
         written = [[word if i == 0 else f" {word}" for i, word in enumerate(words)] for words in sentences]
         different = list(dict.fromkeys(chain.from_iterable(written)))
-        pieces = dict(zip(different, self.tokenizer.encode_with_offsets(different), strict=True))
+        pieces = dict(zip(different, encode_with_offsets(self.tokenizer, different), strict=True))
         aligned = []
         for words in written:
             ids: list[int] = []

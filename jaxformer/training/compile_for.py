@@ -16,7 +16,7 @@ from jaxformer.parallel.hlo import Collective, Program, collectives, parse_progr
 from jaxformer.parallel.hlo_cost import hbm_bytes, kernels, matmul_flops
 from jaxformer.parallel.topology import Chip, described_devices
 from jaxformer.schema import UserError
-from jaxformer.tokenizers import TokenizerConfig, build_tokenizer
+from jaxformer.tokenizers import TokenizerConfig, add_special_tokens, train_tokenizer
 from jaxformer.training.config import RunConfig
 from jaxformer.training.console import Display, duration, number
 from jaxformer.training.flops import PEAK_FLOPS
@@ -85,8 +85,8 @@ def shape_run(config: RunConfig, devices: Sequence[jax.Device]) -> Run:
         UserError: if batches or rows do not divide evenly over the devices.
     """
     check_spread(config, tuple(devices))
-    tokenizer = build_tokenizer(TokenizerConfig(type="byte"), ("a",))
-    tokenizer = tokenizer.with_special_tokens(config.task.special_tokens, config.task.sentinels)
+    tokenizer = train_tokenizer(TokenizerConfig(type="byte"), ("a",))
+    add_special_tokens(tokenizer, config.task.special_tokens, config.task.sentinels)
     document, documents = 2 * config.sequence_length, 8
     tokens = np.zeros(documents * document, np.uint16)
     cache = TokenCache(Path(), tokens, np.arange(documents + 1, dtype=np.int64) * document)

@@ -18,7 +18,7 @@ from jaxformer.schema import Schema, UserError
 from jaxformer.tasks import TASKS, CausalLMConfig, PolicyConfig, TaskConfig, check_fit, task_config
 from jaxformer.tokenizers import TokenizerConfig
 from jaxformer.training.optimizer import OptimizerConfig, ScheduleConfig
-from jaxformer.training.pretrained import CONFIG_FILE, TOKENIZER_FILE, check_run, hub_model_keys, is_run
+from jaxformer.training.pretrained import CONFIG_FILE, check_run, hub_model_keys, is_run
 
 
 class TrainingConfig(Schema):
@@ -196,7 +196,7 @@ def tokenizer_of(source: str, what: str = "model.pretrained") -> dict[str, str]:
         return {"type": "pretrained", "path": source}
     folder = Path(source).expanduser()
     check_run(folder, what)
-    return {"type": "file", "path": str(folder / TOKENIZER_FILE)}
+    return {"type": "pretrained", "path": str(folder)}
 
 
 def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> RunConfig:

@@ -1,7 +1,7 @@
 """A run's model in the Hugging Face format."""
 
+import copy
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -11,10 +11,9 @@ from tokenizers import processors
 
 from jaxformer.alignment.peft_write import write_adapter
 from jaxformer.hub.save import push_to_hub, save_pretrained
-from jaxformer.hub.tokenizer import AutoTokenizer, PretrainedTokenizer
 from jaxformer.models.value import without_value
 from jaxformer.schema import UserError
-from jaxformer.tokenizers import Role, Tokenizer
+from jaxformer.tokenizers import PreTrainedTokenizer, Role, find_special, save_tokenizer
 from jaxformer.training.config import RunConfig
 from jaxformer.training.pretrained import read_params, read_trained
 from jaxformer.training.stored import open_run
@@ -32,7 +31,7 @@ class Trained(NamedTuple):
 
     model: Any
     params: Any
-    tokenizer: PretrainedTokenizer
+    tokenizer: PreTrainedTokenizer
     metrics: Mapping[str, float]
     config: RunConfig
 
@@ -57,23 +56,22 @@ def load_run(folder: str | Path) -> Trained:
     return Trained(model, params, hub_tokenizer(run.config, run.tokenizer), _last_metrics(path), run.config)
 
 
-def hub_tokenizer(config: RunConfig, tokenizer: Tokenizer) -> PretrainedTokenizer:
+def hub_tokenizer(config: RunConfig, tokenizer: PreTrainedTokenizer) -> PreTrainedTokenizer:
     """The run's tokenizer as users of Hugging Face call it, with the special tokens that the model was trained with."""
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save(folder)
-        opened = AutoTokenizer.from_pretrained(folder, model_max_length=config.model.max_length)
-    ids = {f"{role}_token": tokenizer.find_special(role) for role in get_args(Role)} | {"eos_token": tokenizer.eos_id}
-    for name, found in ids.items():
-        if found is not None and getattr(opened, name) is None:
-            setattr(opened, name, opened.convert_ids_to_tokens(found))
-    opened.model_input_names = ["input_ids", *(["token_type_ids"] if config.model.token_types > 1 else [])]
-    opened.model_input_names.append("attention_mask")
-    if not opened.num_special_tokens_to_add():
-        _frame(opened, config)
-    return opened
+    tokenizer = copy.deepcopy(tokenizer)
+    for role in get_args(Role):
+        found = find_special(tokenizer, role)
+        if found is not None and getattr(tokenizer, f"{role}_token") is None:
+            setattr(tokenizer, f"{role}_token", tokenizer.convert_ids_to_tokens(found))
+    tokenizer.model_max_length = config.model.max_length
+    types = ["token_type_ids"] if config.model.token_types > 1 else []
+    tokenizer.model_input_names = ["input_ids", *types, "attention_mask"]
+    if not tokenizer.num_special_tokens_to_add():
+        _frame(tokenizer, config)
+    return tokenizer
 
 
-def _frame(tokenizer: PretrainedTokenizer, config: RunConfig) -> None:
+def _frame(tokenizer: PreTrainedTokenizer, config: RunConfig) -> None:
     """Puts the special tokens around a text that the objective puts there, where the tokenizer does not yet."""
     roles = config.task.special_tokens
     cls, sep = tokenizer.cls_token or tokenizer.bos_token, tokenizer.sep_token or tokenizer.eos_token
@@ -84,7 +82,7 @@ def _frame(tokenizer: PretrainedTokenizer, config: RunConfig) -> None:
     else:
         return
     used = {token: tokenizer.convert_tokens_to_ids(token) for token in (cls, sep) if token in single.split()}
-    tokenizer.backend.post_processor = processors.TemplateProcessing(
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=single, pair=pair, special_tokens=list(used.items())
     )
 
@@ -119,7 +117,7 @@ def export_adapter(folder: str | Path, target: str | Path) -> str:
     base = run.config.model.pretrained
     model, whole = without_value(run.model, trained.get("whole"))
     write_adapter(target, model, trained["factors"], run.config.lora, whole=whole, base=base)
-    hub_tokenizer(run.config, run.tokenizer).save_pretrained(target)
+    save_tokenizer(hub_tokenizer(run.config, run.tokenizer), target)
     return str(target)
 
 

@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from jaxformer.parallel import hosts
 from jaxformer.schema import UserError
+from jaxformer.tokenizers import save_tokenizer
 from jaxformer.training.config import dump_config, parse_config, read_yaml
 from jaxformer.training.pretrained import CHECKPOINTS, CONFIG_FILE
 from jaxformer.training.run import Run
@@ -93,7 +94,7 @@ def _take_folder(run: Run, stack: contextlib.ExitStack) -> bytes:
         ) from None
     if (folder / CHECKPOINTS).exists():
         check_resumable(run)
-    run.tokenizer.save(folder)
+    save_tokenizer(run.tokenizer, folder)
     _write(folder / CONFIG_FILE, dump_config(run.config))
     _write(folder / DATA_FILE, json.dumps(run.facts, indent=1) + "\n")
     if left_out := [*_left_out(run.train_batches.rows), *_left_out(run.validation_rows)]:

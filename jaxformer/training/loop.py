@@ -20,6 +20,7 @@ from jaxformer.parallel.hosts import is_first
 from jaxformer.parallel.mesh import replicated
 from jaxformer.schema import UserError
 from jaxformer.tasks import Policy, Report
+from jaxformer.tokenizers import decode, encode, find_special
 from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.console import Display, number
 from jaxformer.training.evaluation import headline, in_words, make_evaluator, write_report
@@ -289,10 +290,11 @@ class Trainer:
         s, tokenizer, model = self.run.config.sample, self.run.tokenizer, self.run.config.model
         if s.max_new_tokens == 0 or not isinstance(self.run.model, Decoder):
             return None
-        prompt = tokenizer.encode(s.prompt) or [tokenizer.eos_id or 0]
+        end = find_special(tokenizer, "eos")
+        prompt = encode(tokenizer, s.prompt) or [end or 0]
         new = min(s.max_new_tokens, model.max_length - 1)
         prompt = prompt[-(model.max_length - new) :]
-        ends = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+        ends = () if end is None else (end,)
         sampling = {"do_sample": True, "temperature": s.temperature, "top_k": s.top_k, "top_p": s.top_p}
         options = parse_options({"eos_token_id": ends, **(sampling if s.temperature > 0 else {})})
         rules, numbers = compile_options(options, model)
@@ -307,7 +309,7 @@ class Trainer:
         # On every device, so that every process can read it.
         jitted = jax.jit(draw, out_shardings=replicated(self.run.mesh))
         tokens = jitted(self.run.merged(self.state), np.array([prompt], np.int32))
-        return tokenizer.decode(prompt + np.asarray(tokens)[0].tolist())
+        return decode(tokenizer, prompt + np.asarray(tokens)[0].tolist())
 
     def close(self) -> None:
         """Finishes what is being written."""

@@ -25,7 +25,7 @@ from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
 from jaxformer.training.checkpoint import Checkpoints
 
-CONFIG_FILE, TOKENIZER_FILE, CHECKPOINTS = "config.yaml", "tokenizer.json", "checkpoints"
+CONFIG_FILE, TOKENIZER_FILE, CHECKPOINTS = "config.yaml", "tokenizer_config.json", "checkpoints"
 
 
 def is_run(source: str) -> bool:

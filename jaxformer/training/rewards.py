@@ -20,7 +20,7 @@ from jaxformer.hub.repository import Repository, model_files
 from jaxformer.models.heads import SequenceClassifier
 from jaxformer.schema import UserError, nearest
 from jaxformer.tasks.records import where
-from jaxformer.tokenizers import Tokenizer
+from jaxformer.tokenizers import PreTrainedTokenizer, difference
 
 HEAD = "sequence_classification"
 # Columns of a row that a function gets as ``prompts`` and ``completions``, or that would stand in for these.
@@ -199,7 +199,9 @@ def checked(scores: np.ndarray, samples: Sequence[Sample], what: str) -> np.ndar
     return scores
 
 
-def open_reward(source: str, tokenizer: Tokenizer, sequence_length: int | None = None, batch_size: int = 16) -> Reward:
+def open_reward(
+    source: str, tokenizer: PreTrainedTokenizer, sequence_length: int | None = None, batch_size: int = 16
+) -> Reward:
     """What scores responses, float32 ``[n]`` for ``n`` samples.
 
     Args:
@@ -216,10 +218,10 @@ def open_reward(source: str, tokenizer: Tokenizer, sequence_length: int | None =
     if file is not None:
         return FunctionReward(source, _load_function(*file))
     model, params, theirs = _open_model(source)
-    difference = theirs.difference(tokenizer)
-    if difference is not None:
+    other = difference(theirs, tokenizer)
+    if other is not None:
         raise UserError(
-            f"the reward model {source} was trained with another tokenizer: {difference}; expected that of the model "
+            f"the reward model {source} was trained with another tokenizer: {other}; expected that of the model "
             "which writes: start both from the same model"
         )
     if sequence_length is not None and sequence_length > model.config.max_length:
@@ -275,7 +277,7 @@ def _load_function(file: Path, name: str) -> Callable[..., Any]:
     return function
 
 
-def _open_model(source: str) -> tuple[SequenceClassifier, Any, Tokenizer]:
+def _open_model(source: str) -> tuple[SequenceClassifier, Any, PreTrainedTokenizer]:
     """A classifier with one class, its parameters and the tokenizer that it was trained with."""
     from jaxformer.training.pretrained import check_run, is_run, read_params
     from jaxformer.training.stored import open_run
@@ -293,7 +295,7 @@ def _open_model(source: str) -> tuple[SequenceClassifier, Any, Tokenizer]:
     return run.model, jax.tree.map(jnp.asarray, unflatten_dict(read_params(folder), sep="/")), run.tokenizer
 
 
-def _open_hub(source: str) -> tuple[SequenceClassifier, Any, Tokenizer]:
+def _open_hub(source: str) -> tuple[SequenceClassifier, Any, PreTrainedTokenizer]:
     from jaxformer.hub.pretrained import read_checkpoint, read_config
     from jaxformer.hub.tokenizer import AutoTokenizer
 
@@ -313,5 +315,5 @@ def _open_hub(source: str) -> tuple[SequenceClassifier, Any, Tokenizer]:
             f"the reward model {source} has no {', '.join(read.loaded.missing)}, expected a classifier with one "
             "trained class"
         )
-    tokenizer = AutoTokenizer.from_pretrained(source).for_training()
+    tokenizer = AutoTokenizer.from_pretrained(source)
     return read.model, unflatten_dict(read.loaded.params, sep="/"), tokenizer

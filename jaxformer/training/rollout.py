@@ -19,6 +19,7 @@ from jaxformer.parallel.mesh import RULES, replicated
 from jaxformer.schema import UserError
 from jaxformer.tasks import Batch, Report
 from jaxformer.tasks.policy import ROW, Policy, Response
+from jaxformer.tokenizers import decode, special_id
 from jaxformer.training.adapter import WHOLE
 from jaxformer.training.rewards import Sample, open_reward
 from jaxformer.training.run import Run
@@ -103,7 +104,7 @@ class Rollouts:
     def _write(self) -> Any:
         """Compiled for each length of the prompts, which are powers of two."""
         task, model = self.task, self.run.model
-        start = self.task.tokenizer.special_id(self.task.start) if self.task.two_sided else 0
+        start = special_id(self.task.tokenizer, self.task.start) if self.task.two_sided else 0
 
         def write(params: Any, ids: jax.Array, real: jax.Array, seeds: jax.Array) -> tuple[jax.Array, jax.Array]:
             written = search(
@@ -186,10 +187,10 @@ class Rollouts:
         return Written(batch, samples, scores)
 
     def _sample(self, response: Response, record: Mapping[str, Any]) -> Sample:
-        decode = self.run.tokenizer.decode
         # As one text with the response, an encoder's input has no end of its own.
         prompt = response.prompt[:-1] if self.task.two_sided else response.prompt
-        return Sample(record, prompt, response.tokens, response.ended, decode(prompt), decode(response.tokens))
+        texts = (decode(self.run.tokenizer, ids) for ids in (prompt, response.tokens))
+        return Sample(record, prompt, response.tokens, response.ended, *texts)
 
 
 class PolicyStep:

@@ -27,7 +27,16 @@ from jaxformer.tasks import Bound, Distillation, DistillationConfig, Task, build
 from jaxformer.tasks.dialogue import choose_template
 from jaxformer.tasks.metrics import check_installed
 from jaxformer.tasks.policy import Policy
-from jaxformer.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
+from jaxformer.tokenizers import (
+    PreTrainedTokenizer,
+    add_special_tokens,
+    find_special,
+    fingerprint,
+    load_tokenizer,
+    open_tokenizer,
+    train_tokenizer,
+    vocabulary_size,
+)
 from jaxformer.training.adapter import Adapter, Division
 from jaxformer.training.config import RunConfig, dump_config
 from jaxformer.training.console import Display
@@ -74,14 +83,14 @@ class Run:
 
     config: RunConfig
     folder: Path
-    tokenizer: Tokenizer
+    tokenizer: PreTrainedTokenizer
     splits: Splits
     devices: tuple[jax.Device, ...] | None = None  # None: all of this machine
 
     @property
     def facts(self) -> dict[str, str]:
         """What a run that goes on must find as it was."""
-        facts = {"data": self.splits.fingerprint, "tokenizer": self.tokenizer.fingerprint}
+        facts = {"data": self.splits.fingerprint, "tokenizer": fingerprint(self.tokenizer)}
         return facts if self.teacher is None else {**facts, "teacher": self.teacher.fingerprint}
 
     @cached_property
@@ -284,7 +293,7 @@ def prepare(config: RunConfig, display: Display, devices: tuple[jax.Device, ...]
     return run
 
 
-def _read_text(config: RunConfig, folder: Path, display: Display) -> tuple[Tokenizer, Splits]:
+def _read_text(config: RunConfig, folder: Path, display: Display) -> tuple[PreTrainedTokenizer, Splits]:
     """Documents, as caches of tokens."""
     corpus = open_corpus(config.data)
     texts = (document.text for document in corpus.documents("train"))
@@ -298,7 +307,7 @@ def _read_text(config: RunConfig, folder: Path, display: Display) -> tuple[Token
     return tokenizer, Splits(corpus.name, corpus.fingerprint, cache("train"), validation)
 
 
-def _read_records(config: RunConfig, folder: Path, display: Display) -> tuple[Tokenizer, Splits]:
+def _read_records(config: RunConfig, folder: Path, display: Display) -> tuple[PreTrainedTokenizer, Splits]:
     """Rows of a table."""
     records = open_records(config.data)
     if records.validation is not None and config.task.scored:
@@ -309,23 +318,25 @@ def _read_records(config: RunConfig, folder: Path, display: Display) -> tuple[To
     return tokenizer, Splits(records.name, records.fingerprint, records.train, records.validation)
 
 
-def _tokenizer(config: RunConfig, name: str, texts: Iterable[str], folder: Path, display: Display) -> Tokenizer:
+def _tokenizer(
+    config: RunConfig, name: str, texts: Iterable[str], folder: Path, display: Display
+) -> PreTrainedTokenizer:
     """The run's own tokenizer if the folder has one, so that a resumed run cannot train another."""
     if (folder / CHECKPOINTS).exists() and (folder / TOKENIZER_FILE).exists():
-        return load_tokenizer(folder / TOKENIZER_FILE)
+        return open_tokenizer(folder, str(folder))
     c = config.tokenizer
     if c.type == "pretrained":
-        tokenizer = AutoTokenizer.from_pretrained(str(c.path)).for_training()
+        tokenizer = AutoTokenizer.from_pretrained(str(c.path))
     elif c.type == "file":
-        tokenizer = build_tokenizer(c, ())
+        tokenizer = load_tokenizer(str(c.path))
     else:
         with display.counting(f"training a {c.type} tokenizer on {name}", "texts") as counter:
-            tokenizer = build_tokenizer(c, _counted(texts, counter))
+            tokenizer = train_tokenizer(c, _counted(texts, counter))
     # An objective may need tokens that no text holds (a mask, sentinels), and a way to write dialogues.
-    tokenizer = tokenizer.with_special_tokens(config.task.special_tokens, config.task.sentinels)
-    if getattr(config.task, "chat_template", None) is None:
-        return tokenizer
-    return tokenizer.with_chat_template(str(choose_template(config.task.chat_template, tokenizer)))  # type: ignore[union-attr]
+    add_special_tokens(tokenizer, config.task.special_tokens, config.task.sentinels)
+    if getattr(config.task, "chat_template", None) is not None:
+        tokenizer.chat_template = choose_template(config.task.chat_template, tokenizer)  # type: ignore[union-attr]
+    return tokenizer
 
 
 def _counted(texts: Iterable[str], counter: Callable[[int, int], None]) -> Iterator[str]:
@@ -336,22 +347,25 @@ def _counted(texts: Iterable[str], counter: Callable[[int, int], None]) -> Itera
         yield text
 
 
-def _fit_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
+def _fit_vocabulary(config: RunConfig, tokenizer: PreTrainedTokenizer) -> RunConfig:
     """The configuration with what the tokenizer says of the model: the vocabulary's size and the special ids."""
-    size = config.model.vocab_size
+    size, needed = config.model.vocab_size, vocabulary_size(tokenizer)
     if size is not None and config.model.pretrained is not None:
         # An objective's special tokens are further rows of the table; spare rows of the table stay.
-        size = max(size, tokenizer.vocab_size)
-    if size is not None and size < tokenizer.vocab_size:
+        size = max(size, needed)
+    if size is not None and size < needed:
         raise UserError(
-            f"model.vocab_size is {size}, expected at least the tokenizer's {tokenizer.vocab_size}; "
+            f"model.vocab_size is {size}, expected at least the tokenizer's {needed}; "
             "leave it out to take the tokenizer's"
         )
-    found: dict[str, int | None] = {"pad_token_id": tokenizer.find_special("pad"), "eos_token_id": tokenizer.eos_id}
+    found: dict[str, int | None] = {
+        "pad_token_id": find_special(tokenizer, "pad"),
+        "eos_token_id": find_special(tokenizer, "eos"),
+    }
     if config.model.architecture == "encoder":
-        found["bos_token_id"], found["eos_token_id"] = tokenizer.find_special("cls"), tokenizer.find_special("sep")
+        found["bos_token_id"], found["eos_token_id"] = find_special(tokenizer, "cls"), find_special(tokenizer, "sep")
     if config.model.architecture == "encoder_decoder" and config.model.decoder_start != "last":
-        found["decoder_start_token_id"] = tokenizer.find_special(config.model.decoder_start)
+        found["decoder_start_token_id"] = find_special(tokenizer, config.model.decoder_start)
     ids = {key: value for key, value in found.items() if getattr(config.model, key) is None}
-    model = config.model.model_copy(update={"vocab_size": size or tokenizer.vocab_size, **ids})
+    model = config.model.model_copy(update={"vocab_size": size or needed, **ids})
     return config.model_copy(update={"model": model})

@@ -9,7 +9,7 @@ import numpy as np
 from rich.text import Text
 
 from jaxformer.tasks import TokenClassificationConfig
-from jaxformer.tokenizers import Tokenizer
+from jaxformer.tokenizers import PreTrainedTokenizer, decode
 from jaxformer.training.run import Run
 
 STYLE = "bold green"
@@ -32,11 +32,11 @@ class Passage:
     trained: Sequence[bool]
     note: str = ""
 
-    def text(self, tokenizer: Tokenizer, coloured: bool) -> Text:
+    def text(self, tokenizer: PreTrainedTokenizer, coloured: bool) -> Text:
         """The decoded tokens, special ones too; those trained in colour, or in brackets."""
         text = Text()
         for trained, group in groupby(zip(self.ids, self.trained, strict=True), key=lambda pair: bool(pair[1])):
-            piece = tokenizer.decode([i for i, _ in group], skip_special_tokens=False)
+            piece = decode(tokenizer, [i for i, _ in group], skip_special_tokens=False)
             text.append(f"{OPEN}{piece}{CLOSE}" if trained and not coloured else piece, STYLE if trained else "")
         return text
 

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxformer.tasks import Bound, build_task
-from jaxformer.tokenizers import Tokenizer, load_tokenizer
+from jaxformer.tokenizers import PreTrainedTokenizer, open_tokenizer
 from jaxformer.training.config import RunConfig, parse_config, read_yaml
-from jaxformer.training.pretrained import CONFIG_FILE, TOKENIZER_FILE, check_run
+from jaxformer.training.pretrained import CONFIG_FILE, check_run
 
 
 class StoredRun(NamedTuple):
@@ -19,7 +19,7 @@ class StoredRun(NamedTuple):
     """
 
     config: RunConfig
-    tokenizer: Tokenizer
+    tokenizer: PreTrainedTokenizer
     model: Any
 
 
@@ -38,6 +38,6 @@ def open_run(folder: Path) -> StoredRun:
         from jaxformer.alignment.lora import LoraConfig
 
         config = config.model_copy(update={"lora": LoraConfig(**keys["lora"])})
-    tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
+    tokenizer = open_tokenizer(folder, str(folder))
     task = build_task(config.task, Bound(tokenizer, config.model, config.sequence_length, config.data.layout, ()))
     return StoredRun(config.model_copy(update={"model": model}), tokenizer, task.model(config.model))

@@ -19,7 +19,7 @@ from jaxformer.hub.weights import open_weights
 from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
 from jaxformer.tasks import WithTeacher
-from jaxformer.tokenizers import Tokenizer
+from jaxformer.tokenizers import PreTrainedTokenizer
 from jaxformer.training.adapter import Adapter
 from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.pretrained import CHECKPOINTS, CONFIG_FILE, check_run, earlier_params, is_run, place_array
@@ -43,10 +43,10 @@ class Teacher:
 
     source: str
     config: TransformerConfig
-    tokenizer: Tokenizer
+    tokenizer: PreTrainedTokenizer
     fingerprint: str
 
-    def check(self, student: TransformerConfig, tokenizer: Tokenizer, length: int) -> None:
+    def check(self, student: TransformerConfig, tokenizer: PreTrainedTokenizer, length: int) -> None:
         """Refuses a teacher whose probabilities are not of the student's tokens.
 
         Raises:
@@ -80,15 +80,13 @@ class Teacher:
             )
 
 
-def differing_token(student: Tokenizer, teacher: Tokenizer) -> str | None:
+def differing_token(student: PreTrainedTokenizer, teacher: PreTrainedTokenizer) -> str | None:
     """The first token of the student's that is another in the teacher's, in words; None if all are the same.
 
     The teacher's may have more: they are no tokens of the student's.
     """
-    if student.fingerprint == teacher.fingerprint:
-        return None
-    theirs = {number: token for token, number in teacher.vocabulary.items()}
-    for token, number in sorted(student.vocabulary.items(), key=lambda item: item[1]):
+    theirs = {number: token for token, number in teacher.get_vocab().items()}
+    for token, number in sorted(student.get_vocab().items(), key=lambda item: item[1]):
         if theirs.get(number) != token:
             return f"{number} is {token!r} there {theirs[number]!r}" if number in theirs else f"it has no {token!r}"
     return None
@@ -108,7 +106,7 @@ def open_teacher(source: str, student: TransformerConfig) -> Teacher:
     return Teacher(source, config.model_copy(update={**alike, "remat": "none"}), tokenizer, fingerprint)
 
 
-def _open_run(folder: Path) -> tuple[TransformerConfig, Tokenizer, str]:
+def _open_run(folder: Path) -> tuple[TransformerConfig, PreTrainedTokenizer, str]:
     from jaxformer.training.stored import open_run
 
     check_run(folder, "task.teacher")
@@ -118,7 +116,7 @@ def _open_run(folder: Path) -> tuple[TransformerConfig, Tokenizer, str]:
     return run.config.model, run.tokenizer, hashlib.sha256(said.encode()).hexdigest()
 
 
-def _open_hub(source: str) -> tuple[TransformerConfig, Tokenizer, str]:
+def _open_hub(source: str) -> tuple[TransformerConfig, PreTrainedTokenizer, str]:
     repository = Repository(source)
     config = untie_by(read_config(repository), open_weights(repository))
     folder = repository.get("config.json").parent
@@ -127,7 +125,7 @@ def _open_hub(source: str) -> tuple[TransformerConfig, Tokenizer, str]:
     else:
         files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_FILES)
         fingerprint = " ".join(f"{path.name} {_checksum(path):08x}" for path in files)
-    return config, AutoTokenizer.from_pretrained(source).for_training(), fingerprint
+    return config, AutoTokenizer.from_pretrained(source), fingerprint
 
 
 def _checksum(path: Path) -> int:

@@ -12,7 +12,7 @@ from filelock import FileLock
 from jaxformer.data import DataConfig, Document, build_cache, cache, open_corpus
 from jaxformer.data.corpus import Corpus
 from jaxformer.schema import UserError
-from jaxformer.tokenizers import TokenizerConfig, load_tokenizer, train_tokenizer
+from jaxformer.tokenizers import TokenizerConfig, encode, find_special, load_tokenizer, train_tokenizer
 
 EOS = 256
 
@@ -71,7 +71,7 @@ def test_long_documents_are_cut_where_it_does_not_show(monkeypatch, tmp_path, ki
     monkeypatch.setattr(cache, "CHUNK_CHARACTERS", 120)
     assert len(list(cache._pieces(Document("0", text)))) > 20
     built = build_cache(corpus_of(text, "b"), "train", tokenizer, tmp_path)
-    whole = [*tokenizer.encode(text), tokenizer.eos_id]
+    whole = [*encode(tokenizer, text), find_special(tokenizer, "eos")]
     assert built.tokens[: len(whole)].tolist() == whole
     assert built.offsets.tolist() == [0, len(whole), built.num_tokens]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxformer.tokenizers import TokenizerConfig, build_tokenizer
+from jaxformer.tokenizers import TokenizerConfig, train_tokenizer
 from jaxformer.training.rewards import Sample, open_reward
 
 FILE = Path(__file__).parents[2] / "examples" / "sums.py"
@@ -19,7 +19,7 @@ def example():
 
 
 def test_the_reward_knows_right_from_wrong():
-    score = open_reward(f"{FILE}:right", build_tokenizer(TokenizerConfig(type="byte"), ["1+1=2"]))
+    score = open_reward(f"{FILE}:right", train_tokenizer(TokenizerConfig(type="byte"), ["1+1=2"]))
     samples = [Sample({"prompt": "7+8="}, [], [], True, "7+8=", text) for text in ("15", "14", "", "15 ")]
     np.testing.assert_array_equal(score(samples), [1, 0, 0, 0])
 

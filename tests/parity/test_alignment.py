@@ -65,7 +65,7 @@ def test_answers_of_a_dialogue_are_those_that_transformers_marks(name, tmp_path)
     # Phi-3's own writes an end behind every last message; of Qwen 2.5 TRL marks a line end of the prompt too.
     plain = None if name in ("phi3", "qwen2_5") else (templates / f"{name}.jinja").read_text()
     hf = transformers.AutoTokenizer.from_pretrained(folder, chat_template=marked)
-    ours = AutoTokenizer.from_pretrained(folder, chat_template=marked).for_training()
+    ours = AutoTokenizer.from_pretrained(folder, chat_template=marked)
     expected = hf.apply_chat_template(CHAT, return_dict=True, return_assistant_tokens_mask=True)
     learned = {}
     for template in filter(None, (marked, plain)):

@@ -19,7 +19,7 @@ def test_scores_of_padded_batches(tmp_path):
     texts = ["the old mill", "rain fell over in by a river", "it", "Ann said it ran past hills " * 3]
     # The padding token inside of a text is a token like any other.
     ids = [tokenizer(text)["input_ids"] for text in texts] + [[7, 1, 9], [5, 1]]
-    score = open_reward(folder, tokenizer.for_training(), batch_size=4)
+    score = open_reward(folder, tokenizer, batch_size=4)
     found = score([Sample({}, row[:-1], row[-1:], True, "", "") for row in ids])
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     model.config.pad_token_id = None  # else PyTorch reads the score of a text before its own padding tokens

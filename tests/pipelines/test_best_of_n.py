@@ -22,6 +22,7 @@ from jaxformer.pipelines import resumable
 from jaxformer.pipelines.best_of_n import BestOfN, Settings, best_of_n
 from jaxformer.schema import UserError
 from jaxformer.tasks import Instruction, InstructionConfig
+from jaxformer.tokenizers import find_special
 from jaxformer.training.rewards import Sample, open_reward
 from tests.pipelines import tiny
 
@@ -94,7 +95,7 @@ def drawn(folder, prompt, line, n):
 def test_the_best_of_what_generate_draws(folder, maker, tmp_path):
     file, out = write(tmp_path / "in.jsonl", [{"prompt": prompt} for prompt in PROMPTS]), tmp_path / "out.jsonl"
     best_of_n(maker, file, out)
-    score = open_reward(str(folder / "reward"), AutoTokenizer.from_pretrained(str(folder / "writes")).for_training())
+    score = open_reward(str(folder / "reward"), AutoTokenizer.from_pretrained(str(folder / "writes")))
     seen = set()
     for line, (prompt, record) in enumerate(zip(PROMPTS, records(out), strict=True), 1):
         ids, output = drawn(folder, prompt, line, 2)
@@ -224,7 +225,7 @@ def test_the_output_is_what_instruction_reads(maker, file, tmp_path):
     batch = rows.take(np.arange(rows.num_rows))
     for place, record in enumerate(record for record in found if "error" not in record):
         learned = [int(i) for i in batch["labels"][place] if i >= 0]
-        assert learned[-1] == maker.own_tokenizer.eos_id
+        assert learned[-1] == find_special(maker.own_tokenizer, "eos")
         assert maker.own_tokenizer.decode(learned[:-1]) == record["completion"]
 
 

@@ -1,5 +1,6 @@
 """Supervised fine-tuning: which tokens are learned, by hand; packed against unpacked; what cannot be used."""
 
+import copy
 import logging
 import re
 from functools import partial
@@ -17,6 +18,7 @@ from jaxformer.tasks.bad_rows import BadRow
 from jaxformer.tasks.dialogue import split_dialogue
 from jaxformer.tasks.instruction import first_fit
 from jaxformer.tasks.responses import RowReader, alpaca_prompt
+from jaxformer.tokenizers import decode, special_id
 from tests.tasks.tiny import SEP, TOKENIZER, bytes_of, config_of, generators, on_device, random_params
 
 SPECIAL = "<|endoftext|>"
@@ -73,7 +75,7 @@ def test_packed_rows_by_hand():
 def test_an_encoder_decoder_reads_the_prompt_in_its_encoder():
     data = [{"prompt": "ab", "completion": "cd"}, {"prompt": "e", "completion": "f"}]
     batch = taken(make(8, "encoder_decoder"), data)
-    pad = TOKENIZER.special_id("pad")
+    pad = special_id(TOKENIZER, "pad")
     assert batch["input_ids"].tolist() == [[97, 98, SEP, 101, SEP, 0, 0, 0]]
     assert batch["segment_ids"].tolist() == [[1, 1, 1, 2, 2, 0, 0, 0]]
     assert batch["decoder_input_ids"].tolist() == [[pad, 99, 100, pad, 102, 0, 0, 0]]
@@ -117,7 +119,7 @@ def test_the_template_of_human_and_assistant():
     batch = taken(make(80, packed=False, chat_template="human_assistant"), [{"messages": CHAT}])
     text = TOKENIZER.decode(batch["input_ids"][0][batch["attention_mask"][0] == 1], skip_special_tokens=False)
     assert text == f"\n\nHuman: q\n\nAssistant: rs{SPECIAL}\n\nHuman: t\n\nAssistant: u"
-    assert TOKENIZER.decode(learned(batch)) == " rs u"
+    assert decode(TOKENIZER, learned(batch)) == " rs u"
     assert [m["content"] for m in split_dialogue(text.replace(SPECIAL, ""))] == ["q", "rs", "t", "u"]
     with pytest.raises(BadRow, match="does not begin with a blank line and Human:"):
         split_dialogue("Hello")
@@ -125,7 +127,7 @@ def test_the_template_of_human_and_assistant():
 
 def test_templates_that_cannot_work():
     for template, message in (
-        ("{% if %}", "is not Jinja"),
+        ("{% if %}", "the chat template fails or refuses the dialogue"),
         ("plain", "task.chat_template is 'plain', expected a Jinja text or one of human_assistant"),
         ("{{ 1 }}", "the chat template writes nothing for an assistant's message, expected its content"),
         ("{{ messages | length }}", "the chat template does not write a dialogue turn by turn"),
@@ -257,7 +259,9 @@ def test_alpaca_rows_are_dialogues_where_a_template_is_set():
     assert learned(batch) == [*b" 3", SEP]
     assert InstructionConfig(chat_template="human_assistant").texts(data[0]) == ["Add.\n\n1 2", "3"]
     # A template that the tokenizer brings is for messages alone.
-    brings = Instruction(InstructionConfig(packed=False), TOKENIZER.with_chat_template(PLAIN), 400, "decoder")
+    own = copy.deepcopy(TOKENIZER)
+    own.chat_template = PLAIN
+    brings = Instruction(InstructionConfig(packed=False), own, 400, "decoder")
     np.testing.assert_array_equal(taken(brings, data)["input_ids"], taken(make(400, packed=False), data)["input_ids"])
     with pytest.raises(UserError, match="none of the 1 rows can be used, the first is a record: the response is empty"):
         make(80, chat_template=PLAIN).rows([{"instruction": "Add.", "output": " "}])

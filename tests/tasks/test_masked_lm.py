@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from jaxformer.data import TrainBatches
 from jaxformer.tasks.masked_lm import MaskedLanguageModelling, MaskedLMConfig, Masking, join, make_masking, mask_tokens
-from jaxformer.tokenizers import TokenizerConfig, train_tokenizer
+from jaxformer.tokenizers import TokenizerConfig, add_special_tokens, encode, train_tokenizer
 from tests.tasks.tiny import (
     CLS,
     MASK,
@@ -188,8 +188,8 @@ def test_whole_words_of_a_tokenizer(kind, size):
     text = "whichever tokenizer learned other words from other texts hides these letter by letter or not at all"
     text += " ##" * (kind == "bpe")  # in WordPiece each # is a word
     learned = train_tokenizer(TokenizerConfig(type=kind, vocab_size=size), ["the other words of the text ## " * 9])
-    tokenizer = learned.with_special_tokens(("pad", "cls", "sep", "mask"))
-    ids = tokenizer.encode(text)
+    tokenizer = add_special_tokens(learned, ("pad", "cls", "sep", "mask"))
+    ids = encode(tokenizer, text)
     task = MaskedLanguageModelling(
         MaskedLMConfig(whole_words=True, rate=0.4, mask_share=1.0, random_share=0.0), tokenizer, len(ids) + 2
     )

@@ -10,11 +10,11 @@ from jaxformer.families import model_config
 from jaxformer.models import TransformerConfig
 from jaxformer.tasks import TASKS, Bound, build_task
 from jaxformer.tasks.policy import ROW, Response
-from jaxformer.tokenizers import TokenizerConfig, build_tokenizer
+from jaxformer.tokenizers import TokenizerConfig, add_special_tokens, find_special, special_id, train_tokenizer
 
 SIZES = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "max_length": 32, "vocab_size": 300}
-TOKENIZER = build_tokenizer(TokenizerConfig(type="byte"), ["a cat"]).with_special_tokens(("pad", "sep"), 0)
-END = TOKENIZER.eos_id
+TOKENIZER = add_special_tokens(train_tokenizer(TokenizerConfig(type="byte"), ["a cat"]), ("pad", "sep"))
+END = find_special(TOKENIZER, "eos")
 RESPONSES = [
     Response([5, 6, 7], [8, 9, END], np.float32([-1, -2, -3]), True),
     Response([5], [6, 7, 8, 9], np.float32([-4, -5, -6, -7]), False),
@@ -61,7 +61,7 @@ def test_a_batch_of_two_sides():
     batch = task.batch(RESPONSES)
     assert batch["labels"].shape == batch["decoder_input_ids"].shape == (4, 8)
     assert batch["labels"][0, :4].tolist() == [8, 9, END, -100]
-    assert batch["decoder_input_ids"][0, :4].tolist() == [TOKENIZER.special_id("pad"), 8, 9, 0]
+    assert batch["decoder_input_ids"][0, :4].tolist() == [special_id(TOKENIZER, "pad"), 8, 9, 0]
     assert batch["sampler_log_probs"][0, :4].tolist() == [-1, -2, -3, 0]
 
 

@@ -12,6 +12,7 @@ from jaxformer.data.formats import Row
 from jaxformer.schema import UserError
 from jaxformer.tasks import DPO, DPOConfig, Reward, RewardConfig
 from jaxformer.tasks.preferences import PairReader
+from jaxformer.tokenizers import decode, special_id
 from tests.tasks.tiny import SEP, TOKENIZER, bytes_of, config_of, on_device, random_params
 
 USER, GOOD, BAD = (
@@ -65,7 +66,7 @@ def test_kto_has_a_third_text_with_the_response_to_the_next_prompt():
 def test_pairs_of_an_encoder_decoder_by_hand():
     batch = dpo(8, "encoder_decoder").rows(PAIRS).take(np.arange(1))
     assert real(batch, 0, 0) == real(batch, 0, 1) == [97, 98, SEP]
-    pad = TOKENIZER.special_id("pad")
+    pad = special_id(TOKENIZER, "pad")
     assert batch["decoder_input_ids"][0, 0, :4].tolist() == [pad, *b"cde"] and asked(batch, 0, 1) == [*b"f", SEP]
 
 
@@ -94,7 +95,7 @@ def test_dialogues():
         .rows([{"chosen": [USER, GOOD], "rejected": [USER, BAD]}])
         .take(np.arange(1))
     )
-    assert TOKENIZER.decode(asked(batch, 0, 0)) == " good" and asked(batch, 0, 1)[-1] == SEP
+    assert decode(TOKENIZER, asked(batch, 0, 0)) == " good" and asked(batch, 0, 1)[-1] == SEP
 
 
 REFUSED = [

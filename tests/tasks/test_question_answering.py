@@ -7,7 +7,7 @@ from jaxformer.data.formats import Row
 from jaxformer.schema import UserError
 from jaxformer.tasks import QuestionAnswering, QuestionAnsweringConfig
 from jaxformer.tasks.question_answering import Answer, best_spans
-from jaxformer.tokenizers import TokenizerConfig, train_tokenizer
+from jaxformer.tokenizers import TokenizerConfig, add_special_tokens, train_tokenizer
 from tests.tasks.tiny import CLS, SEP, TOKENIZER, Scores, bytes_of
 
 
@@ -72,7 +72,7 @@ ANSWERS = [
 def test_every_answer_comes_back_from_its_labels(kind, context, answer):
     # The smallest vocabularies, so that no token is longer than a character unless it is a blank and a part of one.
     config = TokenizerConfig(type=kind, vocab_size=520)
-    tokenizer = train_tokenizer(config, [context]).with_special_tokens(("pad", "cls", "sep"))
+    tokenizer = add_special_tokens(train_tokenizer(config, [context]), ("pad", "cls", "sep"))
     task = make(length=200, tokenizer=tokenizer)
     [window] = task.windows([record(context, answer)])
     start, end = task.labels(window, [Answer(answer, context.index(answer))])

@@ -8,7 +8,7 @@ from tokenizers import models, pre_tokenizers
 
 from jaxformer.schema import UserError
 from jaxformer.tasks import TokenClassification, TokenClassificationConfig
-from jaxformer.tokenizers import Tokenizer
+from jaxformer.tokenizers import add_special_tokens, wrap_backend
 from tests.tasks.tiny import CLS, PAD, SEP, TOKENIZER, Scores, bytes_of
 
 WORDS = [{"words": ["Jo", "is", "in", "Rome"], "tags": ["B-P", "O", "O", "B-L"]}, {"words": ["no"], "tags": ["O"]}]
@@ -71,7 +71,7 @@ def word_tokenizer(*words):
     vocabulary = {word: i for i, word in enumerate([*words, "[UNK]"])}
     backend = hf.Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    return Tokenizer(backend).with_special_tokens(("pad", "cls", "sep"))
+    return add_special_tokens(wrap_backend(backend), ("pad", "cls", "sep"))
 
 
 def test_tags_of_tokens_that_are_longer_than_characters():

@@ -1,5 +1,6 @@
 """What the tests of the tasks share: tokenizers of bytes, documents, tiny models and modules that stand in for them."""
 
+import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,13 +12,13 @@ from flax import linen as nn
 from jaxformer.data import TokenCache
 from jaxformer.families import model_config
 from jaxformer.models import TransformerConfig
-from jaxformer.tokenizers import TokenizerConfig, train_tokenizer
+from jaxformer.tokenizers import TokenizerConfig, add_special_tokens, train_tokenizer
 
 # Ids: the 256 bytes, then <|endoftext|> (256, the sep token), <pad> (257) and <s> (258, the cls token).
-TOKENIZER = train_tokenizer(TokenizerConfig(type="byte"), ["a"]).with_special_tokens(("pad", "cls", "sep"))
+TOKENIZER = add_special_tokens(train_tokenizer(TokenizerConfig(type="byte"), ["a"]), ("pad", "cls", "sep"))
 SEP, PAD, CLS = 256, 257, 258
 # Behind these <mask> (259) and the sentinels (260 to 359).
-WITH_MASK = TOKENIZER.with_special_tokens(("mask",), sentinels=100)
+WITH_MASK = add_special_tokens(copy.deepcopy(TOKENIZER), ("mask",), sentinels=100)
 MASK, SENTINEL, VOCABULARY = 259, 260, 360
 
 

@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 import jaxformer
 from jaxformer.hub.kinds import build
 from jaxformer.schema import UserError
+from jaxformer.tokenizers import encode, special_id
 from jaxformer.training.config import parse_config
 from jaxformer.training.evaluation import evaluate_checkpoint
 from jaxformer.training.export import export, load_run
@@ -46,7 +47,7 @@ def test_a_published_body_is_fine_tuned(tmp_path):
     source = write_bert(tmp_path / "bert")
     run = make_run(fine_tuning_keys(tmp_path, source))
     assert run.config.model.vocab_size == 23, "spare rows of the table stay"
-    assert run.tokenizer.encode("cat dog") == [5, 6] and run.tokenizer.special_id("cls") == 2
+    assert encode(run.tokenizer, "cat dog") == [5, 6] and special_id(run.tokenizer, "cls") == 2
     trainer = Trainer(run, quiet(), StopRequest())
     _, read = jaxformer.AutoModelForMaskedLM.from_pretrained(source)
     before, after = (flatten_dict(tree, sep="/") for tree in (read, trainer.state.params))

@@ -1,0 +1,36 @@
+"""The `tokenizer` section of a run's configuration."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from jaxformer.schema import Schema
+
+
+class TokenizerConfig(Schema):
+    """Which tokenizer a run uses."""
+
+    type: Literal["byte", "character", "bpe", "wordpiece", "unigram", "file", "pretrained"] = Field(
+        "bpe",
+        description="kind of tokenizer: trained on the run's own training text, `file` to load a tokenizer.json, or "
+        "`pretrained` to open one in the Hugging Face format",
+    )
+    vocab_size: int = Field(
+        4096,
+        ge=1,
+        description="vocabulary of bpe, wordpiece and unigram; byte and character have as many tokens as they need",
+    )
+    path: str | None = Field(
+        None, description="file: a tokenizer.json, or a folder that holds one; pretrained: a folder or owner/name"
+    )
+
+    @model_validator(mode="after")
+    def _path_goes_with_type(self) -> "TokenizerConfig":
+        if self.type in ("file", "pretrained") and self.path is None:
+            expected = (
+                "a tokenizer.json or a folder that holds one" if self.type == "file" else "a folder or owner/name"
+            )
+            raise ValueError(f"type is {self.type!r} but path is not set: give {expected}")
+        if self.type not in ("file", "pretrained") and self.path is not None:
+            raise ValueError(f"path is {self.path!r} but type is {self.type!r}, which is trained: set type to 'file'")
+        return self

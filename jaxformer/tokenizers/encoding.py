@@ -1,0 +1,104 @@
+"""Text to token ids for training: nothing is added, truncated or padded, and special tokens in a text are text."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from jaxformer.schema import UserError
+from jaxformer.tokenizers.opening import PreTrainedTokenizer
+
+Span = tuple[int, int]
+
+
+def encode(tokenizer: PreTrainedTokenizer, text: str) -> list[int]:
+    """The ids of a text; a literal `<|endoftext|>` in it becomes the ordinary characters that it consists of."""
+    return encode_batch(tokenizer, [text])[0]
+
+
+def encode_batch(tokenizer: PreTrainedTokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of each text, as `encode`, on all cores."""
+    backend = _prepared(tokenizer, special_as_text=True)
+    if backend is None:
+        return [_python_ids(tokenizer, text) for text in texts]
+    # The "fast" variant is the same but for the offsets, which are not needed here.
+    return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+def encode_with_offsets(tokenizer: PreTrainedTokenizer, texts: Sequence[str]) -> list[tuple[list[int], list[Span]]]:
+    """The ids of each text, and for each id the characters `[start, end)` of the text that it stands for.
+
+    Blanks at the ends of a token do not count, unless it holds nothing else. Tokens that are parts of one character
+    all have that character. Characters that the normalizer adds or removes are mapped back to the text as given.
+    """
+    backend = _prepared(tokenizer, special_as_text=True)
+    if backend is None:
+        return [(_python_ids(tokenizer, text), _byte_offsets(text)) for text in texts]
+    encoded = backend.encode_batch(list(texts), add_special_tokens=False)
+    return [
+        (encoding.ids, [_without_blanks(text, *offsets) for offsets in encoding.offsets])
+        for text, encoding in zip(texts, encoded, strict=True)
+    ]
+
+
+def encode_marked(tokenizer: PreTrainedTokenizer, text: str) -> tuple[list[int], list[Span]]:
+    """The ids of a text in which special tokens are read as such, and the characters `[start, end)` of each.
+
+    For what the library or a chat template wrote; `encode` is for the text of others.
+
+    Raises:
+        UserError: The tokenizer has no offsets.
+    """
+    backend = _prepared(tokenizer, special_as_text=False)
+    if backend is None:
+        raise UserError(
+            f"a {type(tokenizer).__name__} does not say which characters a token stands for, expected a tokenizer with "
+            "a tokenizer.json"
+        )
+    encoding = backend.encode(text, add_special_tokens=False)
+    return list(encoding.ids), list(encoding.offsets)
+
+
+def decode(tokenizer: PreTrainedTokenizer, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+    """The text of ids, by default without special tokens."""
+    return str(tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens))
+
+
+def prefix_ids(tokenizer: PreTrainedTokenizer) -> list[int]:
+    """The ids that the tokenizer puts before a text when it is called: LLaMA's `<s>`, often none."""
+    batch = tokenizer("a", return_special_tokens_mask=True)
+    mask = list(batch["special_tokens_mask"])
+    return list(batch["input_ids"][: mask.index(0)]) if 0 in mask else []
+
+
+def _prepared(tokenizer: PreTrainedTokenizer, special_as_text: bool) -> Any:
+    """The backend set for the next call, None for a tokenizer written in Python.
+
+    `transformers` sets truncation, padding and this flag anew in each call of its own.
+    """
+    if hasattr(tokenizer, "spm_target"):
+        raise UserError(
+            f"a {type(tokenizer).__name__} cuts source and target with two models, expected one tokenizer.json for all "
+            "texts; make the rows with the tokenizer itself, or train with another tokenizer"
+        )
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = special_as_text
+    return backend
+
+
+def _python_ids(tokenizer: PreTrainedTokenizer, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return ids
+
+
+def _byte_offsets(text: str) -> list[Span]:
+    """ByT5's: the character of each byte."""
+    return [(i, i + 1) for i, character in enumerate(text) for _ in character.encode()]
+
+
+def _without_blanks(text: str, start: int, end: int) -> Span:
+    part = text[start:end]
+    if not part or part.isspace():
+        return start, end
+    return start + len(part) - len(part.lstrip()), end - len(part) + len(part.rstrip())

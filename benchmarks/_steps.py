@@ -34,8 +34,8 @@ def jaxformer_step(model: Mapping[str, Any], batch: Arrays, weights: Path) -> St
     from jaxformer.parallel.mesh import make_mesh
     from jaxformer.parallel.strategy import DeviceStep
     from jaxformer.tasks import Bound, build_task
-    from jaxformer.training.config import parse_config
     from jaxformer.training.optimizer import build_optimizer, build_schedule
+    from jaxformer.training.sources import resolve_config
     from jaxformer.training.state import abstract_state, init_state
     from jaxformer.training.step import make_train_step
 
@@ -49,7 +49,7 @@ def jaxformer_step(model: Mapping[str, Any], batch: Arrays, weights: Path) -> St
         "clip_norm": CLIP_NORM,
     }
     keys = {"model": model, "optimizer": optimizer_keys, "schedule": {"type": "constant"}}
-    c = parse_config(keys, "the benchmark")
+    c = resolve_config(keys, "the benchmark")
     no_tokenizer: Any = None  # it makes batches from text, and here the batch is given
     task = build_task(c.task, Bound(no_tokenizer, c.model, c.sequence_length))
     network, mesh = task.model(c.model), make_mesh(c.parallel)

@@ -33,12 +33,12 @@ from jaxformer.tasks.preferences import causal_example
 from jaxformer.tasks.prompts import PromptReader, encode_prompts
 from jaxformer.tasks.responses import Encoded, ResponseEncoder
 from jaxformer.tokenizers import difference
-from jaxformer.training.config import load_config
 from jaxformer.training.console import Display, show_warnings
 from jaxformer.training.evaluation import Evaluator, evaluate_checkpoint
 from jaxformer.training.rewards import Reward, Sample, function_of, open_reward
 from jaxformer.training.run import Run
 from jaxformer.training.run import prepare as prepare_run
+from jaxformer.training.sources import load_config
 from jaxformer.training.start import start_state
 
 BATCH = 16  # prompts at once
@@ -185,7 +185,8 @@ def say_losses(folder: str) -> None:
     """The loss on answers that were held out, before and after the fine-tuning."""
     run = stored(folder)
     _, after, tokens, _ = evaluate_checkpoint(run)
-    before, _ = Evaluator(run).losses(start_state(run))
+    state, frozen = start_state(run)
+    before, _ = Evaluator(run, frozen).losses(state)
     start = run.config.model.pretrained
     print(f"{folder}: loss on the {tokens:,.0f} tokens of answers held out {after['loss']:.4f}", end=", ")
     print(f"of {start}, which it starts from, {before['loss']:.4f}")

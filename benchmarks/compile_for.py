@@ -14,8 +14,8 @@ from statistics import median
 from jaxformer.parallel.hlo import Collective
 from jaxformer.parallel.topology import described_devices
 from jaxformer.training.compile_for import gib, shape_run, step_cost
-from jaxformer.training.config import load_config
 from jaxformer.training.console import number
+from jaxformer.training.sources import load_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 CASES = (
@@ -56,7 +56,7 @@ def compile_seconds(layers: int) -> float:
         load_config(CONFIGS / f"{config}.yaml", [*keys, f"model.num_layers={layers}"]), described_devices(target)[1]
     )
     start = time.perf_counter()
-    run.device_step.lower(run.abstract, run.batch_shapes).compile()
+    run.lowered().compile()
     return time.perf_counter() - start
 
 

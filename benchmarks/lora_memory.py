@@ -57,10 +57,10 @@ def run_case(folder: Path, case: str, shape: str, remat: str, steps: int) -> dic
     """Trains for a few steps in this process and says what it took."""
     import jax
 
-    from jaxformer.training.config import parse_config
     from jaxformer.training.console import Display
     from jaxformer.training.loop import train
     from jaxformer.training.run import prepare
+    from jaxformer.training.sources import resolve_config
 
     rows, length = SHAPES[shape]
     jax.block_until_ready(jax.numpy.zeros(1) + 1)
@@ -81,10 +81,10 @@ def run_case(folder: Path, case: str, shape: str, remat: str, steps: int) -> dic
         "sample": {"max_new_tokens": 0},
         **CASES[case],
     }
-    run = prepare(parse_config(keys, "the benchmark"), Display())
+    run = prepare(resolve_config(keys, "the benchmark"), Display())
     train(run, Display())
     peak = resident("VmHWM") - before
-    memory = run.device_step.lower(run.abstract, run.batch_shapes).compile().memory_analysis()
+    memory = run.lowered().compile().memory_analysis()
     program = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     program += memory.output_size_in_bytes - memory.alias_size_in_bytes
     lines = (run.folder / "metrics.jsonl").read_text().splitlines()

@@ -20,10 +20,10 @@ from jaxformer import functional as F
 from jaxformer.data.loader import evaluation_batches
 from jaxformer.generation import prepare
 from jaxformer.models import Decoder
-from jaxformer.training.config import load_config
 from jaxformer.training.console import Display
 from jaxformer.training.export import load_run
 from jaxformer.training.run import prepare as prepare_run
+from jaxformer.training.sources import load_config
 
 INPUTS = ("input_ids", "attention_mask", "segment_ids", "position_ids")
 # By name in the table: the weights and the dtype of the computation.

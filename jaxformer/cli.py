@@ -159,7 +159,8 @@ def _train(options: argparse.Namespace) -> int:
 
     # Before JAX allocates anything.
     keep_freed_memory()
-    from jaxformer.training.config import dump_config, load_config
+    from jaxformer.training.config import dump_config
+    from jaxformer.training.sources import load_config
 
     config = load_config(options.config, options.overrides)
     if options.print_config:
@@ -316,10 +317,10 @@ def data_command(arguments: Sequence[str], program: str = "jaxformer data") -> i
 
     def command() -> int:
         from jaxformer.parallel.topology import tell_libtpu_without_tpu
-        from jaxformer.training.config import load_config
         from jaxformer.training.console import Display, show_warnings
         from jaxformer.training.run import prepare
         from jaxformer.training.show import show_rows
+        from jaxformer.training.sources import load_config
 
         tell_libtpu_without_tpu()
         display = Display()

@@ -10,7 +10,7 @@ import yaml
 
 from jaxformer.cli import parse_arguments
 from jaxformer.parallel.hosts import find_cluster
-from jaxformer.training.config import load_config
+from jaxformer.training.sources import load_config
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"

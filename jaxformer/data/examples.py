@@ -24,6 +24,7 @@ class ExampleRows:
     A row past the end is all padding: `fill` everywhere and an `attention_mask` of zeros.
 
     Attributes:
+        records: The records of the rows in their order, for objectives that leave some out; else None.
         left_out: File and line of each record that has no place here, and why.
 
     Args:
@@ -50,7 +51,8 @@ class ExampleRows:
         self._fill = {"attention_mask": 0, **fill}
         self._stacked = frozenset(stacked)
         self.num_rows = len(examples)
-        self.left_out: list[tuple[str, str]] = []
+        self.left_out: Sequence[tuple[str, str]] = []
+        self.records: Sequence[Any] | None = None
         self.shortage = None if examples else "no example, expected at least one: check data.path"
         self._choices = max((np.shape(e["input_ids"])[0] for e in examples if np.ndim(e["input_ids"]) == 2), default=0)
 

@@ -1,7 +1,8 @@
 """Rows of whole documents or pieces of them, for objectives that change a text before the model sees it."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +41,8 @@ class PieceRows:
     """
 
     num_phases = 1
+    records: Sequence[Any] | None = None
+    left_out: Sequence[tuple[str, str]] = ()
 
     def __init__(
         self,

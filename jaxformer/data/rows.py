@@ -1,6 +1,7 @@
 """Rows of T + 1 tokens cut from a token cache; neighbours share one token, so each transition is in exactly one row."""
 
-from typing import Literal, Protocol
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -16,11 +17,15 @@ class Rows(Protocol):
         num_rows: Rows that hold the whole split, the last perhaps in part.
         num_phases: In how many ways an epoch may cut the split into rows; 1 if there is only one.
         shortage: What a split without a single whole row lacks, for an error; None if it has one.
+        records: The records of the rows in their order, where some of the split were left out; else None.
+        left_out: File and line of each record that was left out, and why.
     """
 
     num_rows: int
     num_phases: int
     shortage: str | None
+    records: Sequence[Any] | None
+    left_out: Sequence[tuple[str, str]]
 
     def take(self, indices: np.ndarray, phases: np.ndarray | None = None, keep: np.ndarray | None = None) -> Batch:
         """The rows `indices` [B], arrays with the batch in front.
@@ -50,6 +55,8 @@ class PackedRows:
         self._stride = T
         self.num_rows = _rows_of_all(cache.num_tokens, T)
         self.num_phases = 1
+        self.records: Sequence[Any] | None = None
+        self.left_out: Sequence[tuple[str, str]] = ()
         self.shortage = _shortage(cache.num_tokens, T + 1)
         self.row_length = T + 1
 
@@ -89,6 +96,8 @@ class StreamRows:
         self.num_tokens = cache.num_tokens
         self.num_rows = _rows_of_all(cache.num_tokens, T)
         self.num_phases = T
+        self.records: Sequence[Any] | None = None
+        self.left_out: Sequence[tuple[str, str]] = ()
         self.shortage = _shortage(cache.num_tokens, T + 1)
         self.row_length = T + 1
 

@@ -15,14 +15,15 @@ from jaxformer.parallel.mesh import RULES, batch_sharding, replicated
 # What pmap calls the devices; a step that is to run under it sums over this name.
 AXIS_NAME = "data"
 
-Step = Callable[[Any, Any], tuple[Any, Any]]
+# (state, batch, frozen) -> (state, metrics)
+Step = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
-def _with_request(step: Step) -> Callable[[Any, Any, Any], tuple[Any, Any, Any]]:
+def _with_request(step: Step) -> Callable[[Any, Any, Any, Any], tuple[Any, Any, Any]]:
     """The step, and the largest of the requests that the processes brought: all learn of it in the same step."""
 
-    def together(state: Any, batch: Any, requests: Any) -> tuple[Any, Any, Any]:
-        return *step(state, batch), jnp.max(requests)
+    def together(state: Any, batch: Any, frozen: Any, requests: Any) -> tuple[Any, Any, Any]:
+        return *step(state, batch, frozen), jnp.max(requests)
 
     return together
 
@@ -38,18 +39,19 @@ class DeviceStep:
         """Prepares the program; it is compiled for each shape of batch when that first comes.
 
         Args:
-            step: pure, ``(state, batch) -> (state, metrics)``; the state's memory is given up to the result.
+            step: pure, ``(state, batch, frozen) -> (state, metrics)``; the state's memory is given up to the result.
             abstract: the state's shapes with their shardings.
             mesh: the devices.
             strategy: ``jit`` or ``pmap``.
             batch_size: rows of the global batch.
         """
         self.mesh, self.strategy, self.batch_size = mesh, strategy, batch_size
+        self.facts: dict[str, float] = {}  # what a step says beside its metrics: nothing here
         self.processes = len({device.process_index for device in mesh.devices.flat})
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         if strategy == "pmap":
             mapped = _with_max_over_devices(step) if self.processes > 1 else step
-            axes = (None, 0, 0) if self.processes > 1 else (None, 0)
+            axes = (None, 0, None, 0) if self.processes > 1 else (None, 0, None)
             self.program: Any = jax.pmap(
                 mapped,
                 axis_name=AXIS_NAME,
@@ -71,12 +73,13 @@ class DeviceStep:
         devices = len(self.mesh.local_devices)
         return {name: array.reshape(devices, -1, *array.shape[1:]) for name, array in batch.items()}
 
-    def lower(self, state: Any, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Any:
+    def lower(self, state: Any, shapes: Mapping[str, jax.ShapeDtypeStruct], frozen: Any = None) -> Any:
         """The program for a state and a global batch of which only shapes are known, ready to be compiled.
 
         Args:
             state: shapes with shardings.
             shapes: of the global batch's arrays, by name.
+            frozen: shapes with shardings of what is not trained.
         """
         if self.strategy == "pmap":
             devices = len(self.mesh.local_devices)
@@ -88,22 +91,23 @@ class DeviceStep:
             batch = {n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=laid_out[n]) for n, s in shapes.items()}
             spread = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
             request = jax.ShapeDtypeStruct((self.mesh.size,), np.int32, sharding=spread)
-        return self.program.lower(state, batch, *([request] if self.processes > 1 else []))
+        return self.program.lower(state, batch, frozen, *([request] if self.processes > 1 else []))
 
-    def __call__(self, state: Any, batch: Any, request: int = 0) -> tuple[Any, Any, Any]:
+    def __call__(self, state: Any, batch: Any, request: int = 0, frozen: Any = None) -> tuple[Any, Any, Any]:
         """New state, metrics, and the largest ``request`` of all processes (a device's value where there are several).
 
         Args:
             state: as ``abstract`` says; it is used up.
             batch: from ``put``.
             request: what this process wants all to know, 0 for nothing.
+            frozen: parameters that are not trained.
         """
         if self.processes == 1:
-            return *self.program(state, batch), request
+            return *self.program(state, batch, frozen), request
         if self.strategy == "pmap":
-            outputs = self.program(state, batch, np.full(len(self.mesh.local_devices), request, np.int32))
+            outputs = self.program(state, batch, frozen, np.full(len(self.mesh.local_devices), request, np.int32))
             return jax.tree.map(self._of_all_processes, outputs)
-        return self.program(state, batch, self._requests(request))
+        return self.program(state, batch, frozen, self._requests(request))
 
     def _requests(self, request: int) -> jax.Array:
         """``[devices]``, each process's request on its own devices."""
@@ -116,8 +120,8 @@ class DeviceStep:
         return jax.make_array_from_single_device_arrays(array.shape, replicated(self.mesh), parts)
 
 
-def _with_max_over_devices(step: Step) -> Callable[[Any, Any, Any], tuple[Any, Any, Any]]:
-    def together(state: Any, batch: Any, request: Any) -> tuple[Any, Any, Any]:
-        return *step(state, batch), jax.lax.pmax(request, AXIS_NAME)
+def _with_max_over_devices(step: Step) -> Callable[[Any, Any, Any, Any], tuple[Any, Any, Any]]:
+    def together(state: Any, batch: Any, frozen: Any, request: Any) -> tuple[Any, Any, Any]:
+        return *step(state, batch, frozen), jax.lax.pmax(request, AXIS_NAME)
 
     return together

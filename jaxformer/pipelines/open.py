@@ -180,7 +180,7 @@ def _given(model: nn.Module, params: Any, tokenizer: Any, kind: str | None) -> O
 def _run(folder: Path, kind: str | None) -> Opened:
     # Only those who open a run wait for what trains one.
     from jaxformer.training.export import load_run
-    from jaxformer.training.pretrained import CHECKPOINTS, CONFIG_FILE
+    from jaxformer.training.sources import CHECKPOINTS, CONFIG_FILE
 
     if not (folder / CONFIG_FILE).exists():
         raise UserError(

@@ -9,7 +9,7 @@ from pydantic import Field
 from jaxformer.families import FAMILIES
 from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError, nearest
-from jaxformer.tasks.base import Batch, LossSums, Report, ReportingTask, Task, TaskSchema
+from jaxformer.tasks.base import Batch, LossSums, Report, Task, TaskSchema
 from jaxformer.tasks.causal_lm import CausalLM, CausalLMConfig
 from jaxformer.tasks.denoising import Denoising, DenoisingConfig
 from jaxformer.tasks.distillation import Distillation, DistillationConfig, Inner, WithTeacher, distillation
@@ -185,7 +185,6 @@ __all__ = [
     "QuestionAnswering",
     "QuestionAnsweringConfig",
     "Report",
-    "ReportingTask",
     "Reward",
     "RewardConfig",
     "Seq2Seq",

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -43,6 +43,8 @@ class TaskSchema(Schema):
         unit: what a loss is a mean over.
         report_at_end: whether its report takes so long that only the last evaluation makes one.
         scored: whether its report uses the packages of the extra ``metrics``.
+        generates: whether the model learns from responses that it writes itself: rows of the data are prompts.
+        labels_tokens: whether each token has a class.
     """
 
     architectures: ClassVar[tuple[Architecture, ...]]
@@ -52,6 +54,61 @@ class TaskSchema(Schema):
     unit: ClassVar[str] = "tokens"
     report_at_end: ClassVar[bool] = False
     scored: ClassVar[bool] = True
+    generates: ClassVar[bool] = False
+    labels_tokens: ClassVar[bool] = False
+
+    @property
+    def updates(self) -> int:
+        """Updates of the optimizer in a training step."""
+        return 1
+
+    @property
+    def minibatch_count(self) -> int:
+        """Parts of a batch that get an update each."""
+        return 1
+
+    @property
+    def responses_per_prompt(self) -> int:
+        """Rows of a batch for each row of the data."""
+        return 1
+
+    @property
+    def needs_whole_batch(self) -> bool:
+        """Whether the loss compares with a mean over the batch, so that it cannot be accumulated."""
+        return False
+
+    @property
+    def teacher_source(self) -> str | None:
+        """The model that this one learns from: a run's folder, a folder or a name on the Hub."""
+        return None
+
+    @property
+    def dialogue_template(self) -> str | None:
+        """The chat template that the configuration names."""
+        return None
+
+    @property
+    def longest_target(self) -> int:
+        """Most tokens of a decoder's target where that is a length of its own, else 0."""
+        return 0
+
+    @property
+    def problem_type(self) -> str | None:
+        """A classifier's problem in the terms of transformers, by which its pipeline turns logits into scores."""
+        return None
+
+    @property
+    def weighting(self) -> str:
+        """How the weight of a loss differs from a count, for people."""
+        return ""
+
+    def with_labels(self, labels: Sequence[str]) -> Self:
+        """The configuration with the class names that were found in the data, where it has none of its own."""
+        return self
+
+    def texts(self, record: Mapping[str, Any]) -> list[str]:
+        """The texts of a record, which a tokenizer is trained on; only for objectives that read records."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -73,17 +130,52 @@ class Report:
     notes: dict[str, str] = field(default_factory=dict)
 
 
-class Task(Protocol):
-    """An objective, bound to a tokenizer and a sequence length."""
+class Task:
+    """An objective, bound to a tokenizer and a sequence length: all that training asks of one.
+
+    Attributes:
+        reports: whether an evaluation says more than a loss, by ``predict`` and ``report``.
+        carried: what the objective hands from step to step, as it begins; None for most.
+        labels: names of the classes, where there are classes.
+        reference_column: column of the rows that holds values of ``reference``; None where there is no reference model.
+        teacher: the model that this one learns from, None for most.
+    """
+
+    @property
+    def reports(self) -> bool:
+        """See above."""
+        return type(self).report is not Task.report
+
+    @property
+    def carried(self) -> Any:
+        """See above."""
+        return None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """See above."""
+        return ()
+
+    @property
+    def reference_column(self) -> str | None:
+        """See above."""
+        return None
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """See above."""
+        return None
 
     def model(self, config: TransformerConfig) -> nn.Module:
-        """The model to train: the body a configuration describes, with the head of this objective."""
+        """The model to train: the body that a configuration describes, with the head of this objective."""
+        raise NotImplementedError
 
     def rows(self, data: Any) -> Rows:
         """The rows of one split: ``data`` is a ``TokenCache`` (``reads: text``) or a list of records."""
+        raise NotImplementedError
 
     def features(self, batch: Batch, generators: list[np.random.Generator], rows: Rows) -> Batch:
-        """Model inputs and labels from rows of the data, in NumPy, batch in front.
+        """Model inputs and labels from rows of the data, in NumPy, batch in front; by default the rows as they are.
 
         Args:
             batch: what ``rows.take`` gave.
@@ -91,24 +183,32 @@ class Task(Protocol):
                 of (seed, epoch, example).
             rows: the table the rows are from, for objectives that need a further one.
         """
+        return batch
 
     def loss(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> LossSums:
         """Sums of one batch; ``dropout_key`` None is evaluation. ``batch["example_ids"]`` numbers the examples."""
+        raise NotImplementedError
 
+    def shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct] | None:
+        """The arrays of a training batch, where the model makes them itself; else None."""
+        return None
 
-class ReportingTask(Task, Protocol):
-    """An objective whose evaluation says more than a loss."""
+    def reference(self, model: nn.Module, params: Any, batch: Batch) -> jax.Array:
+        """Values of the reference model for ``reference_column``, batch in front; jitted by the caller."""
+        raise NotImplementedError
 
     def predict(self, model: nn.Module, params: Any, batch: Batch) -> dict[str, jax.Array]:
         """What the report needs of the model's outputs, batch in front; jitted by the caller."""
+        raise NotImplementedError
 
     def report(self, data: Any, outputs: dict[str, np.ndarray]) -> Report:
         """Metrics and predictions.
 
         Args:
-            data: the split as given to ``rows``.
+            data: the records of the rows, in their order.
             outputs: of ``predict``, joined over all rows of the split, padding rows cut off.
         """
+        raise NotImplementedError
 
 
 def apply(
@@ -158,7 +258,6 @@ __all__ = [
     "Batch",
     "LossSums",
     "Report",
-    "ReportingTask",
     "Rows",
     "Task",
     "TaskSchema",

@@ -13,7 +13,7 @@ from jaxformer.data.cache import TokenCache
 from jaxformer.data.rows import make_rows
 from jaxformer.families import build_model
 from jaxformer.models.config import TransformerConfig
-from jaxformer.tasks.base import Batch, LossSums, Rows, TaskSchema, token_loss
+from jaxformer.tasks.base import Batch, LossSums, Rows, Task, TaskSchema, token_loss
 
 
 class CausalLMConfig(TaskSchema):
@@ -29,7 +29,7 @@ class CausalLMConfig(TaskSchema):
 
 
 @dataclass(frozen=True)
-class CausalLM:
+class CausalLM(Task):
     """``-log p(token t+1 | tokens <= t)``, summed over the tokens whose successor is in their document."""
 
     config: CausalLMConfig

@@ -13,7 +13,7 @@ from jaxformer.data.cache import TokenCache
 from jaxformer.data.pieces import PieceRows, split_pieces
 from jaxformer.families import build_model
 from jaxformer.models.config import TransformerConfig
-from jaxformer.tasks.base import Batch, LossSums, Rows, TaskSchema, token_loss
+from jaxformer.tasks.base import Batch, LossSums, Rows, Task, TaskSchema, token_loss
 from jaxformer.tasks.packing import Pair, packed_pairs
 from jaxformer.tokenizers import PreTrainedTokenizer, Role, find_special, sentence_ends, special_id
 
@@ -93,7 +93,7 @@ def infill_text(
 
 
 @dataclass(frozen=True)
-class Denoising:
+class Denoising(Task):
     """``-log p(text | the text shuffled and masked)``, summed over the tokens of the text and its end.
 
     Rows hold several texts where they fit, without attention between them.

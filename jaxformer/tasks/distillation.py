@@ -68,14 +68,23 @@ class DistillationConfig(TaskSchema):
         return self
 
     @property
-    def chat_template(self) -> str | None:
-        """That of the inner objective, if it writes dialogues."""
-        return getattr(self.of, "chat_template", None)
+    def teacher_source(self) -> str | None:
+        """The model that is learned from."""
+        return self.teacher
+
+    @property
+    def dialogue_template(self) -> str | None:
+        """That of the inner objective."""
+        return self.of.dialogue_template
+
+    @property
+    def longest_target(self) -> int:
+        """That of the inner objective."""
+        return self.of.longest_target
 
     def texts(self, record: Any) -> list[str]:
-        """The texts of a record; what a tokenizer is trained on."""
-        of: Any = self.of
-        return list(of.texts(record))
+        """The texts of a record, which a tokenizer is trained on."""
+        return self.of.texts(record)
 
 
 class WithTeacher(NamedTuple):
@@ -86,7 +95,7 @@ class WithTeacher(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Distillation:
+class Distillation(Task):
     """``(1 - w) t^2 KL(teacher || student) + w cross-entropy``, summed over the tokens that an objective trains.
 
     Hinton et al. 2015, section 2, forward divergence at temperature ``t``; for masked tokens Sanh et al. 2019,
@@ -114,6 +123,19 @@ class Distillation:
         """Those of the inner objective."""
         return self.of.features(batch, generators, rows)
 
+    @property
+    def reports(self) -> bool:
+        """Whether the inner objective has a report."""
+        return self.of.reports
+
+    def predict(self, model: nn.Module, params: WithTeacher, batch: Batch) -> dict[str, jax.Array]:
+        """What the inner objective's report needs of the student."""
+        return self.of.predict(model, params.student, batch)
+
+    def report(self, data: Sequence[Any], outputs: dict[str, np.ndarray]) -> Report:
+        """That of the inner objective."""
+        return self.of.report(data, outputs)
+
     def loss(self, model: nn.Module, params: WithTeacher, batch: Batch, dropout_key: jax.Array | None) -> LossSums:
         """Sums over the tokens, nats; ``agreement`` counts those whose most probable word both models share."""
         assert self.teacher is not None, "a run that trains has opened its teacher"
@@ -140,23 +162,6 @@ class Distillation:
         return LossSums(sums.total, sums.tokens, metrics)
 
 
-@dataclass(frozen=True, eq=False)
-class ReportedDistillation(Distillation):
-    """The same of an objective with a report, which is the student's."""
-
-    def predict(self, model: nn.Module, params: WithTeacher, batch: Batch) -> dict[str, jax.Array]:
-        """What the inner objective's report needs of the student."""
-        of: Any = self.of
-        return dict(of.predict(model, params.student, batch))
-
-    def report(self, data: Sequence[Any], outputs: dict[str, np.ndarray]) -> Report:
-        """That of the inner objective."""
-        of: Any = self.of
-        report: Report = of.report(data, outputs)
-        return report
-
-
 def distillation(config: DistillationConfig, of: Task, teacher: TransformerConfig | None) -> Distillation:
     """The objective around another; ``teacher`` describes the model that is learned from."""
-    kind = ReportedDistillation if hasattr(of, "report") else Distillation
-    return kind(config, of, None if teacher is None else of.model(teacher))
+    return Distillation(config, of, None if teacher is None else of.model(teacher))

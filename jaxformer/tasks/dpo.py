@@ -1,7 +1,7 @@
 """Direct preference optimisation: a policy learned from preference pairs, without a reward model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -67,6 +67,16 @@ class DPOConfig(PreferenceConfig):
     )
     chunk_tokens: int = Field(2048, ge=1, description="tokens whose logits are in memory at once, on a device")
 
+    @property
+    def needs_whole_batch(self) -> bool:
+        """KTO compares with a mean over the batch."""
+        return self.loss == "kto"
+
+    @property
+    def longest_target(self) -> int:
+        """Most tokens of a response."""
+        return self.target_length or 0
+
     @model_validator(mode="after")
     def _smoothing_goes_with_noise(self) -> "DPOConfig":
         if self.label_smoothing is not None and self.loss not in NOISY:
@@ -96,7 +106,6 @@ class DPO(ResponseTask):
     """
 
     config: DPOConfig
-    kept: dict[int, list[R.Record]] = field(default_factory=dict, repr=False)
 
     @property
     def reference_column(self) -> str | None:
@@ -127,7 +136,7 @@ class DPO(ResponseTask):
         lengths = dict.fromkeys(("decoder_input_ids", "labels"), target) if target else None
         rows = ExampleRows(examples, T, fill, lengths, stacked=[REFERENCE])
         rows.left_out = tally.left_out
-        self.kept[id(data)] = [record for record, _ in pairs]
+        rows.records = [record for record, _ in pairs]
         return rows
 
     def _mismatched(self, mine: Encoded, other: Encoded) -> Encoded:
@@ -165,7 +174,7 @@ class DPO(ResponseTask):
 
     def report(self, data: Sequence[R.Record], outputs: dict[str, np.ndarray]) -> Report:
         """How often the preferred response has the higher reward, and the rewards of every pair."""
-        return pair_report("reward", self.kept[id(data)], outputs["rewards"])
+        return pair_report("reward", data, outputs["rewards"])
 
     def _compared(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> jax.Array:
         """``[B, n]``, less what the reference says where there is one."""

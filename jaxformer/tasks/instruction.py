@@ -46,6 +46,11 @@ class InstructionConfig(ResponseConfig):
     chunk_tokens: int = Field(2048, ge=1, description="tokens whose logits are in memory at once, on a device")
 
     @property
+    def longest_target(self) -> int:
+        """Most tokens of a target."""
+        return self.target_length or 0
+
+    @property
     def reader(self) -> RowReader:
         """Finds prompt and response in a row."""
         return RowReader(self.format, self.columns, as_messages=self.chat_template is not None)

@@ -14,7 +14,7 @@ from jaxformer.data.cache import TokenCache
 from jaxformer.data.pieces import PieceRows, split_pieces
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.masked_lm import MaskedLM
-from jaxformer.tasks.base import Batch, LossSums, Rows, TaskSchema, apply, chunked_cross_entropy, token_loss
+from jaxformer.tasks.base import Batch, LossSums, Rows, Task, TaskSchema, apply, chunked_cross_entropy, token_loss
 from jaxformer.tokenizers import (
     PreTrainedTokenizer,
     find_special,
@@ -161,7 +161,7 @@ def join(texts: list[list[np.ndarray]], cls_id: int, sep_id: int, length: int) -
 
 
 @dataclass(frozen=True)
-class MaskedLanguageModelling:
+class MaskedLanguageModelling(Task):
     """``-log p(token | the row with some tokens hidden)``, summed over the hidden tokens.
 
     A row is ``[CLS] piece [SEP] [CLS] piece [SEP] ...`` without attention across pieces; with ``sentence_pairs`` it is

@@ -16,7 +16,7 @@ from jaxformer.models import heads
 from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
 from jaxformer.tasks import records as R
-from jaxformer.tasks.base import Batch, LossSums, Report, Rows, TaskSchema
+from jaxformer.tasks.base import Batch, LossSums, Report, Rows, Task, TaskSchema
 from jaxformer.tokenizers import PreTrainedTokenizer, encode_batch
 
 
@@ -56,7 +56,7 @@ class MultipleChoiceConfig(TaskSchema):
 
 
 @dataclass(frozen=True, eq=False)
-class MultipleChoice:
+class MultipleChoice(Task):
     """Cross-entropy of the right choice among the choices of its question.
 
     Inputs are ``[B, C, T]``, a row `[CLS] question [SEP] choice [SEP]` for each choice; those that a question lacks

@@ -1,7 +1,7 @@
 """Learning from rewards for texts that the model itself writes: PPO, GRPO, RLOO."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -39,6 +39,7 @@ class PolicyConfig(ResponseConfig):
 
     architectures = ("decoder", "encoder_decoder")
     unit = "responses"
+    generates = True
     with_values: ClassVar[bool] = False
 
     reward: str = Field(
@@ -56,14 +57,14 @@ class PolicyConfig(ResponseConfig):
     chunk_tokens: int = Field(2048, ge=1, description="tokens whose logits are in memory at once, on a device")
 
     @property
-    def responses_per_prompt(self) -> int:
-        """Of one step."""
-        return 1
+    def updates(self) -> int:
+        """Updates of the optimizer in a training step."""
+        return self.epochs * self.minibatches
 
     @property
-    def updates(self) -> int:
-        """Of the optimizer, a step."""
-        return self.epochs * self.minibatches
+    def minibatch_count(self) -> int:
+        """Parts of a batch that get an update each."""
+        return self.minibatches
 
     def parts(self, record: R.Record) -> list[Any]:
         """The prompt; see ``ResponseConfig``."""
@@ -142,7 +143,6 @@ class Policy(ResponseTask):
     """
 
     config: PolicyConfig
-    kept: dict[int, list[R.Record]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def end_id(self) -> int:
@@ -180,24 +180,20 @@ class Policy(ResponseTask):
         ]
         rows = ExampleRows(examples, T, {"input_ids": 0, ROW: -1})
         rows.left_out = tally.left_out
-        self.kept[id(data)] = [record for record, _ in prompts]
+        rows.records = [record for record, _ in prompts]
         return rows
 
-    def features(self, batch: Batch, generators: list[np.random.Generator], rows: Rows) -> Batch:
-        """The prompts as they are."""
-        return batch
-
-    def shapes(self, responses: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The largest arrays that a step learns from."""
         T = self.sequence_length
         target = self.config.max_new_tokens if self.two_sided else T
         names = {"input_ids": T, "attention_mask": T, "labels": target}
         if self.two_sided:
             names["decoder_input_ids"] = target
-        found = {name: jax.ShapeDtypeStruct((responses, size), np.dtype(np.int32)) for name, size in names.items()}
+        found = {name: jax.ShapeDtypeStruct((rows, size), np.dtype(np.int32)) for name, size in names.items()}
         for name in ("sampler_log_probs", "reference_log_probs"):
-            found[name] = jax.ShapeDtypeStruct((responses, target), np.dtype(np.float32))
-        return found | {"scores": jax.ShapeDtypeStruct((responses,), np.dtype(np.float32))}
+            found[name] = jax.ShapeDtypeStruct((rows, target), np.dtype(np.float32))
+        return found | {"scores": jax.ShapeDtypeStruct((rows,), np.dtype(np.float32))}
 
     def batch(self, responses: Sequence[Response]) -> Batch:
         """What the model reads and is asked for, all of one length: a multiple of 64, so that few shapes compile."""

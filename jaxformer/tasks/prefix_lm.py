@@ -13,7 +13,7 @@ from jaxformer.data.cache import TokenCache
 from jaxformer.data.pieces import PieceRows, pack, split_pieces
 from jaxformer.families import build_model
 from jaxformer.models.config import Architecture, TransformerConfig
-from jaxformer.tasks.base import Batch, LossSums, Rows, TaskSchema, token_loss
+from jaxformer.tasks.base import Batch, LossSums, Rows, Task, TaskSchema, token_loss
 from jaxformer.tasks.packing import packed_pairs
 from jaxformer.tokenizers import PreTrainedTokenizer, Role, find_special, special_id
 
@@ -30,7 +30,7 @@ class PrefixLMConfig(TaskSchema):
 
 
 @dataclass(frozen=True)
-class PrefixLM:
+class PrefixLM(Task):
     """``-log p(rest | prefix)``, summed over the tokens of the rest and its end; where a text is cut is drawn evenly.
 
     A decoder reads prefix and rest as one text in which every token sees the whole prefix; an encoder-decoder has the

@@ -17,7 +17,7 @@ from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
 from jaxformer.tasks import metrics
 from jaxformer.tasks import records as R
-from jaxformer.tasks.base import Batch, LossSums, Report, Rows, TaskSchema
+from jaxformer.tasks.base import Batch, LossSums, Report, Rows, Task, TaskSchema
 from jaxformer.tokenizers import PreTrainedTokenizer, encode_batch, encode_with_offsets
 
 
@@ -105,7 +105,7 @@ class Window(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class QuestionAnswering:
+class QuestionAnswering(Task):
     """``-(log p_start[s] + log p_end[e]) / 2``, summed over windows; ``(0, 0)``, the ``[CLS]``, says "not in here".
 
     A context that is too long is cut into windows that overlap by ``stride`` tokens. The model's output has
@@ -146,7 +146,7 @@ class QuestionAnswering:
                 start += room - self.config.stride
         return windows
 
-    def labels(self, window: Window, answers: Sequence[Answer]) -> tuple[int, int]:
+    def span_labels(self, window: Window, answers: Sequence[Answer]) -> tuple[int, int]:
         """First and last token of the first answer if all of it is in the window, else ``(0, 0)``.
 
         They are the tokens that hold its first and its last character other than blanks.
@@ -170,7 +170,7 @@ class QuestionAnswering:
         answers = [self.config.answers_of(record) for record in data]
         examples: list[Example] = []
         for window in self.windows(data):
-            start, end = self.labels(window, answers[window.record])
+            start, end = self.span_labels(window, answers[window.record])
             context = np.zeros(len(window.inputs["input_ids"]), np.int32)
             context[window.begin : window.begin + len(window.offsets)] = 1
             labels: Example = {"context_mask": context, "start_positions": start, "end_positions": end}

@@ -15,7 +15,7 @@ from jaxformer.data.cache import TokenCache
 from jaxformer.data.pieces import PieceRows, split_pieces
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.masked_lm import Discriminator
-from jaxformer.tasks.base import Batch, LossSums, Rows, apply, chunked_cross_entropy
+from jaxformer.tasks.base import Batch, LossSums, Rows, Task, apply, chunked_cross_entropy
 from jaxformer.tasks.masked_lm import Masking, MaskingConfig, join, make_masking, masked_features
 from jaxformer.tokenizers import PreTrainedTokenizer, find_special, special_id
 
@@ -60,7 +60,7 @@ def sample_replacements(logits: jax.Array, keys: jax.Array) -> jax.Array:
 
 
 @dataclass(frozen=True)
-class ReplacedTokenDetection:
+class ReplacedTokenDetection(Task):
     """``L_generator + weight * L_discriminator``, both as means (Clark et al. 2020, section 2).
 
     ``L_generator`` is the cross-entropy of the hidden tokens, ``L_discriminator`` the binary cross-entropy of "was this

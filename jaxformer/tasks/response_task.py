@@ -9,7 +9,7 @@ from pydantic import Field
 
 from jaxformer.models.config import Architecture
 from jaxformer.tasks.bad_rows import BadRow, BadRows, Tally
-from jaxformer.tasks.base import TaskSchema
+from jaxformer.tasks.base import Task, TaskSchema
 from jaxformer.tasks.records import Record
 from jaxformer.tasks.responses import ResponseEncoder
 from jaxformer.tokenizers import PreTrainedTokenizer, Role
@@ -28,6 +28,11 @@ class ResponseConfig(TaskSchema):
         None, description="messages: a Jinja text, or human_assistant; default: the tokenizer's"
     )
     bad_rows: BadRows = Field("report", description="rows that cannot be used: report: left out and named, error: stop")
+
+    @property
+    def dialogue_template(self) -> str | None:
+        """The chat template that the configuration names."""
+        return self.chat_template
 
     def parts(self, record: Record) -> Sequence[Any]:
         """What a record says, each part a text or messages.
@@ -57,7 +62,7 @@ def _content(message: Any) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class ResponseTask:
+class ResponseTask(Task):
     """An objective on responses that a decoder, or a decoder beside an encoder, writes.
 
     Args:

@@ -1,7 +1,7 @@
 """Reward modelling: a score for a response, so that the preferred one of two has the higher score."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from jaxformer.models import heads
 from jaxformer.models.config import TransformerConfig
 from jaxformer.tasks import records as R
 from jaxformer.tasks.bad_rows import BadRow, Tally
-from jaxformer.tasks.base import Batch, LossSums, Report, Rows
+from jaxformer.tasks.base import Batch, LossSums, Report, Rows, Task
 from jaxformer.tasks.dialogue import choose_template
 from jaxformer.tasks.preferences import PairReader, encode_pairs, flat_inputs, pair_report, whole_example
 from jaxformer.tasks.response_task import ResponseConfig
@@ -66,7 +66,7 @@ class RewardConfig(PreferenceConfig):
 
 
 @dataclass(frozen=True, eq=False)
-class Reward:
+class Reward(Task):
     """``-log s(r(chosen) - r(rejected) - margin)``, summed over pairs: ``functional.bradley_terry_loss``.
 
     The score is that of a classifier with one class: read at the last real token, which has seen the whole text.
@@ -80,7 +80,6 @@ class Reward:
     config: RewardConfig
     tokenizer: PreTrainedTokenizer
     sequence_length: int
-    kept: dict[int, list[R.Record]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def encoder(self) -> ResponseEncoder:
@@ -110,12 +109,8 @@ class Reward:
         examples = [{**whole_example(pair, T), "margin": c.margin_of(record)} for record, pair in pairs]
         rows = ExampleRows(examples, T, {"input_ids": 0, "margin": 0.0})
         rows.left_out = tally.left_out
-        self.kept[id(data)] = [record for record, _ in pairs]
+        rows.records = [record for record, _ in pairs]
         return rows
-
-    def features(self, batch: Batch, generators: list[np.random.Generator], rows: Rows) -> Batch:
-        """The rows as they are: ``input_ids [B, 2, T]``, the preferred response first."""
-        return batch
 
     def _scores(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Any:
         """Scores ``[B, 2]``, and which rows are pairs; a row of padding has zeros."""
@@ -146,4 +141,4 @@ class Reward:
 
     def report(self, data: Sequence[R.Record], outputs: dict[str, np.ndarray]) -> Report:
         """How often the preferred response has the higher score, and the scores of every pair."""
-        return pair_report("score", self.kept[id(data)], outputs["scores"])
+        return pair_report("score", data, outputs["scores"])

@@ -18,7 +18,7 @@ from jaxformer.generation.options import Rules
 from jaxformer.models.config import TransformerConfig
 from jaxformer.tasks import metrics
 from jaxformer.tasks import records as R
-from jaxformer.tasks.base import Batch, LossSums, Report, Rows, TaskSchema, chunked_cross_entropy
+from jaxformer.tasks.base import Batch, LossSums, Report, Rows, Task, TaskSchema, chunked_cross_entropy
 from jaxformer.tokenizers import PreTrainedTokenizer, Role, decode, encode_batch, special_id
 
 
@@ -42,6 +42,11 @@ class Seq2SeqConfig(TaskSchema):
         "13a", description="words of BLEU: 13a, the usual; intl, by Unicode; char, each character"
     )
 
+    @property
+    def longest_target(self) -> int:
+        """Most tokens of a target."""
+        return self.target_length
+
     def texts(self, record: R.Record) -> list[str]:
         """The source with its prefix, and the target; what a tokenizer is trained on."""
         source = self.prefix + R.text(record, self.source_column, "source_column")
@@ -49,7 +54,7 @@ class Seq2SeqConfig(TaskSchema):
 
 
 @dataclass(frozen=True, eq=False)
-class Seq2Seq:
+class Seq2Seq(Task):
     """``-log p(target token | source, target tokens before it)``, summed over the target tokens and their end.
 
     Sources and targets end in the ``sep`` token (Raffel et al. 2020, section 2.1 and its published models).

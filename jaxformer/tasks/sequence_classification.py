@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
 from jaxformer.tasks import metrics
 from jaxformer.tasks import records as R
-from jaxformer.tasks.base import Batch, LossSums, Report, Rows, TaskSchema
+from jaxformer.tasks.base import Batch, LossSums, Report, Rows, Task, TaskSchema
 from jaxformer.tokenizers import PreTrainedTokenizer, encode_batch
 
 
@@ -42,6 +42,20 @@ class SequenceClassificationConfig(TaskSchema):
         None, description="weight of each class in the loss; balanced: examples / (classes * examples of the class)"
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over the classes")
+
+    def with_labels(self, labels: Sequence[str]) -> Self:
+        """The configuration with the class names that were found in the data, where it has none of its own."""
+        return self.model_copy(update={"labels": list(labels)}) if labels and self.labels is None else self
+
+    @property
+    def problem_type(self) -> str:
+        """The problem in the terms of transformers."""
+        return self.problem if self.problem == "regression" else f"{self.problem}_classification"
+
+    @property
+    def weighting(self) -> str:
+        """Class weights make the weight of a loss another number than that of the examples."""
+        return " by class weight" if self.class_weights else ""
 
     def texts(self, record: R.Record) -> list[str]:
         """The texts of a record; what a tokenizer is trained on."""
@@ -78,7 +92,7 @@ class SequenceClassificationConfig(TaskSchema):
 
 
 @dataclass(frozen=True, eq=False)
-class SequenceClassification:
+class SequenceClassification(Task):
     """Cross-entropy of the label, of each label by itself, or the squared error of the number.
 
     The model's output has ``logits [B, C]``: a class each, or one number (regression).

@@ -13,7 +13,7 @@ from jaxformer.data.cache import TokenCache
 from jaxformer.data.pieces import PieceRows, split_pieces
 from jaxformer.families import build_model
 from jaxformer.models.config import TransformerConfig
-from jaxformer.tasks.base import Batch, LossSums, Rows, TaskSchema, token_loss
+from jaxformer.tasks.base import Batch, LossSums, Rows, Task, TaskSchema, token_loss
 from jaxformer.tasks.packing import packed_pairs
 from jaxformer.tokenizers import PreTrainedTokenizer, Role, find_special, sentinel_ids, special_id
 
@@ -108,7 +108,7 @@ def corrupt_spans(
 
 
 @dataclass(frozen=True)
-class SpanCorruption:
+class SpanCorruption(Task):
     """``-log p(spans cut out | the text without them)``, summed over the tokens of the target.
 
     Rows hold several texts where they fit, each with sentinels of its own and no attention between them.

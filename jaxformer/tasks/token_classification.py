@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
 from jaxformer.tasks import metrics
 from jaxformer.tasks import records as R
-from jaxformer.tasks.base import Batch, LossSums, Report, Rows, TaskSchema
+from jaxformer.tasks.base import Batch, LossSums, Report, Rows, Task, TaskSchema
 from jaxformer.tokenizers import PreTrainedTokenizer, encode_with_offsets
 
 OUTSIDE = "O"
@@ -31,6 +31,7 @@ class TokenClassificationConfig(TaskSchema):
     architectures = ("encoder", "decoder", "encoder_decoder")
     reads = "records"
     special_tokens = ("pad", "cls", "sep")
+    labels_tokens = True
 
     type: Literal["token_classification"] = Field("token_classification", description="objective")
     words_column: str = Field("words", description="column with the list of words (or characters, with joined)")
@@ -40,6 +41,10 @@ class TokenClassificationConfig(TaskSchema):
         False, description="the words are the single characters of a text, blanks included, which is tokenised whole"
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over the tags")
+
+    def with_labels(self, labels: Sequence[str]) -> Self:
+        """The configuration with the class names that were found in the data, where it has none of its own."""
+        return self.model_copy(update={"labels": list(labels)}) if labels and self.labels is None else self
 
     def words_of(self, record: R.Record) -> list[str]:
         """The words of a record."""
@@ -79,7 +84,7 @@ def inside(tag: str) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class TokenClassification:
+class TokenClassification(Task):
     """Cross-entropy of the tags, summed over the tokens that have one.
 
     Words are tokenised one by one, each but the first behind a blank, and the first token with more than blanks has the

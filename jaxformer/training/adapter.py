@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -26,7 +24,6 @@ from jaxformer.alignment.lora import (
     to_int8,
 )
 from jaxformer.functional import Quantized
-from jaxformer.training.pretrained import earlier_params, start_params
 
 FACTORS, WHOLE = "factors", "whole"
 
@@ -184,26 +181,6 @@ class Adapter:
                     value = jax.ShapeDtypeStruct(shape, jnp.float32)
                     factors[f"{target.path}/{name}"] = nn.LogicallyPartitioned(value, axes)
         return frozen, {FACTORS: unflatten_dict(factors, sep="/"), WHOLE: whole}
-
-
-def merged_run(folder: Path, trained: Any) -> dict[str, np.ndarray]:
-    """The whole model of a run that trained factors, by name: what it began with, and what it learned added in.
-
-    Raises:
-        UserError: if what it began with is gone.
-    """
-    from jaxformer.training.state import abstract_params
-    from jaxformer.training.stored import open_run
-
-    run = open_run(folder)
-    assert run.config.lora is not None and run.config.model.pretrained is not None
-    adapter = Adapter(run.config.lora, abstract_params(run.model))
-    earlier, _ = earlier_params(run.config.model.pretrained, run.model, tuple(getattr(run.model, "labels", ())))
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shardings = jax.tree.map(lambda _: here, adapter.shapes)
-    frozen, _ = adapter.split(start_params(run.model, run.config.seed, earlier, shardings, adapter.kept)[0])
-    params = adapter.merged(frozen, jax.tree.map(jnp.asarray, trained))
-    return {name: np.asarray(array) for name, array in flatten_dict(params, sep="/").items()}
 
 
 def _int8_specs(target: Target, sharding: Any) -> tuple[Any, Any]:

@@ -20,7 +20,7 @@ def write_hlo(run: Run) -> list[Path]:
 
     Of several processes all compile, since a compiler may ask the others, and the first writes.
     """
-    lowered = run.device_step.lower(run.abstract, run.batch_shapes)
+    lowered = run.lowered()
     texts = {"train_step.stablehlo.txt": lowered.as_text(), "train_step.hlo.txt": lowered.compile().as_text()}
     folder = run.folder / HLO
     if not is_first():

@@ -21,7 +21,6 @@ from jaxformer.training.config import RunConfig
 from jaxformer.training.console import Display, duration, number
 from jaxformer.training.flops import PEAK_FLOPS
 from jaxformer.training.run import Run, Splits, check_spread, prepare
-from jaxformer.training.state import frozen_of
 
 
 @dataclass(frozen=True)
@@ -95,14 +94,14 @@ def shape_run(config: RunConfig, devices: Sequence[jax.Device]) -> Run:
 
 def step_cost(run: Run) -> StepCost:
     """Compiles the training step for the devices of the run and reads what it costs on one of them."""
-    lowered = run.device_step.lower(run.abstract, run.batch_shapes)
+    lowered = run.lowered()
     start = time.perf_counter()
     compiled = lowered.compile()
     seconds = time.perf_counter() - start
     memory, text = compiled.memory_analysis(), compiled.as_text()
     assert memory is not None and text is not None, "XLA:TPU says both"
     program = parse_program(text)
-    parameters = _bytes_on_one((run.abstract.params, frozen_of(run.abstract)))
+    parameters = _bytes_on_one((run.abstract.params, run.abstract_frozen))
     used = [run.abstract.opt_state, run.abstract.ema]
     return StepCost(
         parameters=parameters,

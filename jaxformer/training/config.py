@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -18,7 +18,6 @@ from jaxformer.schema import Schema, UserError
 from jaxformer.tasks import TASKS, CausalLMConfig, PolicyConfig, TaskConfig, check_fit, task_config
 from jaxformer.tokenizers import TokenizerConfig
 from jaxformer.training.optimizer import OptimizerConfig, ScheduleConfig
-from jaxformer.training.pretrained import CONFIG_FILE, check_run, hub_model_keys, is_run
 
 
 class TrainingConfig(Schema):
@@ -111,10 +110,6 @@ class RunConfig(Schema):
         model, task = (keys.get(section, {}) for section in ("model", "task"))
         if not isinstance(model, dict) or not isinstance(task, dict):
             return keys
-        keys, model = _from_pretrained(keys, model)
-        if "teacher" in task and keys.get("tokenizer") is None:
-            # A student reads what its teacher reads.
-            keys = {**keys, "tokenizer": tokenizer_of(str(task["teacher"]), "task.teacher")}
         model = model_config(model)
         return {**keys, "model": model, "task": task_config(task, model)}
 
@@ -130,13 +125,13 @@ class RunConfig(Schema):
             raise ValueError(
                 f"training.sequence_length is {t.sequence_length}, expected at most model.max_length {model.max_length}"
             )
-        if getattr(self.task, "loss", None) == "kto" and (t.accumulate > 1 or self.parallel.strategy == "pmap"):
+        if self.task.needs_whole_batch and (t.accumulate > 1 or self.parallel.strategy == "pmap"):
             raise ValueError(
                 "task.loss kto compares with a mean over the whole batch, expected training.accumulate 1 and "
                 "parallel.strategy jit"
             )
-        if isinstance(self.task, PolicyConfig):
-            self._check_policy(self.task)
+        if self.task.generates:
+            self._check_policy(cast(PolicyConfig, self.task))
         if self.lora is not None and model.pretrained is None:
             raise ValueError("lora is given without model.pretrained, expected a model to freeze; give both")
         if self.lora is not None and (self.optimizer.freeze or self.optimizer.layer_decay != 1):
@@ -164,58 +159,17 @@ class RunConfig(Schema):
             )
 
 
-def _from_pretrained(keys: dict[str, Any], model: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The keys with the tokenizer, and the model's with the sizes, of what ``model.pretrained`` names."""
-    if model.get("pretrained") is None:
-        return keys, model
-    source = str(model["pretrained"])
-    folder = Path(source).expanduser()
-    if is_run(source):
-        check_run(folder)
-        earlier = read_yaml(folder / CONFIG_FILE)["model"]
-        # The tokenizer may grow by the special tokens of another objective, and the vocabulary with it.
-        earlier.pop("vocab_size")
-    else:
-        earlier = hub_model_keys(source)
-    if model.get("type", earlier["type"]) != earlier["type"]:
-        raise ValueError(
-            f"model.type is {model['type']!r} and model.pretrained a {earlier['type']!r}, expected the same; leave out "
-            "model.type"
-        )
-    earlier.pop("pretrained", None)
-    return {**keys, "tokenizer": keys.get("tokenizer") or tokenizer_of(source)}, {**earlier, **model}
-
-
-def tokenizer_of(source: str, what: str = "model.pretrained") -> dict[str, str]:
-    """The keys of the tokenizer of a model, which ``what`` names.
-
-    Raises:
-        UserError: if it is a folder that no run was trained in.
-    """
-    if not is_run(source):
-        return {"type": "pretrained", "path": source}
-    folder = Path(source).expanduser()
-    check_run(folder, what)
-    return {"type": "pretrained", "path": str(folder)}
-
-
-def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> RunConfig:
-    """Reads a YAML file and lays ``key.path=value`` overrides over it.
-
-    Raises:
-        UserError: one line that names the file (or the command line), the key, what was got and what was expected.
-    """
-    keys = {} if path is None else read_yaml(Path(path))
-    if path is not None:
-        keys.setdefault("output_dir", f"runs/{Path(path).stem}")
-    overridden = set()
-    for override in overrides:
-        overridden.add(_apply_override(keys, override))
-    return parse_config(keys, str(path) if path is not None else "the defaults", overridden)
-
-
 def parse_config(keys: Mapping[str, Any], origin: str, overridden: Iterable[str] = ()) -> RunConfig:
-    """The validated configuration; ``origin`` and ``overridden`` say in an error where a key came from."""
+    """The validated configuration, a function of the keys alone: no file is read.
+
+    Args:
+        keys: sections of keys, ``model.pretrained`` already resolved (``training.sources.resolve``).
+        origin: where the keys come from, for error messages.
+        overridden: paths of keys that come from the command line.
+
+    Raises:
+        UserError: one line that names the origin, the key, what was got and what was expected.
+    """
     try:
         return RunConfig.model_validate(dict(keys))
     except ValidationError as error:
@@ -252,7 +206,12 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _apply_override(keys: dict[str, Any], override: str) -> str:
+def apply_override(keys: dict[str, Any], override: str) -> str:
+    """Sets the key of a ``key.path=value`` override and returns its path.
+
+    Raises:
+        UserError: if it has no value, or names a section within a value.
+    """
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise UserError(f"override {override!r} has no value, expected key.path=value, for instance training.steps=100")

@@ -16,14 +16,13 @@ from jaxformer.schema import UserError
 from jaxformer.tasks import Report
 from jaxformer.tasks.base import TaskSchema
 from jaxformer.tasks.picture import confusion_picture
-from jaxformer.tasks.policy import Policy, PolicyConfig
 from jaxformer.training.checkpoint import Checkpoints
-from jaxformer.training.pretrained import CHECKPOINTS
 from jaxformer.training.reference import fill_reference
 from jaxformer.training.rollout import PolicyEvaluator, Rollouts
 from jaxformer.training.run import Run
+from jaxformer.training.sources import CHECKPOINTS
 from jaxformer.training.start import start_frozen
-from jaxformer.training.state import TrainState, with_frozen
+from jaxformer.training.state import TrainState
 from jaxformer.training.step import make_eval_step
 
 PREDICTIONS, CONFUSION = "predictions.jsonl", "confusion_matrix.png"
@@ -32,8 +31,8 @@ PREDICTIONS, CONFUSION = "predictions.jsonl", "confusion_matrix.png"
 class Evaluator:
     """Evaluates states of one run on its validation data; whatever the strategy of training, jitted over a mesh."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, frozen: Any) -> None:
+        self.run, self._frozen = run, frozen
         self._step = self._jit(make_eval_step(run.model, run.task))
 
     def _jit(self, function: Any) -> Any:
@@ -42,7 +41,7 @@ class Evaluator:
 
     @cached_property
     def _predict(self) -> Any:
-        task: Any = self.run.task
+        task = self.run.task
         return self._jit(lambda params, batch: task.predict(self.run.model, params, batch))
 
     def _batches(self) -> Any:
@@ -54,7 +53,7 @@ class Evaluator:
 
     def losses(self, state: TrainState) -> tuple[dict[str, float], float]:
         """Means over the validation set, ``loss`` among them, and the weight they were divided by."""
-        params = self.run.evaluated(state)
+        params = self.run.assembled(state.evaluation_params, self._frozen)
         sums: dict[str, float] = {}
         weight = 0.0
         for batch in self._batches():
@@ -66,9 +65,8 @@ class Evaluator:
 
     def report(self, state: TrainState) -> Report | None:
         """What the objective says of its predictions; None for objectives that only have a loss."""
-        params = self.run.evaluated(state)
-        task: Any = self.run.task
-        if not hasattr(task, "report"):
+        params = self.run.assembled(state.evaluation_params, self._frozen)
+        if not self.run.task.reports:
             return None
         parts: dict[str, list[np.ndarray]] = {}
         for batch in self._batches():
@@ -77,7 +75,7 @@ class Evaluator:
         rows = self.run.validation_rows
         assert rows is not None
         outputs = {name: np.concatenate(arrays)[: rows.num_rows] for name, arrays in parts.items()}
-        return task.report(self.run.splits.validation, outputs)
+        return self.run.task.report(self.run.splits.validation if rows.records is None else rows.records, outputs)
 
 
 def evaluate_checkpoint(run: Run) -> tuple[int, dict[str, float], float, Report | None]:
@@ -94,29 +92,28 @@ def evaluate_checkpoint(run: Run) -> tuple[int, dict[str, float], float, Report 
         raise UserError(f"{run.folder} has no checkpoints, expected a trained run; train it first, without --evaluate")
     checkpoints = Checkpoints(run.folder / CHECKPOINTS)
     try:
-        restored = checkpoints.restore(run.saved)
+        restored = checkpoints.restore(run.abstract)
     finally:
         checkpoints.close()
     assert restored is not None, "restore returns nothing only where there is no folder"
     step, state = restored
-    if run.adapter is not None:
-        state = with_frozen(state, start_frozen(run))
     fill_reference(run)
-    evaluator = make_evaluator(run)
+    evaluator = make_evaluator(run, start_frozen(run))
     values, weight = evaluator.losses(state)
     return step, values, weight, evaluator.report(state)
 
 
-def make_evaluator(run: Run, rollouts: Rollouts | None = None) -> Evaluator | PolicyEvaluator:
+def make_evaluator(run: Run, frozen: Any, rollouts: Rollouts | None = None) -> Evaluator | PolicyEvaluator:
     """What evaluates a run; where the model learns from what it writes, that is what it writes to unseen prompts.
 
     Args:
         run: prepared.
+        frozen: parameters that are not trained.
         rollouts: what such a run writes with, if it is at hand.
     """
-    if not isinstance(run.task, Policy):
-        return Evaluator(run)
-    return PolicyEvaluator(run, Rollouts(run) if rollouts is None else rollouts)
+    if not run.config.task.generates:
+        return Evaluator(run, frozen)
+    return PolicyEvaluator(run, Rollouts(run, frozen) if rollouts is None else rollouts)
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
@@ -136,12 +133,12 @@ def write_report(report: Report, folder: Path) -> list[Path]:
 def headline(values: dict[str, float], weight: float, task: TaskSchema) -> str:
     """The loss and what it is a mean over; where the model writes there is none, and the report says how good it is."""
     over = f"over {amount(weight, task)}"
-    return over if isinstance(task, PolicyConfig) else f"loss {values['loss']:.4f} {over}"
+    return over if task.generates else f"loss {values['loss']:.4f} {over}"
 
 
 def amount(weight: float, task: TaskSchema) -> str:
     """What a loss is a mean over, in words: class weights make it another number than that of the examples."""
-    return f"{weight:,.0f} {task.unit}{' by class weight' if getattr(task, 'class_weights', None) else ''}"
+    return f"{weight:,.0f} {task.unit}{task.weighting}"
 
 
 def in_words(report: Report) -> str:

@@ -15,15 +15,7 @@ from jaxformer.models.value import without_value
 from jaxformer.schema import UserError
 from jaxformer.tokenizers import PreTrainedTokenizer, Role, find_special, save_tokenizer
 from jaxformer.training.config import RunConfig
-from jaxformer.training.pretrained import read_params, read_trained
-from jaxformer.training.stored import open_run
-
-# A classifier's problem, as transformers calls it: it says how its pipeline makes scores of logits.
-PROBLEM_TYPES = {
-    "single_label": "single_label_classification",
-    "multi_label": "multi_label_classification",
-    "regression": "regression",
-}
+from jaxformer.training.pretrained import open_run, read_params, read_trained
 
 
 class Trained(NamedTuple):
@@ -38,7 +30,7 @@ class Trained(NamedTuple):
     @property
     def problem_type(self) -> str | None:
         """Of a classifier what transformers calls its problem, else None."""
-        return PROBLEM_TYPES.get(getattr(self.config.task, "problem", ""))
+        return self.config.task.problem_type
 
 
 def load_run(folder: str | Path) -> Trained:

@@ -13,8 +13,8 @@ from jaxformer.parallel import hosts
 from jaxformer.schema import UserError
 from jaxformer.tokenizers import save_tokenizer
 from jaxformer.training.config import dump_config, parse_config, read_yaml
-from jaxformer.training.pretrained import CHECKPOINTS, CONFIG_FILE
 from jaxformer.training.run import Run
+from jaxformer.training.sources import CHECKPOINTS, CONFIG_FILE
 
 DATA_FILE = "data.json"
 LEFT_OUT_FILE = "left_out.jsonl"
@@ -97,15 +97,12 @@ def _take_folder(run: Run, stack: contextlib.ExitStack) -> bytes:
     save_tokenizer(run.tokenizer, folder)
     _write(folder / CONFIG_FILE, dump_config(run.config))
     _write(folder / DATA_FILE, json.dumps(run.facts, indent=1) + "\n")
-    if left_out := [*_left_out(run.train_batches.rows), *_left_out(run.validation_rows)]:
+    if left_out := [
+        bad for rows in (run.train_batches.rows, run.validation_rows) if rows is not None for bad in rows.left_out
+    ]:
         lines = (json.dumps({"where": where, "reason": reason}, ensure_ascii=False) for where, reason in left_out)
         _write(folder / LEFT_OUT_FILE, "".join(line + "\n" for line in lines))
     return b""
-
-
-def _left_out(rows: Any) -> list[tuple[str, str]]:
-    """The records that a split's rows could not use, where the objective says so."""
-    return getattr(rows, "left_out", [])
 
 
 def check_resumable(run: Run) -> None:
@@ -117,19 +114,15 @@ def check_resumable(run: Run) -> None:
     folder = run.folder
     if not (folder / CONFIG_FILE).exists():
         raise UserError(f"{folder} has checkpoints and no {CONFIG_FILE}, expected both; choose another output_dir")
-    keys = read_yaml(folder / CONFIG_FILE)
-    # Where it started from was needed only then, and may be gone; but a frozen part is still there alone.
-    source = keys["model"].pop("pretrained", None)
-    lora = keys.pop("lora", None)
-    before = flatten({**parse_config(keys, str(folder / CONFIG_FILE)).model_dump(mode="json"), "lora": lora})
-    after = flatten(run.config.model_dump(mode="json"))
+    saved = parse_config(read_yaml(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
+    before, after = (flatten(config.model_dump(mode="json")) for config in (saved, run.config))
+    # The base model of LoRA factors is read again; any other earlier model was needed only once and may be gone.
+    free = FREE_KEYS if saved.lora is None else tuple(key for key in FREE_KEYS if key != "model.pretrained")
     changed = [
         f"{key} {before.get(key)!r} -> {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not key.startswith(FREE_KEYS)
+        if before.get(key) != after.get(key) and not key.startswith(free)
     ]
-    if lora is not None and source != run.config.model.pretrained:
-        changed.append(f"model.pretrained {source!r} -> {run.config.model.pretrained!r}")
     facts = json.loads((folder / DATA_FILE).read_text(encoding="utf-8")) if (folder / DATA_FILE).exists() else {}
     now = run.facts
     changed += [f"{key} (its content)" for key in now if key in facts and facts[key] != now[key]]

@@ -19,7 +19,7 @@ from jaxformer.models import Decoder
 from jaxformer.parallel.hosts import is_first
 from jaxformer.parallel.mesh import replicated
 from jaxformer.schema import UserError
-from jaxformer.tasks import Policy, Report
+from jaxformer.tasks import Report
 from jaxformer.tokenizers import decode, encode, find_special
 from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.console import Display, number
@@ -27,13 +27,12 @@ from jaxformer.training.evaluation import headline, in_words, make_evaluator, wr
 from jaxformer.training.flops import peak_flops
 from jaxformer.training.folder import open_folder
 from jaxformer.training.metrics import MetricsLog
-from jaxformer.training.pretrained import CHECKPOINTS
 from jaxformer.training.profile import Profile
 from jaxformer.training.reference import fill_reference
 from jaxformer.training.rollout import PolicyStep, Rollouts
 from jaxformer.training.run import Run
+from jaxformer.training.sources import CHECKPOINTS
 from jaxformer.training.start import start_frozen, start_state
-from jaxformer.training.state import with_frozen
 from jaxformer.training.step import StepMetrics
 
 
@@ -144,20 +143,19 @@ class Trainer:
         c = run.config
         self.run, self.display, self.stop = run, display, stop
         self.checkpoints = Checkpoints(run.folder / CHECKPOINTS, c.training.keep_last, c.training.keep_best)
-        restored = self.checkpoints.restore(run.saved)
+        restored = self.checkpoints.restore(run.abstract)
         if restored is None:
-            self.step, self.state = 0, start_state(run, display)
-            fill_reference(run, display, self.state)
+            self.step, (self.state, self.frozen) = 0, start_state(run, display)
+            fill_reference(run, display, run.assembled(self.state.params, self.frozen))
         else:
             self.step, self.state = restored
-            if run.adapter is not None:
-                self.state = with_frozen(self.state, start_frozen(run, display))
+            self.frozen = start_frozen(run, display)
             fill_reference(run, display)
             display.say(f"resuming at step {self.step} of {c.training.steps}")
         self.log = MetricsLog(run.folder, c.logging, self.step, c.model_dump(mode="json"))
-        rollouts = Rollouts(run) if isinstance(run.task, Policy) else None
+        rollouts = Rollouts(run, self.frozen) if c.task.generates else None
         self.device_step: Any = run.device_step if rollouts is None else PolicyStep(run, rollouts)
-        self.evaluator = make_evaluator(run, rollouts)
+        self.evaluator = make_evaluator(run, self.frozen, rollouts)
         # The report of the last evaluation and the step it was made at.
         self.report: tuple[int, Report | None] = (-1, None)
         self.clock = Clock()
@@ -175,7 +173,7 @@ class Trainer:
                 batch = step.put(next(batches))
                 self.clock.waiting += time.perf_counter() - before
                 self.profile.before(self.step + 1)
-                self.state, metrics, request = step(self.state, batch, self.stop.request)
+                self.state, metrics, request = step(self.state, batch, self.stop.request, self.frozen)
                 self.stop.agree(request)
                 self.step += 1
                 if self.profile.after(self.step, metrics):
@@ -219,7 +217,7 @@ class Trainer:
         weight = float(metrics.weight) or 1.0
         clock.lap()
         values = {name: float(total) / weight for name, total in metrics.sums.items()}
-        values |= getattr(self.device_step, "facts", {})
+        values |= self.device_step.facts
         in_a_row, skipped = int(metrics.skipped_in_a_row), int(metrics.skipped)
         if in_a_row >= c.training.max_nonfinite:
             raise UserError(
@@ -245,7 +243,7 @@ class Trainer:
     def speeds(self, seconds: float) -> dict[str, float]:
         """What a step of so many seconds amounts to."""
         c, mesh = self.run.config, self.run.mesh
-        if isinstance(self.run.task, Policy):
+        if c.task.generates:
             return {"responses_per_second": c.training.batch_size / seconds}
         speeds = {
             "tokens_per_second": c.training.batch_size * c.sequence_length / seconds,
@@ -282,8 +280,7 @@ class Trainer:
     def save(self, loss: float | None) -> None:
         """Starts a checkpoint of this step."""
         with self.clock.paused():
-            # What is frozen lies where the run began.
-            self.checkpoints.save(self.step, self.state.saved, loss)
+            self.checkpoints.save(self.step, self.state, loss)
 
     def sample(self) -> str | None:
         """Text from the trained model, as ``sample.*`` asks; only a decoder goes on with a text."""
@@ -308,7 +305,7 @@ class Trainer:
 
         # On every device, so that every process can read it.
         jitted = jax.jit(draw, out_shardings=replicated(self.run.mesh))
-        tokens = jitted(self.run.merged(self.state), np.array([prompt], np.int32))
+        tokens = jitted(self.run.merged(self.state.evaluation_params, self.frozen), np.array([prompt], np.int32))
         return decode(tokenizer, prompt + np.asarray(tokens)[0].tolist())
 
     def close(self) -> None:

@@ -11,8 +11,8 @@ from jaxformer.parallel.hosts import tpu_chips
 from jaxformer.parallel.mesh import batch_devices
 from jaxformer.training.console import duration, number
 from jaxformer.training.flops import peak_flops
-from jaxformer.training.pretrained import CHECKPOINTS
 from jaxformer.training.run import Run, size_of
+from jaxformer.training.sources import CHECKPOINTS
 
 # A training step reaches about this share of a device's matrix-product peak; used only to guess a time.
 TYPICAL_USE = 0.4
@@ -47,7 +47,7 @@ def matmul_flops(devices: int) -> float:
 
 def step_memory(run: Run) -> tuple[int, int]:
     """Bytes a device needs for state and batch, and for everything else during a step, from the compiled step."""
-    compiled = run.device_step.lower(run.abstract, run.batch_shapes).compile()
+    compiled = run.lowered().compile()
     analysis = compiled.memory_analysis()
     assert analysis is not None, "every backend JAX compiles for analyses its memory"
     return analysis.argument_size_in_bytes, analysis.temp_size_in_bytes

@@ -16,12 +16,11 @@ from jaxformer.parallel.mesh import RULES, replicated
 from jaxformer.training.console import Display
 from jaxformer.training.run import Run
 from jaxformer.training.start import start_state
-from jaxformer.training.state import TrainState
 
 FILE = "reference.npz"
 
 
-def fill_reference(run: Run, display: Display | None = None, start: TrainState | None = None) -> None:
+def fill_reference(run: Run, display: Display | None = None, params: Any = None) -> None:
     """Fills the column of the data that an objective compares its model with; nothing where it compares with none.
 
     A resumed run reads what it had written, so that it needs the model it started from no more.
@@ -29,10 +28,9 @@ def fill_reference(run: Run, display: Display | None = None, start: TrainState |
     Args:
         run: prepared.
         display: says how many rows are computed.
-        start: the state the run begins with, if it is at hand.
+        params: of the model that the run begins with, if they are at hand.
     """
-    task: Any = run.task
-    column = getattr(task, "reference_column", None)
+    task, column = run.task, run.task.reference_column
     if column is None:
         return
     splits: dict[str, Any] = {"train": run.train_batches.rows, "validation": run.validation_rows}
@@ -43,7 +41,9 @@ def fill_reference(run: Run, display: Display | None = None, start: TrainState |
         if display is not None:
             count = sum(rows.num_rows for rows in splits.values())
             display.say(f"log-probabilities of the model that the run starts from: {count:,} examples")
-        params = run.evaluated(start_state(run) if start is None else start)
+        if params is None:
+            state, frozen = start_state(run)
+            params = run.assembled(state.params, frozen)
         compute = jax.jit(
             on_mesh(lambda params, batch: task.reference(run.model, params, batch), run.mesh, RULES),
             out_shardings=replicated(run.mesh),

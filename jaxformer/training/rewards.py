@@ -279,8 +279,8 @@ def _load_function(file: Path, name: str) -> Callable[..., Any]:
 
 def _open_model(source: str) -> tuple[SequenceClassifier, Any, PreTrainedTokenizer]:
     """A classifier with one class, its parameters and the tokenizer that it was trained with."""
-    from jaxformer.training.pretrained import check_run, is_run, read_params
-    from jaxformer.training.stored import open_run
+    from jaxformer.training.pretrained import open_run, read_params
+    from jaxformer.training.sources import check_run, is_run
 
     if not is_run(source):
         return _open_hub(source)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from jaxformer.training.adapter import WHOLE
 from jaxformer.training.rewards import Sample, open_reward
 from jaxformer.training.run import Run
 from jaxformer.training.start import start_trained
-from jaxformer.training.state import TrainState, frozen_of
+from jaxformer.training.state import TrainState
 
 # Numbers that keep the draws of training and evaluation apart.
 _TRAINING, _EVALUATION = 11, 12
@@ -61,17 +61,10 @@ def _sizes(samples: Sequence[Sample]) -> dict[str, float]:
 class Reference:
     """The model that the run starts from; with factors it is what they are beside, and no second copy."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, frozen: Any) -> None:
         """Reads it once more: a resumed run has another model in its state."""
-        self._adapter = run.adapter
         trained = start_trained(run)
-        self._kept = trained if run.adapter is None else trained[WHOLE]
-
-    def params(self, state: TrainState) -> Any:
-        """Whole."""
-        if self._adapter is None:
-            return self._kept
-        return self._adapter.joined(frozen_of(state), {WHOLE: self._kept})
+        self.params = trained if run.adapter is None else run.adapter.joined(frozen, {WHOLE: trained[WHOLE]})
 
 
 class Rollouts:
@@ -80,7 +73,7 @@ class Rollouts:
     What is drawn for a prompt is a function of the seed, the step and the response's number.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, frozen: Any) -> None:
         """Opens the reward and the reference.
 
         Raises:
@@ -88,16 +81,15 @@ class Rollouts:
                 processes.
         """
         c = run.config
-        assert isinstance(run.task, Policy)
         if jax.process_count() > 1:
             raise UserError(
                 f"task.type {c.task.type} with {jax.process_count()} processes, expected one: its responses are "
                 "written and scored by one process, on all of its devices"
             )
-        self.run, self.task, self.reference = run, run.task, Reference(run)
-        self.score = open_reward(run.task.config.reward, run.tokenizer, c.sequence_length)
-        options: dict[str, Any] = {"do_sample": True, "temperature": run.task.config.temperature}
-        chosen = parse_options({**options, "eos_token_id": (run.task.end_id,)})
+        self.run, self.task, self.frozen, self.reference = run, cast(Policy, run.task), frozen, Reference(run, frozen)
+        self.score = open_reward(self.task.config.reward, run.tokenizer, c.sequence_length)
+        options: dict[str, Any] = {"do_sample": True, "temperature": self.task.config.temperature}
+        chosen = parse_options({**options, "eos_token_id": (self.task.end_id,)})
         self._rules, self._numbers = compile_options(chosen, c.model)
 
     @cached_property
@@ -147,7 +139,6 @@ class Rollouts:
     def written(
         self,
         params: Any,
-        state: TrainState,
         prompts: Batch,
         records: Sequence[Mapping[str, Any]],
         key: Sequence[int],
@@ -157,7 +148,6 @@ class Rollouts:
 
         Args:
             params: of the policy, whole.
-            state: of the run, for the reference.
             prompts: rows of the task, ``input_ids``, ``attention_mask`` and the numbers of their records.
             records: of the split.
             key: numbers that all draws depend on.
@@ -183,7 +173,7 @@ class Rollouts:
         shaped -= c.missing_eos_penalty * np.array([not response.ended for response in responses], np.float32)
         batch = {**self.task.batch(responses), "scores": shaped}
         placed = put_batch(batch, len(responses), self.run.mesh)
-        batch["reference_log_probs"] = np.asarray(self.log_probs(self.reference.params(state), placed))
+        batch["reference_log_probs"] = np.asarray(self.log_probs(self.reference.params, placed))
         return Written(batch, samples, scores)
 
     def _sample(self, response: Response, record: Mapping[str, Any]) -> Sample:
@@ -209,15 +199,17 @@ class PolicyStep:
         """The prompts stay where they are."""
         return batch
 
-    def __call__(self, state: TrainState, batch: Batch, request: int = 0) -> tuple[TrainState, Any, Any]:
+    def __call__(
+        self, state: TrainState, batch: Batch, request: int = 0, frozen: Any = None
+    ) -> tuple[TrainState, Any, Any]:
         """New state, metrics, and ``request`` as it came; arguments as ``DeviceStep``'s."""
         key = (_TRAINING, self.run.config.seed, int(state.step))
         task = self.rollouts.task
-        records = task.kept[id(self.run.splits.train)]
+        records = self.run.train_batches.rows.records or ()
         copies = task.config.responses_per_prompt
-        written = self.rollouts.written(self.run.playing(state), state, batch, records, key, copies)
+        written = self.rollouts.written(self.run.merged(state.params, frozen), batch, records, key, copies)
         self.facts = written.facts
-        return self.program(state, self.program.put(written.batch), request)
+        return self.program(state, self.program.put(written.batch), request, frozen)
 
 
 class PolicyEvaluator:
@@ -241,14 +233,14 @@ class PolicyEvaluator:
 
     def _report(self, state: TrainState) -> Report:
         run, task = self.run, self.rollouts.task
-        params = run.merged(state)
-        c, rows, records = run.config, run.validation_rows, task.kept[id(run.splits.validation)]
-        assert rows is not None
+        params = run.merged(state.evaluation_params, self.rollouts.frozen)
+        c, rows = run.config, run.validation_rows
+        assert rows is not None and rows.records is not None
         size = c.training.eval_batch_size or c.training.batch_size
         samples: list[Sample] = []
         predictions: list[dict[str, Any]] = []
         for number, batch in enumerate(evaluation_batches(rows, size, c.seed, task.features)):
-            written = self.rollouts.written(params, state, batch, records, (_EVALUATION, c.seed, number))
+            written = self.rollouts.written(params, batch, rows.records, (_EVALUATION, c.seed, number))
             placed = put_batch(written.batch, size, run.mesh)
             now = np.asarray(self.rollouts.log_probs(params, placed))
             gaps = (now - written.batch["reference_log_probs"]).sum(axis=1, where=written.batch["labels"] != F.IGNORE)

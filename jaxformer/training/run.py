@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -23,7 +23,7 @@ from jaxformer.parallel.batch import local_rows
 from jaxformer.parallel.mesh import check_batch, check_length, make_mesh
 from jaxformer.parallel.strategy import AXIS_NAME, DeviceStep
 from jaxformer.schema import UserError
-from jaxformer.tasks import Bound, Distillation, DistillationConfig, Task, build_task
+from jaxformer.tasks import Bound, Task, build_task
 from jaxformer.tasks.dialogue import choose_template
 from jaxformer.tasks.metrics import check_installed
 from jaxformer.tasks.policy import Policy
@@ -42,8 +42,8 @@ from jaxformer.training.config import RunConfig, dump_config
 from jaxformer.training.console import Display
 from jaxformer.training.flops import flops_per_step
 from jaxformer.training.optimizer import build_optimizer, build_schedule
-from jaxformer.training.pretrained import CHECKPOINTS, TOKENIZER_FILE
-from jaxformer.training.state import TrainState, abstract_params, abstract_state, count_parameters, frozen_of
+from jaxformer.training.sources import CHECKPOINTS, TOKENIZER_FILE
+from jaxformer.training.state import TrainState, abstract_frozen, abstract_params, abstract_state, count_parameters
 from jaxformer.training.step import TrainStep, make_policy_step, make_train_step
 from jaxformer.training.teacher import Taught, Teacher, open_teacher
 
@@ -97,10 +97,10 @@ class Run:
     def teacher(self) -> Teacher | None:
         """The model that the run learns from, where it learns from one."""
         c = self.config
-        if not isinstance(c.task, DistillationConfig):
+        if c.task.teacher_source is None:
             return None
-        teacher = open_teacher(c.task.teacher, c.model)
-        teacher.check(c.model, self.tokenizer, max(c.sequence_length, getattr(c.task.of, "target_length", None) or 0))
+        teacher = open_teacher(c.task.teacher_source, c.model)
+        teacher.check(c.model, self.tokenizer, max(c.sequence_length, c.task.longest_target))
         return teacher
 
     @cached_property
@@ -130,7 +130,7 @@ class Run:
     @cached_property
     def optimizer(self) -> optax.GradientTransformation:
         """The optimizer; all updates of a step have the same learning rate."""
-        schedule, updates = self.schedule, getattr(self.config.task, "updates", 1)
+        schedule, updates = self.schedule, self.config.task.updates
         return build_optimizer(self.config.optimizer, schedule if updates == 1 else lambda n: schedule(n // updates))
 
     @cached_property
@@ -138,7 +138,7 @@ class Run:
         """What divides the parameters into frozen and trained, where the run trains factors or has a teacher."""
         lora, student = self.config.lora, abstract_params(self.model)
         adapter = None if lora is None else Adapter(lora, student)
-        if not isinstance(self.task, Distillation):
+        if self.task.teacher is None:
             return adapter
         return Taught(abstract_params(self.task.teacher), student, adapter)
 
@@ -146,17 +146,12 @@ class Run:
     def abstract(self) -> TrainState:
         """The state's shapes and shardings."""
         ema = self.config.training.ema_decay is not None
-        return abstract_state(self.model, self.optimizer, ema, self.mesh, self.adapter, self.carried)
+        return abstract_state(self.model, self.optimizer, ema, self.mesh, self.adapter, self.task.carried)
 
-    @property
-    def carried(self) -> Any:
-        """What the objective hands on from step to step, as it begins; None for most."""
-        return getattr(self.task, "carried", None)
-
-    @property
-    def saved(self) -> TrainState:
-        """Of the state what a checkpoint holds."""
-        return self.abstract.saved
+    @cached_property
+    def abstract_frozen(self) -> Any:
+        """Shapes and shardings of what is not trained, None where everything is."""
+        return abstract_frozen(self.adapter, self.mesh)
 
     @property
     def parameters(self) -> Any:
@@ -169,21 +164,13 @@ class Run:
         whole = f"{count_parameters(self.parameters):,} parameters"
         return whole if self.config.lora is None else f"{whole} and {count_parameters(self.abstract.params):,} trained"
 
-    def evaluated(self, state: TrainState) -> Any:
-        """The model's parameters as they are evaluated and sampled from."""
-        params = state.evaluation_params
-        return params if self.adapter is None else self.adapter.assemble(frozen_of(state), params)
+    def assembled(self, trained: Any, frozen: Any) -> Any:
+        """What the objective's loss takes as parameters: LoRA factors beside their kernels, a teacher."""
+        return trained if self.adapter is None else self.adapter.assemble(frozen, trained)
 
-    def merged(self, state: TrainState) -> Any:
-        """The same as arrays alone, factors added in, as decoding lays them out."""
-        return self._merged(state, state.evaluation_params)
-
-    def playing(self, state: TrainState) -> Any:
-        """The parameters as they are trained, with no average of them, as arrays alone."""
-        return self._merged(state, state.params)
-
-    def _merged(self, state: TrainState, params: Any) -> Any:
-        return params if self.adapter is None else self._merge(frozen_of(state), params)
+    def merged(self, trained: Any, frozen: Any) -> Any:
+        """The model's parameters as plain arrays, LoRA factors added in, as decoding takes them."""
+        return trained if self.adapter is None else self._merge(frozen, trained)
 
     @cached_property
     def _merge(self) -> Callable[[Any, Any], Any]:
@@ -210,8 +197,8 @@ class Run:
         """The update on the devices of the run."""
         c = self.config
         step = self.train_step
-        if isinstance(self.task, Policy):
-            step = make_policy_step(self.model, self.task, step, seed=c.seed, adapter=self.adapter)
+        if c.task.generates:
+            step = make_policy_step(self.model, cast(Policy, self.task), step, seed=c.seed, adapter=self.adapter)
         return DeviceStep(step, self.abstract, self.mesh, c.parallel.strategy, c.training.batch_size)
 
     @cached_property
@@ -219,8 +206,8 @@ class Run:
         """Batch by step; the rows that this process reads. Where the model writes, its prompts."""
         c = self.config
         rows = self.task.rows(self.splits.train)
-        if isinstance(self.task, Policy):
-            prompts = c.training.batch_size // self.task.config.responses_per_prompt
+        if c.task.generates:
+            prompts = c.training.batch_size // c.task.responses_per_prompt
             return TrainBatches(rows, prompts, c.seed, self.task.features)
         keep = local_rows(c.training.batch_size, self.mesh)
         return TrainBatches(rows, c.training.batch_size, c.seed, self.task.features, keep)
@@ -229,8 +216,8 @@ class Run:
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The arrays of a global batch, by name; where batches differ in length, those of the first."""
         size = self.config.training.batch_size
-        if isinstance(self.task, Policy):
-            return self.task.shapes(size)
+        if (shapes := self.task.shapes(size)) is not None:
+            return shapes
         first = self.train_batches[0]
         return {name: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype) for name, array in first.items()}
 
@@ -244,6 +231,10 @@ class Run:
             assert isinstance(self.adapter, Taught)
             flops += flops_per_step(self.teacher.config, self.adapter.boxed, shapes) / 3
         return flops
+
+    def lowered(self) -> Any:
+        """The program of a training step for the devices of the run, ready to be compiled."""
+        return self.device_step.lower(self.abstract, self.batch_shapes, self.abstract_frozen)
 
     @cached_property
     def validation_rows(self) -> Rows | None:
@@ -259,7 +250,7 @@ def check_spread(config: RunConfig, devices: tuple[jax.Device, ...] | None) -> N
         UserError: naming the nearest sizes that work.
     """
     mesh, t = make_mesh(config.parallel, devices), config.training
-    parts = getattr(config.task, "minibatches", 1)
+    parts = config.task.minibatch_count
     name = "training.batch_size" if parts == 1 else "training.batch_size / task.minibatches"
     check_batch(t.batch_size // parts, t.accumulate, mesh, name)
     check_batch(t.eval_batch_size or t.batch_size, 1, mesh, "training.eval_batch_size")
@@ -282,11 +273,9 @@ def prepare(config: RunConfig, display: Display, devices: tuple[jax.Device, ...]
     read = _read_text if config.task.reads == "text" else _read_records
     tokenizer, splits = read(config, folder, display)
     run = Run(_fit_vocabulary(config, tokenizer), folder, tokenizer, splits, devices)
-    labels = getattr(run.model, "labels", ())
-    if labels and config.task.labels is None:  # type: ignore[union-attr]
-        # Those found in the data stand in the run's config.yaml, so that the model can be read without the data.
-        task = run.config.task.model_copy(update={"labels": list(labels)})
-        run = dataclasses.replace(run, config=run.config.model_copy(update={"task": task}))
+    # Class names found in the data are kept in config.yaml, so that the model can be read without the data.
+    task = run.config.task.with_labels(run.task.labels)
+    run = dataclasses.replace(run, config=run.config.model_copy(update={"task": task}))
     _ = run.train_batches  # a text shorter than one row should be refused now
     facts = {f"the {name}": fact for name, fact in run.facts.items()}
     hosts.check_same({"the configuration": dump_config(run.config), **facts})
@@ -312,8 +301,7 @@ def _read_records(config: RunConfig, folder: Path, display: Display) -> tuple[Pr
     records = open_records(config.data)
     if records.validation is not None and config.task.scored:
         check_installed()
-    task: Any = config.task
-    texts = (text for record in records.train for text in task.texts(record))
+    texts = (text for record in records.train for text in config.task.texts(record))
     tokenizer = _tokenizer(config, records.name, texts, folder, display)
     return tokenizer, Splits(records.name, records.fingerprint, records.train, records.validation)
 
@@ -334,8 +322,8 @@ def _tokenizer(
             tokenizer = train_tokenizer(c, _counted(texts, counter))
     # An objective may need tokens that no text holds (a mask, sentinels), and a way to write dialogues.
     add_special_tokens(tokenizer, config.task.special_tokens, config.task.sentinels)
-    if getattr(config.task, "chat_template", None) is not None:
-        tokenizer.chat_template = choose_template(config.task.chat_template, tokenizer)  # type: ignore[union-attr]
+    if config.task.dialogue_template is not None:
+        tokenizer.chat_template = choose_template(config.task.dialogue_template, tokenizer)
     return tokenizer
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from rich.text import Text
 
-from jaxformer.tasks import TokenClassificationConfig
 from jaxformer.tokenizers import PreTrainedTokenizer, decode
 from jaxformer.training.run import Run
 
@@ -66,8 +65,8 @@ def passages(run: Run, row: dict[str, np.ndarray]) -> list[Passage]:
         return [_real("text", row, answer)]
     if labels is None or labels.shape != ids.shape:
         return [_real("text", row, np.zeros(len(ids), bool), _label(run, labels))]
-    if isinstance(run.config.task, TokenClassificationConfig):
-        names = getattr(run.model, "labels", ())
+    if run.config.task.labels_tokens:
+        names = run.task.labels
         return [_real("text", row, labels >= 0, " ".join(names[i] for i in labels if i >= 0))]
     return _next_tokens(row, labels)
 
@@ -85,7 +84,7 @@ def _real(title: str, row: dict[str, np.ndarray], trained: np.ndarray, note: str
 
 
 def _label(run: Run, labels: Any) -> str:
-    names = getattr(run.model, "labels", ())
+    names = run.task.labels
     if labels is None:
         return ""
     if labels.ndim:

@@ -6,26 +6,26 @@ import jax
 
 from jaxformer.functional import purpose_key
 from jaxformer.parallel.mesh import parameter_shardings
-from jaxformer.tasks import Distillation
 from jaxformer.training.console import Display
-from jaxformer.training.pretrained import Transfer, earlier_params, start_params
+from jaxformer.training.pretrained import earlier_params
 from jaxformer.training.run import Run
-from jaxformer.training.state import TrainState, abstract_params, frozen_of, init_state, state_of, with_frozen
-from jaxformer.training.teacher import STUDENT, TEACHER, Taught, read_teacher
+from jaxformer.training.state import TrainState, abstract_params, init_state, state_of
+from jaxformer.training.teacher import STUDENT, TEACHER, read_teacher
+from jaxformer.training.transfer import Transfer, start_params
 
 
-def start_state(run: Run, display: Display | None = None) -> TrainState:
-    """A new state, with the parameters of ``model.pretrained`` where there is one.
+def start_state(run: Run, display: Display | None = None) -> tuple[TrainState, Any]:
+    """A new state and what is frozen, with the parameters of ``model.pretrained`` where there is one.
 
     Args:
         run: prepared.
         display: shows what was taken over and what is new; None: nothing is shown.
     """
     if run.config.model.pretrained is None:
-        state = init_state(run.model, run.optimizer, run.config.seed, run.saved, run.carried)
-        return with_frozen(state, None if run.adapter is None else start_frozen(run, display))
+        state = init_state(run.model, run.optimizer, run.config.seed, run.abstract, run.task.carried)
+        return state, start_frozen(run, display)
     frozen, trained = _parts(run, display)
-    return with_frozen(state_of(trained, run.optimizer, run.saved, run.carried), frozen)
+    return state_of(trained, run.optimizer, run.abstract, run.task.carried), frozen
 
 
 def start_frozen(run: Run, display: Display | None = None) -> Any:
@@ -40,7 +40,7 @@ def start_frozen(run: Run, display: Display | None = None) -> Any:
 def start_trained(run: Run) -> Any:
     """The trained part alone, without what an optimizer keeps of it."""
     if run.config.model.pretrained is None:
-        return init_state(run.model, run.optimizer, run.config.seed, run.saved, run.carried).params
+        return init_state(run.model, run.optimizer, run.config.seed, run.abstract).params
     return _parts(run, None)[1]
 
 
@@ -48,7 +48,7 @@ def _parts(run: Run, display: Display | None) -> tuple[Any, Any]:
     """The frozen and the trained part, with the parameters of ``model.pretrained``."""
     source = run.config.model.pretrained
     assert source is not None
-    earlier, elsewhere = earlier_params(source, run.model, tuple(getattr(run.model, "labels", ())))
+    earlier, elsewhere = earlier_params(source, run.model, run.task.labels)
     shardings = parameter_shardings(abstract_params(run.model), run.mesh)
     kept = () if run.adapter is None else (run.adapter.kept,)
     params, done = start_params(run.model, run.config.seed, earlier, shardings, *kept)
@@ -64,10 +64,9 @@ def _parts(run: Run, display: Display | None) -> tuple[Any, Any]:
 
 def _with_teacher(run: Run, frozen: Any) -> Any:
     """The frozen part with the teacher read into it, where there is one."""
-    if not isinstance(run.adapter, Taught):
+    if run.teacher is None or run.task.teacher is None:
         return frozen
-    assert run.teacher is not None and isinstance(run.task, Distillation) and run.task.teacher is not None
-    abstract = frozen_of(run.abstract)[TEACHER]
+    abstract = run.abstract_frozen[TEACHER]
     return {**frozen, TEACHER: read_teacher(run.teacher.source, run.task.teacher, abstract)}
 
 

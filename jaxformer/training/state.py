@@ -14,13 +14,18 @@ from jaxformer.functional import purpose_key
 from jaxformer.parallel.mesh import parameter_shardings, replicated
 from jaxformer.training.adapter import Division
 
-_FIELDS = ["step", "params", "opt_state", "ema", "skipped", "skipped_in_a_row"]
 
-
-@partial(jax.tree_util.register_dataclass, data_fields=_FIELDS, meta_fields=[])
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["step", "params", "opt_state", "ema", "skipped", "skipped_in_a_row", "carried"],
+    meta_fields=[],
+)
 @dataclass(frozen=True)
 class TrainState:
-    """All that changes in training. Random draws need nothing here: they are functions of the seed and the step.
+    """All that changes in training, and all that a checkpoint holds.
+
+    Random draws need nothing here: they are functions of the seed and the step. What is frozen (the base model beside
+    LoRA factors, a teacher) does not change and is an argument of the step.
 
     Attributes:
         step: batches consumed, skipped updates included.
@@ -29,6 +34,7 @@ class TrainState:
         ema: exponential moving average of the parameters, or None.
         skipped: updates skipped because the loss or gradient was not finite.
         skipped_in_a_row: how many of them were the latest.
+        carried: what the objective hands from step to step (an adaptive KL coefficient); None for most.
     """
 
     step: Any
@@ -37,67 +43,12 @@ class TrainState:
     ema: Any
     skipped: Any
     skipped_in_a_row: Any
-
-    @property
-    def carried(self) -> Any:
-        """What the objective hands on from step to step: for most, nothing."""
-        return None
-
-    @property
-    def saved(self) -> "TrainState":
-        """What a checkpoint holds."""
-        return self
+    carried: Any = None
 
     @property
     def evaluation_params(self) -> Any:
-        """What is evaluated and sampled from, without what is frozen: the average if there is one."""
+        """The trained parameters that are evaluated and sampled from: their average if there is one."""
         return self.params if self.ema is None else self.ema
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=[*_FIELDS, "carried"], meta_fields=[])
-@dataclass(frozen=True)
-class CarryingState(TrainState):
-    """The state of a run whose objective hands something on from step to step; checkpoints of other runs lack it.
-
-    Attributes:
-        carried: what that is.
-    """
-
-    carried: Any = None
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=[*_FIELDS, "carried", "frozen"], meta_fields=[])
-@dataclass(frozen=True)
-class FrozenState(CarryingState):
-    """The state of a run that trains factors beside a frozen model (LoRA).
-
-    Attributes:
-        frozen: the parameters that are not trained; they are in no checkpoint.
-    """
-
-    frozen: Any = None
-
-    @property
-    def saved(self) -> TrainState:
-        """What a checkpoint holds."""
-        return with_carried(TrainState(*(getattr(self, name) for name in _FIELDS)), self.carried)
-
-
-def with_carried(state: TrainState, carried: Any) -> TrainState:
-    """The state of a run without frozen parameters, with what its objective hands on; as it is with None."""
-    fields = {name: getattr(state, name) for name in _FIELDS}
-    return TrainState(**fields) if carried is None else CarryingState(**fields, carried=carried)
-
-
-def with_frozen(state: TrainState, frozen: Any) -> TrainState:
-    """The state with what is frozen beside it; as it is without."""
-    fields = {name: getattr(state, name) for name in _FIELDS}
-    return state if frozen is None else FrozenState(**fields, carried=state.carried, frozen=frozen)
-
-
-def frozen_of(state: TrainState) -> Any:
-    """What is frozen, None where everything is trained."""
-    return state.frozen if isinstance(state, FrozenState) else None
 
 
 def abstract_params(model: nn.Module) -> Any:
@@ -125,15 +76,12 @@ def new_state(
 ) -> TrainState:
     """A new state from a seed, to be jitted with the shardings it shall have."""
     params = nn.unbox(model.init(purpose_key(seed, "init"), init_inputs(model))["params"])
-    frozen = None
     if adapter is not None:
-        frozen, params = adapter.begin(purpose_key(seed, "lora"), params)
+        params = adapter.begin(purpose_key(seed, "lora"), params)[1]
     zero = jnp.zeros((), jnp.int32)
     # A copy, since the state's buffers are donated and no buffer can be donated twice.
     average = jax.tree.map(jnp.copy, params) if ema else None
-    handed_on = jax.tree.map(jnp.asarray, carried)
-    state = TrainState(zero, params, optimizer.init(params), average, zero, zero)
-    return with_frozen(with_carried(state, handed_on), frozen)
+    return TrainState(zero, params, optimizer.init(params), average, zero, zero, jax.tree.map(jnp.asarray, carried))
 
 
 def abstract_state(
@@ -148,17 +96,27 @@ def abstract_state(
 
     The optimizer's statistics of a parameter are split as it is where they have its shape, else replicated.
     """
-    frozen, boxed = (None, abstract_params(model)) if adapter is None else adapter.boxed_parts()
+    boxed = abstract_params(model) if adapter is None else adapter.boxed_parts()[1]
     shardings = parameter_shardings(boxed, mesh)
-    frozen_shardings = None if frozen is None else parameter_shardings(frozen, mesh)
     shapes = jax.eval_shape(lambda seed: new_state(model, optimizer, ema, seed, adapter, carried), jnp.uint32(0))
 
     opt_shardings = _statistics_shardings(shapes.opt_state, nn.unbox(boxed), shardings, mesh)
     one = replicated(mesh)
-    handed_on = jax.tree.map(lambda _: one, carried)
-    tree = TrainState(one, shardings, opt_shardings, shardings if ema else None, one, one)
-    tree = with_frozen(with_carried(tree, handed_on), frozen_shardings)
-    return jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, tree)
+    carried = jax.tree.map(lambda _: one, carried)
+    tree = TrainState(one, shardings, opt_shardings, shardings if ema else None, one, one, carried)
+    return jax.tree.map(_placed, shapes, tree)
+
+
+def abstract_frozen(adapter: Division | None, mesh: Mesh) -> Any:
+    """The frozen part as ``ShapeDtypeStruct`` with shardings, None where everything is trained."""
+    if adapter is None:
+        return None
+    frozen = adapter.boxed_parts()[0]
+    return jax.tree.map(_placed, nn.unbox(frozen), parameter_shardings(frozen, mesh))
+
+
+def _placed(shape: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
 
 def _statistics_shardings(opt_state: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
@@ -214,5 +172,5 @@ def state_of(
     # A copy, since the state's buffers are donated and no buffer can be donated twice.
     ema = None if abstract.ema is None else jax.tree.map(jnp.copy, params)
     step, skipped, in_a_row = (jax.device_put(jnp.zeros((), jnp.int32), shardings.step) for _ in range(3))
-    handed_on = jax.tree.map(lambda leaf: jax.device_put(jnp.asarray(leaf), shardings.step), carried)
-    return with_carried(TrainState(step, params, opt_state, ema, skipped, in_a_row), handed_on)
+    carried = jax.tree.map(lambda leaf: jax.device_put(jnp.asarray(leaf), shardings.step), carried)
+    return TrainState(step, params, opt_state, ema, skipped, in_a_row, carried)

@@ -13,7 +13,7 @@ import optax
 from jaxformer.functional import purpose_key
 from jaxformer.tasks import Batch, LossSums, Policy, Task
 from jaxformer.training.adapter import Division
-from jaxformer.training.state import TrainState, frozen_of, with_carried, with_frozen
+from jaxformer.training.state import TrainState
 
 
 class StepMetrics(NamedTuple):
@@ -34,7 +34,8 @@ class StepMetrics(NamedTuple):
     skipped: jax.Array
 
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+# (state, batch, what is frozen or None) -> (state, metrics)
+TrainStep = Callable[..., tuple[TrainState, StepMetrics]]
 Assemble = Callable[[Any, jax.Array, jax.Array], Any]
 EvalStep = Callable[[Any, Batch], tuple[dict[str, jax.Array], jax.Array]]
 
@@ -118,9 +119,9 @@ def make_train_step(
         adapter: where something is frozen: the model beside its factors, a teacher.
     """
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    def step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, StepMetrics]:
         key = purpose_key(seed, "dropout", state.step)
-        assemble = None if adapter is None else partial(adapter.assemble, frozen_of(state))
+        assemble = None if adapter is None else partial(adapter.assemble, frozen)
         gradients, sums = gradients_of_sum(model, task, state.params, batch, key, accumulate, axis_name, assemble)
         if axis_name is not None:
             gradients, sums = jax.lax.psum((gradients, sums), axis_name)
@@ -144,8 +145,7 @@ def make_train_step(
         skipped = state.skipped + ~finite
         in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
         metrics = StepMetrics(sums.metrics, sums.weight, norm, in_a_row, skipped)
-        new = with_carried(TrainState(state.step + 1, params, opt_state, ema, skipped, in_a_row), state.carried)
-        return with_frozen(new, frozen_of(state)), metrics
+        return TrainState(state.step + 1, params, opt_state, ema, skipped, in_a_row, state.carried), metrics
 
     return step
 
@@ -164,10 +164,8 @@ def make_policy_step(
     """
     c = task.config
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        params, frozen = state.params, frozen_of(state)
-        if adapter is not None:
-            params = adapter.assemble(frozen, params)
+    def step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, StepMetrics]:
+        params = state.params if adapter is None else adapter.assemble(frozen, state.params)
         columns, facts, carried = task.experience(model, params, batch, state.carried)
         batch = {**batch, **columns}
         size = len(batch["scores"])
@@ -177,19 +175,19 @@ def make_policy_step(
 
         def learn(trained: TrainState, rows: jax.Array) -> tuple[TrainState, tuple[StepMetrics, dict[str, jax.Array]]]:
             part = {name: array[rows] for name, array in batch.items()}
-            trained, metrics = update(with_frozen(trained, frozen), part)
+            trained, metrics = update(trained, part, frozen)
             weight = jnp.where(metrics.weight > 0, metrics.weight, 1.0)
-            return trained.saved, (metrics, {name: total / weight for name, total in metrics.sums.items()})
+            return trained, (metrics, {name: total / weight for name, total in metrics.sums.items()})
 
-        trained, (metrics, means) = jax.lax.scan(learn, state.saved, parts)
+        trained, (metrics, means) = jax.lax.scan(learn, state, parts)
         last = jax.tree.map(lambda array: array[-1], metrics)
         values = {name: jnp.mean(array) for name, array in means.items()} | facts
         # The record divides sums by the weight; these are means already.
         sums = {name: value * size for name, value in values.items()}
         norm = jnp.mean(metrics.gradient_norm)
-        new = with_carried(dataclasses.replace(trained, step=state.step + 1), carried)
+        new = dataclasses.replace(trained, step=state.step + 1, carried=carried)
         done = last._replace(sums=sums, weight=jnp.float32(size), gradient_norm=norm)
-        return with_frozen(new, frozen), done
+        return new, done
 
     return step
 

@@ -22,7 +22,9 @@ from jaxformer.tasks import WithTeacher
 from jaxformer.tokenizers import PreTrainedTokenizer
 from jaxformer.training.adapter import Adapter
 from jaxformer.training.checkpoint import Checkpoints
-from jaxformer.training.pretrained import CHECKPOINTS, CONFIG_FILE, check_run, earlier_params, is_run, place_array
+from jaxformer.training.pretrained import earlier_params
+from jaxformer.training.sources import CHECKPOINTS, CONFIG_FILE, check_run, is_run
+from jaxformer.training.transfer import place_array
 
 TEACHER, STUDENT = "teacher", "student"
 WEIGHT_FILES = (".safetensors", ".msgpack", ".bin")
@@ -107,7 +109,7 @@ def open_teacher(source: str, student: TransformerConfig) -> Teacher:
 
 
 def _open_run(folder: Path) -> tuple[TransformerConfig, PreTrainedTokenizer, str]:
-    from jaxformer.training.stored import open_run
+    from jaxformer.training.pretrained import open_run
 
     check_run(folder, "task.teacher")
     run = open_run(folder)

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from jaxformer.parallel.mesh import ParallelConfig, make_mesh, parameter_shardings
 from jaxformer.tasks import Bound, build_task
-from jaxformer.training.config import load_config
+from jaxformer.training.sources import load_config
 from jaxformer.training.state import abstract_params
 from tests.tasks.tiny import WITH_MASK
 

@@ -8,7 +8,7 @@ import pytest
 from jaxformer.schema import UserError
 from jaxformer.tasks import Bound, DistillationConfig, WithTeacher, build_task
 from jaxformer.tasks.base import apply
-from jaxformer.training.config import parse_config
+from jaxformer.training.sources import resolve_config
 from tests.tasks.tiny import WITH_MASK, cache_of, config_of, features, on_device, random_params
 
 TEXTS = cache_of("the cat sat on a mat", "dogs", "a longer text than all the others here")
@@ -95,7 +95,7 @@ def test_rows_features_and_what_is_said_of_the_data_are_the_inner_objectives():
     assert expected.keys() == batch.keys()
     for name in batch:
         np.testing.assert_array_equal(batch[name], expected[name])
-    assert hasattr(task, "report") and not hasattr(made("causal_lm")[0], "report")
+    assert task.reports and not made("causal_lm")[0].reports
     masked = DistillationConfig(teacher="x", of={"type": "masked_lm"})
     assert masked.reads == "text" and masked.special_tokens == ("pad", "cls", "sep", "mask")
 
@@ -120,4 +120,4 @@ def test_rows_features_and_what_is_said_of_the_data_are_the_inner_objectives():
 )
 def test_configurations_that_cannot_be(task, model, message):
     with pytest.raises(UserError, match=message):
-        parse_config({"task": {"type": "distillation", **task}, "model": {"type": model}}, "x")
+        resolve_config({"task": {"type": "distillation", **task}, "model": {"type": model}}, "x")

@@ -75,7 +75,7 @@ def test_every_answer_comes_back_from_its_labels(kind, context, answer):
     tokenizer = add_special_tokens(train_tokenizer(config, [context]), ("pad", "cls", "sep"))
     task = make(length=200, tokenizer=tokenizer)
     [window] = task.windows([record(context, answer)])
-    start, end = task.labels(window, [Answer(answer, context.index(answer))])
+    start, end = task.span_labels(window, [Answer(answer, context.index(answer))])
     (first, _), (_, last) = window.offsets[start - window.begin], window.offsets[end - window.begin]
     found = context[first:last]
     # A learned token may be longer than the answer: it then comes back with what the tokens hold beside it.
@@ -90,8 +90,8 @@ def test_every_answer_comes_back_from_its_labels(kind, context, answer):
 def test_unanswerable_and_blanks_around_an_answer():
     task = make(length=40)
     [window] = task.windows([record("a  b  c")])
-    assert task.labels(window, []) == (0, 0)
-    assert task.labels(window, [Answer(" b ", 2)]) == (window.begin + 3, window.begin + 3)
+    assert task.span_labels(window, []) == (0, 0)
+    assert task.span_labels(window, [Answer(" b ", 2)]) == (window.begin + 3, window.begin + 3)
 
 
 def test_loss_leaves_padding_out():

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from jaxformer.training.config import RunConfig, parse_config
+from jaxformer.training.config import RunConfig
 from jaxformer.training.console import Display
 from jaxformer.training.loop import Result, train
 from jaxformer.training.run import Run, prepare
+from jaxformer.training.sources import resolve_config
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "then", "it", "ran", "far", "away", "from", "every", "dog"]
 
@@ -44,7 +45,7 @@ def tiny_keys(folder: Path, **training: object) -> dict[str, object]:
 
 def make_run(keys: dict[str, object] | RunConfig) -> Run:
     """A prepared run."""
-    config = keys if isinstance(keys, RunConfig) else parse_config(keys, "the test")
+    config = keys if isinstance(keys, RunConfig) else resolve_config(keys, "the test")
     return prepare(config, quiet())
 
 

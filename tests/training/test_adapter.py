@@ -10,13 +10,12 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file
 
 from jaxformer.schema import UserError
-from jaxformer.training.config import parse_config
 from jaxformer.training.evaluation import evaluate_checkpoint
 from jaxformer.training.export import export, export_adapter, load_run
 from jaxformer.training.loop import train
 from jaxformer.training.pretrained import read_params, read_trained
+from jaxformer.training.sources import resolve_config
 from jaxformer.training.start import start_state
-from jaxformer.training.state import frozen_of
 from tests.training.helpers import make_run, quiet, run_training, tiny_keys
 
 # Whole runs; what they are made of is tested in tests/alignment and tests/tasks.
@@ -133,7 +132,7 @@ def test_int8_kernels_on_a_mesh_and_in_an_export(trained, base, tmp_path):
     path, _ = trained
     keys = keys_of(path.parent, base, {**LORA, "base": "int8"}, "int8")
     run = make_run({**keys, "parallel": {"fsdp": 4}})
-    frozen = flatten_dict(frozen_of(start_state(run)), sep="/")
+    frozen = flatten_dict(start_state(run)[1], sep="/")
     kernel = frozen["layers/feed_forward/up/kernel"]
     assert kernel.values.dtype == np.int8 and "fsdp" in str(kernel.values.sharding.spec)
     assert kernel.scale.shape == (2, 1, 64) and frozen["embeddings/token/embedding"].dtype == np.float32
@@ -176,13 +175,13 @@ def test_a_new_head_is_trained_whole(folder, base):
 )
 def test_configurations_that_cannot_be(keys, message):
     with pytest.raises(UserError, match=message):
-        parse_config(keys, "x")
+        resolve_config(keys, "x")
 
 
 def test_freezing_by_name_does_not_go_with_factors(folder, base):
     keys = keys_of(folder, base) | {"optimizer": {"freeze": ["embeddings/*"]}}
     with pytest.raises(UserError, match=r"lora is given with optimizer\.freeze or optimizer\.layer_decay"):
-        parse_config(keys, "x")
+        resolve_config(keys, "x")
 
 
 def test_int8_kernels_learn_as_float32_ones_do_and_resume(tmp_path):

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from jaxformer.schema import UserError
-from jaxformer.training.config import parse_config
 from jaxformer.training.evaluation import evaluate_checkpoint
 from jaxformer.training.export import export
 from jaxformer.training.loop import train
 from jaxformer.training.reference import FILE
 from jaxformer.training.run import prepare
+from jaxformer.training.sources import resolve_config
 from tests.training.helpers import make_run, quiet, run_training, tiny_keys
 
 # Whole runs; what they are made of is tested in tests/alignment and tests/tasks.
@@ -60,7 +60,7 @@ def test_a_resumed_run_needs_no_start(folder):
     base = folder / "run"
     shutil.move(folder / "dpo" / "checkpoints" / "12", folder / "12")
     keys = keys_of(folder, "dpo", {"type": "dpo"}, steps=12, save_every=6, keep_last=9)
-    config = parse_config(keys, "the test")  # read while what it started from is there
+    config = resolve_config(keys, "the test")  # read while what it started from is there
     shutil.move(base, folder / "away")
     try:
         run_training(config)
@@ -89,7 +89,7 @@ def test_parts_and_devices_change_nothing(folder):
         keys = keys_of(folder, name, {"type": "dpo"}, steps=2, accumulate=accumulate) | {
             "lora": {"rank": 2, "dropout": 0.2}
         }
-        run = prepare(parse_config(keys, "the test"), quiet(), tuple(jax.devices()[:devices]))
+        run = prepare(resolve_config(keys, "the test"), quiet(), tuple(jax.devices()[:devices]))
         train(run, quiet())
         found.append([[r[key] for key in ("loss", "reward_margin")] for r in records(folder, name)])
     np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-5)
@@ -125,4 +125,4 @@ def test_a_reward_model_learns_and_is_written(folder, tmp_path):
 
 def test_a_mean_over_the_batch_is_not_taken_in_parts(folder):
     with pytest.raises(UserError, match=r"task\.loss kto compares with a mean over the whole batch"):
-        parse_config(keys_of(folder, "x", {"type": "dpo", "loss": "kto"}, accumulate=2), "x")
+        resolve_config(keys_of(folder, "x", {"type": "dpo", "loss": "kto"}, accumulate=2), "x")

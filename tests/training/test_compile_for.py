@@ -13,7 +13,7 @@ from jaxformer.parallel.topology import Chip
 from jaxformer.schema import UserError
 from jaxformer.training import compile_for as module
 from jaxformer.training.compile_for import StepCost, report, shape_run, step_cost, too_large
-from jaxformer.training.config import load_config, parse_config
+from jaxformer.training.sources import load_config, resolve_config
 from tests.training.helpers import make_run, quiet, tiny_keys
 
 ROOT = Path(__file__).parent.parent.parent
@@ -52,7 +52,7 @@ def test_a_run_by_shape_has_the_shapes_of_the_real_one(task, tmp_path):
     keys["model"] |= {"type": model, "vocab_size": 400, "max_length": 32}
     keys["task"] = {"type": task}
     real = make_run(keys)
-    by_shape = shape_run(parse_config(keys, "the test"), jax.devices())
+    by_shape = shape_run(resolve_config(keys, "the test"), jax.devices())
     assert sizes(by_shape) == sizes(real)
     assert by_shape.flops_per_step == real.flops_per_step
     assert jax.tree.all(jax.tree.map(lambda a, b: a == b, by_shape.abstract, real.abstract))
@@ -61,13 +61,13 @@ def test_a_run_by_shape_has_the_shapes_of_the_real_one(task, tmp_path):
 def test_it_reads_no_data(tmp_path):
     keys = tiny_keys(tmp_path) | {"data": {"path": str(tmp_path / "nowhere")}}
     keys["model"] |= {"vocab_size": 400}
-    assert sizes(shape_run(parse_config(keys, "the test"), jax.devices()))["input_ids"][0] == (8, 16)
+    assert sizes(shape_run(resolve_config(keys, "the test"), jax.devices()))["input_ids"][0] == (8, 16)
 
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path):
     keys = tiny_keys(tmp_path, batch_size=12)
     with pytest.raises(UserError, match=r"training.batch_size is 12, expected a multiple of 8"):
-        shape_run(parse_config(keys, "the test"), jax.devices())
+        shape_run(resolve_config(keys, "the test"), jax.devices())
 
 
 def test_the_cost_of_a_step_by_hand(tmp_path):
@@ -75,7 +75,7 @@ def test_the_cost_of_a_step_by_hand(tmp_path):
     keys = tiny_keys(tmp_path, batch_size=16)
     keys["model"] |= {"vocab_size": 400, "dropout": 0.0}
     keys["parallel"] = {"fsdp": 4}
-    run = shape_run(parse_config(keys, "the test"), jax.devices())
+    run = shape_run(resolve_config(keys, "the test"), jax.devices())
     cost = step_cost(run)
     split = 400 * 16 + 16 * 16 + 2 * (12 * 256 + 6 * 16) + 2 * 16  # all with an axis of width D
     whole = 2 * 7 * 16  # biases of queries, keys, values [N, H] and of the feed-forward [4 D]
@@ -89,7 +89,7 @@ def test_the_cost_of_a_step_by_hand(tmp_path):
 
 
 def test_what_is_too_large_says_what_to_change(tmp_path):
-    run = shape_run(parse_config(tiny_keys(tmp_path) | {"parallel": {"fsdp": 2}}, "the test"), jax.devices())
+    run = shape_run(resolve_config(tiny_keys(tmp_path) | {"parallel": {"fsdp": 2}}, "the test"), jax.devices())
     line = str(too_large(run, CHIP, "v5e:2x4", "3.00 GiB, 2.00 GiB too much"))
     for part in ("v5e:2x4: the step needs 3.00 GiB, 2.00 GiB too much, expected at most 1.00 GiB a chip", "(now 2)"):
         assert part in line
@@ -99,7 +99,7 @@ def test_what_is_too_large_says_what_to_change(tmp_path):
 
 def test_pmap_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "described_devices", lambda target: (CHIP, jax.devices()))
-    config = parse_config(tiny_keys(tmp_path) | {"parallel": {"strategy": "pmap"}}, "the test")
+    config = resolve_config(tiny_keys(tmp_path) | {"parallel": {"strategy": "pmap"}}, "the test")
     with pytest.raises(UserError, match=r"parallel.strategy is pmap, expected jit"):
         module.compile_for(config, "v5e:2x4", quiet())
 
@@ -107,7 +107,7 @@ def test_pmap_is_refused(tmp_path, monkeypatch):
 def test_more_memory_than_a_chip_has_is_refused_and_less_reported(tmp_path, monkeypatch):
     keys = tiny_keys(tmp_path)
     keys["model"] |= {"vocab_size": 400}
-    config = parse_config(keys, "the test")
+    config = resolve_config(keys, "the test")
     monkeypatch.setattr(module, "described_devices", lambda target: (CHIP, jax.devices()))
     monkeypatch.setattr(module, "step_cost", lambda run: dataclasses.replace(COST, peak=3 * 2**30))
     with pytest.raises(UserError, match=r"needs 3.00 GiB, 2.00 GiB too much, expected at most 1.00 GiB"):
@@ -177,7 +177,7 @@ def test_scanned_layers_are_one_program_whatever_their_number(tmp_path):
 def test_the_report_names_everything(tmp_path):
     keys = tiny_keys(tmp_path)
     keys["model"] |= {"vocab_size": 400}
-    run = shape_run(parse_config(keys, "the test"), jax.devices())
+    run = shape_run(resolve_config(keys, "the test"), jax.devices())
     lines = report(run, CHIP, COST)
     assert lines["peak memory"] == "0.00 GiB of 1.00 GiB"
     assert lines["collectives"].splitlines()[1].strip() == "10 x all-gather of 4.00kB among 4, 30.00kB sent"

@@ -1,7 +1,8 @@
 import pytest
 
 from jaxformer.schema import UserError
-from jaxformer.training.config import dump_config, load_config, parse_config
+from jaxformer.training.config import dump_config
+from jaxformer.training.sources import load_config, resolve_config
 
 
 def error_of(text: str, tmp_path, *overrides: str) -> str:
@@ -107,7 +108,7 @@ def test_printed_config_reads_back_the_same(tmp_path):
 
 
 def test_config_cannot_be_changed_and_hashes():
-    config = parse_config({}, "test")
+    config = resolve_config({}, "test")
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 3
-    assert hash(config.model) == hash(parse_config({}, "test").model)
+    assert hash(config.model) == hash(resolve_config({}, "test").model)

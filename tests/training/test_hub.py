@@ -12,11 +12,11 @@ import jaxformer
 from jaxformer.hub.kinds import build
 from jaxformer.schema import UserError
 from jaxformer.tokenizers import encode, special_id
-from jaxformer.training.config import parse_config
 from jaxformer.training.evaluation import evaluate_checkpoint
 from jaxformer.training.export import export, load_run
 from jaxformer.training.loop import StopRequest, Trainer
 from jaxformer.training.plan import plan
+from jaxformer.training.sources import resolve_config
 from tests.training.helpers import make_run, quiet, run_training, tiny_keys
 from tests.training.test_pretrained import labelled_keys, pretraining_keys
 
@@ -28,7 +28,7 @@ def write_bert(folder, kind="masked_lm", labels=(), spare_rows=3):
     vocabulary = [*SPECIAL, "cat", "dog", "mat", "hat", *"abcdehmotgn"]
     sizes = {"hidden_size": 16, "num_heads": 2, "num_layers": 2, "max_length": 32, "dropout": 0.0}
     keys = {"type": "bert", **sizes, "attention_dropout": 0.0, "vocab_size": len(vocabulary) + spare_rows}
-    model = build(parse_config({"model": keys}, "a test").model, kind, num_labels=len(labels) or 2, labels=labels)
+    model = build(resolve_config({"model": keys}, "a test").model, kind, num_labels=len(labels) or 2, labels=labels)
     params = model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
     import flax.linen as nn
 

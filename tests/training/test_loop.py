@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from jaxformer.schema import UserError
-from jaxformer.training.config import load_config
 from jaxformer.training.loop import train
 from jaxformer.training.run import prepare
+from jaxformer.training.sources import load_config
 from tests.training.helpers import make_run, quiet, run_training, tiny_keys
 
 

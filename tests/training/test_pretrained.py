@@ -8,7 +8,8 @@ from flax.traverse_util import flatten_dict
 from jaxformer.schema import UserError
 from jaxformer.training.evaluation import evaluate_checkpoint
 from jaxformer.training.loop import StopRequest, Trainer
-from jaxformer.training.pretrained import read_params, transfer
+from jaxformer.training.pretrained import read_params
+from jaxformer.training.transfer import transfer
 from tests.training.helpers import make_run, quiet, run_training, tiny_keys
 
 
@@ -84,14 +85,15 @@ def test_a_run_goes_on_when_what_it_started_from_is_gone(pretrained, tmp_path):
     config = (folder / "config.yaml").read_text()
     assert f"pretrained: {source}" in config
     # The sizes stand in the run's own configuration now.
-    from jaxformer.training.config import parse_config, read_yaml
+    from jaxformer.training.config import read_yaml
+    from jaxformer.training.sources import resolve_config
 
     resumed = read_yaml(folder / "config.yaml")
     resumed["model"].pop("pretrained")
     resumed["training"]["steps"] = 3
     for path in source.iterdir():
         path.unlink()
-    assert run_training(parse_config(resumed, "the test")).step == 3
+    assert run_training(resolve_config(resumed, "the test")).step == 3
 
 
 def test_other_data_can_be_evaluated(tmp_path):

@@ -10,10 +10,10 @@ import pytest
 from jaxformer.models import Decoder
 from jaxformer.pipelines.open import open_model
 from jaxformer.schema import UserError
-from jaxformer.training.config import parse_config
 from jaxformer.training.evaluation import evaluate_checkpoint
 from jaxformer.training.loop import train
 from jaxformer.training.run import prepare
+from jaxformer.training.sources import resolve_config
 from tests.training.helpers import make_run, quiet, run_training, tiny_keys
 
 WORDS = ("cat", "dog", "mat", "hat", "bat", "rat", "cap", "map")
@@ -108,7 +108,7 @@ def test_eight_devices_learn_as_one_does(folder):
     def learned(name, devices, **parallel):
         keys = keys_of(folder, name, steps=2, batch_size=16, task={"minibatches": 2, "epochs": 2})
         keys |= {"optimizer": {"type": "sgd", "learning_rate": 0.1}, "parallel": parallel}
-        train(prepare(parse_config(keys, "the test"), quiet(), tuple(jax.devices()[:devices])), quiet())
+        train(prepare(resolve_config(keys, "the test"), quiet(), tuple(jax.devices()[:devices])), quiet())
         return records(folder, name)
 
     alone = learned("one", 1)
@@ -165,4 +165,4 @@ def test_an_encoder_decoder_writes_too(folder):
 )
 def test_what_cannot_work_is_said(folder, kind, task, training, said):
     with pytest.raises(UserError, match=said):
-        parse_config(keys_of(folder, "bad", kind, task=task, **training), "the test")
+        resolve_config(keys_of(folder, "bad", kind, task=task, **training), "the test")

@@ -15,7 +15,6 @@ from jaxformer.training.evaluation import evaluate_checkpoint
 from jaxformer.training.export import export, load_run
 from jaxformer.training.pretrained import read_trained
 from jaxformer.training.start import start_state
-from jaxformer.training.state import frozen_of
 from tests.training.helpers import make_run, quiet, run_training, tiny_keys
 
 RATE = 0.5
@@ -55,7 +54,7 @@ def expected(folder):
     batch = {name: jnp.asarray(array) for name, array in run.train_batches[0].items()}
     teacher = load_run(folder / "run")
     teacher_params = jax.tree.map(jnp.asarray, teacher.params)
-    start = jax.device_get(start_state(run).params)
+    start = jax.device_get(start_state(run)[0].params)
     inputs = {name: array for name, array in batch.items() if name != "labels"}
 
     @jax.jit
@@ -78,9 +77,9 @@ def expected(folder):
 )
 def test_a_step_is_the_gradient_of_the_naive_formula(folder, expected, parallel, accumulate):
     run = make_run({**keys_of(folder, accumulate=accumulate), "parallel": parallel})
-    state = start_state(run)
+    state, frozen = start_state(run)
     batch = run.train_batches[0]
-    state, metrics, _ = run.device_step(state, run.device_step.put(batch))
+    state, metrics, _ = run.device_step(state, run.device_step.put(batch), frozen=frozen)
     np.testing.assert_allclose(metrics.sums["loss"] / metrics.weight, expected[0], rtol=1e-5)
     for ours, theirs in zip(*map(jax.tree.leaves, (jax.device_get(state.params), expected[1])), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-6)
@@ -88,18 +87,17 @@ def test_a_step_is_the_gradient_of_the_naive_formula(folder, expected, parallel,
 
 def test_the_teacher_is_an_argument_split_over_devices_and_in_no_checkpoint(folder):
     run = make_run({**keys_of(folder), "parallel": {"fsdp": 8}})
-    teacher, abstract = load_run(folder / "run").params, frozen_of(run.abstract)["teacher"]
+    teacher, abstract = load_run(folder / "run").params, run.abstract_frozen["teacher"]
     assert jax.tree.map(jnp.shape, teacher) == jax.tree.map(lambda leaf: leaf.shape, abstract)
     assert all("fsdp" in str(leaf.sharding.spec) for leaf in jax.tree.leaves(abstract) if leaf.size > 256)
-    state = start_state(run)
-    read = flatten_dict(jax.device_get(frozen_of(state)["teacher"]), sep="/")
+    state, frozen = start_state(run)
+    read = flatten_dict(jax.device_get(frozen["teacher"]), sep="/")
     for name, array in flatten_dict(teacher, sep="/").items():
         np.testing.assert_array_equal(read[name], array)
     # No array of it is a constant of the program.
-    step = jax.make_jaxpr(run.train_step)(state, put_batch(run.train_batches[0], 8, run.mesh))
+    step = jax.make_jaxpr(run.train_step)(state, put_batch(run.train_batches[0], 8, run.mesh), frozen)
     assert sum(np.size(constant) for constant in step.consts) < 64
-    assert jax.tree.structure(run.saved.params) == jax.tree.structure(state.params)
-    assert not hasattr(run.saved, "frozen")
+    assert jax.tree.structure(run.abstract.params) == jax.tree.structure(state.params)
     assert "and" not in run.size
 
 

@@ -1,0 +1,118 @@
+"""What a configuration starts from: a YAML file, and the earlier model of ``model.pretrained`` or ``task.teacher``.
+
+An earlier model is the folder of a run, or one in the Hugging Face format: a folder or a name on the Hub.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxformer.hub.pretrained import read_config
+from jaxformer.hub.repository import Repository
+from jaxformer.schema import UserError
+from jaxformer.training.config import RunConfig, apply_override, parse_config, read_yaml
+
+CONFIG_FILE, TOKENIZER_FILE, CHECKPOINTS = "config.yaml", "tokenizer_config.json", "checkpoints"
+
+
+def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> RunConfig:
+    """Reads a YAML file, applies ``key.path=value`` overrides and resolves the earlier model that the keys name.
+
+    Raises:
+        UserError: one line that names the file (or the command line), the key, what was got and what was expected.
+    """
+    keys = {} if path is None else read_yaml(Path(path))
+    if path is not None:
+        keys.setdefault("output_dir", f"runs/{Path(path).stem}")
+    overridden = {apply_override(keys, override) for override in overrides}
+    return resolve_config(keys, str(path) if path is not None else "the defaults", overridden)
+
+
+def resolve_config(keys: Mapping[str, Any], origin: str, overridden: Iterable[str] = ()) -> RunConfig:
+    """``parse_config`` of keys whose earlier model is still to be read.
+
+    Raises:
+        UserError: as ``parse_config``, or if there is no such model.
+    """
+    overridden = set(overridden)
+    try:
+        keys = resolve(keys)
+    except UserError as error:
+        named = {"model.pretrained", "model.type", "task.teacher"} & overridden
+        raise UserError(f"{'the command line' if named else origin}: {error}") from error
+    return parse_config(keys, origin, overridden)
+
+
+def resolve(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys with the sizes and the tokenizer of the earlier model that they name; the only step that reads it.
+
+    Raises:
+        UserError: if there is no such model, or ``model.type`` is another.
+    """
+    keys = dict(keys)
+    model, task = (keys.get(section) for section in ("model", "task"))
+    if isinstance(model, dict) and model.get("pretrained") is not None:
+        source = str(model["pretrained"])
+        earlier = model_keys(source)
+        if model.get("type", earlier["type"]) != earlier["type"]:
+            raise UserError(
+                f"model.type is {model['type']!r} and model.pretrained a {earlier['type']!r}, expected the same; leave "
+                "out model.type"
+            )
+        keys["model"] = {**earlier, **model}
+        keys["tokenizer"] = keys.get("tokenizer") or tokenizer_keys(source)
+    if isinstance(task, dict) and "teacher" in task and keys.get("tokenizer") is None:
+        # A student reads what its teacher reads.
+        keys["tokenizer"] = tokenizer_keys(str(task["teacher"]), "task.teacher")
+    return keys
+
+
+def model_keys(source: str) -> dict[str, Any]:
+    """The keys of ``model`` of an earlier model, without those of its training; no weights are read or downloaded.
+
+    Raises:
+        UserError: if there is no such model.
+    """
+    if not is_run(source):
+        config = read_config(Repository(source)).config
+        return config.model_dump(exclude={"pretrained", "dtype", "remat", "unroll", "attention_implementation"})
+    folder = Path(source).expanduser()
+    check_run(folder)
+    found: dict[str, Any] = read_yaml(folder / CONFIG_FILE)["model"]
+    # The tokenizer may grow by the special tokens of another objective, and the vocabulary with it.
+    return {key: value for key, value in found.items() if key not in ("vocab_size", "pretrained")}
+
+
+def tokenizer_keys(source: str, key: str = "model.pretrained") -> dict[str, str]:
+    """The keys of ``tokenizer`` for the tokenizer of an earlier model, which the configuration names in ``key``.
+
+    Raises:
+        UserError: if it is a folder that no run was trained in.
+    """
+    if is_run(source):
+        check_run(Path(source).expanduser(), key)
+    return {"type": "pretrained", "path": source}
+
+
+def is_run(source: str) -> bool:
+    """Whether a source names a run's folder, rather than a model in the Hugging Face format.
+
+    A folder with neither is taken for a run that has not saved yet, and ``check_run`` says what it lacks.
+    """
+    folder = Path(source).expanduser()
+    return folder.is_dir() and not (folder / "config.json").exists()
+
+
+def check_run(folder: Path, key: str = "model.pretrained") -> None:
+    """Refuses a folder that no run was trained in.
+
+    Args:
+        folder: named by the user.
+        key: of the configuration that names it.
+
+    Raises:
+        UserError: naming what is missing.
+    """
+    for name in (CONFIG_FILE, TOKENIZER_FILE, CHECKPOINTS):
+        if not (folder / name).exists():
+            raise UserError(f"{key} is {folder}, which has no {name}; expected the output_dir of a run")

@@ -12,7 +12,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxformer.alignment.lora import (
+from jaxformer.functional import Quantized
+from jaxformer.lora.factors import (
     LoraConfig,
     Target,
     adapt,
@@ -25,7 +26,6 @@ from jaxformer.alignment.lora import (
     quantize_base,
     to_int8,
 )
-from jaxformer.functional import Quantized
 from jaxformer.training.pretrained import earlier_params, start_params
 
 FACTORS, WHOLE = "factors", "whole"

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, get_args
 from flax.traverse_util import unflatten_dict
 from tokenizers import processors
 
-from jaxformer.alignment.peft_write import write_adapter
 from jaxformer.hub.save import push_to_hub, save_pretrained
 from jaxformer.hub.tokenizer import AutoTokenizer, PretrainedTokenizer
+from jaxformer.lora.peft_write import write_adapter
 from jaxformer.models.value import without_value
 from jaxformer.schema import UserError
 from jaxformer.tokenizers import Role, Tokenizer

@@ -35,7 +35,7 @@ def open_run(folder: Path) -> StoredRun:
     config = parse_config({**keys, "lora": None}, str(folder / CONFIG_FILE))
     model = config.model.model_copy(update={"pretrained": source})
     if keys.get("lora") is not None:
-        from jaxformer.alignment.lora import LoraConfig
+        from jaxformer.lora.factors import LoraConfig
 
         config = config.model_copy(update={"lora": LoraConfig(**keys["lora"])})
     tokenizer = load_tokenizer(folder / TOKENIZER_FILE)

@@ -8,8 +8,11 @@ import flax.linen as nn
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from jaxformer.alignment.lora import LoraConfig, Params
-from jaxformer.alignment.peft_format import (
+from jaxformer.families import get_family
+from jaxformer.families.convert import params_to_hf
+from jaxformer.hub.kinds import kind_of
+from jaxformer.lora.factors import LoraConfig, Params
+from jaxformer.lora.peft_format import (
     CONFIG_FILE,
     PREFIX,
     WEIGHTS_FILE,
@@ -19,9 +22,6 @@ from jaxformer.alignment.peft_format import (
     modules_of,
     shapes_of,
 )
-from jaxformer.families import get_family
-from jaxformer.families.convert import params_to_hf
-from jaxformer.hub.kinds import kind_of
 from jaxformer.schema import UserError
 
 TASK_TYPES = {

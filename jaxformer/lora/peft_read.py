@@ -11,8 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxformer.alignment.lora import LoraConfig
-from jaxformer.alignment.peft_format import (
+from jaxformer.families import get_family
+from jaxformer.families.base import Format
+from jaxformer.families.convert import ArrayWeights, read_params
+from jaxformer.hub.kinds import abstract_params, kind_of
+from jaxformer.hub.weights import SafetensorsWeights
+from jaxformer.lora.factors import LoraConfig
+from jaxformer.lora.peft_format import (
     CONFIG_FILE,
     PREFIX,
     WEIGHTS_FILE,
@@ -22,11 +27,6 @@ from jaxformer.alignment.peft_format import (
     modules_of,
     shapes_of,
 )
-from jaxformer.families import get_family
-from jaxformer.families.base import Format
-from jaxformer.families.convert import ArrayWeights, read_params
-from jaxformer.hub.kinds import abstract_params, kind_of
-from jaxformer.hub.weights import SafetensorsWeights
 from jaxformer.schema import UserError
 
 # What PEFT can do to a model and this library cannot, with the value that means it does not.

@@ -10,7 +10,10 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxformer import functional as F
-from jaxformer.alignment import (
+from jaxformer.families import FAMILIES, model_config
+from jaxformer.families.convert import params_from_hf
+from jaxformer.hub.kinds import abstract_params, build
+from jaxformer.lora import (
     LoraConfig,
     adapt,
     find_targets,
@@ -20,10 +23,7 @@ from jaxformer.alignment import (
     unmerge,
     write_adapter,
 )
-from jaxformer.alignment.lora import int8_kernels, quantize_base
-from jaxformer.families import FAMILIES, model_config
-from jaxformer.families.convert import params_from_hf
-from jaxformer.hub.kinds import abstract_params, build
+from jaxformer.lora.factors import int8_kernels, quantize_base
 from jaxformer.models import TransformerConfig
 from jaxformer.schema import UserError
 from tests.golden import adapters, heads

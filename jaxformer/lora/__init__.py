@@ -1,8 +1,8 @@
 """From a language model to an assistant: factors of low rank."""
 
-from jaxformer.alignment.lora import LoraConfig, adapt, find_targets, init_factors, merge, unmerge
-from jaxformer.alignment.peft_read import read_adapter
-from jaxformer.alignment.peft_write import write_adapter
+from jaxformer.lora.factors import LoraConfig, adapt, find_targets, init_factors, merge, unmerge
+from jaxformer.lora.peft_read import read_adapter
+from jaxformer.lora.peft_write import write_adapter
 
 __all__ = [
     "LoraConfig",

@@ -89,6 +89,3 @@ def build_model(config: TransformerConfig) -> Any:
     """
     get_family(config.type)
     return BODIES[config.architecture](config)
-
-
-__all__ = ["FAMILIES", "MODEL_TYPES", "Family", "build_model", "family_of", "get_family", "model_config"]

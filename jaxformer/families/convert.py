@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxformer.families.base import Format, Name
 from jaxformer.models.config import TransformerConfig
+from jaxformer.models.kernel_layout import kernel_axes
 from jaxformer.schema import UserError
 
 ALIGNMENT = 64  # bytes, of XLA's buffers on a CPU
@@ -72,10 +73,9 @@ class Loaded:
 
 def matrix_shape(path: str, shape: Sequence[int]) -> tuple[int, ...]:
     """Shape of one layer's parameter with its heads merged: kernels ``[in, out]``, biases ``[out]``, others as is."""
-    if path.endswith("attention/output/kernel"):
-        return (math.prod(shape[:-1]), shape[-1])
     if path.endswith("/kernel"):
-        return (shape[0], math.prod(shape[1:]))
+        inputs = kernel_axes(path).inputs
+        return (math.prod(shape[:inputs]), math.prod(shape[inputs:]))
     return (math.prod(shape),) if path.endswith("/bias") else tuple(shape)
 
 

@@ -19,7 +19,7 @@ from jaxformer.generation.decode import (
 )
 from jaxformer.generation.options import GenerationConfig, Rules
 from jaxformer.models import Decoder, EncoderDecoder, KVCache
-from jaxformer.models.cache import repeat_rows, take_rows
+from jaxformer.models.kv_cache import repeat_rows, take_rows
 
 # Below every score; small enough that adding a score to it is seen in float32.
 _NEVER = -1e9

@@ -11,7 +11,7 @@ from jaxtyping import Array
 from jaxformer import functional as F
 from jaxformer.generation.options import Rules
 from jaxformer.models import Context, Decoder, EncoderDecoder, KVCache, init_cache
-from jaxformer.models.cache import repeat_rows
+from jaxformer.models.kv_cache import repeat_rows
 
 Numbers = Mapping[str, Any]
 

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer import functional as F
+from jaxformer.models.kernel_layout import kernel_axes
 from jaxformer.models.layers import PACKED
+from jaxformer.models.partition import platform
 from jaxformer.schema import UserError
 
 WEIGHTS = ("float32", "bfloat16", "int8")
@@ -104,7 +106,7 @@ def _packed(weights: str | None, path: tuple[str, ...], value: Any) -> Any:
     """A kernel or token table packed; anything else as it is, in bfloat16 where that was asked for."""
     owner, name = path[-2:] if len(path) > 1 else ("", path[-1])
     if name == "kernel" and value.ndim > 1:
-        return F.pack(value, 2 if owner in ("query", "key", "value") else 1, weights)
+        return F.pack(value, kernel_axes("/".join(path)).outputs, weights, platform=platform())
     if name == "embedding" and owner in ("token", "shared"):
-        return F.pack_table(value, weights)
+        return F.pack_table(value, weights, platform=platform())
     return value.astype(jnp.bfloat16) if weights == "bfloat16" else value

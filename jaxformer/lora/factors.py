@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from pydantic import Field, model_validator
 
 from jaxformer import functional as F
+from jaxformer.models.kernel_layout import kernel_axes, layer_ndim
 from jaxformer.schema import Schema, UserError
 
 Params = Mapping[str, Any]
@@ -107,10 +108,7 @@ def fits(path: str, patterns: list[str]) -> str | None:
 
 
 def _target(path: str, shape: tuple[int, ...]) -> Target:
-    inputs = 2 if path.endswith("attention/output/kernel") else 1
-    outputs = 2 if path.split("/")[-2] in ("query", "key", "value") else 1
-    stacked = len(shape) > inputs + outputs
-    return Target(path, stacked, inputs, tuple(shape))
+    return Target(path, len(shape) > layer_ndim(path), kernel_axes(path).inputs, tuple(shape))
 
 
 def find_targets(params: Params, config: LoraConfig) -> list[Target]:

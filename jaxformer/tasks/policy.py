@@ -16,7 +16,7 @@ from jaxformer.data.examples import Example, ExampleRows
 from jaxformer.families import build_model
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.partition import shards
-from jaxformer.models.value import with_value
+from jaxformer.models.value_head import with_value
 from jaxformer.tasks import records as R
 from jaxformer.tasks.bad_rows import Tally
 from jaxformer.tasks.base import Batch, LossSums, Rows

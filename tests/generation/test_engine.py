@@ -11,7 +11,7 @@ import pytest
 import jaxformer
 from jaxformer.generation import decode, generate, prepare, stream
 from jaxformer.models import init_cache
-from jaxformer.models.cache import extend_cache
+from jaxformer.models.kv_cache import extend_cache
 from jaxformer.schema import UserError
 from tests.generation.letters import Letters
 from tests.models.tiny import V, tiny, tokens

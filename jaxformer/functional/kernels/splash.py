@@ -14,22 +14,23 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from jaxformer.functional.attention import zero_padding
 from jaxformer.functional.mask import MASKED, Mask
 
-# Queries and keys per block; the largest that divides the length is taken. The kernel needs multiples of 128.
+# Queries and keys per block: the largest that divides the length. The kernel needs multiples of 128.
 BLOCKS = (512, 256, 128)
-# Other head sizes compile too, and nobody tests them: JAX's own tests of the kernel take 128 and 256, ours 64 and 128.
+# Head sizes that are no multiple of this compile too, but are not tested.
 HEAD_SIZE = 64
 
 
 class Split(NamedTuple):
-    """How queries, keys and values lie on devices: the compiler cannot split a kernel, and splits the rest as told.
+    """How queries, keys and values are split over devices; the compiler cannot split a kernel by itself.
 
     Attributes:
         mesh: the devices.
-        batch: mesh axes that rows are split over; None: not split.
-        length: that queries are split over; every device has all keys and values.
-        heads: that query heads and key/value heads are split over.
+        batch: mesh axes that split the rows; None: not split.
+        length: mesh axes that split the queries; every device has all keys and values.
+        heads: mesh axes that split the query heads and the key/value heads.
     """
 
     mesh: Mesh
@@ -38,11 +39,11 @@ class Split(NamedTuple):
     heads: Any = None
 
     def place(self, x: Array, *axes: Any) -> Array:
-        """``x`` with its dimensions split over these mesh axes, None: not split."""
+        """``x`` with its dimensions split over these mesh axes (None: not split)."""
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*axes)))
 
     def parts(self, axes: Any) -> int:
-        """Into how many parts these mesh axes split a dimension."""
+        """Number of parts into which these mesh axes split a dimension."""
         names = () if axes is None else (axes,) if isinstance(axes, str) else axes
         return math.prod(self.mesh.shape[name] for name in names)
 
@@ -54,8 +55,8 @@ def _block(length: int) -> int:
 def _kernel(
     mask: Mask, shape: tuple[int, int, int], split: Split | None, softcap: float | None, interpret: bool
 ) -> Any:
-    """The kernel for ``(N, T, S)``; it carries which blocks of scores are skipped, as arrays."""
-    # Imported here: Pallas takes half a second, which only those who use it should wait for.
+    """The kernel for ``(N, T, S)``; it holds as arrays which blocks of scores are skipped."""
+    # Imported here: importing Pallas takes half a second.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     N, T, S = shape
@@ -75,7 +76,7 @@ def _kernel(
             block_q=q, block_kv=kv, block_q_dkv=q, block_kv_dkv=kv, block_q_dq=q, block_kv_dq=kv
         ),
         head_shards=head_shards,
-        # Where nothing is skipped, the kernel carries no array that could be split.
+        # Where nothing is skipped, the kernel holds no array that could be split.
         q_seq_shards=query_shards if mask.causal or mask.window is not None else 1,
         attn_logits_soft_cap=softcap,
         interpret=interpret,
@@ -83,7 +84,7 @@ def _kernel(
 
 
 def _segments(mask: Mask, B: int, T: int) -> tuple[Array, Array] | None:
-    """Numbers of queries and keys that see each other where they are equal: documents; padding equals nothing."""
+    """Document numbers of queries and keys, which see each other where these are equal; padding equals nothing."""
     padding = mask.key_padding
     if mask.query_segments is not None and mask.key_segments is not None and padding is not None:
         query = jnp.where(mask.query_segments > 0, mask.query_segments, -1)
@@ -99,24 +100,26 @@ def splash_attention(
     value: Float[Array, "B S K H"],
     mask: Mask,
     *,
-    scale: float,
+    scale: float | None = None,
     softcap: float | None = None,
     split: Split | None = None,
     interpret: bool = False,
 ) -> Float[Array, "B T N H"]:
-    """Attention as ``dot_product_attention`` computes it, for requests that it does not refuse.
+    """``dot_product_attention`` for calls that the kernel does not refuse.
 
     Args:
-        query: one vector per query token and head.
-        key: with ``K`` heads where ``K`` divides ``N``.
-        value: like ``key``.
+        query: as in ``dot_product_attention``, as are the following.
+        key: likewise.
+        value: likewise.
         mask: causal, window, padding and segments.
-        scale: factor of the scores.
-        softcap: largest magnitude of the scaled scores.
-        split: how the arrays lie on devices; None: each device that runs this has all of them.
+        scale: as in ``dot_product_attention``.
+        softcap: likewise.
+        split: how the arrays are split over devices; None: not at all.
         interpret: run the kernel in Python, on any platform, to test it.
     """
-    (B, T, N), S = query.shape[:3], key.shape[1]
+    (B, T, N, H), S = query.shape, key.shape[1]
+    scale = 1.0 / math.sqrt(H) if scale is None else scale
+    key, value = zero_padding(mask, key, value)
     segments = _segments(mask, B, T)
     kernel = _kernel(mask, (N, T, S), split, softcap, interpret)
     # The kernel scales nothing.
@@ -146,8 +149,8 @@ def _rows(kernel: Any, query: Array, key: Array, value: Array, segments: tuple[A
 
     if segments is None:
         return jax.vmap(kernel)(query, key, value)
-    # A further key that every query sees, of weight exp(MASKED - maximum) = 0 and without a value: a query that sees
-    # nothing else then gets zeros instead of 0 / 0.
+    # An additional key that every query sees, of weight exp(MASKED - maximum) = 0 and without a value: a query that
+    # sees nothing else gets zeros instead of 0 / 0.
     nothing = jnp.full((query.shape[1],), MASKED, jnp.float32)
     each = jax.vmap(lambda q, k, v, s: kernel(q, k, v, splash.SegmentIds(*s), nothing))
     return each(query, key, value, segments)
@@ -159,7 +162,7 @@ _PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 
 
 def visible_share(length: int, causal: bool, window: int | None) -> float:
-    """Share of the scores of ``length`` queries and keys that the mask lets anybody see.
+    """Share of the scores of ``length`` queries and keys that the mask does not exclude.
 
     >>> visible_share(4, causal=True, window=None), visible_share(4, causal=True, window=2)
     (0.625, 0.4375)
@@ -170,7 +173,7 @@ def visible_share(length: int, causal: bool, window: int | None) -> float:
 
 
 def kernel_name(instruction: str) -> str:
-    """The kernel that an instruction of a compiled program runs, without its options and number.
+    """Name of the kernel that an instruction of a compiled program runs, without options and number.
 
     >>> kernel_name("splash_mha_fwd_segmented_residuals.1"), kernel_name("another.2")
     ('splash_mha_fwd', 'another')
@@ -180,13 +183,13 @@ def kernel_name(instruction: str) -> str:
 
 
 def kernel_flops(name: str, shapes: Sequence[tuple[int, ...]], share: float) -> float:
-    """Floating-point operations of one kernel of a compiled program; 0 for kernels that are not of this file.
+    """Floating-point operations of one kernel of a compiled program; 0 for other kernels than these.
 
     Args:
         name: of the kernel in the program, ``splash_mha_fwd...``.
-        shapes: of the numbers it reads: queries ``[B, N, T, H]`` and keys ``[B, K, S, H]`` come first, without ``B``
-            where that is 1.
-        share: of the scores that are not skipped.
+        shapes: of its operands: queries ``[B, N, T, H]`` and keys ``[B, K, S, H]`` come first, without ``B`` where that
+            is 1.
+        share: share of the scores that are not skipped.
     """
     products = _PRODUCTS.get(kernel_name(name))
     if products is None:

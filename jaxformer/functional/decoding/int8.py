@@ -1,5 +1,6 @@
-"""Numbers kept as int8 with a scale, and the product with such a matrix."""
+"""Arrays stored as int8 with a scale, and products with them."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,11 +15,11 @@ _LARGEST = 127.0
 @partial(jax.tree_util.register_dataclass, data_fields=["values", "scale"], meta_fields=[])
 @dataclass(frozen=True)
 class Quantized:
-    """An array as ``values * scale``.
+    """An array stored as ``values * scale``; a kernel where one scale is shared by all inputs of an output.
 
     Attributes:
         values: int8, between -127 and 127.
-        scale: float32, like ``values`` but 1 along the axis that shares a scale.
+        scale: float32, of the shape of ``values`` but 1 along the axes that share a scale.
     """
 
     values: Any
@@ -26,23 +27,29 @@ class Quantized:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the array it stands for."""
+        """Shape of the array."""
         return tuple(self.values.shape)
 
     def astype(self, dtype: Any) -> Array:
-        """The array it stands for, in floating point."""
+        """The array in floating point."""
         return self.values.astype(dtype) * self.scale.astype(dtype)
+
+    def product(self, x: Array, inputs: int, dtype: Any) -> Array:
+        """``x @ kernel``."""
+        size, batch = math.prod(self.shape[:inputs]), x.shape[: x.ndim - inputs]
+        matrix = Quantized(self.values.reshape(size, -1), self.scale.reshape(1, -1))
+        return quantized_product(x.reshape(*batch, size), matrix, dtype).reshape(*batch, *self.shape[inputs:])
 
 
 def quantize(x: Float[Array, "..."], axis: int | tuple[int, ...] = -1) -> Quantized:
     """Symmetric int8 quantization, ``round(x / s)`` with ``s = max|x| / 127`` along an axis.
 
-    Each number is at most ``s / 2`` from the one it stands for (Jacob et al. 2018, "Quantization and Training of Neural
+    The error of each number is at most ``s / 2`` (Jacob et al. 2018, "Quantization and Training of Neural
     Networks for Efficient Integer-Arithmetic-Only Inference", section 2.1, with a zero point of 0).
 
     Args:
         x: finite numbers.
-        axis: along which one scale is shared; one or several.
+        axis: one axis or several, along which a scale is shared.
 
     >>> quantize(jnp.array([[1.0, -2.0], [0.0, 0.0]])).values
     Array([[  64, -127],
@@ -57,8 +64,8 @@ def quantize(x: Float[Array, "..."], axis: int | tuple[int, ...] = -1) -> Quanti
 def quantized_product(x: Float[Array, "*batch I"], matrix: Quantized, dtype: Any) -> Float[Array, "*batch O"]:
     """``x @ matrix`` with a scale for each output: ``(x @ values) * scale``, in the dtype of ``x``.
 
-    The gradient with respect to ``x`` is exact; the matrix, which is frozen, gets none. It is kept for the backward
-    pass as int8: what it stands for is made twice and never held.
+    The gradient with respect to ``x`` is exact; the matrix, which is frozen, gets none. It is kept as int8 for the
+    backward pass, so that it never stays in memory in floating point.
 
     Args:
         x: any float dtype.
@@ -83,11 +90,11 @@ quantized_product.defvjp(_quantized_forward, _quantized_backward)
 
 
 def two_digit_product(x: Float[Array, "M I"], matrix: Int8[Array, "O I"]) -> Float[Array, "M O"]:
-    """``x @ matrix.T`` with ``x`` as a fixed-point number of two int8 digits: whole numbers are multiplied and added.
+    """``x @ matrix.T`` in integer arithmetic, with ``x`` as a fixed-point number of two int8 digits.
 
     ``x = s (a + b / 254)``, where ``s`` is the row's largest magnitude over 127 and ``a``, ``b`` are int8: an error of
-    at most ``s / 508`` in each entry, a sixteenth bit. On a CPU one row times a matrix then takes half as long as it
-    takes to convert the matrix to float32 for a product of 768 x 3,072: 4.1 and 7.9 ms for 24 of them, two cores.
+    at most ``s / 508`` in each entry, a sixteenth bit. On a CPU the product of one row takes half as long as converting
+    the matrix to float32: 4.1 and 7.9 ms for 24 matrices of 768 x 3,072, two cores.
     """
     x = x.astype(jnp.float32)
     scale = jnp.max(jnp.abs(x), axis=-1, keepdims=True) / _LARGEST

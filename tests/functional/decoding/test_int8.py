@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxformer import functional as F
-from jaxformer.functional.int8 import two_digit_product
+from jaxformer.functional.decoding.int8 import two_digit_product
 
 
 def test_each_number_is_within_half_a_step():
@@ -36,14 +36,14 @@ def test_a_packed_product_is_the_product(shape, rows):
     kernel = jnp.asarray(random.standard_normal(shape), jnp.float32)
     x = jnp.asarray(random.standard_normal((rows, 4)), jnp.float32)
     packed = F.pack(kernel, len(shape) - 1)
-    expected = F.matrix_product(x, kernel)
-    np.testing.assert_allclose(F.matrix_product(x, packed), expected, atol=1e-5)
+    expected = F.linear(x, kernel)
+    np.testing.assert_allclose(F.linear(x, packed), expected, atol=1e-5)
     rounded = F.pack(kernel, len(shape) - 1, "bfloat16")
-    exact = F.matrix_product(x, kernel.astype(jnp.bfloat16).astype(jnp.float32))
-    np.testing.assert_allclose(F.matrix_product(x, rounded), exact, atol=1e-5)
+    exact = F.linear(x, kernel.astype(jnp.bfloat16).astype(jnp.float32))
+    np.testing.assert_allclose(F.linear(x, rounded), exact, atol=1e-5)
     eight = F.pack(kernel, len(shape) - 1, "int8")
-    exact = F.matrix_product(x, eight.matrix.astype(jnp.float32).T.reshape(shape))
-    np.testing.assert_allclose(F.matrix_product(x, eight), exact, atol=3e-4)
+    exact = F.linear(x, eight.matrix.astype(jnp.float32).T.reshape(shape))
+    np.testing.assert_allclose(F.linear(x, eight), exact, atol=3e-4)
 
 
 def test_a_packed_kernel_of_two_inputs():
@@ -51,7 +51,7 @@ def test_a_packed_kernel_of_two_inputs():
     kernel = jnp.asarray(random.standard_normal((2, 3, 5)), jnp.float32)
     x = jnp.asarray(random.standard_normal((4, 7, 2, 3)), jnp.float32)
     expected = np.einsum("btnh,nhd->btd", x, kernel)
-    np.testing.assert_allclose(F.matrix_product(x, F.pack(kernel, 1), contract=2), expected, atol=1e-5)
+    np.testing.assert_allclose(F.linear(x, F.pack(kernel, 1), inputs=2), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("weights", [None, "bfloat16", "int8"])
@@ -63,7 +63,7 @@ def test_a_packed_table_is_looked_up_and_tied(weights):
     np.testing.assert_allclose(rows, table[ids], atol={None: 0, "bfloat16": 0.02, "int8": 0.02}[weights])
     hidden = jnp.asarray(random.standard_normal((2, 3, 4)), jnp.float32)
     whole = np.asarray(F.take_rows(packed, jnp.arange(9)), np.float32)
-    logits = F.head_logits(hidden, F.HeadWeights(packed, tied=True))
+    logits = F.head_logits(hidden, F.HeadWeights(packed))
     np.testing.assert_allclose(logits, hidden @ whole.T, atol=1e-4)
 
 
@@ -84,15 +84,15 @@ def test_the_product_with_a_quantized_matrix_and_its_gradient():
         return jnp.sum(jnp.sin(jnp.tensordot(x, kernel, 2)))
 
     def ours(x):
-        return jnp.sum(jnp.sin(F.matrix_product(x, matrix, contract=2)))
+        return jnp.sum(jnp.sin(F.linear(x, matrix, inputs=2)))
 
     (value, gradient), (expected, by_whole) = jax.value_and_grad(ours)(x), jax.value_and_grad(total)(x, whole)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     np.testing.assert_allclose(gradient, by_whole, rtol=1e-4, atol=1e-5)
-    half = F.matrix_product(x.astype(jnp.bfloat16), matrix, contract=2)
+    half = F.linear(x.astype(jnp.bfloat16), matrix, inputs=2)
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(half.astype(jnp.float32), jnp.tensordot(x, whole, 2), atol=0.2)
     # For the backward pass the matrix is kept as it is, and nothing of its size in floating point.
-    _, pull = jax.vjp(lambda x: F.matrix_product(x, matrix, contract=2), x)
+    _, pull = jax.vjp(lambda x: F.linear(x, matrix, inputs=2), x)
     assert any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(pull))
     assert all(leaf.size < kernel.size or leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(pull))

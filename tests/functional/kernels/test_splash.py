@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import AxisType
 
 from jaxformer.functional import Mask, Split, dot_product_attention
-from jaxformer.functional.attention import AttentionRequest, choose_implementation
-from jaxformer.functional.splash import kernel_flops, splash_attention, visible_share
+from jaxformer.functional.kernels.choose import AttentionRequest, choose_implementation
+from jaxformer.functional.kernels.splash import kernel_flops, splash_attention, visible_share
 
 B, N, K = 2, 4, 2
 T = 384  # three blocks of 128
@@ -52,7 +52,7 @@ def compare(mask, length=T, size=64, split=None, softcap=None):
         return splash_attention(*arrays, mask, scale=0.125, softcap=softcap, split=split, interpret=True)
 
     def by_reference(*arrays):
-        return dot_product_attention(*arrays, mask=mask, scale=0.125, softcap=softcap, implementation="reference")
+        return dot_product_attention(*arrays, mask=mask, scale=0.125, softcap=softcap)
 
     def output_and_gradients(attend):
         def objective(*arrays):

@@ -1,4 +1,4 @@
-"""The KV cache: keys and values of earlier tokens as a value that the caller passes in and gets back."""
+"""The KV cache: keys and values of earlier tokens, a value that the caller passes in and gets back."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,18 +18,18 @@ from jaxformer.models.config import TransformerConfig
 )
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values of every layer for ``S`` tokens of ``B`` rows; the caller passes it in and gets it back.
+    """Keys and values of every layer for ``S`` tokens of ``B`` rows.
 
     Attributes:
-        layers: ``key`` and ``value`` ``[L, B, K, S, H]``; of a model that is not stacked a tuple with those of each
+        layers: ``key`` and ``value`` ``[L, B, K, S, H]``; for a model that is not stacked a tuple with those of each
             layer, ``[B, K, S, H]``.
         valid: ``[B, S]``, True where a place holds a real token.
         positions: ``[B, S]``, position id of each place.
-        length: how many places were written, padding included; the same in every row and layer.
-        context: keys and values of the context that cross-attention reads, laid out as ``layers``; None before the
-            first call, and for models without.
-        empty: True before the first call, whose tokens then attend among themselves by the same program as without a
-            cache. It is part of the type: the cache that goes into a ``lax.while_loop`` is the one after that call.
+        length: number of places written, padding included; the same in every row and layer.
+        context: keys and values of the context for cross-attention, laid out as ``layers``; None before the first call
+            and for models without cross-attention.
+        empty: True before the first call, whose tokens attend among themselves by the same program as without a cache.
+            It is part of the type: a ``lax.while_loop`` takes the cache after that call.
         ring: whether the place of a token is its number modulo ``S``. After the first call tokens then come one by one.
     """
 
@@ -43,7 +43,7 @@ class KVCache:
 
     @property
     def slot(self) -> jax.Array:
-        """The next token's place."""
+        """Place of the next token."""
         return self.length % self.valid.shape[1] if self.ring else self.length
 
 
@@ -64,8 +64,8 @@ def init_cache(
         max_length: S.
         dtype: of keys and values, ``float32``, ``bfloat16`` or ``int8`` (a scale for each token and head); default the
             compute dtype.
-        stacked: whether the model's layers are (``Decoder.stacked``).
-        ring: whether only the last ``max_length`` tokens are kept, for a model whose window is no longer.
+        stacked: whether the layers of the model are stacked (``Decoder.stacked``).
+        ring: keep only the last ``max_length`` tokens, for a model whose window is not longer.
 
     Raises:
         ValueError: if a ring is shorter than the window, or the model has layers without one.
@@ -89,22 +89,22 @@ def init_cache(
 def extend_cache(
     cache: KVCache, real: jax.Array | None, position_ids: jax.Array, window: int | None
 ) -> tuple[KVCache, F.Mask]:
-    """Books the new tokens' places in the cache and makes their mask. Keys and values follow in each layer.
+    """Reserves places of the cache for new tokens and makes their mask. Keys and values follow in each layer.
 
     Raises:
-        ValueError: if several tokens at once go on with a ring, in which they would overwrite what they still read.
+        ValueError: if several tokens at once are added to a ring, in which they would overwrite what they still read.
     """
     B, T = position_ids.shape
     if cache.ring and not cache.empty and T > 1:
-        raise ValueError(f"{T} tokens go on with a ring cache, expected one at a time; use a cache with ring=False")
+        raise ValueError(f"{T} tokens are added to a ring cache, expected one at a time; use a cache with ring=False")
     places = cache.valid.shape[1]
     slot: Any = 0 if cache.empty else cache.slot
     now = jnp.ones((B, T), bool) if real is None else real
     valid = jax.lax.dynamic_update_slice(cache.valid, now[:, -places:], (0, slot))
     positions = jax.lax.dynamic_update_slice(cache.positions, position_ids[:, -places:], (0, slot))
-    booked = replace(cache, valid=valid, positions=positions, length=cache.length + min(T, places), empty=False)
+    extended = replace(cache, valid=valid, positions=positions, length=cache.length + min(T, places), empty=False)
     if cache.empty:
-        return booked, F.Mask(causal=True, window=window, key_valid=real)
+        return extended, F.Mask(causal=True, window=window, key_valid=real)
     mask = F.Mask(
         causal=not cache.ring,  # all that a ring holds came before
         window=window,
@@ -113,21 +113,21 @@ def extend_cache(
         query_positions=position_ids,
         key_positions=positions,
     )
-    return booked, mask
+    return extended, mask
 
 
 def repeat_rows(cache: KVCache, times: int) -> KVCache:
-    """Each row so many times, one behind the other; of a cache whose layers are not stacked."""
+    """Repeats each row ``times`` times, adjacent; for a cache whose layers are not stacked."""
     return take_rows(cache, jnp.repeat(jnp.arange(cache.valid.shape[0]), times))
 
 
 def take_rows(cache: KVCache, rows: jax.Array, *, context: bool = True) -> KVCache:
-    """These rows of a cache whose layers are not stacked.
+    """Selects rows of a cache whose layers are not stacked.
 
     Args:
         cache: with ``B`` rows.
         rows: ``[R]``, numbers of rows.
-        context: whether the context's keys and values are taken too; not where every row stays with its own.
+        context: whether rows of the context are selected too; not where every row keeps its context.
     """
     take = partial(jax.tree.map, lambda leaf: jnp.take(leaf, rows, axis=0))
     return replace(

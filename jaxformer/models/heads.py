@@ -245,7 +245,7 @@ class TokenClassifier(WithBody):
         """Logits ``[B, T, C]``; arguments are ``Inputs``."""
         inputs = Inputs(*args, **kwargs)
         if self.config.architecture == "encoder_decoder":
-            states = self.body.encode(*inputs).hidden
+            states = self.body.encode_inputs(inputs).hidden
         else:
             states = self.states(inputs)
         read = self.pooler.transform(states) if self.config.token_pooler else states

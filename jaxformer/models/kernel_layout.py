@@ -16,10 +16,10 @@ def kernel_axes(path: str) -> KernelAxes:
     >>> kernel_axes("decoder/layers/attention/query/kernel"), kernel_axes("layers/attention/output/kernel")
     (KernelAxes(inputs=1, outputs=2), KernelAxes(inputs=2, outputs=1))
     """
-    *owners, layer, _ = path.split("/")
+    owner, layer = ["", "", *path.split("/")][-3:-1]
     if layer in ("query", "key", "value"):
         return KernelAxes(1, 2)
-    if layer == "output" and owners and owners[-1].endswith("attention"):
+    if layer == "output" and owner.endswith("attention"):
         return KernelAxes(2, 1)
     return KernelAxes(1, 1)
 

@@ -167,13 +167,14 @@ class EncoderDecoder(nn.Module):
 
     def encode(self, input_ids: jax.Array, attention_mask: jax.Array | None = None, **inputs: Any) -> Context:
         """The encoder's hidden states, as ``decode`` takes them; arguments as in ``__call__``."""
-        return self._encode(Inputs(input_ids, attention_mask, **inputs))
+        return self.encode_inputs(Inputs(input_ids, attention_mask, **inputs))
 
     def decode(self, context: Context, decoder_input_ids: jax.Array, **inputs: Any) -> tuple[jax.Array, KVCache | None]:
         """The decoder's last hidden states and new cache, from ``encode``'s output; arguments as in ``__call__``."""
         return self._decode(context, Inputs(None, decoder_input_ids=decoder_input_ids, **inputs))
 
-    def _encode(self, inputs: Inputs) -> Context:
+    def encode_inputs(self, inputs: Inputs) -> Context:
+        """``encode`` of inputs as one value."""
         hidden, _ = self.encoder.hidden_states(inputs.source, table=self.shared())
         mask = inputs.attention_mask
         return Context(hidden, None if mask is None else jnp.asarray(mask, bool), inputs.segment_ids)
@@ -230,10 +231,16 @@ class EncoderDecoder(nn.Module):
                 decoder_position_ids=inputs.position_ids,
                 decoder_segment_ids=inputs.segment_ids,
             )
-        context = self._encode(inputs)
+        context = self.encode_inputs(inputs)
         return context, self._decode(context, inputs)[0]
 
-    def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None, **inputs: Any) -> Seq2SeqOutput:
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        decoder_input_ids: jax.Array | None = None,
+        **inputs: Any,
+    ) -> Seq2SeqOutput:
         """Logits of the next target token at every place of ``decoder_input_ids``.
 
         For decoding step by step call the methods ``encode`` and ``decode``.
@@ -241,13 +248,14 @@ class EncoderDecoder(nn.Module):
         Args:
             input_ids: ``[B, S]``.
             attention_mask: ``[B, S]``, 1 at real tokens, padding on any side; default: all real.
-            **inputs: ``decoder_input_ids [B, T]`` (default: ``shifted``, as a classifier reads the text),
-                ``decoder_attention_mask [B, T]``, ``position_ids``, ``segment_ids``, ``decoder_position_ids``,
+            decoder_input_ids: ``[B, T]``; default: ``shifted``, as a classifier reads the text.
+            **inputs: ``decoder_attention_mask [B, T]``, ``position_ids``, ``segment_ids``, ``decoder_position_ids``,
                 ``decoder_segment_ids``, ``example_ids``, ``deterministic``; see ``Inputs``.
 
         Raises:
             ValueError: if a row is longer than ``max_length``.
         """
+        inputs["decoder_input_ids"] = decoder_input_ids
         context, hidden = self.both(Inputs(input_ids, attention_mask, **inputs))
         return Seq2SeqOutput(self.logits(hidden), hidden, context.hidden)
 

@@ -72,7 +72,7 @@ def test_a_ring_cache_holds_the_window_only_and_changes_nothing():
         )
     )
     assert cache.layers[0].key.shape[2] == cache.valid.shape[1] == 3 and not cache.empty
-    with pytest.raises(ValueError, match="2 tokens go on with a ring cache, expected one at a time"):
+    with pytest.raises(ValueError, match="2 tokens are added to a ring cache, expected one at a time"):
         extend_cache(cache, None, jnp.zeros((1, 2), jnp.int32), 3)
     with pytest.raises(ValueError, match="ring is true with a cache of 2 tokens, expected at least the model's window"):
         init_cache(model.config, 1, 2, ring=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxformer.generation.options import Rules
-from jaxformer.generation.text import added_text, find_stop
+from jaxformer.generation.text_stream import added_text, find_stop
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from jaxformer import functional as F
 from jaxformer.data.loader import evaluation_batches
 from jaxformer.generation import compile_options, parse_options, search
 from jaxformer.generation.best_of_n import DEVIATIONS
-from jaxformer.generation.prompt import align
+from jaxformer.generation.prompts import align
 from jaxformer.models.partition import on_mesh
 from jaxformer.parallel.batch import put_batch
 from jaxformer.parallel.mesh import RULES, replicated

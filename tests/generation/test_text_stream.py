@@ -2,7 +2,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from jaxformer.generation.text import TextStream, find_stop, held_back, stopped_length
+from jaxformer.generation.text_stream import TextStream, find_stop, held_back, stopped_length
 from tests.generation.letters import LETTERS, Letters
 
 

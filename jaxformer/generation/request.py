@@ -4,86 +4,62 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer.generation.decode import State, advance, start
-from jaxformer.generation.options import GenerationConfig, Rules, compile_options, parse_options
+from jaxformer.generation.decode import Program, Prompt, State, advance, start
+from jaxformer.generation.options import GenerationConfig, compile_options, parse_options
 from jaxformer.generation.output import GenerateOutput, finished
 from jaxformer.generation.prepare import prepare
-from jaxformer.generation.prompt import Prompts, align, bucket, check_lengths
+from jaxformer.generation.prompts import Prompts, align, bucket, check_lengths
 from jaxformer.models import Decoder, EncoderDecoder
 from jaxformer.schema import UserError
 
 
 @dataclass
-class Job:
+class Request:
     """One call, ready to run."""
 
     model: Any
     params: Any
     prompts: Prompts
     options: GenerationConfig
-    rules: Rules
+    program: Program
     numbers: dict[str, Any]
     start_ids: np.ndarray | None
-    cache_dtype: str | None
     tokenizer: Any
     seeds: np.ndarray
     stops: Sequence[str] = field(default=())
 
     @property
-    def room(self) -> int:
-        """Places for new tokens; the limit itself is a number that compiles nothing."""
-        return bucket(self.options.max_new_tokens)
+    def limit(self) -> jax.Array:
+        """Number of tokens to write; an argument of the program, which is compiled for ``room``."""
+        return jnp.int32(self.options.max_new_tokens)
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompts as the programs take them."""
+        return Prompt(*map(jnp.asarray, (self.prompts.ids, self.prompts.real)), _array(self.start_ids))
 
     @property
     def before(self) -> list[list[int]]:
-        """The tokens that each row's text follows: the prompt's, an encoder-decoder's none."""
+        """The tokens before each row's text: those of the prompt, none for an encoder-decoder."""
         if self.start_ids is not None:
             written: list[list[int]] = [[] for _ in self.prompts.ids]
         else:
             written = [ids[real].tolist() for ids, real in zip(self.prompts.ids, self.prompts.real, strict=True)]
         return [row for row in written for _ in range(self.options.num_return_sequences)]
 
-    @property
-    def ring(self) -> bool:
-        """Whether a cache of the model's window does."""
-        c = self.model.config
-        places = self.prompts.ids.shape[1] + self.room
-        return c.window is not None and c.global_every is None and places > c.window
-
     def begin(self) -> State:
         """The state with each row's first token."""
-        rows = len(self.seeds) // max(len(self.prompts.ids), 1)
-        return start(
-            self.model,
-            self.params,
-            jnp.asarray(self.prompts.ids),
-            jnp.asarray(self.prompts.real),
-            None if self.start_ids is None else jnp.asarray(self.start_ids),
-            jnp.asarray(self.seeds),
-            jnp.int32(self.options.max_new_tokens),
-            self.numbers,
-            rules=self.rules,
-            room=self.room,
-            copies=rows,
-            cache_dtype=self.cache_dtype,
-            ring=self.ring,
-        )
+        seeds = jnp.asarray(self.seeds)
+        return start(self.model, self.params, self.prompt, seeds, self.limit, self.numbers, program=self.program)
 
-    def go_on(self, state: State, until: int) -> State:
-        """The state with so many tokens, or fewer if all rows end before."""
-        limit = self.options.max_new_tokens
-        return advance(
-            self.model,
-            self.params,
-            state,
-            jnp.int32(min(until, limit)),
-            jnp.int32(limit),
-            self.numbers,
-            rules=self.rules,
-        )
+    def resume(self, state: State, until: int) -> State:
+        """The state with ``until`` tokens, or fewer if all rows end before."""
+        end = jnp.int32(min(until, self.options.max_new_tokens))
+        return advance(self.model, self.params, state, end, self.limit, self.numbers, rules=self.program.rules)
 
     def output(
         self,
@@ -93,12 +69,12 @@ class Job:
         *,
         stopped: Mapping[int, int] | None = None,
     ) -> GenerateOutput:
-        """What ``generate`` returns of arrays with ``room`` columns."""
+        """The result of ``generate`` from arrays with ``room`` columns."""
         limit = self.options.max_new_tokens
         return finished(
             tokens[:, :limit],
             log_probs[:, :limit],
-            self.rules,
+            self.program.rules,
             self.tokenizer,
             scores,
             before=self.before,
@@ -107,14 +83,14 @@ class Job:
         )
 
     def nothing(self) -> GenerateOutput:
-        """What it returns where nothing is to be written."""
+        """The result where nothing is to be written."""
         rows = len(self.prompts.ids) * self.options.num_return_sequences
         empty = np.zeros((rows, self.options.max_new_tokens), np.int32)
         scores = np.zeros(rows, np.float32) if self.options.num_beams > 1 else None
         return self.output(empty, empty.astype(np.float32), scores)
 
 
-def make_job(
+def make_request(
     model: Any,
     params: Any,
     input_ids: Any,
@@ -124,8 +100,8 @@ def make_job(
     cache_dtype: str | None,
     options: GenerationConfig | dict[str, Any],
     streaming: bool,
-) -> Job:
-    """Checks what ``generate`` or ``stream`` was called with.
+) -> Request:
+    """Checks the arguments of ``generate`` or ``stream``.
 
     Raises:
         UserError: an option makes no sense, or a prompt is empty or too long.
@@ -156,24 +132,29 @@ def make_job(
     start_ids = None
     if isinstance(model, EncoderDecoder):
         start_ids = _start_ids(c, chosen, prompts)
-    rows = len(prompts.ids) * (chosen.num_return_sequences if chosen.num_beams == 1 else 1)
-    return Job(
+    copies = chosen.num_return_sequences if chosen.num_beams == 1 else 1
+    room = bucket(chosen.max_new_tokens)
+    ring = c.window is not None and c.global_every is None and prompts.ids.shape[1] + room > c.window
+    return Request(
         model.clone(stacked=False),
         prepare(model, params),
         prompts,
         chosen,
-        rules,
+        Program(rules, room, copies, cache_dtype, ring),
         numbers,
         start_ids,
-        cache_dtype,
         tokenizer,
-        _seeds(seed, len(prompts.ids), rows),
+        _seeds(seed, len(prompts.ids), len(prompts.ids) * copies),
         chosen.stop_strings,
     )
 
 
+def _array(x: np.ndarray | None) -> jax.Array | None:
+    return None if x is None else jnp.asarray(x)
+
+
 def _start_ids(config: Any, options: GenerationConfig, prompts: Prompts) -> np.ndarray:
-    """``[B]``, what the decoder starts with."""
+    """``[B]``, start tokens of the decoder."""
     start_id = options.decoder_start_token_id
     start_id = config.decoder_start_token_id if start_id is None else start_id
     if start_id is None and config.decoder_start == "last":
@@ -184,7 +165,7 @@ def _start_ids(config: Any, options: GenerationConfig, prompts: Prompts) -> np.n
 
 
 def _seeds(seed: int | Sequence[int], prompts: int, rows: int) -> np.ndarray:
-    """``[R, 2]``: one seed for all and the row's number, or each prompt's own and the number of the text for it."""
+    """``[R, 2]``: the common seed and the number of the row, or the prompt's seed and the number of its text."""
     if np.ndim(seed) == 0:
         return np.stack([np.full(rows, seed), np.arange(rows)], axis=1).astype(np.int32)
     given = np.asarray(seed)

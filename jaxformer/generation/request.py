@@ -40,7 +40,8 @@ class Request:
     @property
     def prompt(self) -> Prompt:
         """The prompts as the programs take them."""
-        return Prompt(*map(jnp.asarray, (self.prompts.ids, self.prompts.real)), _array(self.start_ids))
+        start_ids = None if self.start_ids is None else jnp.asarray(self.start_ids)
+        return Prompt(jnp.asarray(self.prompts.ids), jnp.asarray(self.prompts.real), start_ids)
 
     @property
     def before(self) -> list[list[int]]:
@@ -147,10 +148,6 @@ def make_request(
         _seeds(seed, len(prompts.ids), len(prompts.ids) * copies),
         chosen.stop_strings,
     )
-
-
-def _array(x: np.ndarray | None) -> jax.Array | None:
-    return None if x is None else jnp.asarray(x)
 
 
 def _start_ids(config: Any, options: GenerationConfig, prompts: Prompts) -> np.ndarray:

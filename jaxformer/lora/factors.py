@@ -1,6 +1,6 @@
-"""LoRA: a frozen model learns through factors of low rank beside its kernels. Functions over pytrees.
+"""LoRA: low-rank factors beside the kernels of a frozen model, as functions over pytrees.
 
-The factors of a kernel stand under its path in a tree of their own: ``{"layers": {"attention": {"query": {"kernel":
+The factors of a kernel are in a separate tree under the same path: ``{"layers": {"attention": {"query": {"kernel":
 {"a": [L, D, r], "b": [L, r, N, H]}}}}}``; where layers are stacked, so are their factors.
 """
 
@@ -20,7 +20,7 @@ from jaxformer.models.kernel_layout import kernel_axes, layer_ndim
 from jaxformer.schema import Schema, UserError
 
 Params = Mapping[str, Any]
-# Heads are read as a whole by losses that make no logits, so their factors are added to them before.
+# Chunked losses read these heads whole, so that their factors are merged first.
 WHOLE = ("lm_head", "generator_head")
 
 
@@ -29,7 +29,7 @@ class LoraConfig(Schema):
 
     rank: int = Field(8, ge=1, description="columns of A and rows of B")
     alpha: float = Field(16.0, gt=0, description="the update is alpha / rank times A B")
-    dropout: float = Field(0.0, ge=0, lt=1, description="of what enters A, in training")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of the input of A, in training")
     targets: list[str] = Field(
         ["*attention", "feed_forward"],
         min_length=1,
@@ -38,21 +38,21 @@ class LoraConfig(Schema):
     )
     also_train: list[str] = Field(
         ["*classifier*", "*value_head*"],
-        description="further parameters that are trained as they are, by the same rules: new heads",
+        description="further parameters that are trained whole, by the same rules: new heads",
     )
-    rslora: bool = Field(False, description="alpha / sqrt(rank) instead, which keeps large ranks alive")
+    rslora: bool = Field(False, description="scale by alpha / sqrt(rank) instead, for large ranks")
     base: Literal["float32", "int8"] = Field(
         "float32",
-        description="how the frozen kernels are kept; int8: with a scale for each output, a quarter the memory",
+        description="format of the frozen kernels; int8: with a scale for each output, a quarter of the memory",
     )
-    dora: bool = Field(False, description="learn the length of each output's weights apart from their direction")
+    dora: bool = Field(False, description="train the length of each output's weights separately from their direction")
 
     @model_validator(mode="after")
     def _lengths_are_of_float_kernels(self) -> "LoraConfig":
         if self.dora and self.base == "int8":
             raise ValueError(
-                "dora is given with base int8, expected float32: it sums kernel and factors in every step, which would "
-                "make every kernel whole"
+                "dora is given with base int8, expected float32: it adds kernel and factors in every step, which would "
+                "need every kernel in float32"
             )
         return self
 
@@ -61,13 +61,13 @@ class LoraConfig(Schema):
         if self.dora and self.dropout:
             raise ValueError(
                 f"dora is given with dropout {self.dropout}, expected 0: its lengths are those of the summed kernel, "
-                "which no dropped input meets"
+                "to which dropout of an input does not apply"
             )
         return self
 
     @property
     def scale(self) -> float:
-        """What ``A B`` is multiplied by: Hu et al. 2022, section 4.1; rsLoRA: Kalajdzievski 2023, eq. 3."""
+        """Factor of ``A B``: Hu et al. 2022, section 4.1; rsLoRA: Kalajdzievski 2023, eq. 3."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
@@ -76,9 +76,9 @@ class Target(NamedTuple):
 
     Attributes:
         path: its names, ``/`` between them.
-        stacked: whether its first axis is that of the layers.
+        stacked: whether its first axis is the layer axis.
         inputs: number of its input axes.
-        shape: its own.
+        shape: of the kernel.
     """
 
     path: str
@@ -88,13 +88,13 @@ class Target(NamedTuple):
 
     @property
     def split(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Sizes of the layer's axis (or none), of the inputs and of the outputs."""
+        """Sizes of the layer axis (or none), of the inputs and of the outputs."""
         first = int(self.stacked)
         return self.shape[:first], self.shape[first : first + self.inputs], self.shape[first + self.inputs :]
 
 
 def fits(path: str, patterns: list[str]) -> str | None:
-    """The first pattern that a path fits: one without ``/`` a part of it, one with ``/`` the whole.
+    """The first pattern that matches: one without ``/`` a part of the path, one with ``/`` the whole path.
 
     >>> fits("decoder/layers/cross_attention/query/kernel", ["value", "*attention"])
     '*attention'
@@ -116,17 +116,17 @@ def find_targets(params: Params, config: LoraConfig) -> list[Target]:
 
     Args:
         params: parameters or their shapes.
-        config: which.
+        config: their patterns.
 
     Raises:
-        UserError: if a pattern fits no kernel.
+        UserError: if a pattern matches no kernel.
     """
     shapes = {path: leaf.shape for path, leaf in flatten_dict(dict(params), sep="/").items()}
     kernels = sorted(path for path in shapes if path.endswith("/kernel"))
     for pattern in config.targets:
         if not any(fits(path, [pattern]) for path in kernels):
             names = ", ".join(path.removesuffix("/kernel") for path in kernels[:4])
-            raise UserError(f"lora.targets has {pattern!r}, which fits no kernel; their names are like {names}")
+            raise UserError(f"lora.targets has {pattern!r}, which matches no kernel; their names are like {names}")
     found = [_target(path, shapes[path]) for path in kernels if fits(path, config.targets)]
     if config.dropout:
         for target in found:
@@ -135,19 +135,19 @@ def find_targets(params: Params, config: LoraConfig) -> list[Target]:
                 raise UserError(
                     f"lora.dropout is {config.dropout} and lora.targets names {target.path}, "
                     + ("which all layers share" if shared else "which the loss reads as a whole")
-                    + ": what enters it cannot be dropped; set lora.dropout to 0 or leave it out of the targets"
+                    + ": its input cannot be dropped; set lora.dropout to 0 or leave it out of the targets"
                 )
     return found
 
 
 def init_factors(key: jax.Array, params: Params, config: LoraConfig) -> dict[str, Any]:
-    """New factors: ``A`` drawn evenly from ``[-1/sqrt(inputs), 1/sqrt(inputs)]``, ``B`` zero, so that nothing changes.
+    """Initial factors: ``A`` uniform in ``[-1/sqrt(inputs), 1/sqrt(inputs)]``, ``B`` zero, so that nothing changes.
 
     Hu et al. 2022, section 4.1; the range is that of PEFT. With ``dora`` also ``magnitude``, the length of each
     output's weights: Liu et al. 2024, "DoRA", eq. 5.
 
     Args:
-        key: of the draws; each kernel's is a function of it and of the kernel's path.
+        key: of the draws; that of a kernel is a function of it and of the kernel's path.
         params: of the frozen model.
         config: which kernels, and the rank.
     """
@@ -166,11 +166,11 @@ def init_factors(key: jax.Array, params: Params, config: LoraConfig) -> dict[str
 
 
 def int8_kernels(params: Params, config: LoraConfig) -> list[Target]:
-    """The kernels that ``base: int8`` keeps as int8: all that are frozen, but for heads, which losses read as a whole.
+    """The kernels that ``base: int8`` stores as int8: all frozen ones but the heads that losses read whole.
 
     Args:
         params: of the model, or their shapes.
-        config: which parameters are trained as they are.
+        config: names the parameters that are trained whole.
     """
     if config.base != "int8":
         return []
@@ -206,7 +206,7 @@ def kernel_lengths(kernel: jax.Array, target: Target) -> jax.Array:
 
 
 def _update(target: Target, a: jax.Array, b: jax.Array) -> jax.Array:
-    """``A B``, of each layer; float32."""
+    """``A B`` of each layer; float32."""
     layers, inputs, outputs = target.split
     rank = a.shape[-1]
     product = jnp.matmul(
@@ -218,7 +218,7 @@ def _update(target: Target, a: jax.Array, b: jax.Array) -> jax.Array:
 def _merged(target: Target, kernel: jax.Array, factors: Params, scale: float) -> jax.Array:
     """``W + s A B``; with a magnitude ``m`` the same with each output scaled to ``m``: Liu et al. 2024, eq. 5.
 
-    The length it is divided by is a constant for the gradient: there, section 4.3.
+    The length in the denominator is a constant for the gradient: ibid., section 4.3.
     """
     total = kernel.astype(jnp.float32) + scale * _update(target, factors["a"], factors["b"])
     if "magnitude" in factors:
@@ -244,17 +244,17 @@ def adapt(
     dropout_key: jax.Array | None = None,
     example_ids: jax.Array | None = None,
 ) -> dict[str, Any]:
-    """The model's parameters with the factors beside their kernels, to be called in the differentiated function.
+    """The model's parameters with the factors beside their kernels; called in the differentiated function.
 
-    A kernel becomes a ``functional.LowRankKernel``, so that neither the sum nor a gradient of its size is ever made;
-    with ``dora``, and in an output layer that losses read as a whole, it is the sum.
+    A kernel becomes a ``functional.LowRankKernel``, so that neither the sum nor a gradient of its size is computed;
+    with ``dora``, and in a head that losses read whole, it is the sum.
 
     Args:
         params: of the frozen model.
         factors: of ``init_factors``.
         config: scale and dropout.
         dropout_key: of the step; None: nothing is dropped.
-        example_ids: ``[B]``, the numbers that the rows' dropout is drawn by.
+        example_ids: ``[B]``, numbers of the rows for their dropout.
     """
     flat, targets = _by_target(params, factors)
     for target, group in targets:
@@ -271,7 +271,7 @@ def adapt(
 
 
 def _layer_keys(target: Target, key: jax.Array, example_ids: jax.Array) -> jax.Array:
-    """``[L, B]`` or ``[B]``: each layer drops otherwise."""
+    """``[L, B]`` or ``[B]``: dropout differs between layers."""
     if not target.stacked:
         return F.example_keys(key, example_ids)
     layers = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(target.shape[0]))
@@ -279,9 +279,9 @@ def _layer_keys(target: Target, key: jax.Array, example_ids: jax.Array) -> jax.A
 
 
 def merge(params: Params, factors: Params, config: LoraConfig) -> dict[str, Any]:
-    """The parameters with the factors added in: an ordinary model that computes the same, to rounding.
+    """The parameters with the factors added: an ordinary model that computes the same, up to rounding.
 
-    Kernels of int8 are what they stand for in float32.
+    Kernels in int8 are converted to float32.
     """
     flat, targets = _by_target(params, factors)
     for target, group in targets:
@@ -293,17 +293,17 @@ def merge(params: Params, factors: Params, config: LoraConfig) -> dict[str, Any]
 
 
 def unmerge(params: Params, factors: Params, config: LoraConfig) -> dict[str, Any]:
-    """The parameters that ``merge`` had been given, to rounding.
+    """The parameters before ``merge``, up to rounding.
 
     Raises:
-        UserError: with ``dora``: the lengths that were divided by are not in the merged kernel any more.
+        UserError: with ``dora``, whose merged kernels do not contain their former lengths.
     """
     flat, targets = _by_target(params, factors)
     for target, group in targets:
         if "magnitude" in group:
             raise UserError(
-                "a kernel merged with dora cannot be taken apart, since its former lengths are gone; keep the "
-                "parameters from before"
+                "a kernel merged with dora cannot be unmerged, since its former lengths are lost; keep the original "
+                "parameters"
             )
         flat[target.path] = _merged(target, flat[target.path], group, -config.scale)
     return unflatten_dict(flat, sep="/")

@@ -59,7 +59,7 @@ class Inputs(NamedTuple):
     @property
     def source(self) -> "Inputs":
         """The inputs of an encoder-decoder's encoder."""
-        target = {name: None for name in self._fields if name.startswith("decoder_")}
+        target: dict[str, Any] = {name: None for name in self._fields if name.startswith("decoder_")}
         return self._replace(cache=None, **target)
 
     @property
@@ -77,4 +77,5 @@ class Inputs(NamedTuple):
 
     def arrays(self) -> "Inputs":
         """The same as JAX arrays; a tokenizer returns NumPy arrays."""
-        return Inputs(*(jnp.asarray(x) if hasattr(x, "__array__") or isinstance(x, list) else x for x in self))
+        arrays: list[Any] = [jnp.asarray(x) if hasattr(x, "__array__") or isinstance(x, list) else x for x in self]
+        return Inputs(*arrays)

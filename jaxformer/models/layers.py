@@ -29,7 +29,7 @@ def for_products(kernel: Any) -> Any:
     if not one_device() or isinstance(kernel, F.Packed):
         return kernel
     if isinstance(kernel, F.LowRankKernel):
-        parts = {name: F.JoinedKernel(getattr(kernel, name)) for name in ("kernel", "a", "b")}
+        parts: Any = {name: F.JoinedKernel(getattr(kernel, name)) for name in ("kernel", "a", "b")}
         return dataclasses.replace(kernel, **parts)
     return F.JoinedKernel(kernel)
 

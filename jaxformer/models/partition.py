@@ -49,7 +49,7 @@ def on_mesh(function: Callable[..., Any], mesh: Mesh, rules: Rules) -> Callable[
 
     @wraps(function)
     def placed(*args: Any, **kwargs: Any) -> Any:
-        with _placed(_Placement(mesh, rules)), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        with _placed(_Placement(mesh, rules)):
             return function(*args, **kwargs)
 
     return placed

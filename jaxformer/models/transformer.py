@@ -215,7 +215,7 @@ class EncoderDecoder(nn.Module):
             last = T - 1 - jnp.argmax(real[:, ::-1], axis=-1)
             start = jnp.take_along_axis(input_ids, last[:, None], axis=1)
         else:
-            start = jnp.full((B, 1), c.decoder_start_token_id)
+            start = jnp.full((B, 1), c.decoder_start_token_id or 0)
         first = real & (segment_ids != jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0))))
         return jnp.where(first, start, jnp.pad(input_ids[:, :-1], ((0, 0), (1, 0))))
 

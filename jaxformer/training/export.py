@@ -11,7 +11,7 @@ from tokenizers import processors
 
 from jaxformer.hub.save import push_to_hub, save_pretrained
 from jaxformer.hub.tokenizer import AutoTokenizer, PretrainedTokenizer
-from jaxformer.lora.peft_write import write_adapter
+from jaxformer.lora.peft import write_adapter
 from jaxformer.models.value_head import without_value
 from jaxformer.schema import UserError
 from jaxformer.tokenizers import Role, Tokenizer

@@ -147,7 +147,7 @@ def test_the_sum_in_float64():
     factors["layers"]["attention"]["query"]["kernel"]["magnitude"] = jnp.asarray(m, jnp.float32)
     length = np.sqrt((expected**2).sum(axis=1, keepdims=True))
     close(merge(params, factors, config)["layers"]["attention"]["query"]["kernel"], m[:, None] * expected / length)
-    with pytest.raises(UserError, match="merged with dora cannot be taken apart"):
+    with pytest.raises(UserError, match="merged with dora cannot be unmerged"):
         unmerge(params, factors, config)
 
 
@@ -192,7 +192,7 @@ def test_targets_by_pattern():
     assert found("encoder/layers/*/up") == ["encoder/layers/feed_forward/up"]
     assert len(found("*attention", "feed_forward")) == 12 + 4
     with pytest.raises(
-        UserError, match=r"lora\.targets has 'q_proj', which fits no kernel; their names are like decoder/"
+        UserError, match=r"lora\.targets has 'q_proj', which matches no kernel; their names are like decoder/"
     ):
         found("q_proj")
 

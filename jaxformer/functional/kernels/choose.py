@@ -136,7 +136,7 @@ def kernel_attention(
     request = AttentionRequest(mask, T, S, dropping, platform, biased, H, split)
     chosen = choose_implementation(implementation, request)
     if chosen == "splash":
-        scores = {name: options.get(name) for name in ("scale", "softcap")}
+        scores: dict[str, Any] = {name: options.get(name) for name in ("scale", "softcap")}
         return splash_attention(query, key, value, mask, split=split, **scores)
     if split is not None:
         query = split.place(query, split.batch, split.length, split.heads, None)
@@ -144,4 +144,5 @@ def kernel_attention(
     if chosen == "blocked":
         scores = {name: options.get(name) for name in ("bias", "scale", "softcap")}
         return blocked_attention(query, key, value, mask=mask, **scores)
-    return dot_product_attention(query, key, value, mask=mask, **options)
+    output: Any = dot_product_attention(query, key, value, mask=mask, **options)
+    return output

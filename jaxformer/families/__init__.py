@@ -18,7 +18,7 @@ from jaxformer.families import (
     qwen,
     t5,
 )
-from jaxformer.families.base import Family
+from jaxformer.families.format import Family
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.transformer import BODIES
 from jaxformer.schema import UserError, nearest

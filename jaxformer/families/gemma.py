@@ -8,15 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from jaxformer.families import llama
-from jaxformer.families.base import (
-    Family,
-    Key,
-    read_activation,
-    read_rotary,
-    require,
-    write_activation,
-    write_rotary,
-)
+from jaxformer.families.format import Family, Key, read_activation, read_rotary, require, write_activation, write_rotary
 from jaxformer.models.config import TransformerConfig
 
 # The shape is that of Gemma 2B.

@@ -13,8 +13,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxformer.families import get_family
-from jaxformer.families.base import Format, Name
-from jaxformer.families.convert import ArrayWeights, params_to_hf, read_params
+from jaxformer.families.checkpoint import ArrayWeights, params_to_hf, read_params
+from jaxformer.families.format import Format, Name
 from jaxformer.hub.kinds import abstract_params, kind_of
 from jaxformer.hub.weights import SafetensorsWeights
 from jaxformer.lora.factors import LoraConfig, Params

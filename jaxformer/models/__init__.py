@@ -4,11 +4,4 @@ from jaxformer.models.config import RopeScaling, TransformerConfig
 from jaxformer.models.inputs import Inputs
 from jaxformer.models.kv_cache import KVCache, init_cache
 from jaxformer.models.stack import Block, Context, Stack, stacked_blocks
-from jaxformer.models.transformer import (
-    CausalLMOutput,
-    Decoder,
-    Encoder,
-    EncoderDecoder,
-    EncoderOutput,
-    Seq2SeqOutput,
-)
+from jaxformer.models.transformer import CausalLMOutput, Decoder, Encoder, EncoderDecoder, EncoderOutput, Seq2SeqOutput

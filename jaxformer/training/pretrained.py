@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxformer.families import get_family
-from jaxformer.families.convert import read_params as read_hub_params
+from jaxformer.families.checkpoint import read_params as read_hub_params
 from jaxformer.functional import purpose_key
 from jaxformer.hub.kinds import abstract_params, build, kind_of
 from jaxformer.hub.pretrained import read_config, untie_by

@@ -8,7 +8,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from jaxformer.families import FAMILIES, build_model, family_of, model_config
-from jaxformer.families.base import RESOLVED
+from jaxformer.families.format import RESOLVED
 from jaxformer.hub.kinds import abstract_params, build
 from jaxformer.models import TransformerConfig
 from jaxformer.models.heads import SequenceClassifier

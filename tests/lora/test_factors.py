@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxformer import functional as F
 from jaxformer.families import FAMILIES, model_config
-from jaxformer.families.convert import params_from_hf
+from jaxformer.families.checkpoint import params_from_hf
 from jaxformer.hub.kinds import abstract_params, build
 from jaxformer.lora import (
     LoraConfig,

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxformer.families.base import Format, Name
+from jaxformer.families.format import Format, Name
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.kernel_layout import kernel_axes
 from jaxformer.schema import UserError

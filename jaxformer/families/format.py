@@ -1,4 +1,4 @@
-"""What a family is: its defaults, and its place in the Hugging Face format."""
+"""A model family: its defaults and its Hugging Face format."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,19 +9,19 @@ from jaxformer.schema import UserError
 
 
 class Name(NamedTuple):
-    """One row of a family's table: a parameter here, its name there, and how its layout differs.
+    """One row of a family's table of parameters: our name, theirs, and how the layout differs.
 
     Attributes:
         ours: path in the parameter tree, ``/`` between levels; under ``layers/`` it carries the layer axis.
         theirs: name in the Hugging Face state dict, ``{}`` where the layer's number goes.
         transposed: theirs is ``[out, in]`` (``torch.nn.Linear``) where ours is ``[in, out]``.
         part: index of this parameter among equal parts of theirs along its output axis, and the number of parts
-            (GPT-2 keeps query, key and value in one matrix).
-        groups: how many groups their output axis is made of, each with all its parts (GPT-NeoX and BLOOM keep query,
-            key and value of a head together: a group for each head).
-        not_first: theirs has no such parameter in layer 0, where ours is not used and keeps ones (ModernBERT).
-        leading_one: theirs has a first axis of size 1 that ours has not.
-        otherwise: another name of theirs under which the same values may stand.
+            (GPT-2 has query, key and value in one matrix).
+        groups: number of groups of their output axis, each with all parts (GPT-NeoX and BLOOM have query, key and value
+            of a head together: a group for each head).
+        not_first: theirs has no such parameter in layer 0, where ours is not used and stays at ones (ModernBERT).
+        leading_one: theirs has an additional first axis of size 1.
+        otherwise: another name of theirs for the same values.
     """
 
     ours: str
@@ -48,6 +48,20 @@ def linear(
     return [*rows, Name(f"{ours}/bias", f"{theirs}.bias", False, part, groups)] if bias else rows
 
 
+def linears(ours: str, theirs: str, layers: Mapping[str, str], **options: Any) -> list[Name]:
+    """The rows of several linear layers, whose names follow these prefixes; ``options`` as in ``linear``."""
+    return [row for our, their in layers.items() for row in linear(ours + our, theirs + their, **options)]
+
+
+QKV = ("query", "key", "value")
+
+
+def fused(ours: str, theirs: str, layers: Sequence[str] = QKV, **options: Any) -> list[Name]:
+    """The rows of several linear layers of ours that are one of theirs; ``options`` as in ``linear``."""
+    count = len(layers)
+    return [row for i, layer in enumerate(layers) for row in linear(ours + layer, theirs, part=(i, count), **options)]
+
+
 def norm(ours: str, theirs: str, *, bias: bool = True) -> list[Name]:
     """The rows of a norm; an RMS norm has no bias."""
     rows = [Name(f"{ours}/scale", f"{theirs}.weight")]
@@ -59,7 +73,7 @@ def lm_head(theirs: str, otherwise: str | None = None) -> Callable[[TransformerC
 
     Args:
         theirs: its name.
-        otherwise: another name under which the same values may stand.
+        otherwise: another name for the same values.
     """
     row = Name("lm_head/kernel", f"{theirs}.weight", transposed=True, otherwise=otherwise)
     return lambda config: [] if config.tie_embeddings else [row]
@@ -77,10 +91,10 @@ class Key(NamedTuple):
 
     Attributes:
         ours: key of ``TransformerConfig``.
-        theirs: key of ``config.json``. Of two rows with one key of ours both must say the same.
-        absent: their value where ``config.json`` has no such key or null; without one it must be there.
-        read: their value to ours.
-        write: our value, resolved, to theirs.
+        theirs: key of ``config.json``. If two rows have one key of ours, their values must agree.
+        absent: their value if ``config.json`` has no such key or null; without one the key is required.
+        read: converts their value to ours.
+        write: converts our value, resolved, to theirs.
     """
 
     ours: str
@@ -90,7 +104,19 @@ class Key(NamedTuple):
     write: Callable[[Any], Any] = _same
 
 
-# Keys of ``TransformerConfig`` that may be left to follow from others, and the property that has their value.
+def same(*keys: str) -> tuple[Key, ...]:
+    """Rows of keys that have one name here and there."""
+    return tuple(Key(key, key) for key in keys)
+
+
+# The names of sizes that most families share.
+SIZES = (
+    *same("vocab_size", "hidden_size", "intermediate_size", "initializer_range"),
+    Key("num_layers", "num_hidden_layers"),
+    Key("num_heads", "num_attention_heads"),
+    Key("max_length", "max_position_embeddings"),
+)
+# Keys of ``TransformerConfig`` that follow from others if they are not given, and the property with their value.
 RESOLVED = {
     "num_kv_heads": "kv_heads",
     "head_size": "head_width",
@@ -99,7 +125,7 @@ RESOLVED = {
     "embedding_size": "token_size",
     "qkv_bias": "has_qkv_bias",
 }
-# The kinds of models that the Hugging Face format knows, as the head on the body.
+# The kinds of models in the Hugging Face format, named by the head on the backbone.
 KINDS = (
     "body",
     "causal_lm",
@@ -118,9 +144,9 @@ class Head(NamedTuple):
     """A kind of model in the Hugging Face format.
 
     Attributes:
-        architecture: its class in transformers, which ``config.json`` names.
-        rows: the names of the parameters beside the body's.
-        prefix: before the body's names, where it is not the family's own.
+        architecture: its class in transformers, for ``config.json``.
+        rows: the names of the head's parameters.
+        prefix: of the backbone's names, if not the family's.
     """
 
     architecture: str
@@ -130,21 +156,21 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True)
 class Format:
-    """How a family is written in the Hugging Face format: everything its two tables need, in both directions.
+    """The Hugging Face format of a family: two tables, which are read in both directions, and their exceptions.
 
     Attributes:
-        model_type: what ``config.json`` calls the family.
+        model_type: name of the family in ``config.json``.
         keys: the table of configuration keys.
-        body: the table of parameter names of the body, as the body alone has them.
-        heads: by kind, what stands on it.
-        prefix: before the body's names where there is a head, with the dot.
-        constants: keys of ``config.json`` that must have this value, as no switch here expresses another.
-        read: further keys of ours, from what no row can say.
-        write: the way back.
-        untied_by: a name whose presence in a checkpoint says that its head is not tied, whatever its config says.
+        body: the table of parameter names of the backbone alone.
+        heads: by kind of model.
+        prefix: of the backbone's names if there is a head, with the dot.
+        constants: keys of ``config.json`` that must have this value: other values are not supported.
+        read: further keys of ours, which no row can express.
+        write: undoes ``read``.
+        untied_by: name of a tensor whose presence means that the head is not tied, whatever ``config.json`` says.
         zeros: names of tensors that must be zero if a checkpoint has them.
-        derived: tensors of the body that transformers expects in a file though they follow from the configuration.
-        ignored: pattern of names in checkpoints that are no parameters.
+        derived: tensors of the backbone that transformers expects in a file though they follow from the configuration.
+        ignored: pattern of names in checkpoints that are not parameters.
     """
 
     model_type: str
@@ -161,7 +187,7 @@ class Format:
     ignored: str = r"\b\B"
 
     def head(self, kind: str) -> Head:
-        """What makes a model of this kind.
+        """The head of a model of this kind.
 
         Raises:
             UserError: if transformers has no such model of the family.
@@ -172,7 +198,7 @@ class Format:
         return self.heads[kind]
 
     def prefix_of(self, kind: str) -> str:
-        """What stands before the body's names in a model of this kind.
+        """Prefix of the backbone's names in a model of this kind.
 
         Raises:
             UserError: if transformers has no such model of the family.
@@ -194,7 +220,7 @@ class Format:
         """Keys of ``TransformerConfig`` from a ``config.json``, for the family of this name.
 
         Raises:
-            UserError: if a key is missing or it asks for something no switch here expresses.
+            UserError: if a key is missing or has an unsupported value.
         """
         require(hf, **self.constants)
         keys: dict[str, Any] = {"type": family}
@@ -218,7 +244,7 @@ class Format:
                 )
             keys[row.ours], said[row.ours] = value, row.theirs
         for key in TOKEN_IDS:
-            # Several ends of text are possible, the first is the one that training sets; -1 is said for none.
+            # Of several ends of text the first is the one of training; -1 stands for none.
             value = hf[key][0] if isinstance(hf.get(key), list) and hf[key] else hf.get(key)
             if value is not None and value != -1:
                 keys[key] = value
@@ -230,10 +256,10 @@ class Format:
             raise UserError(f"config.json makes no sense for model_type {self.model_type!r}: {error}") from error
 
     def to_hf(self, config: TransformerConfig, kind: str) -> dict[str, Any]:
-        """What ``config.json`` says of a model of this kind.
+        """``config.json`` of a model of this kind.
 
         Raises:
-            UserError: if the format cannot say something of it.
+            UserError: if the format cannot express it.
         """
         hf = {"model_type": self.model_type, "architectures": [self.head(kind).architecture], **self.constants}
         for row in self.keys:
@@ -252,9 +278,9 @@ class Family:
 
     Attributes:
         name: the value of ``model.type``.
-        defaults: the keys of ``TransformerConfig`` that make a model of this family.
-        format: its place in the Hugging Face format; None if it is not there.
-        objective: the ``task.type`` it was made for, which is a run's default.
+        defaults: the keys of ``TransformerConfig`` that differ from its own defaults.
+        format: its Hugging Face format, None if it has none.
+        objective: the default of ``task.type``.
     """
 
     name: str
@@ -264,7 +290,7 @@ class Family:
 
     @property
     def hub(self) -> Format:
-        """Its place in the Hugging Face format.
+        """Its Hugging Face format.
 
         Raises:
             UserError: if it has none.
@@ -277,13 +303,13 @@ class Family:
         """Keys of ``TransformerConfig`` from a ``config.json``.
 
         Raises:
-            UserError: if a key is missing or it asks for something no switch here expresses.
+            UserError: if a key is missing or has an unsupported value.
         """
         return self.hub.from_hf(hf, self.name)
 
 
 def require(hf: Mapping[str, Any], **values: Any) -> None:
-    """Refuses a ``config.json`` with another value for a key that has no switch here; absent keys are fine.
+    """Refuses a ``config.json`` in which one of these keys has another value; absent keys are accepted.
 
     Raises:
         UserError: naming the key.
@@ -293,7 +319,7 @@ def require(hf: Mapping[str, Any], **values: Any) -> None:
             raise UserError(f"config.json has {key}: {hf[key]!r}, expected {value!r}; this variant is not supported")
 
 
-# Their names of the activations; "gelu_fast" and "gelu_new" are two spellings of one formula.
+# Their names of the activations; some formulas have several.
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -306,7 +332,7 @@ ACTIVATIONS = {
 
 
 def read_activation(name: str) -> str:
-    """Our name of an activation of theirs.
+    """Converts their name of an activation to ours.
 
     Raises:
         UserError: if there is none.
@@ -317,7 +343,7 @@ def read_activation(name: str) -> str:
 
 
 def write_activation(name: str) -> str:
-    """Their name of an activation of ours.
+    """Converts our name of an activation to theirs.
 
     Raises:
         UserError: if there is none.
@@ -345,7 +371,7 @@ def read_rotary(hf: Mapping[str, Any]) -> dict[str, Any]:
     """``rope_theta`` and ``rope_scaling`` from a ``config.json`` of transformers 4, or 5 (in ``rope_parameters``).
 
     Raises:
-        UserError: if the scaling is of a kind that has no switch here.
+        UserError: if this kind of scaling is not supported.
     """
     rope = hf.get("rope_parameters") or {}
     scaling = hf.get("rope_scaling") or rope
@@ -360,7 +386,7 @@ def read_rotary(hf: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_rotary(config: TransformerConfig) -> dict[str, Any]:
-    """The way back, in the form that both versions read."""
+    """Undoes ``read_rotary``, in the form that both versions read."""
     scaling = config.rope_scaling
     if scaling is None:
         return {"rope_theta": config.rope_theta, "rope_scaling": None}

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from jaxformer.families import FAMILIES, build_model, get_family, model_config
-from jaxformer.families.base import Format, Head, Name, linear, norm, read_activation, read_rotary
-from jaxformer.families.convert import params_from_hf, params_to_hf
+from jaxformer.families.checkpoint import params_from_hf, params_to_hf
+from jaxformer.families.format import Format, Head, Name, linear, norm, read_activation, read_rotary
 from jaxformer.models import TransformerConfig
 from jaxformer.schema import UserError
 

@@ -56,7 +56,7 @@ def linear(
     return y if bias is None else y + bias.astype(y.dtype)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["kernel"], meta_fields=[])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class JoinedKernel:
     """A kernel whose product joins the axes of the tokens into one, for programs of one device.

@@ -5,7 +5,6 @@ same names with any head or none, so that another task can take over a trained b
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -19,7 +18,7 @@ from jaxformer.models.layers import DropoutKeys, Norm, Projection, kernel_deviat
 from jaxformer.models.transformer import BODIES
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["logits", "last_hidden_state"], meta_fields=[])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class HeadOutput:
     """Output of a classifier.
@@ -33,11 +32,7 @@ class HeadOutput:
     last_hidden_state: jax.Array
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["last_hidden_state", "pooler_output", "encoder_last_hidden_state"],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class BodyOutput:
     """Output of a backbone.
@@ -53,7 +48,7 @@ class BodyOutput:
     encoder_last_hidden_state: jax.Array | None = None
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["start_logits", "end_logits"], meta_fields=[])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SpanOutput:
     """Scores ``[B, T]`` float32 of each token as the first and as the last of the answer."""

@@ -1,6 +1,6 @@
 """The KV cache: keys and values of earlier tokens, a value that the caller passes in and gets back."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -11,11 +11,7 @@ from jaxformer import functional as F
 from jaxformer.models.config import TransformerConfig
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["layers", "valid", "positions", "length", "context"],
-    meta_fields=["empty", "ring"],
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KVCache:
     """Keys and values of every layer for ``S`` tokens of ``B`` rows.
@@ -38,8 +34,8 @@ class KVCache:
     positions: jax.Array
     length: jax.Array
     context: Any = None
-    empty: bool = True
-    ring: bool = False
+    empty: bool = field(default=True, metadata=F.STATIC)
+    ring: bool = field(default=False, metadata=F.STATIC)
 
     @property
     def slot(self) -> jax.Array:

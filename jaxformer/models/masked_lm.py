@@ -1,7 +1,6 @@
 """Pre-training heads of encoders: BERT's masked language model and ELECTRA's discriminator."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +15,7 @@ from jaxformer.models.layers import Norm, tied_head
 from jaxformer.models.stack import Stack
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["logits", "pair_logits", "last_hidden_state"], meta_fields=[])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class MaskedLMOutput:
     """Output of a masked language model.

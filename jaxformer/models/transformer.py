@@ -1,7 +1,6 @@
 """The three architectures: GPT-style decoder, BERT-style encoder, T5-style encoder-decoder."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +15,7 @@ from jaxformer.models.layers import Bias, Embedding, Projection, embedding_devia
 from jaxformer.models.stack import Context, Stack
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["logits", "last_hidden_state", "cache"], meta_fields=[])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class CausalLMOutput:
     """Output of a decoder.
@@ -32,11 +31,7 @@ class CausalLMOutput:
     cache: KVCache | None = None
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["logits", "last_hidden_state", "encoder_last_hidden_state", "cache"],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Seq2SeqOutput:
     """Output of an encoder-decoder.
@@ -54,7 +49,7 @@ class Seq2SeqOutput:
     cache: KVCache | None = None
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["last_hidden_state"], meta_fields=[])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class EncoderOutput:
     """Output of an encoder.

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int8
 _LARGEST = 127.0
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["values", "scale"], meta_fields=[])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Quantized:
     """An array stored as ``values * scale``; a kernel where one scale is shared by all inputs of an output.

@@ -1,4 +1,4 @@
-"""Best of n: texts drawn from a model, of which the one with the highest score is kept.
+"""Best of n: of several texts sampled from a model, the one with the highest score is kept.
 
 Nakano et al. 2021, "WebGPT", section 3; Touvron et al. 2023, "Llama 2", section 3.2.3 (rejection sampling).
 """
@@ -13,17 +13,17 @@ import numpy as np
 
 from jaxformer.generation import GenerationConfig, generate
 
-DEVIATIONS = 1.959963984540054  # the normal distribution has 95 % within so many of them
+DEVIATIONS = 1.959963984540054  # half of the 95 % interval of a normal distribution, in standard deviations
 
 
 class Drawn(NamedTuple):
-    """A text that a model wrote.
+    """A sampled text.
 
     Attributes:
-        ids: its tokens, the one that ends it included.
-        text: the same as text, without special tokens.
-        ended: whether it ended, rather than being cut at its longest.
-        log_prob: of the tokens under the model, nats.
+        ids: its tokens, with the one that ends it.
+        text: the decoded tokens, without special ones.
+        ended: whether it ended; False if it was truncated.
+        log_prob: sum over its tokens under the model, nats.
     """
 
     ids: list[int]
@@ -33,7 +33,7 @@ class Drawn(NamedTuple):
 
 
 def prompt_seed(seed: int, line: int) -> int:
-    """The seed of the texts for one prompt, 31 bits: it depends on where the prompt stands in its file alone.
+    """The seed of the texts for one prompt, 31 bits; it depends only on the run's seed and the line of the prompt.
 
     >>> prompt_seed(0, 1) == prompt_seed(0, 1), prompt_seed(0, 1) == prompt_seed(1, 0)
     (True, False)
@@ -52,24 +52,24 @@ def draw(
     batch_size: int,
     cache_dtype: str | None = None,
 ) -> list[list[Drawn]]:
-    """``n`` texts for each prompt.
+    """Samples ``n`` texts for each prompt.
 
-    A text depends on its prompt and seed and its number of the ``n`` alone, up to rounding.
+    A text depends only on its prompt, its seed and its number, up to rounding.
 
     Args:
         model: with a language-model head.
-        params: its parameters, best as ``generation.prepare`` lays them out.
-        tokenizer: decodes.
-        prompts: their ids.
-        seeds: one for each.
-        n: texts for each.
+        params: its parameters, preferably from ``generation.prepare``.
+        tokenizer: decodes the texts.
+        prompts: token ids.
+        seeds: one for each prompt.
+        n: number of texts for each prompt.
         config: options of ``generate``.
-        batch_size: prompts at once; a batch that is not full is filled up, so that few programs are compiled.
+        batch_size: number of prompts at once; the last batch is filled up, so that few programs are compiled.
         cache_dtype: as in ``generate``.
     """
     config = config.model_copy(update={"num_return_sequences": n})
     found: list[list[Drawn]] = [[] for _ in prompts]
-    # Prompts of like length share a batch.
+    # Prompts of similar length share a batch.
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]

@@ -1,4 +1,4 @@
-"""Prompts as the programs take them: real tokens on the right, lengths rounded up so that few programs are compiled."""
+"""Prompts as arrays: real tokens on the right, lengths rounded up so that few programs are compiled."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ _SHORTEST = 16
 
 
 def bucket(length: int) -> int:
-    """The next power of two from 16 on: prompts up to 1,024 tokens then share seven shapes."""
+    """The next power of two, at least 16: prompts up to 1,024 tokens share seven shapes."""
     return max(_SHORTEST, 1 << (length - 1).bit_length()) if length > 0 else _SHORTEST
 
 
@@ -32,15 +32,15 @@ class Prompts:
 
 
 def align(input_ids: Any, attention_mask: Any, bos_id: int | None) -> Prompts:
-    """Prompts with what is no token taken out, wherever it was, and put on the left; ``T`` becomes a ``bucket``.
+    """Moves padding, wherever it is, to the left of each prompt, and rounds ``T`` up to a ``bucket``.
 
     Args:
         input_ids: ``[B, T]``, or without a mask lists of different lengths.
         attention_mask: ``[B, T]``, 1 at real tokens; None if all are.
-        bos_id: stands in for a prompt without tokens.
+        bos_id: replaces an empty prompt.
 
     Raises:
-        UserError: the shapes do not fit, or a prompt is empty and there is no such token.
+        UserError: if the shapes do not fit, or a prompt is empty and there is no such token.
     """
     rows = _real_tokens(input_ids, attention_mask)
     lengths = np.array([len(row) for row in rows], np.int32)
@@ -93,10 +93,10 @@ def _are_whole(ids: np.ndarray) -> bool:
 
 
 def check_lengths(prompts: Prompts, new_tokens: int, config: TransformerConfig) -> None:
-    """Refuses what the model has no positions for.
+    """Checks that prompts and new tokens fit the model's ``max_length``.
 
     Raises:
-        UserError: a prompt, or a prompt and what is to follow, is longer than the model's ``max_length``.
+        UserError: if they do not.
     """
     limit, longest = config.max_length, int(prompts.lengths.max(initial=0))
     row = int(np.argmax(prompts.lengths)) if longest else 0

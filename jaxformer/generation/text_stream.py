@@ -1,11 +1,11 @@
-"""Text while it is written: what can be shown already, and where a stop string ends it."""
+"""Streamed text: complete pieces, and the places of stop strings."""
 
 from collections.abc import Sequence
 from typing import Any
 
-# What stands for bytes that are no character (yet).
+# Stands for bytes that are not (yet) a character.
 _BROKEN = "�"
-# Tokens whose text may still change when the next one comes are decoded anew, from so many before them on.
+# Number of tokens before the new ones that are decoded again, because their text may still change.
 _OVERLAP = 6
 
 
@@ -15,20 +15,20 @@ def decode(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def added_text(tokenizer: Any, before: Sequence[int], ids: Sequence[int]) -> str:
-    """The text that tokens add to those before them: of a word that goes on with a blank, the blank, too."""
+    """The text that tokens add to those before them, with the space before a new word."""
     first, both = decode(tokenizer, before), decode(tokenizer, [*before, *ids])
     return both[len(first) :] if both.startswith(first) else decode(tokenizer, ids)
 
 
 class TextStream:
-    """The text of tokens that come one by one, in pieces that never end inside a character.
+    """The text of tokens that arrive one by one, in pieces that never end inside a character.
 
-    A piece is what the text of the last few tokens has more than it had, so that what a tokenizer does with blanks
-    between tokens is kept. Bytes that are half a character wait for the others.
+    A piece is what new tokens add to the text of the last few, so that spaces between tokens are right. Bytes of an
+    incomplete character wait for the others.
     """
 
     def __init__(self, tokenizer: Any, before: Sequence[int] = ()) -> None:
-        """Takes the tokenizer that decodes, and the tokens that the text follows."""
+        """Takes the tokenizer and the tokens before the text."""
         self.tokenizer = tokenizer
         self.ids = [int(i) for i in before[-_OVERLAP:]]
         self.text = ""
@@ -38,7 +38,7 @@ class TextStream:
         return decode(self.tokenizer, ids)
 
     def put(self, ids: Sequence[int]) -> str:
-        """The text that these further tokens complete."""
+        """The text that these tokens complete."""
         self.ids += [int(i) for i in ids]
         before = self._decode(self.ids[self._from : self._shown])
         now = self._decode(self.ids[self._from :])
@@ -51,7 +51,7 @@ class TextStream:
         return piece
 
     def end(self) -> str:
-        """What is still waiting, when no token follows."""
+        """The rest of the text, when no token follows."""
         before = self._decode(self.ids[self._from : self._shown])
         piece = self._decode(self.ids[self._from :])[len(before) :]
         self._shown = len(self.ids)
@@ -60,13 +60,13 @@ class TextStream:
 
 
 def find_stop(text: str, stop_strings: Sequence[str]) -> int | None:
-    """Where the first of the stop strings begins; None if none is in the text."""
+    """Start of the first stop string in the text; None if there is none."""
     places = [place for string in stop_strings if (place := text.find(string)) >= 0]
     return min(places, default=None)
 
 
 def held_back(text: str, stop_strings: Sequence[str]) -> int:
-    """How many characters at the end may be the beginning of a stop string."""
+    """Number of characters at the end that may begin a stop string."""
     longest = 0
     for string in stop_strings:
         for size in range(min(len(string) - 1, len(text)), longest, -1):
@@ -79,7 +79,7 @@ def held_back(text: str, stop_strings: Sequence[str]) -> int:
 def stopped_length(
     tokenizer: Any, ids: Sequence[int], stop_strings: Sequence[str], before: Sequence[int] = ()
 ) -> int | None:
-    """How many tokens, behind those ``before``, it takes until a stop string is complete; None if it never is."""
+    """Number of tokens, after those ``before``, until a stop string is complete; None if there is none."""
 
     def complete(count: int) -> bool:
         return find_stop(added_text(tokenizer, before, ids[:count]), stop_strings) is not None

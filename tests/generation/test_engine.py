@@ -308,7 +308,7 @@ def test_it_stands_at_the_top():
         ({}, {"stop_strings": ["x"]}, "stop_strings needs the tokenizer"),
         ({}, {"num_beams": 2, "do_sample": True}, "do_sample is true with num_beams above 1, expected one of them"),
         ({}, {"num_return_sequences": 2}, "num_return_sequences is 2 without do_sample or num_beams, expected 1"),
-        ({}, {"eos_token_id": 29}, "token 29 is to end or pad a text, expected an id below 29"),
+        ({}, {"eos_token_id": 29}, "token 29 is given to end or pad a text, expected an id below 29"),
         ({}, {"seed": [1, 2]}, r"seed has shape \[2\], expected one number or one for each of 1 prompts"),
         ({}, {"cache_dtype": "int4"}, "cache_dtype is 'int4', expected float32, bfloat16 or int8"),
     ],

@@ -1,6 +1,6 @@
-"""Parameters between our tree and a Hugging Face state dict, driven by a family's table of names, in both directions.
+"""Conversion of parameters from and to a Hugging Face state dict, by a family's table of names.
 
-One tensor is in memory at a time beside the tree that is filled, or whose arrays are written.
+One tensor at a time is in memory beside the tree. What does not fit is a ``UserError`` that names the tensor.
 """
 
 import math
@@ -58,12 +58,12 @@ class ArrayWeights:
 
 @dataclass
 class Loaded:
-    """What came of reading a checkpoint.
+    """Result of reading a checkpoint.
 
     Attributes:
-        params: our parameters by path, those that the checkpoint has.
-        missing: paths of those it has not.
-        left: the checkpoint's names that no parameter here took.
+        params: our parameters by path, as far as the checkpoint has them.
+        missing: paths of the others.
+        left: names in the checkpoint that are no parameter of ours.
     """
 
     params: dict[str, jax.Array] = field(default_factory=dict)
@@ -80,7 +80,7 @@ def matrix_shape(path: str, shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def their_shape(name: Name, shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape theirs must have for one layer of ours with this shape."""
+    """Shape of their tensor for one layer of ours with this shape."""
     *rest, outputs = matrix_shape(name.ours, shape)
     theirs = (*rest, outputs * name.part[1])
     theirs = theirs[::-1] if name.transposed else theirs
@@ -92,7 +92,7 @@ def _is_stacked(name: Name) -> bool:
 
 
 class _Finder:
-    """Finds a table's names in a checkpoint: old spellings, and the body's prefix where only one side has it."""
+    """Finds a table's names in a checkpoint, in old spellings too, and with or without the backbone's prefix."""
 
     def __init__(self, available: Collection[str], format: Format, kind: str) -> None:
         self.available, self.used = available, set[str]()
@@ -101,7 +101,7 @@ class _Finder:
         self.prefixes = dict.fromkeys(["", format.prefix, *prefixes])
 
     def find(self, name: Name, layer: int | None) -> str | None:
-        """The checkpoint's name of one layer of a row, None if it has none."""
+        """Name in the checkpoint of one layer of a row; None if there is none."""
         for theirs in (name.theirs, name.otherwise):
             for spelling in [] if theirs is None else self._spellings(theirs.format(layer)):
                 if spelling in self.available:
@@ -135,9 +135,9 @@ def _one_layer(name: Name, array: np.ndarray, shape: tuple[int, ...]) -> np.ndar
 
 
 def aligned_empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
-    """An array that JAX takes over on a CPU as it is: it copies one that does not begin at a multiple of 64 bytes.
+    """An array that JAX uses on a CPU without copying: it copies arrays that do not begin at a multiple of 64 bytes.
 
-    With the copy a checkpoint's largest parameters would be in memory twice, until Python's next garbage collection.
+    With copies the largest parameters would be in memory twice, until Python's next garbage collection.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(size + ALIGNMENT, np.uint8)
@@ -146,7 +146,7 @@ def aligned_empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
 
 
 class _Reader:
-    """Reads one parameter of ours, or the part of it that a device holds."""
+    """Reads one parameter of ours, or the part of a device."""
 
     def __init__(
         self, name: Name, keys: Mapping[int | None, str], weights: Weights, shape: tuple[int, ...], dtype: Any
@@ -162,7 +162,7 @@ class _Reader:
             result[...] = self._layer(None, self.shape)[index]
             return result
         for place, layer in enumerate(range(*index[0].indices(self.shape[0]))):
-            # A layer that theirs lacks keeps ones.
+            # A layer that their tensor does not have keeps ones.
             result[place] = self._layer(layer, self.shape[1:])[index[1:]] if layer in self.keys else 1
         return result
 
@@ -171,11 +171,7 @@ class _Reader:
 
 
 def _keys_of(name: Name, shape: tuple[int, ...], finder: _Finder, weights: Weights) -> dict[int | None, str] | None:
-    """The checkpoint's names of one parameter by layer, their shapes checked; None if it has none of them.
-
-    Raises:
-        UserError: if it has only some layers, or one of another shape.
-    """
+    """The checkpoint's names of one parameter by layer, with checked shapes; None if there are none."""
     stacked = _is_stacked(name)
     places: list[int | None] = [*_layers_of(name, shape[0])] if stacked else [None]
     found = {place: finder.find(name, place) for place in places}
@@ -222,14 +218,11 @@ def read_params(
         config: of the model.
         kind: of the model, one of ``KINDS``.
         weights: the checkpoint.
-        shapes: our parameter tree with anything that has a ``shape`` at the leaves (``jax.eval_shape`` of ``init``).
-        shardings: a tree of the same structure; each process then reads only what its devices hold. Default: the
-            default device has all.
+        shapes: our parameter tree, with leaves that have a ``shape`` (``jax.eval_shape`` of ``init``).
+        shardings: a tree of the same structure; each process reads only the parts of its devices. Default: all on the
+            default device.
         dtype: of the parameters.
-        may_differ: a head's parameter of another shape counts as missing.
-
-    Raises:
-        UserError: if a parameter of the body is missing, or one has another shape.
+        may_differ: treat a head's parameter of another shape as missing.
     """
     ours = flatten_dict(dict(shapes), sep="/")
     places = None if shardings is None else flatten_dict(dict(shardings), sep="/")
@@ -257,7 +250,7 @@ def read_params(
         else:
             loaded.params[path] = jax.make_array_from_callback(reader.shape, places[path], reader)
     _check_zeros(format, weights)
-    # A tied output layer may be written a second time.
+    # A tied output layer may be in the file twice.
     known = re.compile(rf"{format.ignored}|^(lm_head|embed_out)\.weight$" if config.tie_embeddings else format.ignored)
     loaded.left = sorted(key for key in set(weights.names()) - finder.used if not known.search(key))
     return loaded
@@ -291,11 +284,7 @@ def _check_body(
 def params_from_hf(
     format: Format, config: TransformerConfig, kind: str, state_dict: Mapping[str, np.ndarray], shapes: Any
 ) -> dict[str, Any]:
-    """Our whole parameter tree from a Hugging Face state dict in memory, float32.
-
-    Raises:
-        UserError: if a parameter is missing or has another shape.
-    """
+    """Our whole parameter tree from a Hugging Face state dict in memory, float32."""
     loaded = read_params(format, config, kind, ArrayWeights(state_dict), shapes)
     if loaded.missing:
         raise UserError(f"the checkpoint lacks {', '.join(loaded.missing)}, expected them for this config")
@@ -308,9 +297,6 @@ def params_to_hf(format: Format, config: TransformerConfig, kind: str, params: A
     Tensors that follow from the configuration (sinusoids) come first.
 
     Parameters that no row names (another head's) are not written.
-
-    Raises:
-        UserError: if transformers has no such model of the family.
     """
     flat = flatten_dict(dict(params), sep="/")
     together: dict[str, list[Name]] = {}

@@ -28,11 +28,7 @@ def read_electra(hf: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_electra(config: TransformerConfig) -> dict[str, Any]:
-    """Undoes ``read_electra``.
-
-    Raises:
-        UserError: if there is a projection where the format has none.
-    """
+    """Undoes ``read_electra``."""
     if config.embedding_size == config.hidden_size:
         raise UserError(
             f"model.embedding_size is {config.embedding_size} as hidden_size, for which the Hugging Face format of "
@@ -42,11 +38,7 @@ def write_electra(config: TransformerConfig) -> dict[str, Any]:
 
 
 def write_albert(config: TransformerConfig) -> dict[str, Any]:
-    """Checks that there is a projection, which the format always has.
-
-    Raises:
-        UserError: if the model has none.
-    """
+    """Checks that there is a projection, which the format always has."""
     if config.embedding_size is None:
         raise UserError(
             "model.embedding_size is not set, expected a number: the Hugging Face format of albert always has the "

@@ -1,4 +1,7 @@
-"""A model family: its defaults and its Hugging Face format."""
+"""A model family: its defaults and its Hugging Face format.
+
+What the format or this library does not support is a ``UserError`` that names the key.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -187,41 +190,25 @@ class Format:
     ignored: str = r"\b\B"
 
     def head(self, kind: str) -> Head:
-        """The head of a model of this kind.
-
-        Raises:
-            UserError: if transformers has no such model of the family.
-        """
+        """The head of a model of this kind."""
         if kind not in self.heads:
             fits = ", ".join(self.heads)
             raise UserError(f"transformers has no {self.model_type} model with head {kind!r}, expected one of: {fits}")
         return self.heads[kind]
 
     def prefix_of(self, kind: str) -> str:
-        """Prefix of the backbone's names in a model of this kind.
-
-        Raises:
-            UserError: if transformers has no such model of the family.
-        """
+        """Prefix of the backbone's names in a model of this kind."""
         own = self.head(kind).prefix
         return "" if kind == "body" else self.prefix if own is None else own
 
     def names(self, config: TransformerConfig, kind: str) -> list[Name]:
-        """The table of parameter names of a model of this kind.
-
-        Raises:
-            UserError: if transformers has no such model of the family.
-        """
+        """The table of parameter names of a model of this kind."""
         head, prefix = self.head(kind), self.prefix_of(kind)
         rows = head.rows(config) if callable(head.rows) else head.rows
         return [*(name._replace(theirs=prefix + name.theirs) for name in self.body(config)), *rows]
 
     def from_hf(self, hf: Mapping[str, Any], family: str) -> dict[str, Any]:
-        """Keys of ``TransformerConfig`` from a ``config.json``, for the family of this name.
-
-        Raises:
-            UserError: if a key is missing or has an unsupported value.
-        """
+        """Keys of ``TransformerConfig`` from a ``config.json``, for the family of this name."""
         require(hf, **self.constants)
         keys: dict[str, Any] = {"type": family}
         said: dict[str, str] = {}
@@ -256,11 +243,7 @@ class Format:
             raise UserError(f"config.json makes no sense for model_type {self.model_type!r}: {error}") from error
 
     def to_hf(self, config: TransformerConfig, kind: str) -> dict[str, Any]:
-        """``config.json`` of a model of this kind.
-
-        Raises:
-            UserError: if the format cannot express it.
-        """
+        """``config.json`` of a model of this kind."""
         hf = {"model_type": self.model_type, "architectures": [self.head(kind).architecture], **self.constants}
         for row in self.keys:
             hf[row.theirs] = row.write(getattr(config, RESOLVED.get(row.ours, row.ours)))
@@ -290,30 +273,18 @@ class Family:
 
     @property
     def hub(self) -> Format:
-        """Its Hugging Face format.
-
-        Raises:
-            UserError: if it has none.
-        """
+        """Its Hugging Face format."""
         if self.format is None:
             raise UserError(f"model.type {self.name!r} has no Hugging Face format; expected another family")
         return self.format
 
     def from_hf(self, hf: Mapping[str, Any]) -> dict[str, Any]:
-        """Keys of ``TransformerConfig`` from a ``config.json``.
-
-        Raises:
-            UserError: if a key is missing or has an unsupported value.
-        """
+        """Keys of ``TransformerConfig`` from a ``config.json``."""
         return self.hub.from_hf(hf, self.name)
 
 
 def require(hf: Mapping[str, Any], **values: Any) -> None:
-    """Refuses a ``config.json`` in which one of these keys has another value; absent keys are accepted.
-
-    Raises:
-        UserError: naming the key.
-    """
+    """Refuses a ``config.json`` in which one of these keys has another value; absent keys are accepted."""
     for key, value in values.items():
         if hf.get(key, value) != value:
             raise UserError(f"config.json has {key}: {hf[key]!r}, expected {value!r}; this variant is not supported")
@@ -332,22 +303,14 @@ ACTIVATIONS = {
 
 
 def read_activation(name: str) -> str:
-    """Converts their name of an activation to ours.
-
-    Raises:
-        UserError: if there is none.
-    """
+    """Converts their name of an activation to ours."""
     if name not in ACTIVATIONS:
         raise UserError(f"config.json has the activation {name!r}, expected one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
 def write_activation(name: str) -> str:
-    """Converts our name of an activation to theirs.
-
-    Raises:
-        UserError: if there is none.
-    """
+    """Converts our name of an activation to theirs."""
     for theirs, ours in ACTIVATIONS.items():
         if ours == name:
             return theirs
@@ -368,11 +331,7 @@ ROPE_SCALING = {
 
 
 def read_rotary(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """``rope_theta`` and ``rope_scaling`` from a ``config.json`` of transformers 4, or 5 (in ``rope_parameters``).
-
-    Raises:
-        UserError: if this kind of scaling is not supported.
-    """
+    """``rope_theta`` and ``rope_scaling`` from a ``config.json`` of transformers 4, or 5 (in ``rope_parameters``)."""
     rope = hf.get("rope_parameters") or {}
     scaling = hf.get("rope_scaling") or rope
     kind = scaling.get("rope_type", scaling.get("type", "default"))

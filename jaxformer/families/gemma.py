@@ -36,11 +36,7 @@ KEYS = (
 
 
 def read(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """The rotary positions and the activation.
-
-    Raises:
-        UserError: if it asks for something no switch here expresses.
-    """
+    """The rotary positions and the activation."""
     if hf.get("use_bidirectional_attention"):
         require(hf, use_bidirectional_attention=False)
     # The first files said "gelu" and meant the formula with tanh, which a second key then named.

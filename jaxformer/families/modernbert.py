@@ -70,11 +70,7 @@ KEYS = (
 
 
 def read(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """The pooler's activation, rotary bases and the order of local and global blocks, whose keys differ by version.
-
-    Raises:
-        UserError: unless every n-th block is global, from the first on.
-    """
+    """The pooler's activation, rotary bases and the order of local and global blocks, whose keys differ by version."""
     rope = hf.get("rope_parameters") or {}
     full, local = rope.get("full_attention") or {}, rope.get("sliding_attention") or {}
     every = hf.get("global_attn_every_n_layers")

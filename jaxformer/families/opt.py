@@ -44,11 +44,7 @@ KEYS = (
 
 
 def read(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """Refuses OPT 350M, which is post-norm with an embedding narrower than the model.
-
-    Raises:
-        UserError: if it is that.
-    """
+    """Refuses OPT 350M, which is post-norm with an embedding narrower than the model."""
     require(hf, word_embed_proj_dim=hf["hidden_size"])
     return {}
 

@@ -78,11 +78,7 @@ KEYS = (
 
 
 def read(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """The feed-forward, and whether the head is tied, which scales its input (section 3.1.2 of the code's T5 v1.0).
-
-    Raises:
-        UserError: if the activation has no name here.
-    """
+    """The feed-forward, and whether the head is tied, which scales its input (section 3.1.2 of the code's T5 v1.0)."""
     kind = hf.get("feed_forward_proj") or "relu"  # absent in the oldest files
     gated = kind.startswith("gated-")
     activation = kind.removeprefix("gated-")

@@ -38,9 +38,6 @@ def align(input_ids: Any, attention_mask: Any, bos_id: int | None) -> Prompts:
         input_ids: ``[B, T]``, or without a mask lists of different lengths.
         attention_mask: ``[B, T]``, 1 at real tokens; None if all are.
         bos_id: replaces an empty prompt.
-
-    Raises:
-        UserError: if the shapes do not fit, or a prompt is empty and there is no such token.
     """
     rows = _real_tokens(input_ids, attention_mask)
     lengths = np.array([len(row) for row in rows], np.int32)
@@ -61,11 +58,7 @@ def align(input_ids: Any, attention_mask: Any, bos_id: int | None) -> Prompts:
 
 
 def _real_tokens(input_ids: Any, attention_mask: Any) -> list[np.ndarray]:
-    """The tokens of each prompt, without padding.
-
-    Raises:
-        UserError: as ``align``.
-    """
+    """The tokens of each prompt, without padding."""
     try:
         if attention_mask is None and isinstance(input_ids, list | tuple):
             rows = [np.asarray(row) for row in input_ids]
@@ -93,11 +86,7 @@ def _are_whole(ids: np.ndarray) -> bool:
 
 
 def check_lengths(prompts: Prompts, new_tokens: int, config: TransformerConfig) -> None:
-    """Checks that prompts and new tokens fit the model's ``max_length``.
-
-    Raises:
-        UserError: if they do not.
-    """
+    """Checks that prompts and new tokens fit the model's ``max_length``."""
     limit, longest = config.max_length, int(prompts.lengths.max(initial=0))
     row = int(np.argmax(prompts.lengths)) if longest else 0
     if config.architecture == "encoder_decoder":

@@ -102,11 +102,7 @@ def make_request(
     options: GenerationConfig | dict[str, Any],
     streaming: bool,
 ) -> Request:
-    """Checks the arguments of ``generate`` or ``stream``.
-
-    Raises:
-        UserError: an option makes no sense, or a prompt is empty or too long.
-    """
+    """Checks the arguments of ``generate`` or ``stream``."""
     if not isinstance(model, Decoder | EncoderDecoder):
         raise UserError(
             f"{type(model).__name__} writes no text, expected a decoder or an encoder-decoder with a language-model "

@@ -103,17 +103,24 @@ class Embedding(nn.Module):
         return self.param("embedding", normal, (self.size, self.width))
 
 
-class Bias(nn.Module):
-    """Declares a bias ``[size]`` and returns it."""
+class Vector(nn.Module):
+    """Declares a vector and returns it.
+
+    Attributes:
+        size: of the vector.
+        axis: logical axis name.
+        parameter: its name, ``bias`` (initially zeros) or ``scale`` (initially ones).
+    """
 
     size: int
     axis: str
+    parameter: str = "bias"
 
     @nn.compact
     def __call__(self) -> jax.Array:
-        """The bias."""
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, (self.axis,))
-        return self.param("bias", zeros, (self.size,))
+        """The vector."""
+        initial = nn.initializers.ones if self.parameter == "scale" else nn.initializers.zeros
+        return self.param(self.parameter, nn.with_logical_partitioning(initial, (self.axis,)), (self.size,))
 
 
 class DropoutKeys(nn.Module):
@@ -144,18 +151,6 @@ def embedding_deviation(config: TransformerConfig) -> float:
     if config.initializer == "fan_in":
         return config.hidden_size**-0.5 if config.scale_embedding else 1.0
     return config.initializer_range
-
-
-class HeadNorm(nn.Module):
-    """Declares the scale ``[H]`` of a norm over each head and returns it."""
-
-    size: int
-
-    @nn.compact
-    def __call__(self) -> jax.Array:
-        """The scale."""
-        ones = nn.with_logical_partitioning(nn.initializers.ones, ("head",))
-        return self.param("scale", ones, (self.size,))
 
 
 class Attention(nn.Module):
@@ -205,8 +200,8 @@ class Attention(nn.Module):
             "output": Projection((N, H, D), ("heads", "head", "embed"), c.use_bias, out_std, name="output")(),
         }
         if c.qk_norm:
-            weights["query_norm"] = HeadNorm(H, name="query_norm")()
-            weights["key_norm"] = HeadNorm(H, name="key_norm")()
+            weights["query_norm"] = Vector(H, "head", "scale", name="query_norm")()
+            weights["key_norm"] = Vector(H, "head", "scale", name="key_norm")()
         options: dict[str, Any] = {"mask": mask, "bias": bias, "norm_epsilon": c.norm_epsilon}
         options["scale"] = None if c.scale_scores else 1.0
         if isinstance(context, F.KeyValue):

@@ -11,7 +11,7 @@ from jaxformer import functional as F
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.inputs import Inputs
 from jaxformer.models.kv_cache import KVCache
-from jaxformer.models.layers import Bias, Embedding, Projection, embedding_deviation, kernel_deviation, tied_head
+from jaxformer.models.layers import Embedding, Projection, Vector, embedding_deviation, kernel_deviation, tied_head
 from jaxformer.models.stack import Context, Stack
 
 
@@ -158,7 +158,7 @@ class EncoderDecoder(nn.Module):
         if not c.tie_embeddings:
             self.lm_head = untied_head(c)
         if c.logits_bias:
-            self.logits_bias = Bias(c.vocabulary, "vocab")
+            self.logits_bias = Vector(c.vocabulary, "vocab")
 
     def encode(self, input_ids: jax.Array, attention_mask: jax.Array | None = None, **inputs: Any) -> Context:
         """The encoder's hidden states, as ``decode`` takes them; arguments as in ``__call__``."""

@@ -115,23 +115,25 @@ class _Finder:
             yield spelling
             # TensorFlow's names of a norm's parameters, in the oldest files.
             if "LayerNorm." in spelling:
-                yield spelling.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
-                    "LayerNorm.bias", "LayerNorm.beta"
-                )
+                old = spelling.replace("LayerNorm.weight", "LayerNorm.gamma")
+                yield old.replace("LayerNorm.bias", "LayerNorm.beta")
 
 
 def _layers_of(name: Name, layers: int) -> range:
     return range(int(name.not_first), layers)
 
 
-def _one_layer(name: Name, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    array = array[0] if name.leading_one else array
-    array = array.T if name.transposed else array
+def take_part(array: np.ndarray, name: Name) -> np.ndarray:
+    """The part of their outputs, the last axis, that is this parameter of ours."""
     index, parts = name.part
-    if parts > 1:
-        grouped = array.reshape(*array.shape[:-1], name.groups, parts, -1)
-        array = grouped[..., index, :]
-    return array.reshape(shape)
+    grouped = array.reshape(*array.shape[:-1], name.groups, parts, -1)
+    return grouped[..., index, :].reshape(*array.shape[:-1], -1)
+
+
+def join_parts(arrays: Sequence[np.ndarray], name: Name) -> np.ndarray:
+    """Their outputs from all parts, in the order of their numbers; ``name`` is that of any part."""
+    grouped = [array.reshape(*array.shape[:-1], name.groups, -1) for array in arrays]
+    return np.stack(grouped, axis=-2).reshape(*arrays[0].shape[:-1], -1)
 
 
 def aligned_empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
@@ -167,7 +169,9 @@ class _Reader:
         return result
 
     def _layer(self, layer: int | None, shape: tuple[int, ...]) -> np.ndarray:
-        return _one_layer(self.name, self.weights.read(self.keys[layer]), shape)
+        name, array = self.name, self.weights.read(self.keys[layer])
+        array = array[0] if name.leading_one else array
+        return take_part(array.T if name.transposed else array, name).reshape(shape)
 
 
 def _keys_of(name: Name, shape: tuple[int, ...], finder: _Finder, weights: Weights) -> dict[int | None, str] | None:
@@ -294,9 +298,7 @@ def params_from_hf(
 def params_to_hf(format: Format, config: TransformerConfig, kind: str, params: Any) -> Iterator[tuple[str, np.ndarray]]:
     """The state dict of our parameters, one tensor after the other; a tied head once.
 
-    Tensors that follow from the configuration (sinusoids) come first.
-
-    Parameters that no row names (another head's) are not written.
+    Tensors that follow from the configuration (sinusoids) come first; parameters without a row are left out.
     """
     flat = flatten_dict(dict(params), sep="/")
     together: dict[str, list[Name]] = {}
@@ -315,18 +317,10 @@ def params_to_hf(format: Format, config: TransformerConfig, kind: str, params: A
 
 
 def _joined(names: Sequence[Name], arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Theirs from all its parts, in their layout."""
+    """Their tensor from all its parts."""
     first = names[0]
-    matrices = [array.reshape(matrix_shape(name.ours, array.shape)) for name, array in zip(names, arrays, strict=True)]
-    parts = first.part[1]
-    assert len(matrices) == parts, f"{first.theirs} has {len(matrices)} of {parts} parts"
-    if parts > 1:
-        ordered = [
-            matrix for _, matrix in sorted(zip([n.part[0] for n in names], matrices, strict=True), key=lambda x: x[0])
-        ]
-        grouped = [matrix.reshape(*matrix.shape[:-1], first.groups, -1) for matrix in ordered]
-        joined = np.stack(grouped, axis=-2).reshape(*matrices[0].shape[:-1], -1)
-    else:
-        joined = matrices[0]
+    assert len(names) == first.part[1], f"{first.theirs} has {len(names)} of {first.part[1]} parts"
+    matrices = {n.part[0]: a.reshape(matrix_shape(n.ours, a.shape)) for n, a in zip(names, arrays, strict=True)}
+    joined = join_parts([matrices[index] for index in sorted(matrices)], first)
     joined = joined.T if first.transposed else joined
     return np.ascontiguousarray(joined[None] if first.leading_one else joined)

@@ -133,6 +133,13 @@ def generalized_advantages(
     return advantages, _keep(advantages + values, mask)
 
 
+def _clipped_losses(moved: Array, advantages: Array, below: float, above: float) -> tuple[Array, Array]:
+    """``max(-A q, -A clamp(q, 1 - below, 1 + above))`` with ``q = exp(moved)``, and where it is clipped."""
+    ratio, A = jnp.exp(moved), lax.stop_gradient(advantages.astype(jnp.float32))
+    free, held = -A * ratio, -A * jnp.clip(ratio, 1 - below, 1 + above)
+    return jnp.maximum(free, held), held > free
+
+
 def ppo_policy_loss(
     log_probs: Tokens, old_log_probs: Tokens, advantages: Tokens, mask: TokenMask, *, clip: float = 0.2
 ) -> ClippedLoss:
@@ -146,11 +153,9 @@ def ppo_policy_loss(
         clip: ``c`` above.
     """
     moved = _keep(log_probs - old_log_probs, mask)
-    ratio, A = jnp.exp(moved), lax.stop_gradient(_keep(advantages, mask))
-    free, held = -A * ratio, -A * jnp.clip(ratio, 1 - clip, 1 + clip)
+    losses, clipped = _clipped_losses(moved, _keep(advantages, mask), clip, clip)
     count = jnp.sum(mask, dtype=jnp.float32)
-    clipped = jnp.sum(_keep((held > free).astype(jnp.float32), mask))
-    return ClippedLoss(jnp.sum(_keep(jnp.maximum(free, held), mask)), count, clipped, -jnp.sum(moved))
+    return ClippedLoss(jnp.sum(_keep(losses, mask)), count, jnp.sum(_keep(clipped, mask)), -jnp.sum(moved))
 
 
 def ppo_value_loss(
@@ -283,9 +288,7 @@ def grpo_loss(
     if kl_coefficient and reference_log_probs is None:
         raise ValueError("grpo_loss: kl_coefficient is given without reference_log_probs, expected both")
     moved = _keep(log_probs - old_log_probs, mask)
-    ratio, A = jnp.exp(moved), lax.stop_gradient(advantages.astype(jnp.float32))[:, None]
-    free, held = -A * ratio, -A * jnp.clip(ratio, 1 - clip, 1 + (clip if clip_above is None else clip_above))
-    losses = jnp.maximum(free, held)
+    losses, clipped = _clipped_losses(moved, advantages[:, None], clip, clip if clip_above is None else clip_above)
     if kl_coefficient and reference_log_probs is not None:
         estimates = kl_estimates(_keep(log_probs, mask), _keep(reference_log_probs, mask), kind="k3")
         losses = losses + kl_coefficient * estimates
@@ -293,8 +296,8 @@ def grpo_loss(
     by_response = mean_over == "responses"
     share = 1.0 / jnp.maximum(lengths, 1) if by_response else jnp.ones_like(lengths, jnp.float32)
     weight = jnp.sum(lengths > 0 if by_response else lengths, dtype=jnp.float32)
-    clipped = jnp.sum(_keep((held > free) * share, mask))
-    return ClippedLoss(jnp.sum(_keep(losses, mask) * share), weight, clipped, -jnp.sum(moved * share))
+    total, clipped = jnp.sum(_keep(losses, mask) * share), jnp.sum(_keep(clipped * share, mask))
+    return ClippedLoss(total, weight, clipped, -jnp.sum(moved * share))
 
 
 def rloo_loss(
@@ -319,8 +322,6 @@ def rloo_loss(
     """
     there = jnp.any(mask.astype(bool), axis=1)
     moved = jnp.sum(_keep(log_probs - old_log_probs, mask), axis=1)
-    ratio, A = jnp.exp(moved), lax.stop_gradient(advantages.astype(jnp.float32))
-    free, held = -A * ratio, -A * jnp.clip(ratio, 1 - clip, 1 + clip)
-    clipped = jnp.sum(there & (held > free), dtype=jnp.float32)
-    total = jnp.sum(jnp.where(there, jnp.maximum(free, held), 0.0))
-    return ClippedLoss(total, jnp.sum(there, dtype=jnp.float32), clipped, -jnp.sum(moved))
+    losses, clipped = _clipped_losses(moved, advantages, clip, clip)
+    count = jnp.sum(there, dtype=jnp.float32)
+    return ClippedLoss(jnp.sum(_keep(losses, there)), count, jnp.sum(_keep(clipped, there)), -jnp.sum(moved))

@@ -103,17 +103,8 @@ def stream(
 
     The tokens are those of ``generate``. The iteration may be stopped at any time.
 
-    Args:
-        model: as in ``generate``.
-        params: as in ``generate``.
-        input_ids: as in ``generate``.
-        attention_mask: as in ``generate``.
-        tokenizer: required.
-        seed: as in ``generate``.
-        cache_dtype: as in ``generate``.
-        steps: tokens between two pieces; more are faster where a step is short.
-        config: as in ``generate``.
-        **options: as in ``generate``, without beams.
+    Arguments are those of ``generate``, but the tokenizer is required and beams are not possible, and ``steps``, the
+    number of tokens between two pieces; more are faster where a step is short.
 
     Yields:
         Every ``steps`` tokens a ``Piece`` for each row that has not ended.

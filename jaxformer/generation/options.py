@@ -148,11 +148,7 @@ class Rules(NamedTuple):
         end_ids: tokens that end a text.
         pad_id: token after the end.
         sample: whether tokens are drawn.
-        top_k: see ``GenerationConfig``, as are the following.
-        no_repeat_ngram_size: likewise.
-        bad_words: likewise.
-        forced_bos: likewise.
-        forced_eos: likewise.
+        top_k: and the following: see ``GenerationConfig``.
     """
 
     end_ids: tuple[int, ...] = ()

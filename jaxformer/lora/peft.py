@@ -13,7 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxformer.families import get_family
-from jaxformer.families.checkpoint import ArrayWeights, params_to_hf, read_params
+from jaxformer.families.checkpoint import ArrayWeights, join_parts, params_to_hf, read_params, take_part
 from jaxformer.families.format import Format, Name
 from jaxformer.hub.kinds import abstract_params, kind_of
 from jaxformer.hub.weights import SafetensorsWeights
@@ -62,15 +62,11 @@ class Module:
 
     def split(self, rows: np.ndarray) -> list[np.ndarray]:
         """Splits their outputs, the first axis, into those of each kernel of ours."""
-        parts, groups = self.names[0].part[1], self.names[0].groups
-        shaped = rows.reshape(groups, parts, -1, *rows.shape[1:])
-        return [shaped[:, part].reshape(-1, *rows.shape[1:]) for part in range(parts)]
+        return [take_part(rows.T, name).T for name in self.names]
 
     def join(self, arrays: list[np.ndarray]) -> np.ndarray:
         """Undoes ``split``."""
-        groups = self.names[0].groups
-        shaped = [array.reshape(groups, -1, *array.shape[1:]) for array in arrays]
-        return np.stack(shaped, axis=1).reshape(-1, *arrays[0].shape[1:])
+        return join_parts([array.T for array in arrays], self.names[0]).T
 
 
 def modules_of(format: Format, model: nn.Module, shapes: Shapes) -> list[Module]:

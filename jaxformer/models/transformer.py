@@ -52,11 +52,7 @@ class Seq2SeqOutput:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class EncoderOutput:
-    """Output of an encoder.
-
-    Attributes:
-        last_hidden_state: ``[B, T, D]``, compute dtype.
-    """
+    """Output of an encoder: ``last_hidden_state [B, T, D]``, compute dtype."""
 
     last_hidden_state: jax.Array
 

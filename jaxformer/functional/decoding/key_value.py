@@ -83,16 +83,7 @@ def cached_attention(
 ) -> Float[Array, "B T N H"]:
     """``dot_product_attention`` of a few new queries with the keys and values of a cache.
 
-    Args:
-        query: of the new tokens.
-        cache: finite everywhere, zeros at places without a token.
-        mask: over the cache's ``S`` places.
-        bias: as in ``dot_product_attention``.
-        scale: likewise.
-        softcap: likewise.
-
-    Returns:
-        An array like ``query``. A query that may see nothing gets zeros.
+    The cache is finite everywhere, with zeros at places without a token; the mask is over its ``S`` places.
     """
     T, (K, S) = query.shape[1], cache.key.shape[1:3]
     key, value = (part.astype(query.dtype) for part in cache)

@@ -115,17 +115,11 @@ def kernel_attention(
 ) -> Float[Array, "B T N H"]:
     """``dot_product_attention`` by the implementation that suits the call and the hardware.
 
-    Args:
-        query: as in ``dot_product_attention``, as are the following.
-        key: likewise.
-        value: likewise.
-        mask: likewise.
-        platform: what the program is compiled for, ``cpu``, ``gpu`` or ``tpu``.
-        implementation: ``auto``, ``splash`` (a TPU kernel), ``blocked`` (causal, in blocks of queries) or
-            ``reference`` (``dot_product_attention``).
-        split: how the arrays are split over devices. Where the tokens of a row are split, each device has its queries
-            and gets all keys and values (Llama Team 2024, "The Llama 3 Herd of Models", section 3.3.2).
-        **options: ``bias``, ``scale``, ``softcap``, ``dropout_rate`` and ``dropout_keys`` of ``dot_product_attention``.
+    ``platform`` is what the program is compiled for: ``cpu``, ``gpu`` or ``tpu``. ``implementation`` is ``auto``,
+    ``splash`` (a TPU kernel), ``blocked`` (causal, in blocks of queries) or ``reference`` (``dot_product_attention``).
+    ``split`` says how the arrays are split over devices: where the tokens of a row are split, each device has its
+    queries and gets all keys and values (Llama Team 2024, "The Llama 3 Herd of Models", section 3.3.2). The other
+    arguments are those of ``dot_product_attention``.
 
     Raises:
         ValueError: if the implementation named cannot serve the call.

@@ -105,17 +105,9 @@ def splash_attention(
     split: Split | None = None,
     interpret: bool = False,
 ) -> Float[Array, "B T N H"]:
-    """``dot_product_attention`` for calls that the kernel does not refuse.
+    """``dot_product_attention`` for calls that the kernel does not refuse; ``split`` over devices, None: not at all.
 
-    Args:
-        query: as in ``dot_product_attention``, as are the following.
-        key: likewise.
-        value: likewise.
-        mask: causal, window, padding and segments.
-        scale: as in ``dot_product_attention``.
-        softcap: likewise.
-        split: how the arrays are split over devices; None: not at all.
-        interpret: run the kernel in Python, on any platform, to test it.
+    With ``interpret`` the kernel runs in Python, on any platform, to test it.
     """
     (B, T, N, H), S = query.shape, key.shape[1]
     scale = 1.0 / math.sqrt(H) if scale is None else scale

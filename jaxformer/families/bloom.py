@@ -1,4 +1,4 @@
-"""BLOOM (BigScience 2022): ALiBi instead of position embeddings, a norm behind the embedding, tied head."""
+"""BLOOM (BigScience 2022): ALiBi instead of position embeddings, a norm after the embedding, tied head."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -116,7 +116,7 @@ def write_mt5(config: TransformerConfig) -> dict[str, Any]:
 
 
 def names(config: TransformerConfig) -> list[Name]:
-    """Encoder and decoder; the relative bias stands in the first block of each side."""
+    """Encoder and decoder; the relative bias is in the first block of each side."""
     table = [Name("shared/embedding", "shared.weight", otherwise="encoder.embed_tokens.weight")]
     sublayers = {
         "encoder": [("attention", "SelfAttention"), ("feed_forward", "DenseReluDense")],

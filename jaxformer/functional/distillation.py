@@ -52,7 +52,7 @@ class DistillationSums(NamedTuple):
     """Sums over tokens; the caller divides by ``tokens`` once, over all devices and micro-batches.
 
     Attributes:
-        total: what is minimised, ``(1 - w) divergence + w cross_entropy``.
+        total: the objective, ``(1 - w) divergence + w cross_entropy``.
         divergence: ``t^2 KL(p || q)`` at temperature ``t``, nats.
         cross_entropy: the student's negative log-likelihood of the labels, nats.
         agreed: tokens for which the most probable word of student and teacher is the same.

@@ -15,7 +15,7 @@ class TokenLoss(NamedTuple):
     """Sums over tokens; the caller divides ``total`` by a count once, over all devices and micro-batches.
 
     Attributes:
-        total: what is minimised, label smoothing and z-loss included, nats.
+        total: the objective, with label smoothing and z-loss, nats.
         cross_entropy: the plain negative log-likelihood of the labels, nats.
         tokens: number of trained tokens.
     """
@@ -110,8 +110,8 @@ class LossSum(NamedTuple):
     """A sum over examples; the caller divides ``total`` by ``weight`` once, over all devices and micro-batches.
 
     Attributes:
-        total: what is minimised.
-        weight: what the mean divides by.
+        total: the objective.
+        weight: divisor of the mean.
     """
 
     total: Float[Array, ""]
@@ -125,7 +125,7 @@ def class_weighted_cross_entropy(
     *,
     label_smoothing: float = 0.0,
 ) -> LossSum:
-    """Cross-entropy in which class ``c`` counts ``w[c]`` times, summed over the labels that are not -100; float32.
+    """Cross-entropy in which class ``c`` has weight ``w[c]``, summed over the labels that are not -100; float32.
 
     Per example ``-(1-a) w[label] log p[label] - a/C sum_c w[c] log p[c]``; the weight is the sum of ``w[label]``. Their
     quotient is that of ``torch.nn.CrossEntropyLoss(weight=w, label_smoothing=a, reduction="mean")``.
@@ -174,7 +174,7 @@ def squared_error(
 
     Args:
         predictions: any float dtype; where the weight is 0 they give exactly 0 and a zero gradient, whatever they hold.
-        targets: what is to be predicted.
+        targets: the true values.
         weights: 1 for an example, 0 for padding.
     """
     weights = weights.astype(jnp.float32)

@@ -20,7 +20,7 @@ class ClippedLoss(NamedTuple):
     """A sum over tokens (or responses); the caller divides by ``weight`` once.
 
     Attributes:
-        total: what is minimised.
+        total: the objective.
         weight: number of tokens (or responses).
         clipped: number of them whose gradient is clipped.
         kl: sum of the estimates ``old - new`` of the KL between the policies, nats.

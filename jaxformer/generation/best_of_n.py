@@ -104,15 +104,15 @@ def choose(scores: Sequence[float], may_win: Sequence[bool]) -> int | None:
 
 @dataclass
 class Summary:
-    """What an output says of the model and its best texts; means are over prompts.
+    """Statistics of an output file; means are over prompts.
 
     Attributes:
-        lines: of the output.
+        lines: number of lines.
         kept: lines with an answer.
         prompts: lines whose texts have scores.
-        texts: all texts.
-        truncated: those that did not end.
-        first: mean score of the first text for each prompt, which is what the model gives.
+        texts: number of all texts.
+        truncated: number of texts that did not end.
+        first: mean score of the first text for each prompt: the score of the model without best of n.
         interval: half of the 95 % interval of ``first``, by the normal distribution.
         best: mean score of the answers that were kept.
     """
@@ -128,7 +128,7 @@ class Summary:
 
 
 def summarise(out: Path) -> Summary:
-    """Reads an output through once."""
+    """Computes the statistics of an output file."""
     found, sums = Summary(), np.zeros(3, np.float64)
     with out.open(encoding="utf-8") as stream:
         for line in stream:

@@ -150,7 +150,7 @@ def apply_rules(scores: Array, written: Written, count: Array, limit: Array, rul
 
 
 def is_end(token: Array, rules: Rules) -> Array:
-    """Whether a token ends its row."""
+    """True where a token ends its row."""
     if not rules.end_ids:
         return jnp.zeros(token.shape, bool)
     return jnp.any(token[..., None] == jnp.array(rules.end_ids), axis=-1)

@@ -162,7 +162,7 @@ class Rules(NamedTuple):
 
     @property
     def needs_history(self) -> bool:
-        """Whether a rule reads the tokens so far."""
+        """True if a rule reads the tokens so far."""
         return bool(self.no_repeat_ngram_size or any(len(word) > 1 for word in self.bad_words))
 
 

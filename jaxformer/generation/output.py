@@ -66,8 +66,8 @@ def finished(
     for row, length in stopped.items():
         if length <= lengths[row]:
             lengths[row], reasons[row] = length, "stop"
-    behind = np.arange(limit) >= lengths[:, None]
-    tokens[behind], log_probs[behind] = rules.pad_id, 0.0
+    after_end = np.arange(limit) >= lengths[:, None]
+    tokens[after_end], log_probs[after_end] = rules.pad_id, 0.0
     text = None
     if tokenizer is not None:
         rows = (row[:length].tolist() for row, length in zip(tokens, lengths, strict=True))

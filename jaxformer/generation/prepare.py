@@ -18,12 +18,12 @@ WEIGHTS = ("float32", "bfloat16", "int8")
 
 
 def is_prepared(params: Any) -> bool:
-    """Whether ``prepare`` made these parameters."""
+    """True if ``prepare`` made these parameters."""
     return "0" in _layers(params)
 
 
 def _is_spread(leaf: Any) -> bool:
-    """Whether an array is on several devices; in a program it may be."""
+    """True if an array is, or in a program may be, on several devices."""
     if isinstance(leaf, jax.core.Tracer):
         return True
     return isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1

@@ -142,7 +142,7 @@ class _Speculation(NamedTuple):
 
     @property
     def rules(self) -> Rules:
-        """Of each step."""
+        """Rules of each step."""
         return self.program.rules
 
     def draw(self, probabilities: Array, purpose: str, step: Array) -> Array:

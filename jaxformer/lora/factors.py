@@ -25,7 +25,7 @@ WHOLE = ("lm_head", "generator_head")
 
 
 class LoraConfig(Schema):
-    """Which kernels get factors, and of what kind."""
+    """Kernels that get factors, and the kind of factors."""
 
     rank: int = Field(8, ge=1, description="columns of A and rows of B")
     alpha: float = Field(16.0, gt=0, description="the update is alpha / rank times A B")

@@ -144,7 +144,7 @@ class TransformerConfig(Schema):
 
     @property
     def has_qkv_bias(self) -> bool:
-        """Whether queries, keys and values have biases, resolved."""
+        """True if queries, keys and values have biases, resolved."""
         return self.use_bias if self.qkv_bias is None else self.qkv_bias
 
     @property

@@ -1,4 +1,4 @@
-"""Which axes of a kernel are inputs and which are outputs, by its path in the tree of parameters."""
+"""Input and output axes of kernels, by their path in the tree of parameters."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""How activations are split over devices: by the names of their dimensions, on the mesh that a step is traced for.
+"""Split of activations over devices, by the names of their dimensions, on the mesh that a step is traced for.
 
 The split of the parameters is declared with them (logical axes). That of what is computed from them mostly follows;
 where it could follow in two ways, a module decides by calling ``place``. Outside of ``on_mesh`` that does nothing, so
@@ -80,7 +80,7 @@ def shards(axis: str) -> int:
 
 
 def attention_split(rows: int, queries: int, heads: int, kv_heads: int) -> F.Split | None:
-    """How attention's arrays are split, for kernels that the compiler cannot split; None outside of ``on_mesh``.
+    """Split of attention's arrays, for kernels that the compiler cannot split; None outside of ``on_mesh``.
 
     As in ``place``, what is not divisible is not split; key/value heads and their query heads are only split together.
     """
@@ -103,6 +103,6 @@ def platform() -> str:
 
 
 def one_device() -> bool:
-    """Whether the program is compiled for a single device (each device of its own under pmap)."""
+    """True if the program is compiled for a single device; under pmap each device runs such a program."""
     placement = _PLACEMENT.get()
     return placement is None or placement.mesh.size == 1

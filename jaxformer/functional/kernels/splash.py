@@ -24,7 +24,7 @@ HEAD_SIZE = 64
 
 
 class Split(NamedTuple):
-    """How queries, keys and values are split over devices; the compiler cannot split a kernel by itself.
+    """Split of queries, keys and values over devices, for kernels that the compiler cannot split.
 
     Attributes:
         mesh: the devices.

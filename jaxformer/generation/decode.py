@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from jaxformer import functional as F
 from jaxformer.generation.options import Rules
+from jaxformer.generation.prepare import prepare
 from jaxformer.models import Context, Decoder, EncoderDecoder, KVCache, init_cache
 from jaxformer.models.kv_cache import repeat_rows
 
@@ -297,8 +298,6 @@ def search(
     start_ids: Array | None = None,
 ) -> State:
     """``start`` and ``advance`` to the end as one pure function, for use inside a program; parameters of any layout."""
-    from jaxformer.generation.prepare import prepare
-
     limit, program = jnp.int32(max_new_tokens), Program(rules, max_new_tokens)
     separate, params = model.clone(stacked=False), prepare(model, params)
     state = start(separate, params, Prompt(ids, real, start_ids), seeds, limit, numbers, program=program)

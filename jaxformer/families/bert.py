@@ -54,13 +54,13 @@ ROBERTA_KEYS = (
     Key("max_length", "max_position_embeddings", read=lambda rows: rows - 2, write=lambda length: length + 2),
 )
 DISTILBERT_KEYS = (
-    *same("vocab_size", "dropout", "attention_dropout", "initializer_range"),
     Key("hidden_size", "dim"),
     Key("num_layers", "n_layers"),
     Key("num_heads", "n_heads"),
     Key("intermediate_size", "hidden_dim"),
     Key("max_length", "max_position_embeddings"),
     activation("activation"),
+    *same("vocab_size", "dropout", "attention_dropout", "initializer_range"),
     Key("tie_embeddings", "tie_word_embeddings", True),
 )
 

@@ -74,7 +74,7 @@ def jaxformer_step(model: Mapping[str, Any], batch: Arrays, weights: Path) -> St
 def hugging_face_weights(config: Any, params: Arrays) -> Arrays:
     """jaxformer's parameters, by path, under Hugging Face's names and in their layout."""
     from jaxformer.families import FAMILIES
-    from jaxformer.families.convert import params_to_hf
+    from jaxformer.families.checkpoint import params_to_hf
 
     kind = "causal_lm" if config.architecture == "decoder" else "masked_lm"
     return dict(params_to_hf(FAMILIES[config.type].hub, config, kind, params))

@@ -20,10 +20,10 @@ from _timing import print_table
 from rich.console import Console
 
 from jaxformer import functional as F
-from jaxformer.alignment.best_of_n import DEVIATIONS, Drawn, draw, prompt_seed
 from jaxformer.data.config import DataConfig
 from jaxformer.data.records import open_records
 from jaxformer.generation import GenerationConfig, prepare
+from jaxformer.generation.best_of_n import DEVIATIONS, Drawn, draw, prompt_seed
 from jaxformer.models import Decoder
 from jaxformer.parallel.topology import tell_libtpu_without_tpu
 from jaxformer.pipelines.open import Opened, open_model

@@ -16,7 +16,7 @@ MODULES = {
 # Each part and the parts it may use. Parts at the bottom of the library, schema and functional, stand on nothing.
 MODEL = {"schema", "functional", "models"}
 DATA = {"schema", "tokenizers", "data"}
-TRAINING = MODEL | DATA | {"families", "hub", "tasks", "generation", "alignment", "parallel", "training"}
+TRAINING = MODEL | DATA | {"families", "hub", "tasks", "generation", "lora", "parallel", "training"}
 MAY_USE = {
     "schema": set(),
     "functional": set(),
@@ -28,7 +28,7 @@ MAY_USE = {
     "hub": MODEL | {"families", "tokenizers", "parallel"},
     "tasks": MODEL | DATA | {"families", "generation"},
     "generation": MODEL | {"families", "tokenizers"},
-    "alignment": MODEL | DATA | {"families", "hub", "tasks", "generation", "parallel"},
+    "lora": MODEL | DATA | {"families", "hub", "tasks", "generation", "parallel"},
     "training": TRAINING,
     "pipelines": TRAINING,
     "demo": TRAINING | {"pipelines"},

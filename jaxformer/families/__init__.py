@@ -18,7 +18,7 @@ from jaxformer.families import (
     qwen,
     t5,
 )
-from jaxformer.families.base import Family
+from jaxformer.families.format import Family
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.transformer import BODIES
 from jaxformer.schema import UserError, nearest
@@ -40,11 +40,7 @@ for _family in FAMILIES.values():
 
 
 def get_family(name: str) -> Family:
-    """The family called ``name``.
-
-    Raises:
-        UserError: if there is none; names the nearest.
-    """
+    """The family called ``name``."""
     if name not in FAMILIES:
         raise UserError(f"model.type is {name!r}, expected one of {', '.join(FAMILIES)}{nearest(name, FAMILIES)}")
     return FAMILIES[name]
@@ -56,11 +52,7 @@ DERIVED_SIZES = ("num_kv_heads", "head_size", "intermediate_size", "embedding_si
 
 
 def family_of(hf: Mapping[str, Any]) -> Family:
-    """The family that a ``config.json`` is of.
-
-    Raises:
-        UserError: if it is of none; names the nearest.
-    """
+    """The family that a ``config.json`` is of."""
     kind = hf.get("model_type")
     if kind not in MODEL_TYPES:
         raise UserError(
@@ -89,6 +81,3 @@ def build_model(config: TransformerConfig) -> Any:
     """
     get_family(config.type)
     return BODIES[config.architecture](config)
-
-
-__all__ = ["FAMILIES", "MODEL_TYPES", "Family", "build_model", "family_of", "get_family", "model_config"]

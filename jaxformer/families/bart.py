@@ -4,7 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxformer.families.base import Family, Format, Head, Key, Name, activation, linear, lm_head, norm
+from jaxformer.families.format import Family, Format, Head, Key, Name, activation, linear, linears, lm_head, norm, same
 from jaxformer.functional import sinusoidal_positions
 from jaxformer.models.config import TransformerConfig
 
@@ -15,22 +15,16 @@ BART: dict[str, Any] = {
     "num_heads": 12,
     "intermediate_size": 3072,
     "max_length": 1024,
-    "norm": "layer_norm",
     "norm_place": "post",
-    "norm_epsilon": 1e-5,
     "embedding_norm": True,
     "activation": "gelu",
-    "gated": False,
-    "use_bias": True,
-    "positions": "learned",
     "position_offset": 2,
-    "tie_embeddings": True,
     "decoder_start": "sep",
     "pooler": "tanh",
     "dropout": 0.1,
 }
 # The base model of Vaswani et al. 2017, table 3: embedding times sqrt(D) plus sinusoids, ReLU, no norm before the
-# blocks. The longest length is only what a run allows itself: sinusoids have none.
+# blocks. The longest length is only a limit for a run: sinusoids have none.
 TRANSFORMER: dict[str, Any] = {
     "architecture": "encoder_decoder",
     "hidden_size": 512,
@@ -38,22 +32,18 @@ TRANSFORMER: dict[str, Any] = {
     "num_heads": 8,
     "intermediate_size": 2048,
     "max_length": 512,
-    "norm": "layer_norm",
     "norm_place": "post",
     "norm_epsilon": 1e-6,
     "activation": "relu",
-    "gated": False,
-    "use_bias": True,
     "positions": "sinusoidal",
     "scale_embedding": True,
-    "tie_embeddings": True,
     "pooler": "tanh",
     "initializer": "fan_in",
     "dropout": 0.1,
 }
 
 
-# mBART (Liu et al. 2020): pre-norm, and the target begins with the mark of its language, which also ends it.
+# mBART (Liu et al. 2020): pre-norm, and the target begins and ends with the token of its language.
 MBART = {
     **BART,
     "hidden_size": 1024,
@@ -64,7 +54,7 @@ MBART = {
     "scale_embedding": True,
     "decoder_start": "last",
 }
-# Marian's models of OPUS-MT (Tiedemann and Thottingal 2020): sinusoids, no norm behind the embedding, a bias of the
+# Marian's models of OPUS-MT (Tiedemann and Thottingal 2020): sinusoids, no norm after the embedding, a bias of the
 # output layer.
 MARIAN = {
     **BART,
@@ -95,7 +85,7 @@ PEGASUS = {
 }
 # One set of sizes for both sides.
 KEYS = (
-    Key("vocab_size", "vocab_size"),
+    *same("vocab_size", "dropout", "attention_dropout"),
     Key("hidden_size", "d_model"),
     Key("num_layers", "encoder_layers"),
     Key("num_decoder_layers", "decoder_layers"),
@@ -107,14 +97,12 @@ KEYS = (
     Key("scale_embedding", "scale_embedding", False),
     activation("activation_function"),
     Key("tie_embeddings", "tie_word_embeddings", True),
-    Key("dropout", "dropout"),
-    Key("attention_dropout", "attention_dropout"),
     Key("initializer_range", "init_std"),
 )
 
 
 def names(config: TransformerConfig) -> list[Name]:
-    """Encoder and decoder, with what each of the relatives has of it."""
+    """Encoder and decoder, with the rows of all relatives."""
     table = [Name("shared/embedding", "shared.weight", otherwise="encoder.embed_tokens.weight")]
     attentions = {"encoder": {"attention": "self_attn"}, "decoder": {"attention": "self_attn"}}
     attentions["decoder"]["cross_attention"] = "encoder_attn"
@@ -126,16 +114,14 @@ def names(config: TransformerConfig) -> list[Name]:
         table += norm(f"{side}/final_norm", f"{side}.layer_norm")
         for ours, theirs in kinds.items():
             table += norm(f"{side}/layers/{ours}_norm", f"{block}{theirs}_layer_norm")
-            for part, name in projections.items():
-                table += linear(f"{side}/layers/{ours}/{part}", f"{block}{theirs}.{name}")
-        table += linear(f"{side}/layers/feed_forward/up", f"{block}fc1")
-        table += linear(f"{side}/layers/feed_forward/down", f"{block}fc2")
+            table += linears(f"{side}/layers/{ours}/", f"{block}{theirs}.", projections)
+        table += linears(f"{side}/layers/feed_forward/", block, {"up": "fc1", "down": "fc2"})
         table += norm(f"{side}/layers/feed_forward_norm", f"{block}final_layer_norm")
     return table
 
 
 def generation_rows(config: TransformerConfig) -> list[Name]:
-    """The output layer; its bias is a parameter where the family has trained it, else zeros that are not read."""
+    """The output layer; its bias is a parameter if the family trains it, else zeros that are not read."""
     rows = lm_head("lm_head")(config)
     return [*rows, Name("logits_bias/bias", "final_logits_bias", leading_one=True)] if config.logits_bias else rows
 

@@ -2,7 +2,20 @@
 
 from typing import Any
 
-from jaxformer.families.base import Family, Format, Head, Key, Name, activation, linear, norm
+from jaxformer.families.format import (
+    QKV,
+    SIZES,
+    Family,
+    Format,
+    Head,
+    Key,
+    Name,
+    activation,
+    linear,
+    linears,
+    norm,
+    same,
+)
 from jaxformer.models.config import TransformerConfig
 
 BERT: dict[str, Any] = {
@@ -11,39 +24,28 @@ BERT: dict[str, Any] = {
     "num_layers": 12,
     "num_heads": 12,
     "max_length": 512,
-    "norm": "layer_norm",
     "norm_place": "post",
     "norm_epsilon": 1e-12,
     "embedding_norm": True,
     "activation": "gelu",
-    "gated": False,
-    "use_bias": True,
-    "positions": "learned",
     "token_types": 2,
-    "tie_embeddings": True,
     "pooler": "tanh",
     "dropout": 0.1,
     "attention_dropout": 0.1,
 }
-# RoBERTa counts positions from 2 on, behind the row of its padding token; so does XLM-RoBERTa (Conneau et al. 2020).
+# RoBERTa counts positions from 2 on, after the row of its padding token; so does XLM-RoBERTa (Conneau et al. 2020).
 ROBERTA = {**BERT, "norm_epsilon": 1e-5, "token_types": 1, "position_offset": 2}
 DISTILBERT = {**BERT, "num_layers": 6, "token_types": 0, "pooler": "relu"}
 
 
-# What the ``config.json`` of BERT and of its relatives have under one name.
+# Keys that BERT and its relatives share.
 KEYS = (
-    Key("vocab_size", "vocab_size"),
-    Key("hidden_size", "hidden_size"),
-    Key("num_layers", "num_hidden_layers"),
-    Key("num_heads", "num_attention_heads"),
-    Key("intermediate_size", "intermediate_size"),
-    Key("max_length", "max_position_embeddings"),
+    *SIZES,
     Key("token_types", "type_vocab_size"),
     Key("norm_epsilon", "layer_norm_eps", 1e-12),
     activation("hidden_act"),
     Key("dropout", "hidden_dropout_prob"),
     Key("attention_dropout", "attention_probs_dropout_prob"),
-    Key("initializer_range", "initializer_range"),
     Key("tie_embeddings", "tie_word_embeddings", True),
 )
 CONSTANTS = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
@@ -52,16 +54,13 @@ ROBERTA_KEYS = (
     Key("max_length", "max_position_embeddings", read=lambda rows: rows - 2, write=lambda length: length + 2),
 )
 DISTILBERT_KEYS = (
-    Key("vocab_size", "vocab_size"),
     Key("hidden_size", "dim"),
     Key("num_layers", "n_layers"),
     Key("num_heads", "n_heads"),
     Key("intermediate_size", "hidden_dim"),
     Key("max_length", "max_position_embeddings"),
     activation("activation"),
-    Key("dropout", "dropout"),
-    Key("attention_dropout", "attention_dropout"),
-    Key("initializer_range", "initializer_range"),
+    *same("vocab_size", "dropout", "attention_dropout", "initializer_range"),
     Key("tie_embeddings", "tie_word_embeddings", True),
 )
 
@@ -75,10 +74,9 @@ def encoder_names(config: TransformerConfig) -> list[Name]:
         *norm("embeddings/norm", "embeddings.LayerNorm"),
     ]
     block = "encoder.layer.{}."
-    for part in ("query", "key", "value"):
-        table += linear(f"layers/attention/{part}", f"{block}attention.self.{part}")
     return [
         *table,
+        *linears("layers/attention/", f"{block}attention.self.", {part: part for part in QKV}),
         *linear("layers/attention/output", f"{block}attention.output.dense"),
         *norm("layers/attention_norm", f"{block}attention.output.LayerNorm"),
         *linear("layers/feed_forward/up", f"{block}intermediate.dense"),
@@ -95,13 +93,12 @@ def distilbert_names(config: TransformerConfig) -> list[Name]:
         *norm("embeddings/norm", "embeddings.LayerNorm"),
     ]
     block = "transformer.layer.{}."
-    for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v"), ("output", "out")):
-        table += linear(f"layers/attention/{ours}", f"{block}attention.{theirs}_lin")
+    attention = {"query": "q_lin", "key": "k_lin", "value": "v_lin", "output": "out_lin"}
     return [
         *table,
+        *linears("layers/attention/", f"{block}attention.", attention),
         *norm("layers/attention_norm", f"{block}sa_layer_norm"),
-        *linear("layers/feed_forward/up", f"{block}ffn.lin1"),
-        *linear("layers/feed_forward/down", f"{block}ffn.lin2"),
+        *linears("layers/feed_forward/", f"{block}ffn.", {"up": "lin1", "down": "lin2"}),
         *norm("layers/feed_forward_norm", f"{block}output_layer_norm"),
     ]
 
@@ -111,7 +108,7 @@ def mlm_head(dense: str, norm_name: str, bias: str) -> list[Name]:
     return [
         *linear("mlm_head/dense", dense),
         *norm("mlm_head/norm", norm_name),
-        # Some files have the bias under the name of the output layer that holds it.
+        # In some files the bias has the name of the output layer.
         Name("mlm_head/bias", bias, otherwise=bias.removesuffix("bias") + "decoder.bias"),
     ]
 
@@ -163,7 +160,6 @@ def roberta_format(model_type: str, name: str) -> Format:
         },
         prefix="roberta.",
         constants=CONSTANTS,
-        # Its padding token stands behind the two rows that no position uses.
         read=lambda hf: {"position_offset": 2},
         ignored=r"position_ids$|lm_head\.decoder\.(weight|bias)$",
     )

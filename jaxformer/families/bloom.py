@@ -1,9 +1,9 @@
-"""BLOOM (BigScience 2022): ALiBi instead of position embeddings, a norm behind the embedding, tied head."""
+"""BLOOM (BigScience 2022): ALiBi instead of position embeddings, a norm after the embedding, tied head."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.families.base import Family, Format, Head, Key, Name, linear, lm_head, norm
+from jaxformer.families.format import Family, Format, Head, Key, Name, fused, linear, linears, lm_head, norm, same
 from jaxformer.models.config import TransformerConfig
 
 # The shape is that of BLOOM 560M.
@@ -12,29 +12,22 @@ DEFAULTS = {
     "num_layers": 24,
     "num_heads": 16,
     "max_length": 2048,
-    "norm": "layer_norm",
-    "norm_epsilon": 1e-5,
     "embedding_norm": True,
-    "activation": "gelu_tanh",
-    "gated": False,
-    "use_bias": True,
     "positions": "alibi",
-    "tie_embeddings": True,
 }
 
 
 KEYS = (
-    Key("vocab_size", "vocab_size"),
-    # ALiBi has no longest length: this one is what the model was trained on.
+    *same("vocab_size", "initializer_range"),
+    # ALiBi has no longest length; the model was trained with this one.
     Key("max_length", "seq_length", 2048),
     Key("norm_epsilon", "layer_norm_epsilon"),
     Key("tie_embeddings", "tie_word_embeddings", True),
-    Key("initializer_range", "initializer_range"),
 )
 
 
 def read(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """The sizes, which older files have under other names."""
+    """The sizes, which have other names in older files."""
     return {
         "hidden_size": hf["n_embed"] if "n_embed" in hf else hf["hidden_size"],
         "num_layers": hf["n_layer"] if "n_layer" in hf else hf["num_hidden_layers"],
@@ -48,19 +41,16 @@ def write(config: TransformerConfig) -> dict[str, Any]:
 
 
 def names(config: TransformerConfig) -> list[Name]:
-    """Query, key and value of a head lie together in one matrix, ``[N, 3, H]``."""
+    """Query, key and value of a head are together in one matrix, ``[N, 3, H]``."""
     table = [Name("embeddings/token/embedding", "word_embeddings.weight")]
     table += norm("embeddings/norm", "word_embeddings_layernorm") + norm("final_norm", "ln_f")
     block = "h.{}."
     table += norm("layers/attention_norm", f"{block}input_layernorm")
     table += norm("layers/feed_forward_norm", f"{block}post_attention_layernorm")
-    for index, ours in enumerate(("query", "key", "value")):
-        fused = f"{block}self_attention.query_key_value"
-        table += linear(f"layers/attention/{ours}", fused, part=(index, 3), groups=config.num_heads)
+    table += fused("layers/attention/", f"{block}self_attention.query_key_value", groups=config.num_heads)
     table += linear("layers/attention/output", f"{block}self_attention.dense")
-    table += linear("layers/feed_forward/up", f"{block}mlp.dense_h_to_4h")
-    table += linear("layers/feed_forward/down", f"{block}mlp.dense_4h_to_h")
-    return table
+    feed_forward = {"up": "dense_h_to_4h", "down": "dense_4h_to_h"}
+    return table + linears("layers/feed_forward/", f"{block}mlp.", feed_forward)
 
 
 FORMAT = Format(

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.families.base import Family, Format, Head, Key, Name, linear, norm
 from jaxformer.families.bert import BERT, CLASSES, CONSTANTS, KEYS, POOLER, SPANS, encoder_names, mlm_head
+from jaxformer.families.format import QKV, Family, Format, Head, Key, Name, linear, linears, norm
 from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
 
@@ -22,17 +22,13 @@ ALBERT = {
 
 
 def read_electra(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """The width of the embedding; there is a projection behind it only where it is another than the model's."""
+    """The width of the embedding; a projection follows it only if it differs from the model's."""
     narrow = hf["embedding_size"] != hf["hidden_size"]
     return {"embedding_size": hf["embedding_size"] if narrow else None}
 
 
 def write_electra(config: TransformerConfig) -> dict[str, Any]:
-    """The way back.
-
-    Raises:
-        UserError: if there is a projection where the format has none.
-    """
+    """Undoes ``read_electra``."""
     if config.embedding_size == config.hidden_size:
         raise UserError(
             f"model.embedding_size is {config.embedding_size} as hidden_size, for which the Hugging Face format of "
@@ -42,21 +38,17 @@ def write_electra(config: TransformerConfig) -> dict[str, Any]:
 
 
 def write_albert(config: TransformerConfig) -> dict[str, Any]:
-    """Nothing further; but the format always has the projection.
-
-    Raises:
-        UserError: if the model has none.
-    """
+    """Checks that there is a projection, which the format always has."""
     if config.embedding_size is None:
         raise UserError(
             "model.embedding_size is not set, expected a number: the Hugging Face format of albert always has the "
-            "projection behind the embedding"
+            "projection after the embedding"
         )
     return {}
 
 
 def electra_names(config: TransformerConfig) -> list[Name]:
-    """BERT's rows and the projection behind a narrow embedding."""
+    """BERT's rows and the projection after a narrow embedding."""
     return [*encoder_names(config), *linear("embeddings/projection", "embeddings_project")]
 
 
@@ -70,11 +62,10 @@ def albert_names(config: TransformerConfig) -> list[Name]:
         *norm("embeddings/norm", "embeddings.LayerNorm"),
         *linear("embeddings/projection", "encoder.embedding_hidden_mapping_in"),
     ]
-    for part in ("query", "key", "value"):
-        table += linear(f"layers/attention/{part}", f"{block}attention.{part}")
+    attention = {**{part: part for part in QKV}, "output": "dense"}
     return [
         *table,
-        *linear("layers/attention/output", f"{block}attention.dense"),
+        *linears("layers/attention/", f"{block}attention.", attention),
         *norm("layers/attention_norm", f"{block}attention.LayerNorm"),
         *linear("layers/feed_forward/up", f"{block}ffn"),
         *linear("layers/feed_forward/down", f"{block}ffn_output"),
@@ -95,10 +86,7 @@ ELECTRA_FORMAT = Format(
         ),
         "pre_training": Head(
             "ElectraForPreTraining",
-            [
-                *linear("rtd_head/dense", "discriminator_predictions.dense"),
-                *linear("rtd_head/output", "discriminator_predictions.dense_prediction"),
-            ],
+            linears("rtd_head/", "discriminator_predictions.", {"dense": "dense", "output": "dense_prediction"}),
         ),
         "sequence_classification": Head(
             "ElectraForSequenceClassification",

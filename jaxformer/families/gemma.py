@@ -8,15 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from jaxformer.families import llama
-from jaxformer.families.base import (
-    Family,
-    Key,
-    read_activation,
-    read_rotary,
-    require,
-    write_activation,
-    write_rotary,
-)
+from jaxformer.families.format import Family, Key, read_activation, read_rotary, require, write_activation, write_rotary
 from jaxformer.models.config import TransformerConfig
 
 # The shape is that of Gemma 2B.
@@ -44,11 +36,7 @@ KEYS = (
 
 
 def read(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """The rotary positions and the activation.
-
-    Raises:
-        UserError: if it asks for something no switch here expresses.
-    """
+    """The rotary positions and the activation."""
     if hf.get("use_bidirectional_attention"):
         require(hf, use_bidirectional_attention=False)
     # The first files said "gelu" and meant the formula with tanh, which a second key then named.

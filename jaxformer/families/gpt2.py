@@ -1,6 +1,6 @@
 """GPT-2 (Radford et al. 2019): learned positions, pre-norm LayerNorm, GELU by tanh, biases, tied head."""
 
-from jaxformer.families.base import Family, Format, Head, Key, Name, activation, linear, lm_head, norm
+from jaxformer.families.format import Family, Format, Head, Key, Name, activation, fused, linear, linears, lm_head, norm
 from jaxformer.models.config import TransformerConfig
 
 DEFAULTS = {
@@ -8,18 +8,12 @@ DEFAULTS = {
     "num_layers": 12,
     "num_heads": 12,
     "max_length": 1024,
-    "norm": "layer_norm",
-    "norm_epsilon": 1e-5,
-    "activation": "gelu_tanh",
-    "gated": False,
-    "use_bias": True,
-    "positions": "learned",
-    "tie_embeddings": True,
 }
 
 
 KEYS = (
     Key("vocab_size", "vocab_size"),
+    Key("initializer_range", "initializer_range"),
     Key("hidden_size", "n_embd"),
     Key("num_layers", "n_layer"),
     Key("num_heads", "n_head"),
@@ -28,7 +22,6 @@ KEYS = (
     Key("norm_epsilon", "layer_norm_epsilon"),
     activation("activation_function"),
     Key("tie_embeddings", "tie_word_embeddings", True),
-    Key("initializer_range", "initializer_range"),
     Key("dropout", "resid_pdrop", 0.0),
     Key("dropout", "embd_pdrop", 0.0),
     Key("attention_dropout", "attn_pdrop", 0.0),
@@ -44,12 +37,9 @@ def names(config: TransformerConfig) -> list[Name]:
     ]
     block = "h.{}."
     table += norm("layers/attention_norm", f"{block}ln_1") + norm("layers/feed_forward_norm", f"{block}ln_2")
-    for index, ours in enumerate(("query", "key", "value")):
-        table += linear(f"layers/attention/{ours}", f"{block}attn.c_attn", transposed=False, part=(index, 3))
-    linears = {"attention/output": "attn.c_proj", "feed_forward/up": "mlp.c_fc", "feed_forward/down": "mlp.c_proj"}
-    for ours, theirs in linears.items():
-        table += linear(f"layers/{ours}", f"{block}{theirs}", transposed=False)
-    return table
+    table += fused("layers/attention/", f"{block}attn.c_attn", transposed=False)
+    others = {"attention/output": "attn.c_proj", "feed_forward/up": "mlp.c_fc", "feed_forward/down": "mlp.c_proj"}
+    return table + linears("layers/", block, others, transposed=False)
 
 
 FORMAT = Format(
@@ -65,7 +55,7 @@ FORMAT = Format(
     },
     prefix="transformer.",
     constants={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
-    # The causal mask, which the first files hold as a buffer.
+    # The causal mask, a buffer in the oldest files.
     ignored=r"attn\.(masked_)?bias$",
 )
 FAMILY = Family("gpt2", DEFAULTS, FORMAT)

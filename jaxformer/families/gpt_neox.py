@@ -3,14 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.families.base import (
+from jaxformer.families.format import (
+    SIZES,
     Family,
     Format,
     Head,
     Key,
     Name,
     activation,
+    fused,
     linear,
+    linears,
     lm_head,
     norm,
     read_rotary,
@@ -25,12 +28,8 @@ DEFAULTS = {
     "num_heads": 12,
     "intermediate_size": 3072,
     "max_length": 2048,
-    "norm": "layer_norm",
-    "norm_epsilon": 1e-5,
     "parallel_residual": True,
     "activation": "gelu",
-    "gated": False,
-    "use_bias": True,
     "positions": "rotary",
     "rotary_fraction": 0.25,
     "rope_theta": 10_000.0,
@@ -39,17 +38,11 @@ DEFAULTS = {
 
 
 KEYS = (
-    Key("vocab_size", "vocab_size"),
-    Key("hidden_size", "hidden_size"),
-    Key("num_layers", "num_hidden_layers"),
-    Key("num_heads", "num_attention_heads"),
-    Key("intermediate_size", "intermediate_size"),
-    Key("max_length", "max_position_embeddings"),
+    *SIZES,
     Key("norm_epsilon", "layer_norm_eps"),
     Key("parallel_residual", "use_parallel_residual", True),
     activation("hidden_act"),
     Key("tie_embeddings", "tie_word_embeddings", False),
-    Key("initializer_range", "initializer_range"),
 )
 
 
@@ -67,18 +60,15 @@ def write(config: TransformerConfig) -> dict[str, Any]:
 
 
 def names(config: TransformerConfig) -> list[Name]:
-    """Query, key and value of a head lie together in one matrix, ``[N, 3, H]``."""
+    """Query, key and value of a head are together in one matrix, ``[N, 3, H]``."""
     table = [Name("embeddings/token/embedding", "embed_in.weight"), *norm("final_norm", "final_layer_norm")]
     block = "layers.{}."
     table += norm("layers/attention_norm", f"{block}input_layernorm")
     table += norm("layers/feed_forward_norm", f"{block}post_attention_layernorm")
-    for index, ours in enumerate(("query", "key", "value")):
-        fused = f"{block}attention.query_key_value"
-        table += linear(f"layers/attention/{ours}", fused, part=(index, 3), groups=config.num_heads)
+    table += fused("layers/attention/", f"{block}attention.query_key_value", groups=config.num_heads)
     table += linear("layers/attention/output", f"{block}attention.dense")
-    table += linear("layers/feed_forward/up", f"{block}mlp.dense_h_to_4h")
-    table += linear("layers/feed_forward/down", f"{block}mlp.dense_4h_to_h")
-    return table
+    feed_forward = {"up": "dense_h_to_4h", "down": "dense_4h_to_h"}
+    return table + linears("layers/feed_forward/", f"{block}mlp.", feed_forward)
 
 
 FORMAT = Format(

@@ -1,6 +1,7 @@
 """LLaMA (Touvron et al. 2023): rotary positions, pre-norm RMSNorm, gated SiLU, grouped key/value heads, no biases."""
 
-from jaxformer.families.base import (
+from jaxformer.families.format import (
+    SIZES,
     Family,
     Format,
     Head,
@@ -8,6 +9,7 @@ from jaxformer.families.base import (
     Name,
     activation,
     linear,
+    linears,
     lm_head,
     norm,
     read_rotary,
@@ -36,18 +38,12 @@ DEFAULTS = {
 
 
 KEYS = (
-    Key("vocab_size", "vocab_size"),
-    Key("hidden_size", "hidden_size"),
-    Key("num_layers", "num_hidden_layers"),
-    Key("num_heads", "num_attention_heads"),
+    *SIZES,
     Key("num_kv_heads", "num_key_value_heads", None),
     Key("head_size", "head_dim", None),
-    Key("intermediate_size", "intermediate_size"),
-    Key("max_length", "max_position_embeddings"),
     Key("norm_epsilon", "rms_norm_eps"),
     activation("hidden_act"),
     Key("tie_embeddings", "tie_word_embeddings", False),
-    Key("initializer_range", "initializer_range"),
     Key("attention_dropout", "attention_dropout", 0.0),
 )
 
@@ -58,17 +54,11 @@ def names(config: TransformerConfig) -> list[Name]:
     block = "layers.{}."
     table += norm("layers/attention_norm", f"{block}input_layernorm", bias=False)
     table += norm("layers/feed_forward_norm", f"{block}post_attention_layernorm", bias=False)
-    for ours, theirs in {"query": "q_proj", "key": "k_proj", "value": "v_proj"}.items():
-        table += linear(f"layers/attention/{ours}", f"{block}self_attn.{theirs}", bias=config.has_qkv_bias)
-    linears = {
-        "attention/output": "self_attn.o_proj",
-        "feed_forward/gate": "mlp.gate_proj",
-        "feed_forward/up": "mlp.up_proj",
-        "feed_forward/down": "mlp.down_proj",
-    }
-    for ours, theirs in linears.items():
-        table += linear(f"layers/{ours}", f"{block}{theirs}", bias=False)
-    return table
+    heads = {"query": "q_proj", "key": "k_proj", "value": "v_proj"}
+    table += linears("layers/attention/", f"{block}self_attn.", heads, bias=config.has_qkv_bias)
+    table += linear("layers/attention/output", f"{block}self_attn.o_proj", bias=False)
+    feed_forward = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+    return table + linears("layers/feed_forward/", f"{block}mlp.", feed_forward, bias=False)
 
 
 def heads(name: str, qa_prefix: str = "transformer.") -> dict[str, Head]:

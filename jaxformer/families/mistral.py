@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from jaxformer.families import llama
-from jaxformer.families.base import Family, Key
+from jaxformer.families.format import Family, Key
 
 # The shape is that of Mistral 7B v0.1.
 DEFAULTS = {

@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.families.base import (
+from jaxformer.families.format import (
+    SIZES,
     Family,
     Format,
     Head,
     Key,
     Name,
     activation,
+    fused,
     linear,
     norm,
     read_activation,
@@ -26,9 +28,6 @@ DEFAULTS: dict[str, Any] = {
     "num_heads": 12,
     "intermediate_size": 1152,
     "max_length": 8192,
-    "norm": "layer_norm",
-    "norm_place": "pre",
-    "norm_epsilon": 1e-5,
     "embedding_norm": True,
     "first_norm": False,
     "activation": "gelu",
@@ -37,10 +36,9 @@ DEFAULTS: dict[str, Any] = {
     "positions": "rotary",
     "rope_theta": 160_000.0,
     "local_rope_theta": 10_000.0,
-    # 64 tokens on either side and the token itself; the published number, 128, counts both sides.
+    # 64 tokens on either side and the token itself; the published number, 128, is of both sides.
     "window": 65,
     "global_every": 3,
-    "tie_embeddings": True,
     "pooling": "mean",
     "pooler": "gelu",
     "pooler_norm": True,
@@ -62,27 +60,17 @@ def _write_pooling(ours: str | None) -> str:
 
 
 KEYS = (
-    Key("vocab_size", "vocab_size"),
-    Key("hidden_size", "hidden_size"),
-    Key("num_layers", "num_hidden_layers"),
-    Key("num_heads", "num_attention_heads"),
-    Key("intermediate_size", "intermediate_size"),
-    Key("max_length", "max_position_embeddings"),
+    *SIZES,
     Key("norm_epsilon", "norm_eps"),
     activation("hidden_activation"),
     Key("window", "local_attention", read=lambda both: both // 2 + 1, write=lambda side: (side - 1) * 2),
-    Key("initializer_range", "initializer_range"),
     Key("tie_embeddings", "tie_word_embeddings", True),
     Key("pooling", "classifier_pooling", "cls", _read_pooling, _write_pooling),
 )
 
 
 def read(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """The pooler's activation, rotary bases and the order of local and global blocks, whose keys differ by version.
-
-    Raises:
-        UserError: if the order is another than every so manyth block global, from the first.
-    """
+    """The pooler's activation, rotary bases and the order of local and global blocks, whose keys differ by version."""
     rope = hf.get("rope_parameters") or {}
     full, local = rope.get("full_attention") or {}, rope.get("sliding_attention") or {}
     every = hf.get("global_attn_every_n_layers")
@@ -104,7 +92,7 @@ def _layer_types(layers: int, every: int) -> list[str]:
 
 
 def write(config: TransformerConfig) -> dict[str, Any]:
-    """The way back, as version 4 writes it and both read it."""
+    """Undoes ``read``, in the form of version 4, which both read."""
     return {
         "classifier_activation": write_activation(config.activation),
         "global_rope_theta": config.rope_theta,
@@ -123,19 +111,17 @@ def names(config: TransformerConfig) -> list[Name]:
         *norm("layers/feed_forward_norm", f"{block}mlp_norm", bias=False),
         *norm("final_norm", "final_norm", bias=False),
     ]
-    for index, part in enumerate(("query", "key", "value")):
-        table += linear(f"layers/attention/{part}", f"{block}attn.Wqkv", bias=False, part=(index, 3))
     return [
         *table,
+        *fused("layers/attention/", f"{block}attn.Wqkv", bias=False),
         *linear("layers/attention/output", f"{block}attn.Wo", bias=False),
-        *linear("layers/feed_forward/gate", f"{block}mlp.Wi", bias=False, part=(0, 2)),
-        *linear("layers/feed_forward/up", f"{block}mlp.Wi", bias=False, part=(1, 2)),
+        *fused("layers/feed_forward/", f"{block}mlp.Wi", ("gate", "up"), bias=False),
         *linear("layers/feed_forward/down", f"{block}mlp.Wo", bias=False),
     ]
 
 
 def _transform(ours: str) -> list[Name]:
-    """The layer before every output layer, which all its heads call by one name."""
+    """The layer before the output layer, which has the same name in all heads."""
     return [*linear(f"{ours}/dense", "head.dense", bias=False), *norm(f"{ours}/norm", "head.norm", bias=False)]
 
 

@@ -3,7 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.families.base import Family, Format, Head, Key, Name, activation, linear, lm_head, norm, require
+from jaxformer.families.format import (
+    Family,
+    Format,
+    Head,
+    Key,
+    Name,
+    activation,
+    linear,
+    linears,
+    lm_head,
+    norm,
+    require,
+)
 from jaxformer.models.config import TransformerConfig
 
 # The shape is that of OPT 125M.
@@ -13,14 +25,8 @@ DEFAULTS = {
     "num_heads": 12,
     "intermediate_size": 3072,
     "max_length": 2048,
-    "norm": "layer_norm",
-    "norm_epsilon": 1e-5,
     "activation": "relu",
-    "gated": False,
-    "use_bias": True,
-    "positions": "learned",
     "position_offset": 2,
-    "tie_embeddings": True,
 }
 
 
@@ -38,11 +44,7 @@ KEYS = (
 
 
 def read(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """Refuses OPT 350M, which is post-norm with an embedding narrower than the model.
-
-    Raises:
-        UserError: if it is that.
-    """
+    """Refuses OPT 350M, which is post-norm with an embedding narrower than the model."""
     require(hf, word_embed_proj_dim=hf["hidden_size"])
     return {}
 
@@ -62,17 +64,9 @@ def names(config: TransformerConfig) -> list[Name]:
     block = "decoder.layers.{}."
     table += norm("layers/attention_norm", f"{block}self_attn_layer_norm")
     table += norm("layers/feed_forward_norm", f"{block}final_layer_norm")
-    linears = {
-        "attention/query": "self_attn.q_proj",
-        "attention/key": "self_attn.k_proj",
-        "attention/value": "self_attn.v_proj",
-        "attention/output": "self_attn.out_proj",
-        "feed_forward/up": "fc1",
-        "feed_forward/down": "fc2",
-    }
-    for ours, theirs in linears.items():
-        table += linear(f"layers/{ours}", f"{block}{theirs}")
-    return table
+    attention = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "out_proj"}
+    table += linears("layers/attention/", f"{block}self_attn.", attention)
+    return table + linears("layers/feed_forward/", block, {"up": "fc1", "down": "fc2"})
 
 
 FORMAT = Format(

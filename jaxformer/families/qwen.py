@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from jaxformer.families import llama
-from jaxformer.families.base import Family, Name, norm
+from jaxformer.families.format import Family, Name, norm
 from jaxformer.models.config import TransformerConfig
 
 # The shape is that of Qwen2 0.5B.

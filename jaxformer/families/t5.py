@@ -4,16 +4,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from jaxformer.families.base import (
+from jaxformer.families.format import (
     Family,
     Format,
     Head,
     Key,
     Name,
     linear,
+    linears,
     lm_head,
     norm,
     read_activation,
+    same,
     write_activation,
 )
 from jaxformer.models.config import TransformerConfig
@@ -28,7 +30,6 @@ T5: dict[str, Any] = {
     "intermediate_size": 2048,
     "max_length": 512,
     "norm": "rms_norm",
-    "norm_place": "pre",
     "norm_epsilon": 1e-6,
     "activation": "relu",
     "gated": False,
@@ -61,14 +62,12 @@ T5_V1_1 = {
 
 
 KEYS = (
-    Key("vocab_size", "vocab_size"),
+    *same("vocab_size", "num_layers", "num_heads"),
     Key("hidden_size", "d_model"),
-    Key("num_layers", "num_layers"),
     Key("num_decoder_layers", "num_decoder_layers", None),
-    Key("num_heads", "num_heads"),
     Key("head_size", "d_kv"),
     Key("intermediate_size", "d_ff"),
-    # Relative positions have no longest length: this one is what the model was trained with.
+    # Relative positions have no longest length; the model was trained with this one.
     Key("max_length", "n_positions", 512),
     Key("norm_epsilon", "layer_norm_epsilon"),
     Key("relative_buckets", "relative_attention_num_buckets"),
@@ -79,17 +78,13 @@ KEYS = (
 
 
 def read(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """The feed-forward, and whether the head is tied, which scales its input (section 3.1.2 of the code's T5 v1.0).
-
-    Raises:
-        UserError: if the activation has no name here.
-    """
-    kind = hf.get("feed_forward_proj") or "relu"  # the first files do not say it
+    """The feed-forward, and whether the head is tied, which scales its input (section 3.1.2 of the code's T5 v1.0)."""
+    kind = hf.get("feed_forward_proj") or "relu"  # absent in the oldest files
     gated = kind.startswith("gated-")
     activation = kind.removeprefix("gated-")
     # "gated-gelu" means the tanh form: the only exception to the names (T5 v1.1's own configuration).
     activation = "gelu_new" if gated and activation == "gelu" else activation
-    # Version 5 of transformers calls every head tied, and says with a key of its own which one was not.
+    # Version 5 of transformers calls every head tied; a key of its own says which one was not.
     tied = hf.get("tie_word_embeddings", True) and hf.get("scale_decoder_outputs", True)
     return {
         "activation": read_activation(activation),
@@ -100,12 +95,12 @@ def read(hf: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_mt5(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """The same; mT5 never scales."""
+    """As ``read``; mT5 never scales."""
     return {**read({**hf, "scale_decoder_outputs": True}), "scale_logits": False}
 
 
 def write(config: TransformerConfig) -> dict[str, Any]:
-    """The way back."""
+    """Undoes ``read``."""
     name = write_activation(config.activation)
     name = "gelu" if config.gated and name == "gelu_new" else name
     return {
@@ -116,12 +111,12 @@ def write(config: TransformerConfig) -> dict[str, Any]:
 
 
 def write_mt5(config: TransformerConfig) -> dict[str, Any]:
-    """The way back; mT5 has no word for the scale."""
+    """Undoes ``read_mt5``; mT5 has no key for the scale."""
     return {key: value for key, value in write(config).items() if key != "scale_decoder_outputs"}
 
 
 def names(config: TransformerConfig) -> list[Name]:
-    """Encoder and decoder; the relative bias stands in the first block of each side."""
+    """Encoder and decoder; the relative bias is in the first block of each side."""
     table = [Name("shared/embedding", "shared.weight", otherwise="encoder.embed_tokens.weight")]
     sublayers = {
         "encoder": [("attention", "SelfAttention"), ("feed_forward", "DenseReluDense")],
@@ -131,7 +126,7 @@ def names(config: TransformerConfig) -> list[Name]:
             ("feed_forward", "DenseReluDense"),
         ],
     }
-    linears = {
+    layers = {
         "SelfAttention": {"query": "q", "key": "k", "value": "v", "output": "o"},
         "EncDecAttention": {"query": "q", "key": "k", "value": "v", "output": "o"},
         "DenseReluDense": {"gate": "wi_0", "up": "wi_1", "down": "wo"} if config.gated else {"up": "wi", "down": "wo"},
@@ -143,8 +138,7 @@ def names(config: TransformerConfig) -> list[Name]:
         for index, (ours, theirs) in enumerate(parts):
             layer = f"{side}.block.{{}}.layer.{index}"
             table += norm(f"{side}/layers/{ours}_norm", f"{layer}.layer_norm", bias=False)
-            for part, name in linears[theirs].items():
-                table += linear(f"{side}/layers/{ours}/{part}", f"{layer}.{theirs}.{name}", bias=False)
+            table += linears(f"{side}/layers/{ours}/", f"{layer}.{theirs}.", layers[theirs], bias=False)
     return table
 
 

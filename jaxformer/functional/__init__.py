@@ -1,34 +1,41 @@
 """The mathematics of the Transformer as pure functions on arrays: no Flax, no configuration objects."""
 
-from jaxformer.functional.attention import (
+from jaxformer.functional.attention import dot_product_attention, multi_head_attention
+from jaxformer.functional.decoding.int8 import Quantized, quantize
+from jaxformer.functional.decoding.key_value import (
+    KeyValue,
+    append_key_value,
     cached_attention,
-    dot_product_attention,
-    merge_heads,
-    multi_head_attention,
-    project_heads,
+    cached_cross_attention,
+    cached_self_attention,
+    empty_key_value,
+    prefill_attention,
 )
-from jaxformer.functional.cache import KeyValue, append_key_value, empty_key_value
+from jaxformer.functional.decoding.packed import Packed, pack, pack_table, take_rows
 from jaxformer.functional.distillation import DistillationSums, chunked_distillation_loss, distillation_loss
-from jaxformer.functional.dropout import dropout, example_keys
-from jaxformer.functional.feed_forward import ACTIVATIONS, feed_forward, gelu, gelu_tanh, linear, relu, silu, tanh
-from jaxformer.functional.int8 import Quantized, quantize, quantized_product
-from jaxformer.functional.log_probs import chunked_token_log_probs, sequence_log_probs, token_log_probs
-from jaxformer.functional.losses import (
+from jaxformer.functional.feed_forward import ACTIVATIONS, feed_forward, gelu, gelu_tanh, relu, silu, tanh
+from jaxformer.functional.kernels.choose import kernel_attention
+from jaxformer.functional.kernels.splash import Split
+from jaxformer.functional.linear import JoinedKernel, LowRankKernel, linear
+from jaxformer.functional.log_probs import (
     IGNORE,
     HeadWeights,
+    chunked_token_log_probs,
+    head_logits,
+    sequence_log_probs,
+    token_log_probs,
+)
+from jaxformer.functional.losses import (
     LossSum,
     TokenLoss,
     binary_cross_entropy,
     chunked_cross_entropy,
     class_weighted_cross_entropy,
     cross_entropy,
-    head_logits,
     squared_error,
 )
-from jaxformer.functional.low_rank import LowRankKernel, kernel_product
-from jaxformer.functional.mask import MASKED, Mask, position_ids_from_mask, position_ids_from_segments
+from jaxformer.functional.mask import MASKED, STATIC, Mask, position_ids_from_mask, position_ids_from_segments
 from jaxformer.functional.norm import layer_norm, rms_norm
-from jaxformer.functional.packed import Packed, pack, pack_table, take_rows
 from jaxformer.functional.penalties import ban_sequences, count_penalties, no_repeat_ngram, repetition_penalty
 from jaxformer.functional.policy import (
     ClippedLoss,
@@ -69,8 +76,7 @@ from jaxformer.functional.preference import (
     robust_dpo_loss,
     simpo_loss,
 )
-from jaxformer.functional.product import matrix_product
-from jaxformer.functional.random import purpose_key
+from jaxformer.functional.random import dropout, example_keys, purpose_key
 from jaxformer.functional.sampling import (
     min_p_logits,
     sample_token,
@@ -79,102 +85,3 @@ from jaxformer.functional.sampling import (
     top_p_logits,
     typical_logits,
 )
-from jaxformer.functional.splash import Split
-
-__all__ = [
-    "ACTIVATIONS",
-    "IGNORE",
-    "MASKED",
-    "ClippedLoss",
-    "DistillationSums",
-    "HeadWeights",
-    "KeyValue",
-    "LossSum",
-    "LowRankKernel",
-    "Mask",
-    "Packed",
-    "Quantized",
-    "Rotary",
-    "RotaryScaling",
-    "Split",
-    "TokenLoss",
-    "adapted_kl_coefficient",
-    "alibi_bias",
-    "alibi_slopes",
-    "append_key_value",
-    "apply_rotary",
-    "ban_sequences",
-    "binary_cross_entropy",
-    "bradley_terry_loss",
-    "cached_attention",
-    "chunked_cross_entropy",
-    "chunked_distillation_loss",
-    "chunked_token_log_probs",
-    "class_weighted_cross_entropy",
-    "count_penalties",
-    "cross_entropy",
-    "distillation_loss",
-    "dot_product_attention",
-    "dpo_loss",
-    "dropout",
-    "empty_key_value",
-    "example_keys",
-    "feed_forward",
-    "gelu",
-    "gelu_tanh",
-    "generalized_advantages",
-    "grpo_advantages",
-    "grpo_loss",
-    "head_logits",
-    "hinge_dpo_loss",
-    "ipo_loss",
-    "kernel_product",
-    "kl_estimates",
-    "kto_loss",
-    "kto_reference_point",
-    "layer_norm",
-    "learned_positions",
-    "linear",
-    "masked_mean",
-    "masked_whiten",
-    "matrix_product",
-    "merge_heads",
-    "min_p_logits",
-    "multi_head_attention",
-    "no_repeat_ngram",
-    "odds_ratio_loss",
-    "pack",
-    "pack_table",
-    "position_ids_from_mask",
-    "position_ids_from_segments",
-    "ppo_policy_loss",
-    "ppo_value_loss",
-    "project_heads",
-    "purpose_key",
-    "quantize",
-    "quantized_product",
-    "relative_bias",
-    "relative_buckets",
-    "relu",
-    "repetition_penalty",
-    "rloo_advantages",
-    "rloo_loss",
-    "rms_norm",
-    "robust_dpo_loss",
-    "rotary_angles",
-    "rotary_frequencies",
-    "sample_token",
-    "sequence_log_probs",
-    "shape_logits",
-    "silu",
-    "simpo_loss",
-    "sinusoidal_positions",
-    "squared_error",
-    "take_rows",
-    "tanh",
-    "token_log_probs",
-    "token_rewards",
-    "top_k_logits",
-    "top_p_logits",
-    "typical_logits",
-]

@@ -1,4 +1,4 @@
-"""Sums over tokens that each have a logit for every word, taken in chunks, so that all logits never exist at once."""
+"""Sums over tokens in chunks, so that the logits of all tokens are never in memory at once."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 
 class Tokens(NamedTuple):
-    """What there is of every token beside its hidden state; nothing in it has a gradient.
+    """Inputs of a loss for every token, beside the hidden states; they have no gradient.
 
     Attributes:
         labels: ``[B, T]``.
@@ -22,17 +22,17 @@ class Tokens(NamedTuple):
     states: tuple[Any, ...] = ()
 
 
-# Of hidden states, weights, tokens and constants; a NamedTuple of sums, of which ``total`` is minimised.
+# Of hidden states, weights, tokens and constants; returns a NamedTuple of sums, of which ``total`` is minimised.
 Function = Callable[[Array, Any, Tokens, Any], Any]
 
 
 def columns_of(shape: tuple[int, ...], chunk_tokens: int, name: str) -> int:
-    """Columns ``[B, columns]`` of a chunk of about ``chunk_tokens`` tokens of ``[B, T, ...]``, all chunks alike.
+    """Number of columns ``[B, columns]`` of a chunk of about ``chunk_tokens`` tokens of ``[B, T, ...]``.
 
-    A chunk is columns of the batch, so that a batch that is sharded over devices stays so.
+    A chunk consists of columns, so that a batch that is sharded over devices stays so.
 
     Raises:
-        ValueError: if ``chunk_tokens`` is below 1; ``name`` is the function's.
+        ValueError: if ``chunk_tokens`` is below 1; ``name`` is that of the function.
     """
     if chunk_tokens < 1:
         raise ValueError(f"{name}: chunk_tokens is {chunk_tokens}, expected at least 1")
@@ -43,23 +43,43 @@ def columns_of(shape: tuple[int, ...], chunk_tokens: int, name: str) -> int:
     return -(-T // chunks)
 
 
+def split_columns(array: Array, columns: int, fill: int = 0) -> Array:
+    """``[B, T, ...]`` to ``[chunks, B, columns, ...]``, padded with ``fill``.
+
+    With n chunks, a chunk takes every n-th column: where the tokens of a row are split over devices, each device has
+    its share of every chunk.
+    """
+    B, T, *rest = array.shape
+    chunks = -(-T // columns)
+    padding = ((0, 0), (0, chunks * columns - T), *[(0, 0)] * len(rest))
+    parted = jnp.pad(array, padding, constant_values=fill).reshape(B, columns, chunks, *rest)
+    return parted.transpose(2, 0, 1, *range(3, 3 + len(rest)))
+
+
+def join_chunks(chunks: Array, length: int) -> Array:
+    """Undoes ``split_columns``."""
+    n, B, columns, *rest = chunks.shape
+    return chunks.transpose(1, 2, 0, *range(3, 3 + len(rest))).reshape(B, n * columns, *rest)[:, :length]
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def sum_over_chunks(
     function: Function, columns: int, ignore: int, hidden: Array, weights: Any, tokens: Tokens, constants: Any
 ) -> Any:
     """``function(hidden, weights, tokens, constants)``, a sum over tokens, taken ``columns`` columns at a time.
 
-    When differentiated, the gradient of each chunk is taken in the forward pass, while its logits are at hand, and
+    When differentiated, the gradient of each chunk is taken in the forward pass, while its logits are in memory, and
     only scaled in the backward pass: no logits are kept and none are computed twice. The gradient of the weights is
-    summed over chunks in float32. Only ``total``, ``hidden`` and ``weights`` have a gradient, and only once.
+    summed over chunks in float32. Only ``total`` can be differentiated, with respect to ``hidden`` and ``weights``, and
+    only once.
 
     Args:
-        function: gives 0 for tokens whose label is ``ignore``; compared by value, so that equal ones are one program.
+        function: gives 0 for tokens whose label is ``ignore``; hashable, so that equal functions share a program.
         columns: of a chunk, from ``columns_of``.
-        ignore: label of tokens that count nothing.
+        ignore: label of tokens that do not count.
         hidden: ``[B, T, D]``.
         weights: tree of arrays, used whole by every chunk.
-        tokens: the rest of what there is of every token.
+        tokens: the other inputs for every token.
         constants: tree of arrays, used whole by every chunk.
     """
 
@@ -84,7 +104,7 @@ def _forward(
         (_, sums), gradients = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(hidden, weights)
         return sums, gradients
 
-    B, T, D = hidden.shape
+    T = hidden.shape[1]
     if columns == T:
         return value_and_gradient(hidden, tokens)
 
@@ -96,8 +116,7 @@ def _forward(
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), (shapes, weights))
     (sums, d_weights), d_hidden = lax.scan(step, zeros, _split(hidden, tokens, columns, ignore))
     d_weights = jax.tree.map(lambda total, weight: total.astype(weight.dtype), d_weights, weights)
-    d_hidden = d_hidden.transpose(1, 2, 0, 3).reshape(B, -1, D)[:, :T]
-    return sums, (d_hidden, d_weights)
+    return sums, (join_chunks(d_hidden, T), d_weights)
 
 
 def _backward(function: Function, columns: int, ignore: int, gradients: Any, cotangents: Any) -> tuple[Any, ...]:
@@ -109,17 +128,5 @@ sum_over_chunks.defvjp(_forward, _backward)
 
 
 def _split(hidden: Array, tokens: Tokens, columns: int, ignore: int) -> tuple[Array, Tokens]:
-    """``[B, T, ...]`` to ``[chunks, B, columns, ...]``, padded with ignored tokens.
-
-    A chunk takes every so manyth column: where the tokens of a row are split over devices, each has its share of it.
-    """
-    B, T = hidden.shape[:2]
-    chunks = -(-T // columns)
-
-    def split(array: Array, fill: int = 0) -> Array:
-        rest = array.ndim - 2
-        padded = jnp.pad(array, ((0, 0), (0, chunks * columns - T), *[(0, 0)] * rest), constant_values=fill)
-        parted = padded.reshape(B, columns, chunks, *array.shape[2:])
-        return parted.transpose(2, 0, 1, *range(3, 3 + rest))
-
-    return split(hidden), Tokens(split(tokens.labels, ignore), tuple(map(split, tokens.states)))
+    states = tuple(split_columns(state, columns) for state in tokens.states)
+    return split_columns(hidden, columns), Tokens(split_columns(tokens.labels, columns, ignore), states)

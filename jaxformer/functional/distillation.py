@@ -1,14 +1,15 @@
-"""Learning from another model's probabilities, with all logits or in chunks of tokens."""
+"""Distillation: learning from another model's probabilities, from all logits or in chunks of tokens."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxformer.functional.chunks import Tokens, columns_of, sum_over_chunks
-from jaxformer.functional.losses import IGNORE, HeadWeights, LossSum, cross_entropy, head_logits
+from jaxformer.functional.log_probs import IGNORE, HeadWeights, head_logits, token_log_probs, zero_ignored
+from jaxformer.functional.losses import LossSum
 
 
 def distillation_loss(
@@ -51,10 +52,10 @@ class DistillationSums(NamedTuple):
     """Sums over tokens; the caller divides by ``tokens`` once, over all devices and micro-batches.
 
     Attributes:
-        total: what is minimised, ``(1 - w) divergence + w cross_entropy``.
+        total: the objective, ``(1 - w) divergence + w cross_entropy``.
         divergence: ``t^2 KL(p || q)`` at temperature ``t``, nats.
         cross_entropy: the student's negative log-likelihood of the labels, nats.
-        agreed: tokens for which student and teacher hold the same word most probable.
+        agreed: tokens for which the most probable word of student and teacher is the same.
         tokens: number of trained tokens.
     """
 
@@ -85,8 +86,8 @@ def chunked_distillation_loss(
         hidden: last hidden states of the student.
         head: its output layer.
         teacher_hidden: last hidden states of the teacher.
-        teacher_head: its output layer. Rows beyond the student's vocabulary are left out: they stand for no token.
-        labels: -100 where nothing is trained; such tokens count nothing, whatever both models say of them.
+        teacher_head: its output layer. Its rows beyond the student's vocabulary, which are no tokens, are left out.
+        labels: -100 where nothing is trained; such tokens do not count.
         temperature: ``t`` of ``distillation_loss``.
         hard_weight: ``w`` above, share of the cross-entropy of the labels, in ``[0, 1]``.
         chunk_tokens: tokens whose logits are in memory at once, as in ``chunked_cross_entropy``.
@@ -97,33 +98,23 @@ def chunked_distillation_loss(
     if not 0.0 <= hard_weight <= 1.0:
         raise ValueError(f"chunked_distillation_loss: hard_weight is {hard_weight}, expected 0 <= hard_weight <= 1")
     columns = columns_of(hidden.shape, chunk_tokens, "chunked_distillation_loss")
-    function = _OfChunk(head.tied, teacher_head.tied, temperature, hard_weight)
-    weights, constants = (head.kernel, head.bias), (teacher_head.kernel, teacher_head.bias)
+    loss = _ChunkLoss(temperature, hard_weight)
     tokens = Tokens(labels, (teacher_hidden,))
-    return sum_over_chunks(function, columns, IGNORE, hidden, weights, tokens, constants)
+    return sum_over_chunks(loss, columns, IGNORE, hidden, head, tokens, teacher_head)
 
 
 @dataclass(frozen=True)
-class _OfChunk:
+class _ChunkLoss:
     """The loss of one chunk of tokens."""
 
-    tied: bool
-    teacher_tied: bool
     temperature: float
     hard_weight: float
 
-    def __call__(
-        self, hidden: Array, weights: tuple[Any, Any], tokens: Tokens, teacher_weights: tuple[Any, Any]
-    ) -> DistillationSums:
+    def __call__(self, hidden: Array, head: HeadWeights, tokens: Tokens, teacher_head: HeadWeights) -> DistillationSums:
         labels = tokens.labels
         trained = labels != IGNORE
-
-        def logits_of(hidden: Array, head: HeadWeights) -> Array:
-            # Whatever an ignored token holds, 0 * nan must not reach the gradient of the kernel.
-            return head_logits(jnp.where(trained[..., None], hidden, 0), head)
-
-        student = logits_of(hidden, HeadWeights(*weights, self.tied))
-        teacher = logits_of(tokens.states[0], HeadWeights(*teacher_weights, self.teacher_tied))
+        student = head_logits(zero_ignored(hidden, trained), head)
+        teacher = head_logits(zero_ignored(tokens.states[0], trained), teacher_head)
         size = student.shape[-1]
         if teacher.shape[-1] < size:
             raise ValueError(
@@ -131,7 +122,7 @@ class _OfChunk:
             )
         teacher = jax.lax.stop_gradient(teacher[..., :size])
         divergence, count = distillation_loss(student, teacher, labels, temperature=self.temperature)
-        nll = cross_entropy(student, labels).total
+        nll = -jnp.sum(token_log_probs(student, labels))
         same = jnp.argmax(student, axis=-1) == jnp.argmax(teacher, axis=-1)
         total = (1 - self.hard_weight) * divergence + self.hard_weight * nll
         return DistillationSums(total, divergence, nll, jnp.sum(trained & same, dtype=jnp.float32), count)

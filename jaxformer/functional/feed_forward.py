@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxformer.functional.dropout import dropout
-from jaxformer.functional.low_rank import kernel_product
+from jaxformer.functional.linear import linear
+from jaxformer.functional.random import dropout
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -45,14 +45,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def linear(x: Float[Array, "*batch D"], weights: Mapping[str, Any]) -> Float[Array, "*batch F"]:
-    """``x @ kernel + bias`` with ``kernel [D, F]`` and, where present, ``bias [F]``, in the dtype of ``x``."""
-    y = kernel_product(x, weights["kernel"])
-    if "bias" in weights:
-        y = y + weights["bias"].astype(x.dtype)
-    return y
-
-
 def feed_forward(
     x: Float[Array, "B T D"],
     weights: Mapping[str, Any],
@@ -83,6 +75,6 @@ def feed_forward(
     if activation not in ACTIVATIONS:
         raise ValueError(f"feed_forward: activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
     act = ACTIVATIONS[activation]
-    up = linear(x, weights["up"])
-    inner = act(linear(x, weights["gate"])) * up if "gate" in weights else act(up)
-    return linear(dropout(inner, dropout_rate, dropout_keys), weights["down"])
+    up = linear(x, **weights["up"])
+    inner = act(linear(x, **weights["gate"])) * up if "gate" in weights else act(up)
+    return linear(dropout(inner, dropout_rate, dropout_keys), **weights["down"])

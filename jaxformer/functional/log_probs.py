@@ -1,11 +1,36 @@
-"""Log-probabilities of given tokens and of whole responses, with all logits or in chunks of them."""
+"""Log-probabilities of labels and of whole responses, from logits or from hidden states in chunks of tokens."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxformer.functional.losses import IGNORE, HeadWeights, head_logits
+from jaxformer.functional.chunks import columns_of, join_chunks, split_columns
+from jaxformer.functional.linear import linear
+
+IGNORE = -100  # label of a token that does not count, as in PyTorch and Hugging Face
+
+
+def label_log_probs(
+    logits: Float[Array, "*tokens V"], labels: Int[Array, "*tokens"]
+) -> tuple[Float[Array, "*tokens"], Float[Array, "*tokens"], Float[Array, "*tokens V"]]:
+    """``log p[label] = logits[label] - log Z`` with ``log Z = log sum_v exp(logits[v])`` of every token; float32, nats.
+
+    The log-probability, ``log Z`` and the logits in float32. Where the label is -100 the logits are zeros and the
+    log-probability is 0, whatever they were.
+    """
+    counted = labels != IGNORE
+    # Replaced before the exponential: 0 * nan would be nan in the gradient of an ignored token.
+    logits = jnp.where(counted[..., None], logits.astype(jnp.float32), 0.0)
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    # Chosen by comparing, not by index: where tokens or vocabulary are split over devices, nothing is gathered.
+    is_label = labels[..., None] == jnp.arange(logits.shape[-1])
+    chosen = jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
+    return jnp.where(counted, chosen - log_z, 0.0), log_z, logits
 
 
 def token_log_probs(logits: Float[Array, "*tokens V"], labels: Int[Array, "*tokens"]) -> Float[Array, "*tokens"]:
@@ -13,15 +38,35 @@ def token_log_probs(logits: Float[Array, "*tokens V"], labels: Int[Array, "*toke
 
     Args:
         logits: any float dtype.
-        labels: -100 where there is nothing to ask for; such tokens give exactly 0 and a zero gradient, whatever their
-            logits.
+        labels: -100 at tokens that do not count; these give exactly 0 and a zero gradient, whatever their logits.
     """
-    asked = labels != IGNORE
-    # Replaced before the exponential: 0 * nan would be nan in the gradient of a masked token.
-    logits = jnp.where(asked[..., None], logits.astype(jnp.float32), 0.0)
-    is_label = labels[..., None] == jnp.arange(logits.shape[-1])
-    chosen = jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
-    return jnp.where(asked, chosen - jax.nn.logsumexp(logits, axis=-1), 0.0)
+    return label_log_probs(logits, labels)[0]
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["kernel", "bias"], meta_fields=["tied"])
+@dataclass(frozen=True)
+class HeadWeights:
+    """The output layer.
+
+    Attributes:
+        kernel: ``[D, V]``, or the embedding table ``[V, D]`` of a tied head.
+        bias: ``[V]`` or None.
+        tied: whether the kernel is an embedding table.
+    """
+
+    kernel: Any
+    bias: Any = None
+    tied: bool = False
+
+
+def head_logits(hidden: Float[Array, "*tokens D"], head: HeadWeights) -> Float[Array, "*tokens V"]:
+    """``hidden @ kernel + bias``: the product in the dtype of ``hidden``, the logits float32."""
+    return linear(hidden, head.kernel.T if head.tied else head.kernel, head.bias, dtype=jnp.float32)
+
+
+def zero_ignored(hidden: Float[Array, "B T D"], counted: Bool[Array, "B T"]) -> Float[Array, "B T D"]:
+    """Zeros at ignored tokens: whatever they hold, 0 * nan must not reach the gradient of the head's kernel."""
+    return jnp.where(counted[..., None], hidden, 0)
 
 
 def chunked_token_log_probs(
@@ -34,33 +79,24 @@ def chunked_token_log_probs(
     Args:
         hidden: last hidden states.
         head: the output layer.
-        labels: -100 where there is nothing to ask for.
-        chunk_tokens: tokens per chunk, over the whole batch; a chunk is a number of columns of it.
+        labels: -100 at tokens that do not count.
+        chunk_tokens: tokens per chunk, over the whole batch; a chunk is a number of its columns.
 
     Raises:
         ValueError: if ``chunk_tokens`` is below 1.
     """
-    if chunk_tokens < 1:
-        raise ValueError(f"chunked_token_log_probs: chunk_tokens is {chunk_tokens}, expected at least 1")
-    B, T, D = hidden.shape
-    # Whatever an ignored token holds, 0 * nan must not reach the gradient of the kernel.
-    hidden = jnp.where((labels != IGNORE)[..., None], hidden, 0)
-    chunks = -(-T // min(T, -(-chunk_tokens // B)))
-    if chunks == 1:
+    T = hidden.shape[1]
+    columns = columns_of(hidden.shape, chunk_tokens, "chunked_token_log_probs")
+    hidden = zero_ignored(hidden, labels != IGNORE)
+    if columns == T:
         return token_log_probs(head_logits(hidden, head), labels)
-    columns = -(-T // chunks)
-    padding = chunks * columns - T
-    # Every so manyth column: where the tokens of a row are split over devices, each has its share of a chunk.
-    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0))).reshape(B, columns, chunks, D).transpose(2, 0, 1, 3)
-    labels = jnp.pad(labels, ((0, 0), (0, padding)), constant_values=IGNORE)
-    labels = labels.reshape(B, columns, chunks).transpose(2, 0, 1)
 
     @jax.checkpoint
     def chunk(hidden: Array, labels: Array) -> Array:
         return token_log_probs(head_logits(hidden, head), labels)
 
-    found = lax.map(lambda pair: chunk(*pair), (hidden, labels))
-    return found.transpose(1, 2, 0).reshape(B, -1)[:, :T]
+    chunks = split_columns(hidden, columns), split_columns(labels, columns, IGNORE)
+    return join_chunks(lax.map(lambda pair: chunk(*pair), chunks), T)
 
 
 def sequence_log_probs(
@@ -69,10 +105,10 @@ def sequence_log_probs(
     """``sum_t log p(y_t | x, y_<t)`` of each row's labelled tokens, or their mean; float32, nats.
 
     Args:
-        token_log_probs: of each token.
-        labels: -100 at tokens that are not of the response: they count nothing, whatever their log-probability.
+        token_log_probs: of ``token_log_probs``.
+        labels: -100 at tokens outside of the response; their log-probabilities do not count.
         mean: divide by the number of tokens; a row without any gives 0.
     """
-    asked = labels != IGNORE
-    total = jnp.sum(jnp.where(asked, token_log_probs.astype(jnp.float32), 0.0), axis=-1)
-    return total / jnp.maximum(jnp.sum(asked, axis=-1), 1) if mean else total
+    counted = labels != IGNORE
+    total = jnp.sum(jnp.where(counted, token_log_probs.astype(jnp.float32), 0.0), axis=-1)
+    return total / jnp.maximum(jnp.sum(counted, axis=-1), 1) if mean else total

@@ -1,27 +1,21 @@
-"""Losses as masked sums: cross-entropy over a vocabulary, and those of labelled examples.
-
-The cross-entropy comes whole, and in chunks of tokens so that all logits never exist at once.
-"""
+"""Losses as masked sums: cross-entropy over a vocabulary, also in chunks of tokens, and losses of labelled examples."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxformer.functional.chunks import Tokens, columns_of, sum_over_chunks
-from jaxformer.functional.packed import Packed
-from jaxformer.functional.product import matrix_product
-
-IGNORE = -100  # label of a token that is not trained, as in PyTorch and Hugging Face
+from jaxformer.functional.log_probs import IGNORE, HeadWeights, head_logits, label_log_probs, zero_ignored
 
 
 class TokenLoss(NamedTuple):
     """Sums over tokens; the caller divides ``total`` by a count once, over all devices and micro-batches.
 
     Attributes:
-        total: what is minimised, label smoothing and z-loss included, nats.
+        total: the objective, with label smoothing and z-loss, nats.
         cross_entropy: the plain negative log-likelihood of the labels, nats.
         tokens: number of trained tokens.
     """
@@ -52,42 +46,20 @@ def cross_entropy(
     Raises:
         ValueError: if ``label_smoothing`` is not in ``[0, 1)``.
     """
-    if not 0.0 <= label_smoothing < 1.0:
-        raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}, expected 0 <= label_smoothing < 1")
+    _check_smoothing("cross_entropy", label_smoothing)
     trained = labels != IGNORE
-    # Replaced before the exponential: 0 * nan would be nan in the gradient of a masked token.
-    logits = jnp.where(trained[..., None], logits.astype(jnp.float32), 0.0)
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    # Chosen by comparing, not by index: where tokens or vocabulary are split over devices, nothing is gathered.
-    is_label = labels[..., None] == jnp.arange(logits.shape[-1])
-    label_logits = jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
-    nll = log_z - label_logits
-    loss = nll
+    log_p, log_z, logits = label_log_probs(logits, labels)
+    loss = nll = -log_p
     if label_smoothing:
         loss = (1 - label_smoothing) * nll + label_smoothing * (log_z - jnp.mean(logits, axis=-1))
     if z_loss:
         loss = loss + z_loss * jnp.square(log_z)
-    return TokenLoss(
-        jnp.sum(jnp.where(trained, loss, 0.0)),
-        jnp.sum(jnp.where(trained, nll, 0.0)),
-        jnp.sum(trained, dtype=jnp.float32),
-    )
+    return TokenLoss(jnp.sum(jnp.where(trained, loss, 0.0)), jnp.sum(nll), jnp.sum(trained, dtype=jnp.float32))
 
 
-class HeadWeights(NamedTuple):
-    """The output layer: ``kernel`` is ``[D, V]``, or the tied embedding ``[V, D]`` (``tied``); ``bias [V]`` or None."""
-
-    kernel: Any
-    bias: Any = None
-    tied: bool = False
-
-
-def head_logits(hidden: Float[Array, "*tokens D"], head: HeadWeights) -> Float[Array, "*tokens V"]:
-    """``hidden @ kernel + bias``: the product in the dtype of ``hidden``, the logits float32."""
-    # A packed table has the outputs first, as a tied head has them.
-    turned = head.tied and not isinstance(head.kernel, Packed)
-    logits = matrix_product(hidden, head.kernel.T if turned else head.kernel, dtype=jnp.float32)
-    return logits if head.bias is None else logits + head.bias.astype(jnp.float32)
+def _check_smoothing(name: str, label_smoothing: float) -> None:
+    if not 0.0 <= label_smoothing < 1.0:
+        raise ValueError(f"{name}: label_smoothing is {label_smoothing}, expected 0 <= label_smoothing < 1")
 
 
 def chunked_cross_entropy(
@@ -101,7 +73,7 @@ def chunked_cross_entropy(
 ) -> TokenLoss:
     """``cross_entropy(head_logits(hidden, head), labels)`` with at most ``chunk_tokens`` tokens' logits in memory.
 
-    When differentiated, the gradient of each chunk is taken in the forward pass, while its logits are at hand, and
+    When differentiated, the gradient of each chunk is taken in the forward pass, while its logits are in memory, and
     only scaled in the backward pass: no logits are kept and none are computed twice. The gradient of the head's
     weights is summed over chunks in float32. Only ``total`` has a gradient; the function can be differentiated once.
 
@@ -118,22 +90,19 @@ def chunked_cross_entropy(
         ValueError: if ``chunk_tokens`` is below 1.
     """
     columns = columns_of(hidden.shape, chunk_tokens, "chunked_cross_entropy")
-    function = _OfChunk(head.tied, label_smoothing, z_loss)
-    return sum_over_chunks(function, columns, IGNORE, hidden, (head.kernel, head.bias), Tokens(labels), None)
+    loss = _ChunkLoss(label_smoothing, z_loss)
+    return sum_over_chunks(loss, columns, IGNORE, hidden, head, Tokens(labels), None)
 
 
 @dataclass(frozen=True)
-class _OfChunk:
+class _ChunkLoss:
     """The loss of one chunk of tokens."""
 
-    tied: bool
     label_smoothing: float
     z_loss: float
 
-    def __call__(self, hidden: Array, weights: tuple[Any, Any], tokens: Tokens, _: None) -> TokenLoss:
-        # Whatever an ignored token holds, 0 * nan must not reach the gradient of the kernel.
-        hidden = jnp.where((tokens.labels != IGNORE)[..., None], hidden, 0)
-        logits = head_logits(hidden, HeadWeights(*weights, self.tied))
+    def __call__(self, hidden: Array, head: HeadWeights, tokens: Tokens, _: None) -> TokenLoss:
+        logits = head_logits(zero_ignored(hidden, tokens.labels != IGNORE), head)
         return cross_entropy(logits, tokens.labels, label_smoothing=self.label_smoothing, z_loss=self.z_loss)
 
 
@@ -141,8 +110,8 @@ class LossSum(NamedTuple):
     """A sum over examples; the caller divides ``total`` by ``weight`` once, over all devices and micro-batches.
 
     Attributes:
-        total: what is minimised.
-        weight: what the mean divides by.
+        total: the objective.
+        weight: divisor of the mean.
     """
 
     total: Float[Array, ""]
@@ -156,7 +125,7 @@ def class_weighted_cross_entropy(
     *,
     label_smoothing: float = 0.0,
 ) -> LossSum:
-    """Cross-entropy in which class ``c`` counts ``w[c]`` times, summed over the labels that are not -100; float32.
+    """Cross-entropy in which class ``c`` has weight ``w[c]``, summed over the labels that are not -100; float32.
 
     Per example ``-(1-a) w[label] log p[label] - a/C sum_c w[c] log p[c]``; the weight is the sum of ``w[label]``. Their
     quotient is that of ``torch.nn.CrossEntropyLoss(weight=w, label_smoothing=a, reduction="mean")``.
@@ -170,18 +139,14 @@ def class_weighted_cross_entropy(
     Raises:
         ValueError: if ``label_smoothing`` is not in ``[0, 1)``.
     """
-    if not 0.0 <= label_smoothing < 1.0:
-        raise ValueError(
-            f"class_weighted_cross_entropy: label_smoothing is {label_smoothing}, expected 0 <= label_smoothing < 1"
-        )
+    _check_smoothing("class_weighted_cross_entropy", label_smoothing)
     trained = labels != IGNORE
-    log_p = jax.nn.log_softmax(jnp.where(trained[..., None], logits.astype(jnp.float32), 0.0))
-    safe = jnp.where(trained, labels, 0)
     w = class_weights.astype(jnp.float32)
-    weights = jnp.where(trained, w[safe], 0.0)
-    loss = -weights * jnp.take_along_axis(log_p, safe[..., None], axis=-1)[..., 0]
+    weights = jnp.where(trained, w[jnp.where(trained, labels, 0)], 0.0)
+    log_p, log_z, logits = label_log_probs(logits, labels)
+    loss = -weights * log_p
     if label_smoothing:
-        spread = -jnp.mean(w * log_p, axis=-1)
+        spread = -jnp.mean(w * (logits - log_z[..., None]), axis=-1)
         loss = (1 - label_smoothing) * loss + label_smoothing * jnp.where(trained, spread, 0.0)
     return LossSum(jnp.sum(loss), jnp.sum(weights))
 
@@ -209,7 +174,7 @@ def squared_error(
 
     Args:
         predictions: any float dtype; where the weight is 0 they give exactly 0 and a zero gradient, whatever they hold.
-        targets: what is to be predicted.
+        targets: the true values.
         weights: 1 for an example, 0 for padding.
     """
     weights = weights.astype(jnp.float32)

@@ -1,58 +1,45 @@
-"""Attention masks as small values: what may attend to what, turned into an array only where one is needed.
+"""Attention masks as small values, which become arrays only where one is needed.
 
 Booleans, True means "may attend". A ``Mask`` is a pytree; its static part (causal, window) lets an attention
 implementation skip blocks of the score matrix, its array part (padding, segments) is data.
 """
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-# The library's one "minus infinity" for scores and logits. It is finite, so that inf - inf never makes a nan, and far
+# "Minus infinity" of scores and logits everywhere. It is finite, so that inf - inf never makes a nan, and far
 # from the float32 limit, so that sums of a few of them stay finite.
 MASKED = -1e30
+STATIC = {"static": True}  # fields that are a part of a pytree's type
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=[
-        "key_valid",
-        "key_prefix",
-        "reach",
-        "query_segments",
-        "key_segments",
-        "query_offset",
-        "query_positions",
-        "key_positions",
-    ],
-    meta_fields=["causal", "window"],
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Mask:
-    """Which key each query may attend to; the conditions given are joined by "and".
+    """The keys that each query may attend to; all conditions given must hold.
 
     Attributes:
         causal: query ``t`` sees key ``s`` only if ``s <= t + query_offset``.
         window: query and key must be less than ``window`` positions apart (on both sides when not causal), so a
             token sees itself and ``window - 1`` neighbours on a side.
         key_valid: ``[B, S]``, False at padding keys.
-        key_prefix: ``[B, S]``, keys that all queries see, also those before them (prefix language models).
+        key_prefix: ``[B, S]``, keys that all queries see, even earlier ones (prefix language models).
         reach: like ``window``, for a number that is known only when the program runs (it differs between the layers of
-            one loop); measured in the same way.
+            one loop).
         query_segments: ``[B, T]``, document number of each query token in a packed row, 0 for padding.
         key_segments: ``[B, S]``, the same for keys; both or neither. Padding sees nothing and is seen by nothing.
-        query_offset: index among the keys of the first query, where a cache holds earlier keys; None is 0 and, unlike
-            a number, stays known when the mask passes through a transformation such as remat.
-        query_positions: ``[B, T]`` positions to measure ``window`` with where they differ from the index, which
-            happens when a cache has padding between a prompt and its continuation.
+        query_offset: index of the first query among the keys, where a cache holds earlier keys; None is 0 and, unlike a
+            number, stays static when the mask passes through a transformation such as remat.
+        query_positions: ``[B, T]``, positions by which ``window`` is measured where they differ from the index: when a
+            cache has padding between a prompt and its continuation.
         key_positions: ``[B, S]``, the same for keys; both or neither.
     """
 
-    causal: bool = False
-    window: int | None = None
+    causal: bool = field(default=False, metadata=STATIC)
+    window: int | None = field(default=None, metadata=STATIC)
     key_valid: Bool[Array, "B S"] | None = None
     query_segments: Int[Array, "B T"] | None = None
     key_segments: Int[Array, "B S"] | None = None
@@ -74,7 +61,7 @@ class Mask:
     def block(
         self, query_start: int, query_stop: int, key_start: int, key_stop: int
     ) -> Bool[Array, "#B query key"] | None:
-        """The part of the mask for these queries and keys; None if it is True everywhere by construction.
+        """The part of the mask for these queries and keys; None if all of it is True by construction.
 
         Returns:
             ``[B or 1, query_stop - query_start, key_stop - key_start]``.
@@ -123,7 +110,7 @@ class Mask:
         return jnp.arange(key_length)[None, None, :] - query[None, :, None]
 
     def array(self, query_length: int, key_length: int) -> Bool[Array, "#B T S"] | None:
-        """The whole mask, ``[B or 1, T, S]``; None if it is True everywhere by construction.
+        """The whole mask, ``[B or 1, T, S]``; None if all of it is True by construction.
 
         >>> Mask(causal=True, window=2).array(3, 3)[0].astype(int)
         Array([[1, 0, 0],
@@ -134,7 +121,7 @@ class Mask:
 
 
 def position_ids_from_mask(attention_mask: Int[Array, "B T"] | Bool[Array, "B T"]) -> Int[Array, "B T"]:
-    """Positions that count real tokens only, so that padding on either side moves nothing; padding gets 0.
+    """Positions that count only real tokens, so that padding on either side changes nothing; padding gets 0.
 
     >>> position_ids_from_mask(jnp.array([[0, 0, 1, 1], [1, 1, 1, 0]]))
     Array([[0, 0, 0, 1],

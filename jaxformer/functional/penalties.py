@@ -1,4 +1,4 @@
-"""What may not, or should less, be written next: rules that look at the tokens written so far."""
+"""Penalties and bans of next tokens by the tokens written so far."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ def repetition_penalty(
 ) -> Float[Array, "B V"]:
     """Divides the positive logits of tokens seen before by ``penalty`` and multiplies the negative ones.
 
-    Keskar et al. 2019, "CTRL", section 4.1, in the form that holds for negative logits, too.
+    Keskar et al. 2019, "CTRL", section 4.1, in the form that also holds for negative logits.
     """
     return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
@@ -29,9 +29,9 @@ def count_penalties(
 
     Args:
         logits: of the next token.
-        counts: how often each token was written.
-        presence: for a token that was written at all.
-        frequency: for each time it was.
+        counts: number of times each token was written.
+        presence: penalty of a token that was written at all.
+        frequency: penalty for each time it was written.
     """
     return logits - presence * (counts > 0) - frequency * counts
 
@@ -39,15 +39,15 @@ def count_penalties(
 def no_repeat_ngram(
     logits: Float[Array, "B V"], tokens: Int[Array, "B S"], length: Int[Array, ""] | int, n: int
 ) -> Float[Array, "B V"]:
-    """Masks every token that would complete an n-gram which the row has already.
+    """Masks every token that would complete an n-gram that the row already has.
 
     Paulus et al. 2018, "A Deep Reinforced Model for Abstractive Summarization", section 2.5, for any n.
 
     Args:
         logits: of the next token.
-        tokens: the rows so far, -1 where there is none (before a shorter prompt, and behind ``length``).
-        length: places taken.
-        n: of the n-gram, at least 1.
+        tokens: the rows so far, -1 where there is none (before a shorter prompt, and after ``length``).
+        length: number of places taken.
+        n: length of the n-gram, at least 1.
     """
     B, S = tokens.shape
     last = _last(tokens, length, n - 1)
@@ -59,7 +59,7 @@ def no_repeat_ngram(
         same = same & (tokens[:, i : i + windows] == last[:, i : i + 1])
     following = tokens[:, n - 1 :]
     banned = jnp.zeros(logits.shape, bool)
-    # A place that holds none (-1) bans token 0 with False, that is nothing.
+    # A place without a token (-1) bans token 0 with False, which changes nothing.
     banned = banned.at[jnp.arange(B)[:, None], jnp.maximum(following, 0)].max(same & (following >= 0))
     return jnp.where(banned, MASKED, logits)
 
@@ -67,12 +67,12 @@ def no_repeat_ngram(
 def ban_sequences(
     logits: Float[Array, "B V"], tokens: Int[Array, "B S"], length: Int[Array, ""] | int, words: Sequence[Sequence[int]]
 ) -> Float[Array, "B V"]:
-    """Masks the last token of each of these sequences where the row ends with the tokens before it.
+    """Masks the last token of each of these sequences in rows that end with the tokens before it.
 
     Args:
         logits: of the next token.
         tokens: as in ``no_repeat_ngram``.
-        length: places taken.
+        length: number of places taken.
         words: sequences of token ids, none of them empty.
     """
     single = sorted({word[0] for word in words if len(word) == 1})

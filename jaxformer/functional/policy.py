@@ -1,7 +1,7 @@
-"""Losses and estimates of reinforcement learning on texts: PPO, GRPO, RLOO.
+"""Reinforcement learning on texts: losses and estimates of PPO, GRPO and RLOO.
 
-Arrays are ``[B, T]``, a row a response, with a mask that is 1 at the response's tokens. Whatever masked places hold,
-inf and nan included, changes nothing and has a zero gradient.
+Arrays are ``[B, T]`` with a response in each row and a mask that is 1 at its tokens. Values elsewhere, even inf and
+nan, change nothing and have a zero gradient.
 """
 
 from typing import Literal, NamedTuple
@@ -20,10 +20,10 @@ class ClippedLoss(NamedTuple):
     """A sum over tokens (or responses); the caller divides by ``weight`` once.
 
     Attributes:
-        total: what is minimised.
+        total: the objective.
         weight: number of tokens (or responses).
-        clipped: how many of them the clip took the gradient from.
-        kl: sum of the estimates ``old - new`` of how far the policy has moved, in nats.
+        clipped: number of them whose gradient is clipped.
+        kl: sum of the estimates ``old - new`` of the KL between the policies, nats.
     """
 
     total: Float[Array, ""]
@@ -33,24 +33,24 @@ class ClippedLoss(NamedTuple):
 
 
 def _keep(x: Array, mask: Array) -> Array:
-    """``x`` where the mask is 1, else 0; float32. The gradient is cut there too."""
+    """``x`` where the mask is 1, else 0 with a zero gradient; float32."""
     return jnp.where(mask.astype(bool), x.astype(jnp.float32), 0.0)
 
 
 def masked_mean(x: Tokens, mask: TokenMask) -> Float[Array, ""]:
-    """The mean of what the mask is 1 at; 0 where it is nowhere."""
+    """The mean where the mask is 1; 0 if it is nowhere."""
     return jnp.sum(_keep(x, mask)) / jnp.maximum(jnp.sum(mask), 1)
 
 
 def masked_whiten(x: Tokens, mask: TokenMask, *, shift: bool = True, epsilon: float = 1e-8) -> Float[Array, "B T"]:
-    """``(x - mean) / sqrt(variance + epsilon)`` over all masked values, with the unbiased variance; 0 elsewhere.
+    """``(x - mean) / sqrt(variance + epsilon)`` where the mask is 1, with the unbiased variance; 0 elsewhere.
 
-    Over the whole batch, as PPO's advantages are: Ziegler et al. 2019, section 2, and their code.
+    Over the whole batch, as for PPO's advantages: Ziegler et al. 2019, section 2, and their code.
 
     Args:
         x: the values.
         mask: 1 where they count.
-        shift: False adds the mean again, as for rewards.
+        shift: False keeps the mean, as for rewards.
         epsilon: added to the variance.
     """
     mean = masked_mean(x, mask)
@@ -66,7 +66,7 @@ def kl_estimates(
     """An estimate of ``KL(policy || reference)`` at tokens drawn from the policy, nats.
 
     With ``d = log p - log p_ref``: ``k1 = d``; ``k2 = d^2 / 2``; ``k3 = exp(-d) - 1 + d``. k1 and k3 are unbiased, k2
-    and k3 never negative: Schulman 2020, "Approximating KL Divergence".
+    and k3 are never negative: Schulman 2020, "Approximating KL Divergence".
 
     >>> kl_estimates(jnp.array([[-1.0]]), jnp.array([[-1.5]]), kind="k2").tolist()
     [[0.125]]
@@ -92,8 +92,8 @@ def token_rewards(
 
     Args:
         scores: of the whole responses.
-        kl: estimates at each token, of ``kl_estimates``.
-        mask: 1 at the response's tokens; the last of them is the last 1.
+        kl: at each token, from ``kl_estimates``.
+        mask: 1 at the response's tokens.
         kl_coefficient: ``c`` above.
     """
     T = mask.shape[1]
@@ -107,18 +107,18 @@ def generalized_advantages(
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Generalised advantage estimation: ``A_t = d_t + g l A_(t+1)``, ``d_t = r_t + g V_(t+1) - V_t``.
 
-    Behind the last token the value and the advantage are 0. Schulman et al. 2016, "High-Dimensional Continuous Control
+    After the last token, value and advantage are 0. Schulman et al. 2016, "High-Dimensional Continuous Control
     Using Generalized Advantage Estimation", eq. 16.
 
     Args:
         rewards: ``r`` at each token.
         values: ``V`` of the state before it.
-        mask: 1 at the response's tokens, which stand together.
+        mask: 1 at the response's tokens, which are adjacent.
         discount: ``g`` above, the paper's gamma.
         decay: ``l`` above, the paper's lambda.
 
     Returns:
-        The advantages, and the returns ``A + V`` that the values are trained on; both 0 where the mask is.
+        The advantages, and the returns ``A + V``, the targets of the values; 0 where the mask is 0.
     """
     rewards, values = _keep(rewards, mask), _keep(values, mask)
     following = jnp.pad(values[:, 1:], ((0, 0), (0, 1)))
@@ -133,24 +133,29 @@ def generalized_advantages(
     return advantages, _keep(advantages + values, mask)
 
 
+def _clipped_losses(moved: Array, advantages: Array, below: float, above: float) -> tuple[Array, Array]:
+    """``max(-A q, -A clamp(q, 1 - below, 1 + above))`` with ``q = exp(moved)``, and where it is clipped."""
+    ratio, A = jnp.exp(moved), lax.stop_gradient(advantages.astype(jnp.float32))
+    free, held = -A * ratio, -A * jnp.clip(ratio, 1 - below, 1 + above)
+    return jnp.maximum(free, held), held > free
+
+
 def ppo_policy_loss(
     log_probs: Tokens, old_log_probs: Tokens, advantages: Tokens, mask: TokenMask, *, clip: float = 0.2
 ) -> ClippedLoss:
     """``sum max(-A q, -A clamp(q, 1-c, 1+c))`` with the ratio ``q = p / p_old``: Schulman et al. 2017, "PPO", eq. 7.
 
     Args:
-        log_probs: of the response's tokens under the policy that is trained.
-        old_log_probs: under the policy that wrote them.
-        advantages: ``A`` of each token; they get no gradient.
+        log_probs: of the response's tokens under the policy in training.
+        old_log_probs: under the policy that generated them.
+        advantages: ``A`` of each token, without gradient.
         mask: 1 at the response's tokens.
         clip: ``c`` above.
     """
     moved = _keep(log_probs - old_log_probs, mask)
-    ratio, A = jnp.exp(moved), lax.stop_gradient(_keep(advantages, mask))
-    free, held = -A * ratio, -A * jnp.clip(ratio, 1 - clip, 1 + clip)
+    losses, clipped = _clipped_losses(moved, _keep(advantages, mask), clip, clip)
     count = jnp.sum(mask, dtype=jnp.float32)
-    clipped = jnp.sum(_keep((held > free).astype(jnp.float32), mask))
-    return ClippedLoss(jnp.sum(_keep(jnp.maximum(free, held), mask)), count, clipped, -jnp.sum(moved))
+    return ClippedLoss(jnp.sum(_keep(losses, mask)), count, jnp.sum(_keep(clipped, mask)), -jnp.sum(moved))
 
 
 def ppo_value_loss(
@@ -159,8 +164,8 @@ def ppo_value_loss(
     """``1/2 sum max((V - R)^2, (clamp(V, V_old - c, V_old + c) - R)^2)``: Schulman et al. 2017's code, as Ziegler 2019.
 
     Args:
-        values: of the value head that is trained.
-        old_values: of the head when the responses were written.
+        values: of the value head in training.
+        old_values: of the value head when the responses were generated.
         returns: ``R``, of ``generalized_advantages``.
         mask: 1 at the response's tokens.
         clip: ``c`` above; None: the plain squared error.
@@ -189,8 +194,8 @@ def adapted_kl_coefficient(
     Args:
         coefficient: ``c`` above.
         kl: mean KL of the latest responses.
-        target: the KL that is wanted, in nats a response.
-        horizon: responses after which the coefficient may have changed by a fifth.
+        target: desired KL, nats per response.
+        horizon: number of responses over which the coefficient changes by a fifth at most.
         steps: responses since the last adaptation.
     """
     error = jnp.clip(jnp.asarray(kl) / target - 1.0, -0.2, 0.2)
@@ -214,8 +219,8 @@ def grpo_advantages(
     standard deviation is the unbiased one.
 
     Args:
-        rewards: of responses, those to one prompt behind one another.
-        group_size: responses a prompt.
+        rewards: of responses, those to one prompt adjacent.
+        group_size: number of responses to each prompt.
         scale: divide by the standard deviation.
         epsilon: added to it.
 
@@ -230,7 +235,7 @@ def grpo_advantages(
 
 
 def rloo_advantages(rewards: Float[Array, " B"], group_size: int) -> Float[Array, " B"]:
-    """``r`` less the mean of the other rewards of its group ("leave one out").
+    """``r`` minus the mean of the other rewards of its group ("leave one out").
 
     Kool et al. 2019, "Buy 4 REINFORCE Samples, Get a Baseline for Free"; Ahmadian et al. 2024, "Back to Basics", eq. 6.
 
@@ -238,8 +243,8 @@ def rloo_advantages(rewards: Float[Array, " B"], group_size: int) -> Float[Array
     [-3.0, -1.5, 4.5]
 
     Args:
-        rewards: of responses, those to one prompt behind one another.
-        group_size: responses a prompt.
+        rewards: of responses, those to one prompt adjacent.
+        group_size: number of responses to each prompt.
 
     Raises:
         ValueError: if the rewards are no whole groups of at least two.
@@ -261,21 +266,21 @@ def grpo_loss(
     kl_coefficient: float = 0.0,
     mean_over: Literal["responses", "tokens"] = "responses",
 ) -> ClippedLoss:
-    """PPO's clipped loss with one advantage a response, plus ``b`` times the k3 estimate of the KL to the reference.
+    """PPO's clipped loss with one advantage per response, plus ``b`` times the k3 estimate of the KL to the reference.
 
     Shao et al. 2024, "DeepSeekMath", eq. 3 and 4: the mean over a response's tokens, then over responses. Over all
     tokens alike, and with another clip above: Yu et al. 2025, "DAPO", eq. 8 and 10.
 
     Args:
-        log_probs: of the response's tokens under the policy that is trained.
-        old_log_probs: under the policy that wrote them.
-        advantages: of the responses; they get no gradient.
+        log_probs: of the response's tokens under the policy in training.
+        old_log_probs: under the policy that generated them.
+        advantages: of the responses, without gradient.
         mask: 1 at the response's tokens.
-        clip: the ratio is held above ``1 - clip`` ...
-        clip_above: ... and below ``1 + clip_above``; default ``clip``.
-        reference_log_probs: under the reference; needed if ``kl_coefficient`` is not 0.
+        clip: the ratio is clipped to ``[1 - clip, 1 + clip_above]``.
+        clip_above: default ``clip``.
+        reference_log_probs: under the reference model; required if ``kl_coefficient`` is not 0.
         kl_coefficient: ``b`` above.
-        mean_over: what the weight counts.
+        mean_over: unit of the weight.
 
     Raises:
         ValueError: if there is a KL coefficient without a reference.
@@ -283,9 +288,7 @@ def grpo_loss(
     if kl_coefficient and reference_log_probs is None:
         raise ValueError("grpo_loss: kl_coefficient is given without reference_log_probs, expected both")
     moved = _keep(log_probs - old_log_probs, mask)
-    ratio, A = jnp.exp(moved), lax.stop_gradient(advantages.astype(jnp.float32))[:, None]
-    free, held = -A * ratio, -A * jnp.clip(ratio, 1 - clip, 1 + (clip if clip_above is None else clip_above))
-    losses = jnp.maximum(free, held)
+    losses, clipped = _clipped_losses(moved, advantages[:, None], clip, clip if clip_above is None else clip_above)
     if kl_coefficient and reference_log_probs is not None:
         estimates = kl_estimates(_keep(log_probs, mask), _keep(reference_log_probs, mask), kind="k3")
         losses = losses + kl_coefficient * estimates
@@ -293,8 +296,8 @@ def grpo_loss(
     by_response = mean_over == "responses"
     share = 1.0 / jnp.maximum(lengths, 1) if by_response else jnp.ones_like(lengths, jnp.float32)
     weight = jnp.sum(lengths > 0 if by_response else lengths, dtype=jnp.float32)
-    clipped = jnp.sum(_keep((held > free) * share, mask))
-    return ClippedLoss(jnp.sum(_keep(losses, mask) * share), weight, clipped, -jnp.sum(moved * share))
+    total, clipped = jnp.sum(_keep(losses, mask) * share), jnp.sum(_keep(clipped * share, mask))
+    return ClippedLoss(total, weight, clipped, -jnp.sum(moved * share))
 
 
 def rloo_loss(
@@ -311,16 +314,14 @@ def rloo_loss(
     Basics", section 3.
 
     Args:
-        log_probs: of the response's tokens under the policy that is trained.
-        old_log_probs: under the policy that wrote them.
-        advantages: ``A`` of the responses; they get no gradient.
-        mask: 1 at the response's tokens; a row without any counts nothing.
+        log_probs: of the response's tokens under the policy in training.
+        old_log_probs: under the policy that generated them.
+        advantages: ``A`` of the responses, without gradient.
+        mask: 1 at the response's tokens; a row without any does not count.
         clip: ``c`` above.
     """
     there = jnp.any(mask.astype(bool), axis=1)
     moved = jnp.sum(_keep(log_probs - old_log_probs, mask), axis=1)
-    ratio, A = jnp.exp(moved), lax.stop_gradient(advantages.astype(jnp.float32))
-    free, held = -A * ratio, -A * jnp.clip(ratio, 1 - clip, 1 + clip)
-    clipped = jnp.sum(there & (held > free), dtype=jnp.float32)
-    total = jnp.sum(jnp.where(there, jnp.maximum(free, held), 0.0))
-    return ClippedLoss(total, jnp.sum(there, dtype=jnp.float32), clipped, -jnp.sum(moved))
+    losses, clipped = _clipped_losses(moved, advantages, clip, clip)
+    count = jnp.sum(there, dtype=jnp.float32)
+    return ClippedLoss(jnp.sum(_keep(losses, there)), count, jnp.sum(_keep(clipped, there)), -jnp.sum(moved))

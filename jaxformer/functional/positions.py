@@ -1,7 +1,4 @@
-"""Where a token stands: learned, sinusoidal and rotary positions, and biases by distance (T5's buckets, ALiBi).
-
-A learned position is a row of a table (``embedding[position_ids]``), a T5 bias too; the others are formulas.
-"""
+"""Positions of tokens: learned, sinusoidal and rotary, and biases by distance (T5's buckets, ALiBi)."""
 
 import math
 from typing import Any, Literal, NamedTuple
@@ -20,8 +17,8 @@ def sinusoidal_positions(
 ) -> Float[Array, "*batch T D"]:
     """``PE[p, 2i] = sin(p / theta^(2i/D))`` and ``PE[p, 2i+1] = cos(p / theta^(2i/D))``, float32.
 
-    Vaswani et al. 2017, "Attention Is All You Need", section 3.5. With ``halves`` all sines stand before all cosines,
-    as in the paper's own code and in Marian.
+    Vaswani et al. 2017, "Attention Is All You Need", section 3.5. With ``halves`` all sines come before all cosines,
+    as in the paper's code and in Marian.
 
     Raises:
         ValueError: if ``hidden_size`` is odd.
@@ -38,7 +35,7 @@ def sinusoidal_positions(
 
 
 class RotaryScaling(NamedTuple):
-    """How rotary frequencies are changed to reach beyond the length a model was trained on.
+    """Change of rotary frequencies for texts longer than those of training.
 
     ``linear`` divides every frequency by ``factor`` (Chen et al. 2023, "Extending Context Window ... via Positional
     Interpolation"). ``llama3`` divides those whose wavelength is above ``original_max_length / low_frequency_factor``,
@@ -76,14 +73,14 @@ def rotary_frequencies(
 
 
 class Rotary(NamedTuple):
-    """Cosine and sine of each token's angles, ``[B, T, half]`` float32: made once, used by every layer."""
+    """Cosine and sine of each token's angles, ``[B, T, half]`` float32; all layers share them."""
 
     cos: Any
     sin: Any
 
 
 def rotary_angles(position_ids: Int[Array, "B T"], frequencies: Float[Array, " half"]) -> Rotary:
-    """The cosines and sines ``apply_rotary`` needs for these positions."""
+    """Cosines and sines for these positions."""
     angles = position_ids[..., None].astype(jnp.float32) * frequencies
     return Rotary(jnp.cos(angles), jnp.sin(angles))
 
@@ -92,7 +89,7 @@ def apply_rotary(x: Float[Array, "B T N H"], rotary: Rotary) -> Float[Array, "B 
     """Rotates entry ``i`` and entry ``i + half`` of each head by the token's angle ``i``.
 
     ``[a, b] -> [a cos - b sin, b cos + a sin]``: the halves layout of LLaMA and GPT-NeoX checkpoints. If the angles
-    cover fewer than ``H`` entries (partial rotary), the rest passes unchanged.
+    cover fewer than ``H`` entries (partial rotary), the others are unchanged.
 
     Su et al. 2021, "RoFormer", equation 34.
     """
@@ -108,9 +105,8 @@ def relative_buckets(
 ) -> Int[Array, "..."]:
     """T5's bucket of each distance ``key position - query position``.
 
-    Half of the buckets hold one distance each, the other half grow logarithmically up to ``max_distance``, from where
-    on all distances share the last one. ``bidirectional`` gives distances above 0 buckets of their own; else they all
-    fall into bucket 0.
+    Half of the buckets hold one distance each, the others grow logarithmically up to ``max_distance``; all distances
+    from there on share the last one. With ``bidirectional`` distances above 0 have buckets of their own, else bucket 0.
 
     Raffel et al. 2020, "Exploring the Limits of Transfer Learning", section 2.1; the formula is that of the code
     published with it.
@@ -135,8 +131,8 @@ def relative_buckets(
             f"relative_buckets: max_distance is {max_distance}, expected more than {exact}, "
             "the number of distances that have a bucket each"
         )
-    # The distances at which a logarithmic bucket begins, worked out once in float64: a float32 logarithm would put the
-    # distances that are exactly on a border (16, 32, 64) on one side or the other by chance.
+    # First distances of the logarithmic buckets, computed in float64: a float32 logarithm would put the distances
+    # exactly on a border (16, 32, 64) on either side by chance.
     begins = [math.ceil(round(exact * (max_distance / exact) ** (k / far), 6)) for k in range(1, far)]
     above = jnp.searchsorted(jnp.array(begins), back.ravel(), side="right").reshape(back.shape).astype(back.dtype)
     return offset + jnp.where(back < exact, back, exact + above)
@@ -166,7 +162,7 @@ def relative_bias(
 def alibi_slopes(num_heads: int) -> Float[Array, " N"]:
     """The slope of each head, ``2^(-8 n / N)`` for ``n = 1 ... N``, float32.
 
-    Where ``N`` is no power of two: the slopes of the power of two below it, then every other slope of the one above.
+    If ``N`` is not a power of two: the slopes for the power of two below, then every other slope for the one above.
 
     Press, Smith, Lewis 2022, "Train Short, Test Long", section 3, and the code published with it.
 

@@ -1,8 +1,8 @@
-"""Losses of preference pairs as functions of log-probabilities or scores, one value a pair: the caller sums them.
+"""Preference losses as functions of log-probabilities or scores, one value for each pair.
 
-``chosen`` and ``rejected`` are the log-ratios ``log pi(y|x) - log pi_ref(y|x)`` of the two responses where a loss has a
-reference, and mean log-probabilities ``log pi(y|x) / |y|`` where it has none. All are float32 and finite for finite
-arguments, and so are their gradients.
+``chosen`` and ``rejected`` are the log-ratios ``log pi(y|x) - log pi_ref(y|x)`` of the preferred and the other response
+for losses with a reference model, and mean log-probabilities ``log pi(y|x) / |y|`` for losses without. All losses and
+their gradients are float32, and finite for finite arguments.
 """
 
 import jax
@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 Pairs = Float[Array, " B"]
-# The largest probability that leaves something to the other outcome in float32, as a logarithm.
+# Logarithm of the largest float32 probability below 1.
 _LARGEST_LOG_PROB = -(2.0**-24)
 
 
@@ -32,9 +32,9 @@ def bradley_terry_loss(
     '0.6931'
 
     Args:
-        chosen: score ``r_c`` of the response preferred.
+        chosen: score ``r_c`` of the preferred response.
         rejected: score ``r_r`` of the other.
-        margin: how much better the first is known to be.
+        margin: ``m`` above, the known difference.
         centring: ``c`` above, for instance 0.01.
     """
     loss = -jax.nn.log_sigmoid(chosen - rejected - margin)
@@ -48,10 +48,10 @@ def dpo_loss(chosen: Pairs, rejected: Pairs, *, beta: float = 0.1, label_smoothi
     Mitchell 2023, "A note on DPO with noisy preferences", eq. 3.
 
     Args:
-        chosen: log-ratio of the response preferred.
+        chosen: log-ratio of the preferred response.
         rejected: log-ratio of the other.
-        beta: ``b`` above, how dear it is to leave the reference.
-        label_smoothing: ``e`` above, the share of pairs believed to be the wrong way round.
+        beta: ``b`` above, weight of the implicit KL penalty against the reference model.
+        label_smoothing: ``e`` above, the assumed share of swapped pairs.
 
     Raises:
         ValueError: if ``label_smoothing`` is not in ``[0, 0.5)``.
@@ -67,14 +67,8 @@ def robust_dpo_loss(
 ) -> Float[Array, " B"]:
     """``[-(1-e) log s(d) + e log s(-d)] / (1 - 2e)`` with ``d = b (chosen - rejected)``.
 
-    Its mean over pairs of which a share ``e`` is the wrong way round is DPO's over the right ones: Chowdhury et al.
-    2024, "Provably Robust DPO", eq. 12.
-
-    Args:
-        chosen: log-ratio of the response preferred.
-        rejected: log-ratio of the other.
-        beta: ``b`` above.
-        label_smoothing: ``e`` above.
+    An unbiased estimate of DPO's loss where a share ``e`` of the pairs is swapped: Chowdhury et al. 2024, "Provably
+    Robust DPO", eq. 12. Arguments are those of ``dpo_loss``.
 
     Raises:
         ValueError: if ``label_smoothing`` is not in ``[0, 0.5)``.
@@ -86,13 +80,7 @@ def robust_dpo_loss(
 
 
 def hinge_dpo_loss(chosen: Pairs, rejected: Pairs, *, beta: float = 0.1) -> Float[Array, " B"]:
-    """``max(0, 1 - b (chosen - rejected))``: Zhao et al. 2023, "SLiC-HF"; Liu et al. 2024, "RSO", eq. 8.
-
-    Args:
-        chosen: log-ratio of the response preferred.
-        rejected: log-ratio of the other.
-        beta: ``b`` above.
-    """
+    """``max(0, 1 - b (chosen - rejected))``: Zhao et al. 2023, "SLiC-HF"; Liu et al. 2024, "RSO", eq. 8."""
     return jax.nn.relu(1.0 - beta * (chosen - rejected))
 
 
@@ -100,7 +88,7 @@ def ipo_loss(chosen: Pairs, rejected: Pairs, *, beta: float = 0.1) -> Float[Arra
     """``(chosen - rejected - 1/(2b))^2``: Azar et al. 2023, "A General Theoretical Paradigm", eq. 17.
 
     Args:
-        chosen: log-ratio of the response preferred, divided by its number of tokens, as the paper's authors trained.
+        chosen: log-ratio of the preferred response, divided by its number of tokens, as the paper's authors trained.
         rejected: that of the other.
         beta: ``b`` above, the paper's tau.
     """
@@ -108,7 +96,7 @@ def ipo_loss(chosen: Pairs, rejected: Pairs, *, beta: float = 0.1) -> Float[Arra
 
 
 def _log_one_minus_exp(x: Array) -> Array:
-    """``log(1 - exp(x))`` of ``x < 0``; each branch is kept away from where it is used and its gradient is not finite.
+    """``log(1 - exp(x))`` for ``x < 0``; each branch gets only arguments for which its gradient is finite.
 
     Mächler 2012, "Accurately computing log(1 - exp(-|a|))".
     """
@@ -124,26 +112,15 @@ def _log_one_minus_exp(x: Array) -> Array:
 def odds_ratio_loss(chosen: Pairs, rejected: Pairs) -> Float[Array, " B"]:
     """``-log s(log odds(chosen) - log odds(rejected))`` with ``odds = p / (1 - p)`` and ``p = exp`` of the arguments.
 
-    ORPO's loss is the cross-entropy of the response preferred plus lambda times this: Hong et al. 2024, "ORPO",
-    eq. 6 and 7. There is no reference.
-
-    Args:
-        chosen: mean log-probability of the tokens of the response preferred, at most 0.
-        rejected: that of the other.
+    ORPO's loss is the cross-entropy of the preferred response plus lambda times this: Hong et al. 2024, "ORPO", eq. 6
+    and 7. The arguments are mean log-probabilities, at most 0.
     """
     log_odds = (chosen - rejected) - (_log_one_minus_exp(chosen) - _log_one_minus_exp(rejected))
     return -jax.nn.log_sigmoid(log_odds)
 
 
 def simpo_loss(chosen: Pairs, rejected: Pairs, *, beta: float = 2.0, margin: float = 1.0) -> Float[Array, " B"]:
-    """``-log s(b (chosen - rejected) - g)``: Meng et al. 2024, "SimPO", eq. 6. There is no reference.
-
-    Args:
-        chosen: mean log-probability of the tokens of the response preferred.
-        rejected: that of the other.
-        beta: ``b`` above.
-        margin: ``g`` above.
-    """
+    """``-log s(b (chosen - rejected) - margin)`` of mean log-probabilities: Meng et al. 2024, "SimPO", eq. 6."""
     return -jax.nn.log_sigmoid(beta * (chosen - rejected) - margin)
 
 
@@ -153,7 +130,7 @@ def kto_reference_point(log_ratios: Pairs, weights: Pairs) -> Float[Array, ""]:
     An estimate of ``KL(pi || pi_ref)``: Ethayarajh et al. 2024, "KTO", section 4.1.
 
     Args:
-        log_ratios: of each prompt with a response that was given to another one.
+        log_ratios: of each prompt with a response to another one.
         weights: 1 for an example, 0 for padding, whose log-ratio may be anything.
     """
     total = jnp.sum(jnp.where(weights != 0, log_ratios, 0.0) * weights)
@@ -171,12 +148,12 @@ def kto_loss(
 ) -> Float[Array, " B"]:
     """``w_d (1 - s(b (r - z)))`` of a desirable response, ``w_u (1 - s(b (z - r)))`` of another.
 
-    Ethayarajh et al. 2024, "KTO: Model Alignment as Prospect Theoretic Optimization", eq. 8, less its constant. Every
-    response is judged alone; nothing here needs pairs.
+    Ethayarajh et al. 2024, "KTO: Model Alignment as Prospect Theoretic Optimization", eq. 8, without its constant.
+    Responses need no pairs.
 
     Args:
         log_ratios: ``r`` of each response.
-        desirable: whether it is.
+        desirable: whether the response is.
         reference_point: ``z``, of ``kto_reference_point``.
         beta: ``b`` above.
         desirable_weight: ``w_d`` above.

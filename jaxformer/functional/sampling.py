@@ -26,7 +26,7 @@ def top_p_logits(logits: Float[Array, "B V"], p: Number) -> Float[Array, "B V"]:
     """Keeps the smallest set of most probable tokens whose probability reaches ``p``; the others are masked.
 
     Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1. Tokens as probable as the last of
-    the set are kept, too.
+    the set are also kept.
     """
     if isinstance(p, float) and not 0.0 < p <= 1.0:
         raise ValueError(f"top_p_logits: p is {p}, expected 0 < p <= 1")
@@ -44,7 +44,7 @@ def min_p_logits(logits: Float[Array, "B V"], p: Number) -> Float[Array, "B V"]:
 
 
 def typical_logits(logits: Float[Array, "B V"], p: Number) -> Float[Array, "B V"]:
-    """Keeps the smallest set of tokens of probability ``p``, those nearest to the expected information first.
+    """Keeps the smallest set of tokens with probability ``p``, taking those nearest to the expected information first.
 
     The distance is ``|-log p(token) - H|`` with the entropy ``H`` (Meister et al. 2023, "Locally Typical Sampling",
     equation 9).
@@ -58,10 +58,10 @@ def typical_logits(logits: Float[Array, "B V"], p: Number) -> Float[Array, "B V"
 def _nearest_mass(
     distance: Float[Array, "B V"], probabilities: Float[Array, "B V"], mass: Number
 ) -> Bool[Array, "B V"]:
-    """True for the fewest tokens, the nearest first, that together have this probability; all if rounding lacks some.
+    """True for the fewest tokens, the nearest first, that together have this probability; for all if rounding is short.
 
-    The border is searched by halving: the bits of floats that are not negative are ordered as the floats are, so that
-    31 sums find it exactly. Sorting 50,000 tokens takes a CPU longer.
+    The border is found by bisection over the bits of the distances, which are ordered as non-negative floats are: 31
+    sums are exact, and faster on a CPU than sorting 50,000 tokens.
     """
     bits = jax.lax.bitcast_convert_type(distance.astype(jnp.float32), jnp.int32)
 
@@ -86,13 +86,13 @@ def shape_logits(
     min_p: Number | None = None,
     typical_p: Number | None = None,
 ) -> Float[Array, "B V"]:
-    """``logits / temperature`` after top-k, top-p, min-p and typical, in this order; float32.
+    """``logits / temperature`` filtered by top-k, top-p, min-p and typical, in this order; float32.
 
     Args:
         logits: of the next token.
         temperature: above 0.
         top_k: see ``top_k_logits``.
-        top_p: see ``top_p_logits``, applied to what top-k left, and so on.
+        top_p: see ``top_p_logits``, applied after top-k.
         min_p: see ``min_p_logits``.
         typical_p: see ``typical_logits``.
     """
@@ -108,7 +108,7 @@ def shape_logits(
 def sample_token(
     logits: Float[Array, "B V"], keys: Key[Array, " B"], *, temperature: Number = 1.0, **options: Any
 ) -> Int[Array, " B"]:
-    """Draws one token a row from ``softmax(shape_logits(logits, ...))``.
+    """Draws one token in each row from ``softmax(shape_logits(logits, ...))``.
 
     Args:
         logits: of the next token.

@@ -6,18 +6,3 @@ from jaxformer.generation.options import GenerationConfig, compile_options, pars
 from jaxformer.generation.output import GenerateOutput
 from jaxformer.generation.prepare import prepare
 from jaxformer.generation.speculative import SpeculativeOutput, speculative_generate
-
-__all__ = [
-    "GenerateOutput",
-    "GenerationConfig",
-    "Piece",
-    "SpeculativeOutput",
-    "compile_options",
-    "generate",
-    "parse_options",
-    "prepare",
-    "read_generation_config",
-    "search",
-    "speculative_generate",
-    "stream",
-]

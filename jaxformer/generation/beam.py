@@ -1,4 +1,4 @@
-"""Beam search as one program: the best hypotheses of each prompt, going on and finished, in arrays of fixed size."""
+"""Beam search as one program: the best running and finished hypotheses of each prompt, in arrays of fixed size."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -9,6 +9,8 @@ from jaxtyping import Array
 
 from jaxformer.generation.decode import (
     Numbers,
+    Program,
+    Prompt,
     Written,
     apply_rules,
     forward,
@@ -19,7 +21,7 @@ from jaxformer.generation.decode import (
 )
 from jaxformer.generation.options import GenerationConfig, Rules
 from jaxformer.models import Decoder, EncoderDecoder, KVCache
-from jaxformer.models.cache import repeat_rows, take_rows
+from jaxformer.models.kv_cache import repeat_rows, take_rows
 
 # Below every score; small enough that adding a score to it is seen in float32.
 _NEVER = -1e9
@@ -42,16 +44,16 @@ class Hypotheses(NamedTuple):
 
 
 class Beams(NamedTuple):
-    """What goes from step to step.
+    """State of the search.
 
     Attributes:
         cache: of the running hypotheses, ``B G K`` rows.
         written: of the same rows, for the rules.
-        running: hypotheses that go on; scores are summed log-probabilities, the best first.
+        running: running hypotheses; scores are summed log-probabilities, the best first.
         best: finished ones; scores are those divided by length, the best first.
         token: ``[B G K]``, last token of each row.
         position: ``[B G K]``.
-        step: tokens written.
+        step: number of tokens written.
         hopeful: ``[B, G]``, whether a running hypothesis may still become one of the best.
         stuck: ``[B, G]``, whether every continuation has ended.
     """
@@ -68,7 +70,7 @@ class Beams(NamedTuple):
 
 
 def _take(tree: Any, index: Array) -> Any:
-    """Of arrays ``[B, K, ...]`` the entries ``index [B, R]`` of the second axis."""
+    """The entries ``index [B, R]`` of the second axis of arrays ``[B, K, ...]``."""
 
     def one(leaf: Array) -> Array:
         return jnp.take_along_axis(leaf, index.reshape(*index.shape, *(1,) * (leaf.ndim - 2)), axis=1)
@@ -77,13 +79,13 @@ def _take(tree: Any, index: Array) -> Any:
 
 
 def _best(hypotheses: Hypotheses, count: int) -> tuple[Hypotheses, Array]:
-    """The ``count`` of highest score, ``[B, K, ...]`` to ``[B, count, ...]``, and where they stood."""
+    """The ``count`` of highest score, ``[B, K, ...]`` to ``[B, count, ...]``, and their numbers."""
     index = jax.lax.top_k(hypotheses.scores, count)[1]
     return _take(hypotheses, index), index
 
 
 class _Search(NamedTuple):
-    """What does not change from step to step."""
+    """Constants of the search."""
 
     rules: Rules
     options: GenerationConfig
@@ -91,16 +93,16 @@ class _Search(NamedTuple):
     limit: Array
 
     def candidates(self, scores: Array, log_probs: Array, running: Hypotheses, count: Array) -> tuple[Any, Array]:
-        """The continuations worth a look: enough that ``K`` go on even if every best one ends; ``[B, C, ...]``.
+        """The best continuations ``[B, C, ...]``, enough that ``K`` run on even if the best of each end.
 
         Args:
             scores: ``[B, K, V]``, log-probabilities after the rules.
             log_probs: ``[B, K, V]``, before them.
             running: ``[B, K, ...]``.
-            count: tokens written before.
+            count: number of tokens written before.
 
         Returns:
-            The hypotheses, and the beams ``[B, C]`` that they go on from.
+            The hypotheses, and the numbers ``[B, C]`` of the beams that they continue.
         """
         B, K, V = scores.shape
         total = (scores + running.scores[..., None]).reshape(B, K * V)
@@ -132,7 +134,7 @@ class _Search(NamedTuple):
     def may_win(self, running: Hypotheses, best: Hypotheses, hopeful: Array, count: Array) -> Array:
         """``[B]``, whether the best running hypothesis may still beat the worst finished one.
 
-        Its score is guessed from its length now, or with ``early_stopping="never"`` from the length at which it would
+        Its score is estimated with its present length, or with ``early_stopping="never"`` with the length that would
         score highest.
         """
         c = self.options
@@ -144,7 +146,7 @@ class _Search(NamedTuple):
 
 
 def _step(search: _Search, state: Beams, log_probs: Array) -> tuple[Beams, Array]:
-    """One token more for all groups, from log-probabilities ``[B G K, V]``, and the rows that each goes on from."""
+    """Adds a token in all groups by log-probabilities ``[B G K, V]``; returns also the row that each row continues."""
     B, G, K = state.running.scores.shape
     V = log_probs.shape[-1]
     scores = log_probs
@@ -163,7 +165,7 @@ def _step(search: _Search, state: Beams, log_probs: Array) -> tuple[Beams, Array
         going, index = _best(going, K)
         best = search.finish(best, new, hopeful, state.step)
         token = jnp.take_along_axis(last, index, axis=1)
-        # A group is kept from the tokens that those before it just took (Vijayakumar et al. 2018, equation 5).
+        # A group is penalised for the tokens that the groups before it just took (Vijayakumar et al. 2018, eq. 5).
         taken = taken.at[rows, token].add(1.0)
         hopeful = search.may_win(going, best, hopeful, state.step + 1)
         parent = jnp.take_along_axis(beam, index, axis=1)
@@ -186,57 +188,43 @@ def _step(search: _Search, state: Beams, log_probs: Array) -> tuple[Beams, Array
     return moved, parents
 
 
-@partial(jax.jit, static_argnames=("model", "rules", "options", "room", "cache_dtype", "ring"))
+@partial(jax.jit, static_argnames=("model", "program", "options"))
 def beam_search(
     model: Decoder | EncoderDecoder,
     params: Any,
-    ids: Array,
-    real: Array,
-    start_ids: Array | None,
+    prompt: Prompt,
     limit: Array,
     numbers: Numbers,
     *,
-    rules: Rules,
+    program: Program,
     options: GenerationConfig,
-    room: int,
-    cache_dtype: str | None = None,
-    ring: bool = False,
 ) -> tuple[Array, Array, Array]:
     """The best hypotheses of each prompt, as ``transformers`` finds them.
 
     A hypothesis is scored by the sum of its tokens' log-probabilities; when it ends, that is divided by its length to
     the power of ``length_penalty`` (Wu et al. 2016, "Google's Neural Machine Translation System", section 7, in the
-    simpler form that is in use). With groups, each is a search of its own that is kept from the tokens that the groups
-    before it took (Vijayakumar et al. 2018, "Diverse Beam Search").
+    simpler form that is in use). Each group is a search of its own, penalised for the tokens that the groups before it
+    took (Vijayakumar et al. 2018, "Diverse Beam Search").
 
     Args:
         model: not stacked.
         params: prepared.
-        ids: ``[B, T]``, padded on the left.
-        real: ``[B, T]`` bool.
-        start_ids: ``[B]``, an encoder-decoder's start tokens.
-        limit: tokens to write, at most ``room``.
+        prompt: ``B`` prompts.
+        limit: number of tokens to write, at most ``program.room``.
         numbers: of the rules.
-        rules: what each step keeps.
-        options: the search's own.
-        room: tokens that can be written.
-        cache_dtype: of keys and values.
-        ring: whether the cache keeps the model's window only.
+        program: what is compiled.
+        options: of the search.
 
     Returns:
         Tokens ``[R, room]``, their log-probabilities, and the scores ``[R]``; ``R = B num_return_sequences``, the best
         of each prompt first.
     """
-    logits, cache, source, position = prefill(
-        model, params, ids, real, room=room, cache_dtype=cache_dtype, ring=ring, start=start_ids
-    )
-    B, G, K = len(ids), options.num_beam_groups, options.num_beams // options.num_beam_groups
+    rules, room = program.rules, program.room
+    logits, cache, source, position = prefill(model, params, prompt, program)
+    B, G, K = len(prompt.ids), options.num_beam_groups, options.num_beams // options.num_beam_groups
     rows = G * K
-    prompt, prompt_real = ids, real
-    if start_ids is not None:
-        prompt, prompt_real = start_ids[:, None], jnp.ones((B, 1), bool)
-    again = partial(jnp.repeat, repeats=rows, axis=0)
-    source = None if source is None else again(source)
+    again = partial(jax.tree.map, partial(jnp.repeat, repeats=rows, axis=0))
+    source = again(source)
     empty = Hypotheses(
         jnp.full((B, G, K, room), rules.pad_id, jnp.int32),
         jnp.zeros((B, G, K, room), jnp.float32),
@@ -245,8 +233,8 @@ def beam_search(
     )
     state = Beams(
         repeat_rows(cache, rows),
-        start_written(again(prompt), again(prompt_real), room, logits.shape[-1], rules, numbers),
-        # All beams begin alike: the first alone counts, so that they do not take the same tokens.
+        start_written(again(prompt.before), logits.shape[-1], program, numbers),
+        # All beams begin alike: only the first counts, so that they do not take the same tokens.
         empty._replace(scores=empty.scores.at[:, :, 0].set(0.0)),
         empty,
         jnp.zeros(B * rows, jnp.int32),
@@ -267,7 +255,7 @@ def beam_search(
     def step(state: Beams) -> Beams:
         logits, cache = forward(model, params, state.token, state.position, state.cache, source)
         moved, parents = _step(search, state._replace(cache=cache), jax.nn.log_softmax(logits, axis=-1))
-        # The context is the prompt's, whichever of its beams goes on.
+        # All beams of a prompt have the same context.
         return moved._replace(cache=take_rows(cache, parents, context=False))
 
     best = jax.lax.while_loop(unfinished, step, state).best

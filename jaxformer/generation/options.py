@@ -1,4 +1,4 @@
-"""What a user may ask of generation, and its two halves: what a program is compiled for and numbers that it takes."""
+"""Options of generation, and their two parts: rules that a program is compiled for, and numbers that it takes."""
 
 import json
 from collections.abc import Mapping
@@ -15,35 +15,37 @@ Words = tuple[tuple[int, ...], ...]
 
 
 class GenerationConfig(Schema):
-    """How text is generated; names, and defaults but for ``top_k``, are those of ``transformers``."""
+    """Options of ``generate``; names, and defaults except for ``top_k``, are those of ``transformers``."""
 
-    max_new_tokens: int = Field(20, ge=0, description="most tokens to write")
-    min_new_tokens: int = Field(0, ge=0, description="fewest tokens before an end")
-    do_sample: bool = Field(False, description="draw tokens; else the most probable is taken")
-    temperature: float = Field(1.0, gt=0, description="sampling: logits are divided by it")
-    top_k: int | None = Field(None, ge=1, description="sampling: among the k most probable tokens")
-    top_p: float | None = Field(None, gt=0, le=1, description="sampling: among the fewest tokens of this probability")
-    min_p: float | None = Field(None, ge=0, le=1, description="sampling: at least so probable, relative to the first")
-    typical_p: float | None = Field(
-        None, gt=0, le=1, description="sampling: locally typical tokens of this probability"
+    max_new_tokens: int = Field(20, ge=0, description="maximum number of new tokens")
+    min_new_tokens: int = Field(0, ge=0, description="minimum number of new tokens")
+    do_sample: bool = Field(False, description="sample; else take the most probable token")
+    temperature: float = Field(1.0, gt=0, description="sampling: divisor of the logits")
+    top_k: int | None = Field(None, ge=1, description="sampling: from the k most probable tokens")
+    top_p: float | None = Field(None, gt=0, le=1, description="sampling: from the fewest tokens with this probability")
+    min_p: float | None = Field(
+        None, ge=0, le=1, description="sampling: minimum probability relative to the most probable token"
     )
-    num_return_sequences: int = Field(1, ge=1, description="texts for each prompt")
-    repetition_penalty: float = Field(1.0, gt=0, description="above 1: tokens of prompt and text less often again")
-    presence_penalty: float = Field(0.0, description="taken off the logit of a token that was written")
-    frequency_penalty: float = Field(0.0, description="taken off for each time it was written")
-    no_repeat_ngram_size: int = Field(0, ge=0, description="no n-gram twice")
-    bad_words_ids: Words = Field((), description="sequences of tokens that are not written")
+    typical_p: float | None = Field(
+        None, gt=0, le=1, description="sampling: from locally typical tokens with this probability"
+    )
+    num_return_sequences: int = Field(1, ge=1, description="number of texts for each prompt")
+    repetition_penalty: float = Field(1.0, gt=0, description="above 1: makes tokens of prompt and text less probable")
+    presence_penalty: float = Field(0.0, description="subtracted from the logits of tokens written before")
+    frequency_penalty: float = Field(0.0, description="subtracted for each time a token was written")
+    no_repeat_ngram_size: int = Field(0, ge=0, description="no n-gram occurs twice")
+    bad_words_ids: Words = Field((), description="forbidden sequences of tokens")
     forced_bos_token_id: int | None = Field(None, ge=0, description="first token of the text")
-    forced_eos_token_id: int | None = Field(None, ge=0, description="last token where the text reaches its length")
+    forced_eos_token_id: int | None = Field(None, ge=0, description="last token of a text that reaches max_new_tokens")
     eos_token_id: tuple[int, ...] | None = Field(None, description="tokens that end a text; default: the model's")
     stop_token_ids: tuple[int, ...] = Field((), description="further tokens that end a text")
     stop_strings: tuple[str, ...] = Field((), description="strings that end a text; need the tokenizer")
-    bos_token_id: int | None = Field(None, ge=0, description="stands in for an empty prompt; default: the model's")
-    pad_token_id: int | None = Field(None, ge=0, description="behind the end of a text; default: the model's, else eos")
-    decoder_start_token_id: int | None = Field(None, ge=0, description="encoder-decoder: before the first token")
-    num_beams: int = Field(1, ge=1, description="hypotheses kept by beam search; 1: no beam search")
-    num_beam_groups: int = Field(1, ge=1, description="groups of beams that are made to differ")
-    diversity_penalty: float = Field(0.0, ge=0, description="groups: for a token that another group just took")
+    bos_token_id: int | None = Field(None, ge=0, description="replaces an empty prompt; default: the model's")
+    pad_token_id: int | None = Field(None, ge=0, description="after the end of a text; default: the model's, else eos")
+    decoder_start_token_id: int | None = Field(None, ge=0, description="encoder-decoder: start token of the target")
+    num_beams: int = Field(1, ge=1, description="number of hypotheses of beam search; 1: no beam search")
+    num_beam_groups: int = Field(1, ge=1, description="number of groups of diverse beam search")
+    diversity_penalty: float = Field(0.0, ge=0, description="groups: penalty of a token that another group just took")
     length_penalty: float = Field(1.0, description="beams: scores are divided by length to this power")
     early_stopping: bool | Literal["never"] = Field(
         False, description="beams: True stops with num_beams finished, False by a heuristic, never when none can win"
@@ -119,7 +121,7 @@ def parse_options(options: Mapping[str, Any], defaults: Mapping[str, Any] | None
 
 
 def read_generation_config(folder: str | Path, *, prompt_length: int = 1) -> dict[str, Any]:
-    """The options that a folder's ``generation_config.json`` sets; those that are not known here are left out.
+    """The options of a folder's ``generation_config.json`` that are known here.
 
     Args:
         folder: of a model in the Hugging Face format.
@@ -140,17 +142,13 @@ def read_generation_config(folder: str | Path, *, prompt_length: int = 1) -> dic
 
 
 class Rules(NamedTuple):
-    """What a decoding program is compiled for; hashable.
+    """Rules of each step that a decoding program is compiled for; hashable.
 
     Attributes:
         end_ids: tokens that end a text.
-        pad_id: what stands behind it.
+        pad_id: token after the end.
         sample: whether tokens are drawn.
-        top_k: see ``GenerationConfig``, as are the following.
-        no_repeat_ngram_size: likewise.
-        bad_words: likewise.
-        forced_bos: likewise.
-        forced_eos: likewise.
+        top_k: and the following: see ``GenerationConfig``.
     """
 
     end_ids: tuple[int, ...] = ()
@@ -164,11 +162,11 @@ class Rules(NamedTuple):
 
     @property
     def needs_history(self) -> bool:
-        """Whether a rule reads the tokens so far."""
+        """True if a rule reads the tokens so far."""
         return bool(self.no_repeat_ngram_size or any(len(word) > 1 for word in self.bad_words))
 
 
-# Numbers that change nothing are left out of the program.
+# Numbers with these values change nothing and are left out of the program.
 _NEUTRAL = {
     "temperature": 1.0,
     "top_p": 1.0,
@@ -183,14 +181,14 @@ _OF_SAMPLING = ("temperature", "top_p", "min_p", "typical_p")
 
 
 def compile_options(options: GenerationConfig, model: TransformerConfig) -> tuple[Rules, dict[str, Any]]:
-    """The options as rules, which the program is compiled for, and numbers, which may change without compiling."""
+    """Splits the options into rules, for which programs are compiled, and numbers, which compile nothing."""
     ends = options.eos_token_id
     if ends is None:
         ends = () if model.eos_token_id is None else (model.eos_token_id,)
     ends = (*ends, *options.stop_token_ids)
     pad = next((i for i in (options.pad_token_id, model.pad_token_id, *ends) if i is not None), 0)
     if (largest := max((*ends, pad))) >= model.vocabulary:
-        raise UserError(f"token {largest} is to end or pad a text, expected an id below {model.vocabulary}")
+        raise UserError(f"token {largest} is given to end or pad a text, expected an id below {model.vocabulary}")
     ended = {(end,) for end in ends}
     words = tuple(word for word in options.bad_words_ids if word not in ended)
     rules = Rules(

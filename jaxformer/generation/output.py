@@ -1,4 +1,4 @@
-"""What was written: cut at each row's end, decoded, and told why it ended."""
+"""The result of generation: rows truncated at their ends, decoded, with the reasons why they ended."""
 
 import types
 from collections.abc import Mapping, Sequence
@@ -8,21 +8,21 @@ from typing import Any
 import numpy as np
 
 from jaxformer.generation.options import Rules
-from jaxformer.generation.text import added_text, find_stop
+from jaxformer.generation.text_stream import added_text, find_stop
 
 
 @dataclass(frozen=True)
 class GenerateOutput:
-    """What was written; rows of one prompt stand together, ``R = B num_return_sequences``.
+    """Result of ``generate``; rows of one prompt are adjacent, ``R = B num_return_sequences``.
 
     Attributes:
-        tokens: ``[R, max_new_tokens]`` int32, the new tokens only, padded behind the end.
-        lengths: ``[R]``, how many they are, the one that ends the text included.
-        log_probs: ``[R, max_new_tokens]`` float32, each token's log-probability under the model itself, whatever the
-            options made of it; nats, 0 behind the end.
-        finish_reasons: ``"stop"`` where a token or string ended the row, ``"length"`` where it is as long as it may be.
-        text: the decoded rows, without special tokens and from a stop string on; None without a tokenizer.
-        scores: ``[R]``, what beam search ranks by: summed log-probabilities over length to the power of
+        tokens: ``[R, max_new_tokens]`` int32, only the new tokens, padded after the end.
+        lengths: ``[R]``, number of new tokens, with the one that ends the text.
+        log_probs: ``[R, max_new_tokens]`` float32, log-probability of each token under the model itself, before any
+            option; nats, 0 after the end.
+        finish_reasons: ``"stop"`` if a token or string ended the row, ``"length"`` if it reached ``max_new_tokens``.
+        text: the decoded rows, without special tokens and up to a stop string; None without a tokenizer.
+        scores: ``[R]``, scores of beam search: summed log-probabilities divided by length to the power of
             ``length_penalty``; None without beams.
     """
 
@@ -45,17 +45,17 @@ def finished(
     stops: Sequence[str] = (),
     stopped: Mapping[int, int] = types.MappingProxyType({}),
 ) -> GenerateOutput:
-    """What was written, cut at each row's end and decoded.
+    """Truncates the rows at their ends and decodes them.
 
     Args:
         tokens: ``[R, max_new_tokens]``.
         log_probs: of the same shape.
-        rules: know the end tokens.
+        rules: with the end tokens.
         tokenizer: None for no text.
         scores: ``[R]`` of beams.
-        before: what each row's text follows; nothing if not given.
-        stops: strings that the text does not show.
-        stopped: how many tokens the rows have that such a string ended, by number.
+        before: tokens before each row's text; default: none.
+        stops: stop strings, which the text does not contain.
+        stopped: number of tokens of the rows that a stop string ended, by row.
     """
     limit = tokens.shape[1]
     tokens, log_probs = tokens.copy(), log_probs.copy()
@@ -66,8 +66,8 @@ def finished(
     for row, length in stopped.items():
         if length <= lengths[row]:
             lengths[row], reasons[row] = length, "stop"
-    behind = np.arange(limit) >= lengths[:, None]
-    tokens[behind], log_probs[behind] = rules.pad_id, 0.0
+    after_end = np.arange(limit) >= lengths[:, None]
+    tokens[after_end], log_probs[after_end] = rules.pad_id, 0.0
     text = None
     if tokenizer is not None:
         rows = (row[:length].tolist() for row, length in zip(tokens, lengths, strict=True))

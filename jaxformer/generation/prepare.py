@@ -1,4 +1,4 @@
-"""Parameters laid out for decoding: a layer at a time, kernels as they are read, in fewer bits if asked."""
+"""Parameters laid out for decoding: separate layers, packed kernels, fewer bits if asked."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,19 +9,21 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer import functional as F
+from jaxformer.models.kernel_layout import kernel_axes
 from jaxformer.models.layers import PACKED
+from jaxformer.models.partition import platform
 from jaxformer.schema import UserError
 
 WEIGHTS = ("float32", "bfloat16", "int8")
 
 
 def is_prepared(params: Any) -> bool:
-    """Whether ``prepare`` made these parameters."""
+    """True if ``prepare`` made these parameters."""
     return "0" in _layers(params)
 
 
 def _is_spread(leaf: Any) -> bool:
-    """Whether an array is on several devices; inside a program it may be."""
+    """True if an array is, or in a program may be, on several devices."""
     if isinstance(leaf, jax.core.Tracer):
         return True
     return isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
@@ -32,37 +34,38 @@ def _layers(params: Any) -> Any:
 
 
 def prepare(model: nn.Module, params: Any, weights: str | None = None) -> Any:
-    """The parameters as ``generate`` reads them fastest. What they compute is the same up to rounding.
+    """Lays parameters out as ``generate`` reads them fastest. The model computes the same, up to rounding.
 
-    A kernel becomes a matrix with its outputs first (``functional.Packed``) and each layer's parameters stand for
-    themselves, so that decoding reads every weight once, where it lies. Parameters that are spread over several devices
-    stay as they are spread, and their kernels as they lie.
+    A kernel becomes a matrix with its outputs first (``functional.Packed``) and layers are separate, so that decoding
+    reads every weight once, in place. Parameters that are sharded over several devices keep their shards and kernels.
 
-    ``generate`` does this in each call with parameters that are not prepared; it takes about as long as a few tokens.
+    ``generate`` does this in each call if parameters are not prepared; it takes about as long as a few tokens.
 
     Args:
         model: a decoder or encoder-decoder.
         params: its parameters.
-        weights: ``float32``, ``bfloat16`` or ``int8``, which keeps kernels and token embedding as whole numbers with a
-            scale for each output channel, and computes in the model's dtype; default: as they are.
+        weights: ``float32``, ``bfloat16`` or ``int8``, which stores kernels and token embedding with a scale for each
+            output channel and computes in the model's dtype; default: unchanged.
 
     Returns:
         A tree for ``generate``, and for ``model.clone(stacked=False).apply``.
 
     Raises:
-        UserError: if ``weights`` is unknown, or asks for other weights of prepared or spread parameters.
+        UserError: if ``weights`` is unknown, or given with prepared or sharded parameters.
     """
     if weights is not None and weights not in WEIGHTS:
         raise UserError(f"weights is {weights!r}, expected one of {', '.join(WEIGHTS)}")
     if is_prepared(params):
         if weights is not None:
-            raise UserError(f"the parameters are prepared already, and weights is {weights!r}; prepare the first ones")
+            raise UserError(
+                f"the parameters are prepared already, and weights is {weights!r}; prepare the original ones"
+            )
         return params
     params = nn.unbox(params)  # as ``init`` returns them
     spread = any(map(_is_spread, jax.tree.leaves(params)))
     if spread and weights is not None:
         raise UserError(
-            f"weights is {weights!r} for parameters that are spread over several devices, expected None: leave it out"
+            f"weights is {weights!r} for parameters that are sharded over several devices, expected None: leave it out"
         )
     return _prepare(params, model.config.share_layers, not spread, weights)
 
@@ -101,10 +104,10 @@ def _walk(path: tuple[str, ...], tree: Any, packed: Callable[..., Any] | None) -
 
 
 def _packed(weights: str | None, path: tuple[str, ...], value: Any) -> Any:
-    """A kernel or token table packed; anything else as it is, in bfloat16 where that was asked for."""
+    """Packs a kernel or token table; anything else stays, in bfloat16 if asked."""
     owner, name = path[-2:] if len(path) > 1 else ("", path[-1])
     if name == "kernel" and value.ndim > 1:
-        return F.pack(value, 2 if owner in ("query", "key", "value") else 1, weights)
+        return F.pack(value, kernel_axes("/".join(path)).outputs, weights, platform=platform())
     if name == "embedding" and owner in ("token", "shared"):
-        return F.pack_table(value, weights)
+        return F.pack_table(value, weights, platform=platform())
     return value.astype(jnp.bfloat16) if weights == "bfloat16" else value

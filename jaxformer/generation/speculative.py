@@ -1,8 +1,8 @@
-"""Speculative decoding: a small model proposes tokens, the large one judges several of them in one step.
+"""Speculative decoding: a small draft model proposes tokens, the large one verifies several of them in one step.
 
 Leviathan et al. 2023, "Fast Inference from Transformers via Speculative Decoding"; Chen et al. 2023, "Accelerating
-Large Language Model Decoding with Speculative Sampling". What is written is distributed exactly as if the large model
-had drawn every token itself.
+Large Language Model Decoding with Speculative Sampling". The text is distributed exactly as if the large model had
+drawn every token.
 """
 
 from dataclasses import dataclass, replace
@@ -15,11 +15,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from jaxformer import functional as F
-from jaxformer.generation.decode import Numbers, is_end, prefill
+from jaxformer.generation.decode import Numbers, Program, Prompt, is_end, prefill
 from jaxformer.generation.options import Rules, compile_options, parse_options
 from jaxformer.generation.output import GenerateOutput, finished
 from jaxformer.generation.prepare import prepare
-from jaxformer.generation.prompt import align, bucket, check_lengths
+from jaxformer.generation.prompts import align, bucket, check_lengths
 from jaxformer.models import Decoder, KVCache
 from jaxformer.schema import UserError
 
@@ -28,12 +28,12 @@ _SHAPING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 
 @dataclass(frozen=True)
 class SpeculativeOutput(GenerateOutput):
-    """What ``generate`` returns, and how well the small model guessed.
+    """Result of ``generate``, with counts.
 
     Attributes:
-        proposed: tokens that it proposed in rows that had not ended.
-        accepted: how many of them were kept.
-        rounds: steps of the large model behind the prompt.
+        proposed: tokens that the draft model proposed, in rows that had not ended.
+        accepted: tokens of these that were accepted.
+        rounds: steps of the large model after the prompt.
     """
 
     proposed: int = 0
@@ -47,11 +47,11 @@ def accept(
     target: Float[Array, "B k1 V"],
     keys: Key[Array, " B"],
 ) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
-    """Speculative sampling: how many proposals are kept, and the token that follows them.
+    """Speculative sampling: the number of proposals accepted, and the token after them.
 
-    Proposal ``x`` is kept with probability ``min(1, p(x) / q(x))``; behind the first that is not, a token is drawn from
-    ``max(0, p - q)``, normalised; behind all of them, from ``p``. Each token is then distributed as ``p`` (Leviathan et
-    al. 2023, algorithm 1 and appendix A.1).
+    Proposal ``x`` is accepted with probability ``min(1, p(x) / q(x))``; in place of the first that is rejected, a token
+    is drawn from ``max(0, p - q)``, normalised; after all of them, from ``p``. Each token is then distributed as ``p``
+    (Leviathan et al. 2023, algorithm 1 and appendix A.1).
 
     Args:
         proposals: drawn from ``draft``.
@@ -77,7 +77,7 @@ def accept(
 
 
 class _State(NamedTuple):
-    """Between two rounds; ``counts [B]`` tokens were written in each row, the last of them is in no cache yet."""
+    """State between two rounds; of the ``counts [B]`` tokens of each row the last is in no cache yet."""
 
     target_cache: KVCache
     draft_cache: KVCache
@@ -93,7 +93,7 @@ class _State(NamedTuple):
 
 
 def _probabilities(logits: Array, rules: Rules, numbers: Numbers) -> Array:
-    """``[..., V]``, what a token is drawn from: all on the most probable one if nothing is drawn."""
+    """Probabilities ``[..., V]`` of the next token; without sampling 1 for the most probable one."""
     if not rules.sample:
         return jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1])
     flat = logits.reshape(-1, logits.shape[-1])
@@ -106,7 +106,7 @@ def _keys(seeds: Array, purpose: str, step: Array) -> Array:
 
 
 def _forget(cache: KVCache, start: Array, kept: Array, size: int) -> KVCache:
-    """The cache without those of the last ``size`` places, from ``start`` on, that are beyond the ``kept [B]`` first.
+    """Invalidates, among the ``size`` places from ``start`` on, those after the first ``kept [B]``.
 
     The places stay taken in all rows, and hold nothing in some.
     """
@@ -114,32 +114,49 @@ def _forget(cache: KVCache, start: Array, kept: Array, size: int) -> KVCache:
     return replace(cache, valid=cache.valid & ((place < kept[:, None]) | (place < 0) | (place >= size)))
 
 
-class _Speculation(NamedTuple):
-    """What does not change from round to round."""
+class _Model(NamedTuple):
+    """A model, not stacked, and its prepared parameters."""
 
     model: Decoder
-    draft: Decoder
     params: Any
-    draft_params: Any
+
+    def read(self, tokens: Array, positions: Array, cache: KVCache) -> tuple[Array, KVCache]:
+        """Logits ``[B, T, V]`` of tokens ``[B, T]`` after those in the cache, and the new cache."""
+        # Proposals may reach beyond the last token that is wanted, and so beyond the model's positions.
+        positions = jnp.minimum(positions, self.model.config.max_length - 1)
+        output = self.model.apply({"params": self.params}, tokens, position_ids=positions, cache=cache)
+        assert output.cache is not None
+        return output.logits, output.cache
+
+
+class _Speculation(NamedTuple):
+    """Constants of the loop."""
+
+    target: _Model
+    draft: _Model
     seeds: Array
     limit: Array
     numbers: Numbers
-    rules: Rules
-    room: int
+    program: Program
     k: int
 
+    @property
+    def rules(self) -> Rules:
+        """Rules of each step."""
+        return self.program.rules
+
     def draw(self, probabilities: Array, purpose: str, step: Array) -> Array:
-        """A token a row."""
+        """Draws a token in each row."""
         keys = _keys(self.seeds, purpose, step)
         return jax.vmap(jax.random.categorical)(keys, jnp.log(probabilities)).astype(jnp.int32)
 
     def put(self, state: _State, new: Array, log_probs: Array, size: Array) -> _State:
-        """The rows with the first ``size [B]`` of their new tokens behind those they have, up to the first end."""
+        """Appends the first ``size [B]`` of the new tokens to each row, up to the first end."""
         place = jnp.arange(new.shape[1])
         ends = is_end(new, self.rules)
         before_end = jnp.cumsum(ends, axis=1) - ends == 0
         wanted = (place < size[:, None]) & before_end & (state.counts[:, None] + place < self.limit)
-        column = jnp.where(wanted, state.counts[:, None] + place, self.room)  # beyond the last column: dropped
+        column = jnp.where(wanted, state.counts[:, None] + place, self.program.room)  # beyond the last column: dropped
         rows = jnp.arange(len(new))[:, None]
         counts = state.counts + jnp.sum(wanted, axis=1)
         return state._replace(
@@ -149,12 +166,13 @@ class _Speculation(NamedTuple):
             done=state.done | jnp.any(wanted & ends, axis=1) | (counts >= self.limit),
         )
 
-    def begin(self, ids: Array, real: Array, places: int) -> _State:
+    def begin(self, prompt: Prompt) -> _State:
         """Both models read the prompts; the large one writes the first token."""
-        options: dict[str, Any] = {"room": places, "cache_dtype": None, "ring": False, "start": None}
-        logits, target_cache, _, position = prefill(self.model, self.params, ids, real, **options)
-        _, draft_cache, _, _ = prefill(self.draft, self.draft_params, ids, real, **options)
-        B = len(ids)
+        B, room = len(prompt.ids), self.program.room
+        # In the worst case each round writes one token and takes k + 1 places.
+        places = Program(self.rules, room * (self.k + 1))
+        logits, target_cache, _, position = prefill(*self.target, prompt, places)
+        _, draft_cache, _, _ = prefill(*self.draft, prompt, places)
         first = self.draw(_probabilities(logits, self.rules, self.numbers), "sample", jnp.int32(0))
         empty = _State(
             target_cache,
@@ -163,52 +181,39 @@ class _Speculation(NamedTuple):
             position + 1,
             jnp.zeros(B, jnp.int32),
             jnp.zeros(B, bool),
-            jnp.full((B, self.room), self.rules.pad_id, jnp.int32),
-            jnp.zeros((B, self.room), jnp.float32),
+            jnp.full((B, room), self.rules.pad_id, jnp.int32),
+            jnp.zeros((B, room), jnp.float32),
             *(jnp.int32(0) for _ in range(3)),
         )
-        log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), first[:, None], axis=1)
-        return self.put(empty, first[:, None], log_prob, jnp.ones(B, jnp.int32))
+        log_prob = F.token_log_probs(logits, first)
+        return self.put(empty, first[:, None], log_prob[:, None], jnp.ones(B, jnp.int32))
 
     def propose(self, state: _State) -> tuple[Array, Array, KVCache]:
-        """Proposals ``[B, k]`` of the small model, its probabilities ``[B, k, V]``, and its cache with all of them."""
+        """Proposals ``[B, k]`` of the draft model, its probabilities ``[B, k, V]``, and its cache with all of them."""
 
         def step(carry: Any, i: Array) -> Any:
             cache, token = carry
-            position = _within(self.draft, state.position + i)
-            logits, cache = self.draft.apply(
-                {"params": self.draft_params},
-                token[:, None],
-                position_ids=position[:, None],
-                cache=cache,
-                method="last_logits",
-            )
-            q = _probabilities(logits, self.rules, self.numbers)
+            logits, cache = self.draft.read(token[:, None], (state.position + i)[:, None], cache)
+            q = _probabilities(logits[:, -1], self.rules, self.numbers)
             new = self.draw(q, "propose", state.round * (self.k + 1) + i)
             return (cache, new), (new, q)
 
-        # One step more than there are proposals: if all are kept, the last one must be in the small model's cache.
+        # One more step than proposals: if all are accepted, the last one must be in the draft model's cache.
         (cache, _), (tokens, q) = jax.lax.scan(step, (state.draft_cache, state.token), jnp.arange(self.k + 1))
         return tokens[: self.k].T, q[: self.k].transpose(1, 0, 2), cache
 
     def round(self, state: _State) -> _State:
-        """Proposals, the large model's judgement of them, and the tokens that stand."""
+        """Proposals, their verification by the large model, and the tokens that are accepted."""
         k = self.k
         proposals, q, draft_cache = self.propose(state)
-        output = self.model.apply(
-            {"params": self.params},
-            jnp.concatenate([state.token[:, None], proposals], axis=1),
-            position_ids=_within(self.model, state.position[:, None] + jnp.arange(k + 1)),
-            cache=state.target_cache,
-        )
-        assert output.cache is not None
-        p = _probabilities(output.logits, self.rules, self.numbers)
+        tokens = jnp.concatenate([state.token[:, None], proposals], axis=1)
+        logits, target_cache = self.target.read(tokens, state.position[:, None] + jnp.arange(k + 1), state.target_cache)
+        p = _probabilities(logits, self.rules, self.numbers)
         kept, following = accept(proposals, q, p, _keys(self.seeds, "sample", state.round + 1))
         new = jnp.where(jnp.arange(k + 1) < kept[:, None], jnp.pad(proposals, ((0, 0), (0, 1))), following[:, None])
-        log_probs = jnp.take_along_axis(jax.nn.log_softmax(output.logits), new[..., None], axis=2)[..., 0]
-        written = self.put(state, new, log_probs, jnp.where(state.done, 0, kept + 1))
+        written = self.put(state, new, F.token_log_probs(logits, new), jnp.where(state.done, 0, kept + 1))
         return written._replace(
-            target_cache=_forget(output.cache, state.target_cache.length, kept + 1, k + 1),
+            target_cache=_forget(target_cache, state.target_cache.length, kept + 1, k + 1),
             draft_cache=_forget(draft_cache, state.draft_cache.length, kept + 1, k + 1),
             token=following,
             position=state.position + kept + 1,
@@ -218,31 +223,21 @@ class _Speculation(NamedTuple):
         )
 
 
-def _within(model: Decoder, positions: Array) -> Array:
-    """Positions that the model has: proposals may reach beyond the last token that is wanted."""
-    return jnp.minimum(positions, model.config.max_length - 1)
-
-
-@partial(jax.jit, static_argnames=("model", "draft", "rules", "room", "k", "places"))
+@partial(jax.jit, static_argnames=("models", "program", "k"))
 def _run(
-    model: Decoder,
-    draft: Decoder,
-    params: Any,
-    draft_params: Any,
-    ids: Array,
-    real: Array,
+    models: tuple[Decoder, Decoder],
+    params: tuple[Any, Any],
+    prompt: Prompt,
     seeds: Array,
     limit: Array,
     numbers: Numbers,
     *,
-    rules: Rules,
-    room: int,
+    program: Program,
     k: int,
-    places: int,
 ) -> _State:
-    speculation = _Speculation(model, draft, params, draft_params, seeds, limit, numbers, rules, room, k)
-    state = speculation.begin(ids, real, places)
-    return jax.lax.while_loop(lambda state: ~jnp.all(state.done), speculation.round, state)
+    target, draft = (_Model(*pair) for pair in zip(models, params, strict=True))
+    speculation = _Speculation(target, draft, seeds, limit, numbers, program, k)
+    return jax.lax.while_loop(lambda state: ~jnp.all(state.done), speculation.round, speculation.begin(prompt))
 
 
 def speculative_generate(
@@ -258,19 +253,19 @@ def speculative_generate(
     seed: int = 0,
     **options: Any,
 ) -> SpeculativeOutput:
-    """``generate`` with a small model that proposes ``num_draft_tokens`` tokens for each step of the large one.
+    """``generate`` with a small draft model that proposes ``num_draft_tokens`` tokens for each step of the large one.
 
-    Greedy search writes what it would without; a draw is another one, of exactly the same distribution. It pays where a
-    step of the large model takes about as long for a few tokens as for one, with few rows.
+    Greedy search writes the same tokens as without it; samples differ, with exactly the same distribution. It pays
+    where a step of the large model takes about as long for a few tokens as for one, with few rows.
 
     Args:
-        model: the decoder whose text it is.
-        params: its parameters, best prepared.
+        model: the large model, a decoder.
+        params: its parameters, preferably prepared.
         draft_model: a decoder with the same vocabulary.
-        draft_params: its parameters, best prepared.
+        draft_params: its parameters, preferably prepared.
         input_ids: ``[B, T]``, padded on any side.
         attention_mask: ``[B, T]``, 1 at real tokens.
-        num_draft_tokens: k, proposals a step.
+        num_draft_tokens: proposals in each step.
         tokenizer: for ``text``.
         seed: of the draws.
         **options: ``max_new_tokens``, ``do_sample``, ``temperature``, ``top_k``, ``top_p``, ``min_p``, ``typical_p``,
@@ -303,25 +298,18 @@ def speculative_generate(
     for config in (c, draft_model.config):
         check_lengths(prompts, chosen.max_new_tokens, config)
     limit, rows = chosen.max_new_tokens, len(prompts.ids)
-    room = bucket(limit)
     if limit == 0 or rows == 0:
         empty = np.zeros((rows, limit), np.int32)
         return SpeculativeOutput(**vars(finished(empty, empty.astype(np.float32), rules, tokenizer)))
-    # In the worst case each round writes one token and takes k + 1 places.
     state = _run(
-        model.clone(stacked=False),
-        draft_model.clone(stacked=False),
-        prepare(model, params),
-        prepare(draft_model, draft_params),
-        jnp.asarray(prompts.ids),
-        jnp.asarray(prompts.real),
+        (model.clone(stacked=False), draft_model.clone(stacked=False)),
+        (prepare(model, params), prepare(draft_model, draft_params)),
+        Prompt(jnp.asarray(prompts.ids), jnp.asarray(prompts.real)),
         jnp.stack([jnp.full(rows, seed), jnp.arange(rows)], axis=1),
         jnp.int32(limit),
         numbers,
-        rules=rules,
-        room=room,
+        program=Program(rules, bucket(limit)),
         k=num_draft_tokens,
-        places=room * (num_draft_tokens + 1),
     )
     output = finished(np.asarray(state.tokens)[:, :limit], np.asarray(state.log_probs)[:, :limit], rules, tokenizer)
     return SpeculativeOutput(

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from pydantic import ValidationError
 
 from jaxformer.families import family_of, get_family, model_config
-from jaxformer.families.convert import Loaded, Weights, read_params
+from jaxformer.families.checkpoint import Loaded, Weights, read_params
 from jaxformer.hub.kinds import abstract_params, build, init_params
 from jaxformer.hub.repository import Repository
 from jaxformer.hub.weights import open_weights

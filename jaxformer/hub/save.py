@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.families import get_family
-from jaxformer.families.base import RESOLVED
-from jaxformer.families.convert import params_to_hf
+from jaxformer.families.checkpoint import params_to_hf
+from jaxformer.families.format import RESOLVED
 from jaxformer.hub.card import model_card
 from jaxformer.hub.kinds import kind_of
 from jaxformer.hub.pretrained import CONFIG_FILE, describe

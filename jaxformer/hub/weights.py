@@ -12,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxformer.families.convert import Weights
+from jaxformer.families.checkpoint import Weights
 from jaxformer.hub.repository import Repository, bare_name
 from jaxformer.schema import UserError
 

@@ -1,4 +1,4 @@
-"""The typed switches that tell one Transformer family from another, one set of names for all of them."""
+"""The configuration of a model: sizes and switches, with one set of names for all families."""
 
 from typing import Annotated, Literal
 
@@ -19,15 +19,15 @@ Positions = Literal["learned", "sinusoidal", "rotary", "relative", "alibi", "non
 Activation = Annotated[str, AfterValidator(_known_activation)]
 
 
-# No model is near these sizes: a file that asks for more is broken, and is refused before memory is.
+# No model is near these sizes: a file with more is broken, and is refused before memory is allocated.
 LARGEST, MOST_LAYERS = 10_000_000, 10_000
 
 
 class RopeScaling(Schema):
-    """How rotary positions reach beyond the length the model was trained on."""
+    """Scaling of rotary positions for texts longer than those of training."""
 
     type: Literal["linear", "llama3"] = Field(description="linear: every frequency; llama3: the long wavelengths only")
-    factor: float = Field(gt=0, description="how many times longer the context becomes")
+    factor: float = Field(gt=0, description="factor by which the context becomes longer")
     low_frequency_factor: float = Field(1.0, gt=0, description="llama3: wavelengths above original/low are stretched")
     high_frequency_factor: float = Field(4.0, gt=0, description="llama3: wavelengths below original/high are kept")
     original_max_length: int = Field(8192, gt=0, description="llama3: tokens the model was trained on")
@@ -39,17 +39,17 @@ class TransformerConfig(Schema):
     type: str = Field("gpt2", description="model family; chooses the defaults of the keys below")
     pretrained: str | None = Field(
         None,
-        description="what to start from, its sizes, tokenizer and the parameters both models have: the output_dir of "
-        "a run, a folder in the Hugging Face format, or owner/name on the Hub",
+        description="base model, which gives sizes, tokenizer and common parameters: the output_dir of a run, a folder "
+        "in the Hugging Face format, or owner/name on the Hub",
     )
-    architecture: Architecture = Field("decoder", description="what the family is; not meant to be changed")
+    architecture: Architecture = Field("decoder", description="set by the family; not meant to be changed")
     vocab_size: int | None = Field(
         None, ge=1, le=LARGEST, description="rows of the embedding; default: the tokenizer's size"
     )
     hidden_size: int = Field(768, ge=1, le=LARGEST, description="D, width of the residual stream")
     num_layers: int = Field(12, ge=1, le=MOST_LAYERS, description="L, number of blocks")
     num_decoder_layers: int | None = Field(
-        None, ge=1, le=MOST_LAYERS, description="encoder_decoder: blocks of the decoder, if others"
+        None, ge=1, le=MOST_LAYERS, description="encoder_decoder: blocks of the decoder; default: num_layers"
     )
     num_heads: int = Field(12, ge=1, le=LARGEST, description="N, query heads")
     num_kv_heads: int | None = Field(None, ge=1, description="K, key/value heads; default: num_heads")
@@ -70,8 +70,8 @@ class TransformerConfig(Schema):
     norm_place: Literal["pre", "post"] = Field("pre", description="before each sublayer, or after its residual sum")
     norm_epsilon: float = Field(1e-5, gt=0, description="added to the variance")
     norm_offset: float = Field(0.0, description="added to the norms' scale; Gemma 1, so that a scale of 0 is neutral")
-    embedding_norm: bool = Field(False, description="a norm behind the embedding")
-    first_norm: bool = Field(True, description="False: the first block's attention reads the embedding's norm as it is")
+    embedding_norm: bool = Field(False, description="a norm after the embedding")
+    first_norm: bool = Field(True, description="False: the first block's attention has no norm of its own")
     qk_norm: bool = Field(False, description="RMS norm of every query and key head")
     parallel_residual: bool = Field(False, description="attention and feed-forward both read the block's input")
     activation: Activation = Field("gelu_tanh", description="feed-forward activation: " + ", ".join(ACTIVATIONS))
@@ -96,9 +96,9 @@ class TransformerConfig(Schema):
         None, ge=1, description="sliding-window attention: tokens seen on a side, itself included"
     )
     global_every: int | None = Field(
-        None, ge=1, description="every so manyth block, from the first, attends without the window"
+        None, ge=1, description="every n-th block, from the first on, attends without the window"
     )
-    local_rope_theta: float | None = Field(None, gt=0, description="rotary: rope_theta of the blocks with the window")
+    local_rope_theta: float | None = Field(None, gt=0, description="rotary: rope_theta of blocks with the window")
     scale_scores: bool = Field(True, description="attention scores times 1/sqrt(H)")
     tie_embeddings: bool = Field(True, description="the output layer is the token embedding")
     scale_logits: bool = Field(False, description="logits times 1/sqrt(D)")
@@ -108,18 +108,17 @@ class TransformerConfig(Schema):
         description="encoder_decoder: token before the first of the target; T5: pad, BART: sep, mBART: the text's last",
     )
     pooling: Literal["first", "last", "mean"] | None = Field(
-        None, description="classification: state of the text; default: an encoder's first token, else the last real one"
+        None,
+        description="classification: pooled state; default: the first token of an encoder, else the last real token",
     )
     pooler: Activation | None = Field(
         None, description="classification: activation of the dense layer over the pooled state; null: no such layer"
     )
-    pooler_norm: bool = Field(False, description="classification: a norm behind that layer; ModernBERT")
-    token_pooler: bool = Field(
-        False, description="that layer also stands before the scores of single tokens; ModernBERT"
-    )
-    pad_token_id: int | None = Field(None, ge=0, description="id of the padding token, for others who read the model")
-    bos_token_id: int | None = Field(None, ge=0, description="id of the token that begins a text, likewise")
-    eos_token_id: int | None = Field(None, ge=0, description="id of the token that ends a text, likewise")
+    pooler_norm: bool = Field(False, description="classification: a norm after that layer; ModernBERT")
+    token_pooler: bool = Field(False, description="that layer also precedes the scores of single tokens; ModernBERT")
+    pad_token_id: int | None = Field(None, ge=0, description="id of the padding token, for other programs")
+    bos_token_id: int | None = Field(None, ge=0, description="id of the token that begins a text, for other programs")
+    eos_token_id: int | None = Field(None, ge=0, description="id of the token that ends a text")
     decoder_start_token_id: int | None = Field(
         None, ge=0, description="encoder_decoder: id of the token before the first of the target"
     )
@@ -140,17 +139,17 @@ class TransformerConfig(Schema):
         description="blocks unrolled in the compiled loop over layers; default: all on a CPU without remat, else 1",
     )
     attention_implementation: Literal["auto", "splash", "blocked", "reference"] = Field(
-        "auto", description="how scores are computed"
+        "auto", description="how attention is computed"
     )
 
     @property
     def has_qkv_bias(self) -> bool:
-        """Whether queries, keys and values have biases, resolved."""
+        """True if queries, keys and values have biases, resolved."""
         return self.use_bias if self.qkv_bias is None else self.qkv_bias
 
     @property
     def pooled_state(self) -> str:
-        """Which state stands for the text, resolved."""
+        """The pooled state, resolved."""
         return self.pooling or ("first" if self.architecture == "encoder" else "last")
 
     @property
@@ -165,7 +164,7 @@ class TransformerConfig(Schema):
 
     @property
     def rotary_size(self) -> int:
-        """Entries of a head that are rotated."""
+        """Number of entries of a head that are rotated."""
         return int(self.head_width * self.rotary_fraction)
 
     @property
@@ -212,7 +211,7 @@ class TransformerConfig(Schema):
         if self.positions == "relative" and self.relative_max_distance <= self.relative_buckets // 2:
             raise ValueError(
                 f"relative_max_distance is {self.relative_max_distance} and relative_buckets {self.relative_buckets}, "
-                f"expected a distance above {self.relative_buckets // 2}: the nearer ones have a bucket each"
+                f"expected a distance above {self.relative_buckets // 2}: smaller distances have a bucket each"
             )
         if self.rope_scaling is not None and self.positions != "rotary":
             raise ValueError(f"rope_scaling is given with positions: {self.positions}, expected positions: rotary")

@@ -1,11 +1,10 @@
-"""Heads: what a task puts on a body (encoder, decoder or encoder-decoder).
+"""Heads on a backbone (encoder, decoder or encoder-decoder).
 
-A head shares its parameters' level with the body: ``embeddings``, ``layers`` and so on have the same names with any
-head or none, so that a body trained for one task is taken over by another name by name.
+The parameters of a head are on the same level as those of the backbone: ``embeddings``, ``layers`` and so on have the
+same names with any head or none, so that another task can take over a trained backbone name by name.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -14,14 +13,15 @@ import jax.numpy as jnp
 
 from jaxformer import functional as F
 from jaxformer.models.config import TransformerConfig
+from jaxformer.models.inputs import Inputs
 from jaxformer.models.layers import DropoutKeys, Norm, Projection, kernel_deviation
 from jaxformer.models.transformer import BODIES
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["logits", "last_hidden_state"], meta_fields=[])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class HeadOutput:
-    """What a classifier returns.
+    """Output of a classifier.
 
     Attributes:
         logits: ``[B, C]``, or ``[B, T, C]`` for every token; float32.
@@ -32,14 +32,10 @@ class HeadOutput:
     last_hidden_state: jax.Array
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["last_hidden_state", "pooler_output", "encoder_last_hidden_state"],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class BodyOutput:
-    """What a body returns.
+    """Output of a backbone.
 
     Attributes:
         last_hidden_state: ``[B, T, D]``, an encoder-decoder's of the decoder.
@@ -52,7 +48,7 @@ class BodyOutput:
     encoder_last_hidden_state: jax.Array | None = None
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["start_logits", "end_logits"], meta_fields=[])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SpanOutput:
     """Scores ``[B, T]`` float32 of each token as the first and as the last of the answer."""
@@ -62,7 +58,7 @@ class SpanOutput:
 
 
 class Dense(nn.Module):
-    """A linear layer with its parameters, ``[..., D]`` to ``[..., size]``."""
+    """A linear layer, ``[..., D]`` to ``[..., size]``."""
 
     config: TransformerConfig
     size: int
@@ -74,15 +70,15 @@ class Dense(nn.Module):
         """Applies it."""
         width = x.shape[-1]
         std = kernel_deviation(self.config, width)
-        nn.share_scope(self, projection := Projection((width, self.size), ("embed", self.axis), 1, self.use_bias, std))
-        return F.linear(x, projection())
+        nn.share_scope(self, projection := Projection((width, self.size), ("embed", self.axis), self.use_bias, std))
+        return F.linear(x, **projection())
 
 
 class Pooler(nn.Module):
-    """One state for the whole text: its first token's, its last one's, which has seen all others, or their mean.
+    """One state for the whole text: that of its first token, that of its last, which has seen all others, or the mean.
 
-    Then, if the configuration names a ``pooler``, a dense layer with that activation (Devlin et al. 2019, section 3.1),
-    in ModernBERT with a norm behind it.
+    If the configuration names a ``pooler``, a dense layer with that activation follows (Devlin et al. 2019, section
+    3.1), in ModernBERT with a norm after it.
     """
 
     config: TransformerConfig
@@ -95,7 +91,7 @@ class Pooler(nn.Module):
             if c.pooler_norm:
                 self.norm = Norm(c)
 
-    def __call__(self, hidden: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
+    def __call__(self, hidden: jax.Array, attention_mask: Any) -> jax.Array:
         """``[B, T, D]`` to ``[B, D]``."""
         B, T = hidden.shape[:2]
         real = jnp.ones((B, T), bool) if attention_mask is None else jnp.asarray(attention_mask, bool)
@@ -107,7 +103,7 @@ class Pooler(nn.Module):
         return self.transform(jnp.take_along_axis(hidden, place[:, None, None], axis=1)[:, 0])
 
     def transform(self, x: jax.Array) -> jax.Array:
-        """The dense layer, its activation and norm, over ``[..., D]``; nothing where there is none."""
+        """Applies the dense layer with activation and norm to ``[..., D]``, if there is one."""
         c = self.config
         if c.pooler is None:
             return x
@@ -116,65 +112,36 @@ class Pooler(nn.Module):
 
 
 class WithBody(nn.Module):
-    """Base of the models with a head: a body whose parameters stand beside those of the head."""
+    """Base of the models with a head, whose parameters stand beside those of the backbone."""
 
     config: TransformerConfig
 
     def setup(self) -> None:
-        """Declares the body."""
+        """Declares the backbone."""
         self.body = BODIES[self.config.architecture](self.config)
         nn.share_scope(self, self.body)
         self.head_dropout_keys = DropoutKeys()
 
-    def states(
-        self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
-        token_type_ids: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
-        segment_ids: jax.Array | None = None,
-        example_ids: jax.Array | None = None,
-        deterministic: bool = True,
-    ) -> jax.Array:
-        """The body's last hidden states ``[B, T, D]``; an encoder-decoder reads the text on both sides.
-
-        Token types are for models that have them; others ignore them.
-        """
+    def states(self, inputs: Inputs) -> jax.Array:
+        """The last hidden states ``[B, T, D]``; an encoder-decoder reads the text on both sides."""
         if self.config.architecture == "encoder_decoder":
-            return self.body.both(
-                input_ids,
-                attention_mask,
-                position_ids=position_ids,
-                segment_ids=segment_ids,
-                example_ids=example_ids,
-                deterministic=deterministic,
-            )[1]
-        return self.body.hidden_states(
-            input_ids,
-            attention_mask,
-            position_ids,
-            segment_ids,
-            None,
-            example_ids,
-            deterministic,
-            token_type_ids,
-        )[0]
+            hidden: jax.Array = self.body.both(inputs)[1]
+        else:
+            hidden = self.body.hidden_states(inputs)[0]
+        return hidden
 
-    def drop(
-        self, x: jax.Array, example_ids: jax.Array | None = None, deterministic: bool = True, **_: Any
-    ) -> jax.Array:
-        """Dropout before the head; of the arguments of ``states`` it needs two."""
+    def drop(self, x: jax.Array, inputs: Inputs) -> jax.Array:
+        """Dropout before the head."""
         rate = self.config.dropout
-        examples = jnp.arange(len(x)) if example_ids is None else example_ids
-        return F.dropout(x, rate, self.head_dropout_keys(rate, None if deterministic else examples))
+        return F.dropout(x, rate, self.head_dropout_keys(rate, inputs.dropout_ids))
 
 
 class Body(WithBody):
-    """A body without a head.
+    """A backbone without a head.
 
     Attributes:
         config: of the model.
-        pooled: whether a pooler gives one state for the text, as the first encoders have been trained with.
+        pooled: whether it has a pooler, as the first encoders.
     """
 
     pooled: bool = False
@@ -185,13 +152,14 @@ class Body(WithBody):
         if self.pooled:
             self.pooler = Pooler(self.config)
 
-    def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None, **kwargs: Any) -> BodyOutput:
-        """The last hidden states; arguments as in ``WithBody.states``, an encoder-decoder's also ``decoder_...``."""
+    def __call__(self, *args: Any, **kwargs: Any) -> BodyOutput:
+        """The last hidden states; arguments are ``Inputs``."""
+        inputs = Inputs(*args, **kwargs)
         if self.config.architecture == "encoder_decoder":
-            context, hidden = self.body.both(input_ids, attention_mask, **kwargs)
+            context, hidden = self.body.both(inputs)
             return BodyOutput(hidden, None, context.hidden)
-        states = self.states(input_ids, attention_mask, **kwargs)
-        return BodyOutput(states, self.pooler(states, attention_mask) if self.pooled else None)
+        states = self.states(inputs)
+        return BodyOutput(states, self.pooler(states, inputs.attention_mask) if self.pooled else None)
 
 
 class SequenceClassifier(WithBody):
@@ -200,7 +168,7 @@ class SequenceClassifier(WithBody):
     Attributes:
         config: of the model.
         num_labels: number of classes ``C``.
-        labels: their names, if they have some.
+        labels: names of the classes, if they have names.
     """
 
     num_labels: int = 2
@@ -212,42 +180,50 @@ class SequenceClassifier(WithBody):
         self.pooler = Pooler(self.config)
         self.classifier = Dense(self.config, self.num_labels, "classes", self.config.architecture != "decoder")
 
-    def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None, **kwargs: Any) -> HeadOutput:
-        """Logits ``[B, C]``; arguments as in ``WithBody.states``."""
-        states = self.states(input_ids, attention_mask, **kwargs)
-        pooled = self.drop(self.pooler(states, attention_mask), **kwargs)
+    def __call__(self, *args: Any, **kwargs: Any) -> HeadOutput:
+        """Logits ``[B, C]``; arguments are ``Inputs``."""
+        inputs = Inputs(*args, **kwargs)
+        states = self.states(inputs)
+        pooled = self.drop(self.pooler(states, inputs.attention_mask), inputs)
         return HeadOutput(self.classifier(pooled).astype(jnp.float32), states)
 
 
 class MultipleChoice(SequenceClassifier):
-    """One score per choice: every choice is a text of its own, and its score the only class of a classifier.
+    """One score per choice: every choice is a separate text, and its score is the only class of a classifier.
 
     ``input_ids``, ``attention_mask`` and ``token_type_ids`` are ``[B, C, T]``, the logits ``[B, C]``.
     """
 
     num_labels: int = 1
-    init_shape: ClassVar[tuple[int, ...]] = (1, 2, 2)  # what ``init`` needs of ``input_ids``; other models take (1, 2)
+    init_shape: ClassVar[tuple[int, ...]] = (1, 2, 2)  # of ``input_ids`` for ``init``; other models take (1, 2)
 
-    def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None, **kwargs: Any) -> HeadOutput:
-        """Logits ``[B, C]``."""
-        B, C = input_ids.shape[:2]
-        kwargs = {"example_ids": jnp.arange(B), **kwargs}
-        # Each choice is dropped otherwise, and as its example says.
-        kwargs["example_ids"] = jnp.ravel(kwargs["example_ids"][:, None] * C + jnp.arange(C))
-        if "token_type_ids" in kwargs:
-            kwargs["token_type_ids"] = kwargs["token_type_ids"].reshape(B * C, -1)
-        mask = None if attention_mask is None else attention_mask.reshape(B * C, -1)
-        output = super().__call__(input_ids.reshape(B * C, -1), mask, **kwargs)
+    def __call__(self, *args: Any, **kwargs: Any) -> HeadOutput:
+        """Logits ``[B, C]``; arguments are ``Inputs``."""
+        inputs = Inputs(*args, **kwargs)
+        B, C = inputs.input_ids.shape[:2]
+        example_ids = jnp.arange(B) if inputs.example_ids is None else inputs.example_ids
+
+        def flat(array: Any) -> Any:
+            return None if array is None else array.reshape(B * C, -1)
+
+        inputs = inputs._replace(
+            input_ids=flat(inputs.input_ids),
+            attention_mask=flat(inputs.attention_mask),
+            token_type_ids=flat(inputs.token_type_ids),
+            # Each choice has dropout of its own, which depends on its example.
+            example_ids=jnp.ravel(example_ids[:, None] * C + jnp.arange(C)),
+        )
+        output = super().__call__(*inputs)
         return HeadOutput(output.logits.reshape(B, C), output.last_hidden_state)
 
 
 class TokenClassifier(WithBody):
-    """Scores per class for every token; an encoder-decoder's encoder alone is used, as nothing is generated.
+    """Scores per class for every token; of an encoder-decoder only the encoder is used.
 
     Attributes:
         config: of the model.
         num_labels: number of classes ``C``.
-        labels: their names, if they have some.
+        labels: names of the classes, if they have names.
     """
 
     num_labels: int = 2
@@ -260,20 +236,19 @@ class TokenClassifier(WithBody):
             self.pooler = Pooler(self.config)
         self.classifier = Dense(self.config, self.num_labels, "classes")
 
-    def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None, **kwargs: Any) -> HeadOutput:
-        """Logits ``[B, T, C]``; arguments as in ``WithBody.states``."""
+    def __call__(self, *args: Any, **kwargs: Any) -> HeadOutput:
+        """Logits ``[B, T, C]``; arguments are ``Inputs``."""
+        inputs = Inputs(*args, **kwargs)
         if self.config.architecture == "encoder_decoder":
-            inputs = {name: value for name, value in kwargs.items() if name != "token_type_ids"}
-            states = self.body.encode(input_ids, attention_mask, **inputs).hidden
+            states = self.body.encode_inputs(inputs).hidden
         else:
-            states = self.states(input_ids, attention_mask, **kwargs)
+            states = self.states(inputs)
         read = self.pooler.transform(states) if self.config.token_pooler else states
-        dropped = self.drop(read, **kwargs)
-        return HeadOutput(self.classifier(dropped).astype(jnp.float32), states)
+        return HeadOutput(self.classifier(self.drop(read, inputs)).astype(jnp.float32), states)
 
 
 class QuestionAnswering(WithBody):
-    """Where the answer to a question begins and ends in the text that follows it (Devlin et al. 2019, section 4.2)."""
+    """Start and end of the answer to a question in the text that follows it (Devlin et al. 2019, section 4.2)."""
 
     def setup(self) -> None:
         """Declares the parts."""
@@ -283,8 +258,8 @@ class QuestionAnswering(WithBody):
         self.span_classifier = Dense(self.config, 2, None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> SpanOutput:
-        """Scores of every token; arguments as in ``WithBody.states``."""
-        states = self.states(*args, **kwargs)
+        """Scores of every token; arguments are ``Inputs``."""
+        states = self.states(Inputs(*args, **kwargs))
         read = self.pooler.transform(states) if self.config.token_pooler else states
         logits = self.span_classifier(read).astype(jnp.float32)
         return SpanOutput(logits[..., 0], logits[..., 1])

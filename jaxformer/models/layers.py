@@ -4,6 +4,8 @@ Logical axes: ``embed`` D, ``heads`` N, ``kv_heads`` K, ``head`` H, ``mlp`` F, `
 ``table`` the rows of a small table, ``classes``.
 """
 
+import dataclasses
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -12,12 +14,24 @@ import jax.numpy as jnp
 
 from jaxformer import functional as F
 from jaxformer.models.config import TransformerConfig
-from jaxformer.models.partition import attention_split, place, platform
+from jaxformer.models.inputs import Inputs
+from jaxformer.models.kernel_layout import kernel_axes
+from jaxformer.models.partition import attention_split, one_device, place, platform
 
 Weights = dict[str, Any]
 
-# In parameters that ``generation.prepare`` laid out for decoding, what stands in the place of a kernel or a table.
+# Name of a kernel or table in parameters that ``generation.prepare`` laid out for decoding.
 PACKED = "packed"
+
+
+def for_products(kernel: Any) -> Any:
+    """The kernel as its products are fastest: on one device they join the axes of the tokens."""
+    if not one_device() or isinstance(kernel, F.Packed):
+        return kernel
+    if isinstance(kernel, F.LowRankKernel):
+        parts: Any = {name: F.JoinedKernel(getattr(kernel, name)) for name in ("kernel", "a", "b")}
+        return dataclasses.replace(kernel, **parts)
+    return F.JoinedKernel(kernel)
 
 
 class Projection(nn.Module):
@@ -26,14 +40,12 @@ class Projection(nn.Module):
     Attributes:
         shape: of the kernel, inputs first.
         axes: logical axis names of the kernel.
-        outputs: how many of the last axes are outputs; the bias has their shape.
-        use_bias: whether there is a bias.
+        use_bias: whether there is a bias, of the shape of the outputs.
         standard_deviation: of the initial kernel.
     """
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
-    outputs: int
     use_bias: bool
     standard_deviation: float
 
@@ -41,14 +53,15 @@ class Projection(nn.Module):
     def __call__(self) -> Weights:
         """The weights, ``{"kernel": ..., "bias": ...}``."""
         normal = nn.initializers.normal(self.standard_deviation)
-        weights: Weights
         if self.has_variable("params", PACKED):
-            weights = {"kernel": self.get_variable("params", PACKED)}
+            kernel = self.get_variable("params", PACKED)
         else:
-            weights = {"kernel": self.param("kernel", nn.with_logical_partitioning(normal, self.axes), self.shape)}
+            kernel = self.param("kernel", nn.with_logical_partitioning(normal, self.axes), self.shape)
+        weights = {"kernel": for_products(kernel)}
         if self.use_bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[-self.outputs :])
-            weights["bias"] = self.param("bias", zeros, self.shape[-self.outputs :])
+            outputs = kernel_axes("/".join((*self.path, "kernel"))).outputs
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[-outputs:])
+            weights["bias"] = self.param("bias", zeros, self.shape[-outputs:])
         return weights
 
 
@@ -90,17 +103,24 @@ class Embedding(nn.Module):
         return self.param("embedding", normal, (self.size, self.width))
 
 
-class Bias(nn.Module):
-    """Declares a bias ``[size]`` and returns it."""
+class Vector(nn.Module):
+    """Declares a vector and returns it.
+
+    Attributes:
+        size: of the vector.
+        axis: logical axis name.
+        parameter: its name, ``bias`` (initially zeros) or ``scale`` (initially ones).
+    """
 
     size: int
     axis: str
+    parameter: str = "bias"
 
     @nn.compact
     def __call__(self) -> jax.Array:
-        """The bias."""
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, (self.axis,))
-        return self.param("bias", zeros, (self.size,))
+        """The vector."""
+        initial = nn.initializers.ones if self.parameter == "scale" else nn.initializers.zeros
+        return self.param(self.parameter, nn.with_logical_partitioning(initial, (self.axis,)), (self.size,))
 
 
 class DropoutKeys(nn.Module):
@@ -133,18 +153,6 @@ def embedding_deviation(config: TransformerConfig) -> float:
     return config.initializer_range
 
 
-class HeadNorm(nn.Module):
-    """Declares the scale ``[H]`` of a norm over each head and returns it."""
-
-    size: int
-
-    @nn.compact
-    def __call__(self) -> jax.Array:
-        """The scale."""
-        ones = nn.with_logical_partitioning(nn.initializers.ones, ("head",))
-        return self.param("scale", ones, (self.size,))
-
-
 class Attention(nn.Module):
     """Multi-head attention with grouped key/value heads, rotary positions and a cache, by the configuration."""
 
@@ -163,7 +171,22 @@ class Attention(nn.Module):
         slot: jax.Array | None = None,
         example_ids: jax.Array | None = None,
     ) -> tuple[jax.Array, F.KeyValue | None]:
-        """Attends within ``x`` and the cache, or from ``x`` to ``context``."""
+        """Attends within ``x`` and the cache, or from ``x`` to ``context``.
+
+        Args:
+            x: ``[B, T, D]``.
+            mask: over ``x``, the cache or the context.
+            context: ``[B, S, D]``, or its keys and values, which an earlier call returned.
+            bias: of the scores.
+            rotary: angles of the tokens of ``x``.
+            cache: of earlier tokens, to which those of ``x`` are appended; keys and values of a context are returned in
+                its dtype.
+            slot: first place of the cache for the tokens of ``x``; None if the cache is empty.
+            example_ids: numbers of the rows for dropout.
+
+        Returns:
+            The output, and the keys and values of the cache or the context; None without a cache.
+        """
         c = self.config
         D, N, K, H = c.hidden_size, c.num_heads, c.kv_heads, c.head_width
         std = kernel_deviation(c, D)
@@ -171,31 +194,35 @@ class Attention(nn.Module):
         query_std = std if c.scale_scores or c.initializer == "normal" else std * H**-0.5
         out_std = kernel_deviation(c, N * H, to_residual=True)
         weights: Weights = {
-            "query": Projection((D, N, H), ("embed", "heads", "head"), 2, c.has_qkv_bias, query_std, name="query")(),
-            "key": Projection((D, K, H), ("embed", "kv_heads", "head"), 2, c.has_qkv_bias, std, name="key")(),
-            "value": Projection((D, K, H), ("embed", "kv_heads", "head"), 2, c.has_qkv_bias, std, name="value")(),
-            "output": Projection((N, H, D), ("heads", "head", "embed"), 1, c.use_bias, out_std, name="output")(),
+            "query": Projection((D, N, H), ("embed", "heads", "head"), c.has_qkv_bias, query_std, name="query")(),
+            "key": Projection((D, K, H), ("embed", "kv_heads", "head"), c.has_qkv_bias, std, name="key")(),
+            "value": Projection((D, K, H), ("embed", "kv_heads", "head"), c.has_qkv_bias, std, name="value")(),
+            "output": Projection((N, H, D), ("heads", "head", "embed"), c.use_bias, out_std, name="output")(),
         }
         if c.qk_norm:
-            weights["query_norm"] = HeadNorm(H, name="query_norm")()
-            weights["key_norm"] = HeadNorm(H, name="key_norm")()
-        return F.multi_head_attention(
-            x,
-            weights,
-            context=context,
-            mask=mask,
-            bias=bias,
-            rotary=rotary,
-            cache=cache,
-            slot=slot,
-            norm_epsilon=c.norm_epsilon,
-            scale=None if c.scale_scores else 1.0,
-            dropout_rate=c.attention_dropout,
-            dropout_keys=DropoutKeys(name="attention_dropout")(c.attention_dropout, example_ids),
-            implementation=c.attention_implementation,
-            platform=platform(),
-            split=attention_split(x.shape[0], x.shape[1], N, K),
-        )
+            weights["query_norm"] = Vector(H, "head", "scale", name="query_norm")()
+            weights["key_norm"] = Vector(H, "head", "scale", name="key_norm")()
+        options: dict[str, Any] = {"mask": mask, "bias": bias, "norm_epsilon": c.norm_epsilon}
+        options["scale"] = None if c.scale_scores else 1.0
+        if isinstance(context, F.KeyValue):
+            return F.cached_cross_attention(x, weights, context, **options), context
+        options["rotary"] = rotary
+        if cache is not None and slot is not None:
+            return F.cached_self_attention(x, weights, cache, slot, **options)
+        options |= {
+            "context": context,
+            "dropout_rate": c.attention_dropout,
+            "dropout_keys": DropoutKeys(name="attention_dropout")(c.attention_dropout, example_ids),
+            "attention": partial(
+                F.kernel_attention,
+                implementation=c.attention_implementation,
+                platform=platform(),
+                split=attention_split(x.shape[0], x.shape[1], N, K),
+            ),
+        }
+        if cache is not None:
+            return F.prefill_attention(x, weights, cache, **options)
+        return F.multi_head_attention(x, weights, **options), None
 
 
 class FeedForward(nn.Module):
@@ -209,11 +236,16 @@ class FeedForward(nn.Module):
         c = self.config
         D, inner = c.hidden_size, c.inner_size
         std, out_std = kernel_deviation(c, D), kernel_deviation(c, inner, to_residual=True)
-        weights = {"up": Projection((D, inner), ("embed", "mlp"), 1, c.use_bias, std, name="up")()}
+        weights = {"up": Projection((D, inner), ("embed", "mlp"), c.use_bias, std, name="up")()}
         if c.gated:
-            weights["gate"] = Projection((D, inner), ("embed", "mlp"), 1, c.use_bias, std, name="gate")()
-        weights["down"] = Projection((inner, D), ("mlp", "embed"), 1, c.use_bias, out_std, name="down")()
+            weights["gate"] = Projection((D, inner), ("embed", "mlp"), c.use_bias, std, name="gate")()
+        weights["down"] = Projection((inner, D), ("mlp", "embed"), c.use_bias, out_std, name="down")()
         return F.feed_forward(x, weights, activation=c.activation)
+
+
+def tied_head(table: Any, bias: jax.Array | None = None) -> F.HeadWeights:
+    """The output layer of an embedding table; a packed table is laid out as a kernel already."""
+    return F.HeadWeights(for_products(table), bias, tied=not isinstance(table, F.Packed))
 
 
 class Embeddings(nn.Module):
@@ -221,7 +253,7 @@ class Embeddings(nn.Module):
 
     Attributes:
         config: of the model.
-        own_tokens: False where the caller brings the token table, which several embeddings share.
+        own_tokens: False where several embeddings share a token table, which the caller passes.
     """
 
     config: TransformerConfig
@@ -240,23 +272,16 @@ class Embeddings(nn.Module):
         if c.embedding_norm:
             self.norm = Norm(c)
         if c.embedding_size is not None:
-            # The narrow side is split over devices like the width of the model: both are called ``embed`` elsewhere.
+            # The wide side is split over devices like the width of the model; both are called ``embed`` elsewhere.
             shape, axes = (E, c.hidden_size), (None, "embed")
-            self.projection = Projection(shape, axes, 1, True, kernel_deviation(c, E))
+            self.projection = Projection(shape, axes, True, kernel_deviation(c, E))
         self.dropout_keys = DropoutKeys()
 
-    def __call__(
-        self,
-        input_ids: jax.Array,
-        position_ids: jax.Array,
-        real: jax.Array | None,
-        example_ids: jax.Array | None,
-        token_type_ids: jax.Array | None = None,
-        table: jax.Array | None = None,
-    ) -> jax.Array:
-        """Embeds the tokens; padding (``real`` False) becomes zeros, so that nothing in its row spreads."""
+    def __call__(self, inputs: Inputs, table: Any = None) -> jax.Array:
+        """Embeds the tokens; padding becomes zeros, so that nothing of it spreads. Positions must be given."""
+        input_ids, position_ids, real = inputs.input_ids, inputs.position_ids, inputs.real
         c = self.config
-        # The rows that are looked up belong to the devices that hold the tokens, each as wide as it is.
+        # The rows that are looked up belong to the devices that hold the tokens, and are not split along D.
         table = self.token() if table is None else table
         if not isinstance(table, F.Packed):
             table = place(table, "vocab", None)
@@ -269,17 +294,17 @@ class Embeddings(nn.Module):
         elif c.positions == "sinusoidal":
             x = x + F.sinusoidal_positions(position_ids, c.token_size, halves=c.sinusoidal_halves)
         if c.token_types:
-            types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+            types = jnp.zeros_like(input_ids) if inputs.token_type_ids is None else inputs.token_type_ids
             x = x + jnp.take(self.token_type(), types, axis=0)
         if real is not None:
             x = jnp.where(real[..., None], x, 0.0)
         if c.embedding_norm:
             x = self.norm(x)
-        x = F.dropout(x, c.dropout, self.dropout_keys(c.dropout, example_ids))
+        x = F.dropout(x, c.dropout, self.dropout_keys(c.dropout, inputs.dropout_ids))
         if c.embedding_size is not None:
-            x = F.linear(x, self.projection())
+            x = F.linear(x, **self.projection())
         return place(x.astype(c.dtype), "batch", "length", None)
 
     def head(self) -> F.HeadWeights:
         """The tied output layer."""
-        return F.HeadWeights(self.token(), tied=True)
+        return tied_head(self.token())

@@ -1,7 +1,6 @@
-"""Heads that are pre-trained on hidden tokens: BERT's masked language model and ELECTRA's discriminator."""
+"""Pre-training heads of encoders: BERT's masked language model and ELECTRA's discriminator."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -11,14 +10,15 @@ import jax.numpy as jnp
 from jaxformer import functional as F
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.heads import Dense, HeadOutput, Pooler, WithBody
-from jaxformer.models.layers import Norm
+from jaxformer.models.inputs import Inputs
+from jaxformer.models.layers import Norm, tied_head
 from jaxformer.models.stack import Stack
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["logits", "pair_logits", "last_hidden_state"], meta_fields=[])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class MaskedLMOutput:
-    """What a masked language model returns.
+    """Output of a masked language model.
 
     Attributes:
         logits: ``[B, T, V]`` float32.
@@ -32,7 +32,7 @@ class MaskedLMOutput:
 
 
 class MLMHead(nn.Module):
-    """Dense layer to the width of the embedding, activation, norm; the tied table with a bias of its own follows."""
+    """Dense layer to the width of the embedding, activation, norm; the tied table with a separate bias follows."""
 
     config: TransformerConfig
 
@@ -46,7 +46,7 @@ class MLMHead(nn.Module):
 
 
 def at_positions(states: jax.Array, positions: jax.Array | None) -> jax.Array:
-    """The states ``[B, M, D]`` at the places ``[B, M]``, or all states."""
+    """The states ``[B, M, D]`` at the positions ``[B, M]``; all states if these are None."""
     return states if positions is None else jnp.take_along_axis(states, positions[..., None], axis=1)
 
 
@@ -55,8 +55,7 @@ class MaskedLM(WithBody):
 
     Attributes:
         config: of the model.
-        sentence_pairs: whether a second head says how two joined texts belong together (next-sentence prediction,
-            sentence-order prediction).
+        sentence_pairs: whether a second head classifies pairs of texts (next-sentence or sentence-order prediction).
     """
 
     sentence_pairs: bool = False
@@ -72,37 +71,37 @@ class MaskedLM(WithBody):
     def hidden_and_head(
         self, *args: Any, masked_positions: jax.Array | None = None, **kwargs: Any
     ) -> tuple[jax.Array, F.HeadWeights]:
-        """What ``functional.chunked_cross_entropy`` takes; arguments as in ``__call__``.
+        """Hidden states and output layer, as ``functional.chunked_cross_entropy`` takes them.
 
-        With ``masked_positions [B, M]`` only for the tokens at these places: the head is then computed for the tokens
-        that are predicted, not for all.
+        Args:
+            *args: as in ``__call__``.
+            masked_positions: ``[B, M]``, the tokens that are predicted; the head is computed for these only. Default:
+                all.
+            **kwargs: as in ``__call__``.
         """
-        return self._transformed(self.states(*args, **kwargs), masked_positions)
+        return self._transformed(self.states(Inputs(*args, **kwargs)), masked_positions)
 
     def hidden_head_and_pairs(
-        self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
-        *,
-        masked_positions: jax.Array | None = None,
-        **kwargs: Any,
+        self, *args: Any, masked_positions: jax.Array | None = None, **kwargs: Any
     ) -> tuple[jax.Array, F.HeadWeights, jax.Array]:
-        """The same with ``pair_logits``; arguments as in ``__call__``."""
-        states = self.states(input_ids, attention_mask, **kwargs)
-        return *self._transformed(states, masked_positions), self._pairs(states, attention_mask)
+        """``hidden_and_head`` and ``pair_logits``."""
+        inputs = Inputs(*args, **kwargs)
+        states = self.states(inputs)
+        return *self._transformed(states, masked_positions), self._pairs(states, inputs)
 
     def _transformed(self, states: jax.Array, positions: jax.Array | None = None) -> tuple[jax.Array, F.HeadWeights]:
         hidden, bias = self.mlm_head(at_positions(states, positions))
-        return hidden, self.body.embeddings.head()._replace(bias=bias)
+        return hidden, tied_head(self.body.embeddings.token(), bias)
 
-    def _pairs(self, states: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
-        return self.pair_classifier(self.pooler(states, attention_mask)).astype(jnp.float32)
+    def _pairs(self, states: jax.Array, inputs: Inputs) -> jax.Array:
+        return self.pair_classifier(self.pooler(states, inputs.attention_mask)).astype(jnp.float32)
 
-    def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None, **kwargs: Any) -> MaskedLMOutput:
-        """Logits of the token at every place; arguments as in ``Encoder``."""
-        states = self.states(input_ids, attention_mask, **kwargs)
+    def __call__(self, *args: Any, **kwargs: Any) -> MaskedLMOutput:
+        """Logits of the token at every place; arguments are ``Inputs``."""
+        inputs = Inputs(*args, **kwargs)
+        states = self.states(inputs)
         hidden, head = self._transformed(states)
-        pairs = self._pairs(states, attention_mask) if self.sentence_pairs else None
+        pairs = self._pairs(states, inputs) if self.sentence_pairs else None
         return MaskedLMOutput(F.head_logits(hidden, head), pairs, states)
 
 
@@ -120,13 +119,13 @@ class DiscriminatorHead(nn.Module):
 
 
 class Discriminator(WithBody):
-    """ELECTRA: which tokens were replaced, and beside it the small generator that replaces them.
+    """ELECTRA's discriminator, which finds replaced tokens, and the small generator that replaces them.
 
-    Both read the same token table, which is the discriminator's (Clark et al. 2020, section 3.2).
+    Both share the token embedding (Clark et al. 2020, section 3.2).
 
     Attributes:
         config: of the discriminator.
-        generator_config: of the generator; its embedding has the discriminator's width.
+        generator_config: of the generator; its embedding has the width of the discriminator.
     """
 
     generator_config: TransformerConfig | None = None
@@ -140,22 +139,18 @@ class Discriminator(WithBody):
             self.generator_head = MLMHead(self.generator_config)
 
     def generator_hidden_and_head(
-        self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
-        *,
-        masked_positions: jax.Array | None = None,
-        **kwargs: Any,
+        self, *args: Any, masked_positions: jax.Array | None = None, **kwargs: Any
     ) -> tuple[jax.Array, F.HeadWeights]:
         """The generator's states and output layer, as ``MaskedLM.hidden_and_head``."""
-        head = self.body.embeddings.head()
-        hidden, _ = self.generator.hidden_states(input_ids, attention_mask, table=head.kernel, **kwargs)
+        table = self.body.embeddings.token()
+        hidden, _ = self.generator.hidden_states(Inputs(*args, **kwargs), table=table)
         hidden, bias = self.generator_head(at_positions(hidden, masked_positions))
-        return hidden, head._replace(bias=bias)
+        return hidden, tied_head(table, bias)
 
-    def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None, **kwargs: Any) -> HeadOutput:
-        """Logits ``[B, T]``: above 0 where a token looks replaced; arguments as in ``WithBody.states``."""
-        states = self.states(input_ids, attention_mask, **kwargs)
+    def __call__(self, *args: Any, **kwargs: Any) -> HeadOutput:
+        """Logits ``[B, T]``: above 0 where a token is probably replaced; arguments are ``Inputs``."""
+        inputs = Inputs(*args, **kwargs)
+        states = self.states(inputs)
         if self.is_initializing() and self.generator_config is not None:
-            self.generator_hidden_and_head(input_ids)
+            self.generator_hidden_and_head(inputs.input_ids)
         return HeadOutput(self.rtd_head(states), states)

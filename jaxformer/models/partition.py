@@ -1,8 +1,8 @@
-"""How activations lie on the devices: by the names of their dimensions, on the mesh that a step is traced for.
+"""Split of activations over devices, by the names of their dimensions, on the mesh that a step is traced for.
 
-Parameters say themselves how they are split (their logical axes). What is computed from them mostly follows; where it
-could follow two ways, a module says which by calling ``place``. Outside of ``on_mesh`` that does nothing, so that a
-model alone is what it was: a pure function of arrays.
+The split of the parameters is declared with them (logical axes). That of what is computed from them mostly follows;
+where it could follow in two ways, a module decides by calling ``place``. Outside of ``on_mesh`` that does nothing, so
+that a model alone stays a pure function of arrays.
 """
 
 import math
@@ -39,7 +39,7 @@ def _placed(placement: _Placement) -> Iterator[None]:
 
 
 def on_mesh(function: Callable[..., Any], mesh: Mesh, rules: Rules) -> Callable[..., Any]:
-    """``function``, to be traced for this mesh: ``place`` and ``shards`` inside it follow the rules.
+    """Makes ``function`` be traced for this mesh: ``place`` and ``shards`` inside it follow the rules.
 
     Args:
         function: to be jitted by the caller.
@@ -49,16 +49,16 @@ def on_mesh(function: Callable[..., Any], mesh: Mesh, rules: Rules) -> Callable[
 
     @wraps(function)
     def placed(*args: Any, **kwargs: Any) -> Any:
-        with _placed(_Placement(mesh, rules)), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        with _placed(_Placement(mesh, rules)):
             return function(*args, **kwargs)
 
     return placed
 
 
 def place(x: jax.Array, *axes: str | None) -> jax.Array:
-    """``x`` with its dimensions split as the rules say of their names (None: not split).
+    """``x`` with its dimensions split by the rules for their names (None: not split).
 
-    A dimension whose size does not divide is not split: rows of examples are as long as their longest.
+    A dimension whose size is not divisible is not split: rows of examples are as long as the longest of them.
     """
     placement = _PLACEMENT.get()
     if placement is None:
@@ -70,7 +70,7 @@ def place(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def shards(axis: str) -> int:
-    """Into how many parts a dimension of this name is split; 1 outside of ``on_mesh``."""
+    """Number of parts into which a dimension of this name is split; 1 outside of ``on_mesh``."""
     placement = _PLACEMENT.get()
     if placement is None:
         return 1
@@ -80,9 +80,9 @@ def shards(axis: str) -> int:
 
 
 def attention_split(rows: int, queries: int, heads: int, kv_heads: int) -> F.Split | None:
-    """How attention's arrays lie on the devices, for a kernel that is not split by the compiler; None outside.
+    """Split of attention's arrays, for kernels that the compiler cannot split; None outside of ``on_mesh``.
 
-    As ``place`` does, what does not divide is not split; key/value heads and their query heads only together.
+    As in ``place``, what is not divisible is not split; key/value heads and their query heads are only split together.
     """
     placement = _PLACEMENT.get()
     if placement is None:
@@ -97,6 +97,12 @@ def attention_split(rows: int, queries: int, heads: int, kv_heads: int) -> F.Spl
 
 
 def platform() -> str:
-    """What the program is compiled for: the mesh's devices, which may only be described, or else JAX's default."""
+    """The platform that the program is compiled for: the mesh's, which may only be described, or JAX's default."""
     placement = _PLACEMENT.get()
     return jax.default_backend() if placement is None else placement.mesh.devices.flat[0].platform
+
+
+def one_device() -> bool:
+    """True if the program is compiled for a single device; under pmap each device runs such a program."""
+    placement = _PLACEMENT.get()
+    return placement is None or placement.mesh.size == 1

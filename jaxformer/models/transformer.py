@@ -1,7 +1,6 @@
 """The three architectures: GPT-style decoder, BERT-style encoder, T5-style encoder-decoder."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -9,16 +8,17 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer import functional as F
-from jaxformer.models.cache import KVCache
 from jaxformer.models.config import TransformerConfig
-from jaxformer.models.layers import Bias, Embedding, Projection, embedding_deviation, kernel_deviation
+from jaxformer.models.inputs import Inputs
+from jaxformer.models.kv_cache import KVCache
+from jaxformer.models.layers import Embedding, Projection, Vector, embedding_deviation, kernel_deviation, tied_head
 from jaxformer.models.stack import Context, Stack
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["logits", "last_hidden_state", "cache"], meta_fields=[])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class CausalLMOutput:
-    """What a decoder returns.
+    """Output of a decoder.
 
     Attributes:
         logits: ``[B, T, V]`` float32.
@@ -31,14 +31,10 @@ class CausalLMOutput:
     cache: KVCache | None = None
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["logits", "last_hidden_state", "encoder_last_hidden_state", "cache"],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Seq2SeqOutput:
-    """What an encoder-decoder returns.
+    """Output of an encoder-decoder.
 
     Attributes:
         logits: ``[B, T, V]`` float32.
@@ -53,22 +49,18 @@ class Seq2SeqOutput:
     cache: KVCache | None = None
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["last_hidden_state"], meta_fields=[])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class EncoderOutput:
-    """What an encoder returns.
-
-    Attributes:
-        last_hidden_state: ``[B, T, D]``, compute dtype.
-    """
+    """Output of an encoder: ``last_hidden_state [B, T, D]``, compute dtype."""
 
     last_hidden_state: jax.Array
 
 
 def untied_head(config: TransformerConfig) -> Projection:
-    """The declaration of an output layer of its own, ``[D, V]``."""
+    """Declares an output layer that is not tied, ``[D, V]``."""
     std = kernel_deviation(config, config.hidden_size)
-    return Projection((config.hidden_size, config.vocabulary), ("embed", "vocab"), 1, False, std)
+    return Projection((config.hidden_size, config.vocabulary), ("embed", "vocab"), False, std)
 
 
 def for_head(config: TransformerConfig, hidden: jax.Array) -> jax.Array:
@@ -81,34 +73,19 @@ class Encoder(Stack):
 
     causal: bool = False
 
-    def __call__(
-        self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
-        token_type_ids: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
-        segment_ids: jax.Array | None = None,
-        example_ids: jax.Array | None = None,
-        deterministic: bool = True,
-    ) -> EncoderOutput:
+    def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None, **inputs: Any) -> EncoderOutput:
         """The hidden states of every token.
 
         Args:
             input_ids: ``[B, T]``.
             attention_mask: ``[B, T]``, 1 at real tokens, padding on any side; default: all real.
-            token_type_ids: ``[B, T]``, which of two joined texts a token belongs to; default 0.
-            position_ids: ``[B, T]``; default: counts the real tokens of each document.
-            segment_ids: ``[B, T]``, document of each token in a packed row, 0 for padding.
-            example_ids: ``[B]``, the numbers the rows' dropout is drawn by; default ``arange(B)``.
-            deterministic: False in training: dropout is on.
+            **inputs: ``token_type_ids``, ``position_ids``, ``segment_ids``, ``example_ids``, ``deterministic``; see
+                ``Inputs``.
 
         Raises:
             ValueError: if the row is longer than ``max_length``.
         """
-        hidden, _ = self.hidden_states(
-            input_ids, attention_mask, position_ids, segment_ids, None, example_ids, deterministic, token_type_ids
-        )
-        return EncoderOutput(hidden)
+        return EncoderOutput(self.hidden_states(Inputs(input_ids, attention_mask, **inputs))[0])
 
 
 class Decoder(Stack):
@@ -127,25 +104,15 @@ class Decoder(Stack):
         return F.HeadWeights(self.lm_head()["kernel"])
 
     def hidden_and_head(self, *args: Any, **kwargs: Any) -> tuple[jax.Array, F.HeadWeights]:
-        """What ``functional.chunked_cross_entropy`` takes: hidden states and output layer."""
-        return for_head(self.config, self.hidden_states(*args, **kwargs)[0]), self.head_weights()
+        """Hidden states and output layer, as ``functional.chunked_cross_entropy`` takes them."""
+        return for_head(self.config, self.hidden_states(Inputs(*args, **kwargs))[0]), self.head_weights()
 
     def last_logits(self, *args: Any, **kwargs: Any) -> tuple[jax.Array, KVCache | None]:
-        """Logits ``[B, V]`` behind the last place of each row, and the cache; arguments as in ``__call__``."""
-        hidden, cache = self.hidden_states(*args, **kwargs)
+        """Logits ``[B, V]`` after the last place of each row, and the cache; arguments as in ``__call__``."""
+        hidden, cache = self.hidden_states(Inputs(*args, **kwargs))
         return F.head_logits(for_head(self.config, hidden[:, -1]), self.head_weights()), cache
 
-    def __call__(
-        self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
-        segment_ids: jax.Array | None = None,
-        cache: KVCache | None = None,
-        example_ids: jax.Array | None = None,
-        deterministic: bool = True,
-        prefix_mask: jax.Array | None = None,
-    ) -> CausalLMOutput:
+    def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None, **inputs: Any) -> CausalLMOutput:
         """Logits of the next token at every position.
 
         ``model.apply({"params": params}, input_ids=...)`` evaluates; for training pass ``deterministic=False`` and
@@ -153,31 +120,16 @@ class Decoder(Stack):
 
         Args:
             input_ids: ``[B, T]``.
-            attention_mask: ``[B, T]``, 1 at real tokens, padding on any side; default: all real. With a cache it is
-                about these tokens alone, the cache knows about the earlier ones.
-            position_ids: ``[B, T]``; default: counts the real tokens of each document, after those in the cache.
-            segment_ids: ``[B, T]``, document of each token in a packed row, 0 for padding.
-            cache: keys and values of earlier tokens, from ``init_cache``.
-            example_ids: ``[B]``, the numbers the rows' dropout is drawn by; default ``arange(B)``.
-            deterministic: False in training: dropout is on.
-            prefix_mask: ``[B, T]``, 1 at tokens that all tokens of their document see (prefix language models).
+            attention_mask: ``[B, T]``, 1 at real tokens, padding on any side; default: all real.
+            **inputs: ``position_ids``, ``segment_ids``, ``cache``, ``prefix_mask``, ``example_ids``,
+                ``deterministic``; see ``Inputs``.
 
         Raises:
-            ValueError: if the row is longer than ``max_length`` or the cache, or a cache meets packed documents or a
-                prefix.
+            ValueError: if the row is longer than ``max_length`` or the cache, or a cache is combined with packed
+                documents or a prefix.
         """
-        hidden, cache = self.hidden_states(
-            input_ids,
-            attention_mask,
-            position_ids,
-            segment_ids,
-            cache,
-            example_ids,
-            deterministic,
-            prefix_mask=prefix_mask,
-        )
-        logits = F.head_logits(for_head(self.config, hidden), self.head_weights())
-        return CausalLMOutput(logits, hidden, cache)
+        hidden, cache = self.hidden_states(Inputs(input_ids, attention_mask, **inputs))
+        return CausalLMOutput(F.head_logits(for_head(self.config, hidden), self.head_weights()), hidden, cache)
 
 
 class EncoderDecoder(nn.Module):
@@ -202,60 +154,30 @@ class EncoderDecoder(nn.Module):
         if not c.tie_embeddings:
             self.lm_head = untied_head(c)
         if c.logits_bias:
-            self.logits_bias = Bias(c.vocabulary, "vocab")
+            self.logits_bias = Vector(c.vocabulary, "vocab")
 
-    def encode(
-        self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
-        segment_ids: jax.Array | None = None,
-        example_ids: jax.Array | None = None,
-        deterministic: bool = True,
-    ) -> Context:
+    def encode(self, input_ids: jax.Array, attention_mask: jax.Array | None = None, **inputs: Any) -> Context:
         """The encoder's hidden states, as ``decode`` takes them; arguments as in ``__call__``."""
-        hidden, _ = self.encoder.hidden_states(
-            input_ids,
-            attention_mask,
-            position_ids,
-            segment_ids,
-            None,
-            example_ids,
-            deterministic,
-            table=self.shared(),
-        )
-        real = None if attention_mask is None else jnp.asarray(attention_mask, bool)
-        return Context(hidden, real, segment_ids)
+        return self.encode_inputs(Inputs(input_ids, attention_mask, **inputs))
 
-    def decode(
-        self,
-        context: Context,
-        decoder_input_ids: jax.Array,
-        decoder_attention_mask: jax.Array | None = None,
-        decoder_position_ids: jax.Array | None = None,
-        decoder_segment_ids: jax.Array | None = None,
-        cache: KVCache | None = None,
-        example_ids: jax.Array | None = None,
-        deterministic: bool = True,
-    ) -> tuple[jax.Array, KVCache | None]:
-        """The decoder's last hidden states and its new cache, from what ``encode`` returned."""
-        return self.decoder.hidden_states(
-            decoder_input_ids,
-            decoder_attention_mask,
-            decoder_position_ids,
-            decoder_segment_ids,
-            cache,
-            example_ids,
-            deterministic,
-            context=context,
-            table=self.shared(),
-        )
+    def decode(self, context: Context, decoder_input_ids: jax.Array, **inputs: Any) -> tuple[jax.Array, KVCache | None]:
+        """The decoder's last hidden states and new cache, from ``encode``'s output; arguments as in ``__call__``."""
+        return self._decode(context, Inputs(None, decoder_input_ids=decoder_input_ids, **inputs))
+
+    def encode_inputs(self, inputs: Inputs) -> Context:
+        """``encode`` of inputs as one value."""
+        hidden, _ = self.encoder.hidden_states(inputs.source, table=self.shared())
+        mask = inputs.attention_mask
+        return Context(hidden, None if mask is None else jnp.asarray(mask, bool), inputs.segment_ids)
+
+    def _decode(self, context: Context, inputs: Inputs) -> tuple[jax.Array, KVCache | None]:
+        return self.decoder.hidden_states(inputs.target, context, self.shared())
 
     def head_weights(self) -> F.HeadWeights:
         """The output layer's weights, for a loss that does not build all logits."""
         bias = self.logits_bias() if self.config.logits_bias else None
         if self.config.tie_embeddings:
-            return F.HeadWeights(self.shared(), bias, tied=True)
+            return tied_head(self.shared(), bias)
         return F.HeadWeights(self.lm_head()["kernel"], bias)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
@@ -263,88 +185,69 @@ class EncoderDecoder(nn.Module):
         return F.head_logits(for_head(self.config, hidden), self.head_weights())
 
     def hidden_and_head(self, *args: Any, **kwargs: Any) -> tuple[jax.Array, F.HeadWeights]:
-        """What ``functional.chunked_cross_entropy`` takes: the decoder's hidden states and output layer."""
-        return for_head(self.config, self.both(*args, **kwargs)[1]), self.head_weights()
+        """The decoder's hidden states and output layer, as ``functional.chunked_cross_entropy`` takes them."""
+        return for_head(self.config, self.both(Inputs(*args, **kwargs))[1]), self.head_weights()
 
-    def shifted(
-        self, input_ids: jax.Array, attention_mask: jax.Array | None = None, segment_ids: jax.Array | None = None
-    ) -> jax.Array:
-        """``[B, T]``, what the decoder reads of a text that it does not write: start token, then all but the last.
+    def shifted(self, inputs: Inputs) -> jax.Array:
+        """``[B, T]``, a source as the decoder reads it where it writes nothing: start token, then all but the last.
 
         The start token is the configuration's ``decoder_start_token_id``, or the text's last one (mBART). Without
-        either the text itself.
+        either it is the source itself.
         """
-        c = self.config
-        start_id = c.decoder_start_token_id
-        if c.decoder_start != "last" and start_id is None:
+        c, input_ids = self.config, inputs.input_ids
+        if c.decoder_start != "last" and c.decoder_start_token_id is None:
             return input_ids
         B, T = input_ids.shape
+        segment_ids = inputs.segment_ids
         if segment_ids is None:
-            segment_ids = jnp.ones((B, T), int) if attention_mask is None else attention_mask.astype(int)
+            segment_ids = jnp.ones((B, T), int) if inputs.real is None else inputs.real.astype(int)
         real = segment_ids > 0
         if c.decoder_start == "last":
             last = T - 1 - jnp.argmax(real[:, ::-1], axis=-1)
             start = jnp.take_along_axis(input_ids, last[:, None], axis=1)
         else:
-            assert start_id is not None
-            start = jnp.full((B, 1), start_id)
+            start = jnp.full((B, 1), c.decoder_start_token_id or 0)
         first = real & (segment_ids != jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0))))
         return jnp.where(first, start, jnp.pad(input_ids[:, :-1], ((0, 0), (1, 0))))
 
-    def both(
+    def both(self, inputs: Inputs) -> tuple[Context, jax.Array]:
+        """The encoder's output and the decoder's last hidden states."""
+        inputs = inputs.arrays()
+        # The examples are numbered once for both sides.
+        inputs = inputs._replace(example_ids=inputs.dropout_ids)
+        if inputs.decoder_input_ids is None:
+            inputs = inputs._replace(
+                decoder_input_ids=self.shifted(inputs),
+                decoder_attention_mask=inputs.attention_mask,
+                decoder_position_ids=inputs.position_ids,
+                decoder_segment_ids=inputs.segment_ids,
+            )
+        context = self.encode_inputs(inputs)
+        return context, self._decode(context, inputs)[0]
+
+    def __call__(
         self,
         input_ids: jax.Array,
         attention_mask: jax.Array | None = None,
         decoder_input_ids: jax.Array | None = None,
-        decoder_attention_mask: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
-        segment_ids: jax.Array | None = None,
-        decoder_position_ids: jax.Array | None = None,
-        decoder_segment_ids: jax.Array | None = None,
-        example_ids: jax.Array | None = None,
-        deterministic: bool = True,
-    ) -> tuple[Context, jax.Array]:
-        """What the encoder gives and the decoder's last hidden states; arguments as in ``__call__``."""
-        input_ids = jnp.asarray(input_ids)
-        attention_mask = None if attention_mask is None else jnp.asarray(attention_mask)
-        # What encoder and decoder have in common is numbered once.
-        if not deterministic and example_ids is None:
-            example_ids = jnp.arange(input_ids.shape[0])
-        if decoder_input_ids is None:
-            decoder_input_ids, decoder_attention_mask = (
-                self.shifted(input_ids, attention_mask, segment_ids),
-                attention_mask,
-            )
-            decoder_segment_ids, decoder_position_ids = segment_ids, position_ids
-        context = self.encode(input_ids, attention_mask, position_ids, segment_ids, example_ids, deterministic)
-        hidden, _ = self.decode(
-            context,
-            decoder_input_ids,
-            decoder_attention_mask,
-            decoder_position_ids,
-            decoder_segment_ids,
-            None,
-            example_ids,
-            deterministic,
-        )
-        return context, hidden
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Seq2SeqOutput:
+        **inputs: Any,
+    ) -> Seq2SeqOutput:
         """Logits of the next target token at every place of ``decoder_input_ids``.
 
+        For decoding step by step call the methods ``encode`` and ``decode``.
+
         Args:
-            *args: as below, by position.
-            **kwargs: ``input_ids [B, S]``, ``attention_mask [B, S]`` (1 at real tokens, padding on any side),
-                ``decoder_input_ids [B, T]`` (default: ``shifted``, as a classifier reads the text),
-                ``decoder_attention_mask [B, T]``, ``position_ids``, ``segment_ids``, ``decoder_position_ids``,
-                ``decoder_segment_ids`` (a target token of document i sees the source tokens of document i),
-                ``example_ids [B]`` and ``deterministic`` as in ``Decoder``. For step-by-step decoding call the methods
-                ``encode`` and ``decode``.
+            input_ids: ``[B, S]``.
+            attention_mask: ``[B, S]``, 1 at real tokens, padding on any side; default: all real.
+            decoder_input_ids: ``[B, T]``; default: ``shifted``, as a classifier reads the text.
+            **inputs: ``decoder_attention_mask [B, T]``, ``position_ids``, ``segment_ids``, ``decoder_position_ids``,
+                ``decoder_segment_ids``, ``example_ids``, ``deterministic``; see ``Inputs``.
 
         Raises:
             ValueError: if a row is longer than ``max_length``.
         """
-        context, hidden = self.both(*args, **kwargs)
+        inputs["decoder_input_ids"] = decoder_input_ids
+        context, hidden = self.both(Inputs(input_ids, attention_mask, **inputs))
         return Seq2SeqOutput(self.logits(hidden), hidden, context.hidden)
 
 

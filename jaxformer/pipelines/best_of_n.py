@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxformer.alignment.best_of_n import Drawn, choose, draw, prompt_seed
 from jaxformer.data.formats import Row
 from jaxformer.data.sources import in_validation
 from jaxformer.generation import GenerationConfig, prepare
+from jaxformer.generation.best_of_n import Drawn, choose, draw, prompt_seed
 from jaxformer.generation.options import parse_options
 from jaxformer.hub.repository import model_files
 from jaxformer.models import Decoder, EncoderDecoder

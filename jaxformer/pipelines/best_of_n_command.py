@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit code: 1 if no line has an answer."""
-    from jaxformer.alignment.best_of_n import summarise
+    from jaxformer.generation.best_of_n import summarise
     from jaxformer.pipelines.best_of_n import BestOfN, Settings, best_of_n
     from jaxformer.pipelines.lines import check_file
     from jaxformer.training.console import duration

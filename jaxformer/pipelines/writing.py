@@ -7,7 +7,7 @@ import jax
 from pydantic import Field
 
 from jaxformer.generation import GenerationConfig, Piece, generate, prepare, stream
-from jaxformer.generation.text import added_text, find_stop
+from jaxformer.generation.text_stream import added_text, find_stop
 from jaxformer.pipelines.base import Pipeline
 from jaxformer.pipelines.batching import Row, bucket, in_batches
 from jaxformer.schema import UserError

@@ -1,7 +1,7 @@
 """Learning from rewards for texts that the model itself writes: PPO, GRPO, RLOO."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -16,7 +16,7 @@ from jaxformer.data.examples import Example, ExampleRows
 from jaxformer.families import build_model
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.partition import shards
-from jaxformer.models.value import with_value
+from jaxformer.models.value_head import with_value
 from jaxformer.tasks import records as R
 from jaxformer.tasks.bad_rows import Tally
 from jaxformer.tasks.base import Batch, LossSums, Rows
@@ -227,7 +227,7 @@ class Policy(ResponseTask):
         hidden, head, *values = apply_model(model, params, inputs, None, method)
         if (t := self.config.temperature) != 1:
             # The bias is not multiplied by the states, so it is scaled by itself.
-            hidden, head = hidden / t, head._replace(bias=None if head.bias is None else head.bias / t)
+            hidden, head = hidden / t, replace(head, bias=None if head.bias is None else head.bias / t)
         tokens = self.config.chunk_tokens * shards("batch") * shards("length")
         log_probs = F.chunked_token_log_probs(hidden, head, batch["labels"], chunk_tokens=tokens)
         return log_probs, values[0] if values else None

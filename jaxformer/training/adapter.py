@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxformer.alignment.lora import (
+from jaxformer.functional import Quantized
+from jaxformer.lora.factors import (
     LoraConfig,
     Target,
     adapt,
@@ -23,7 +24,6 @@ from jaxformer.alignment.lora import (
     quantize_base,
     to_int8,
 )
-from jaxformer.functional import Quantized
 
 FACTORS, WHOLE = "factors", "whole"
 

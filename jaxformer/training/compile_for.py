@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxformer.data.cache import TokenCache
-from jaxformer.functional.splash import kernel_flops, kernel_name, visible_share
+from jaxformer.functional.kernels.splash import kernel_flops, kernel_name, visible_share
 from jaxformer.parallel.hlo import Collective, Program, collectives, parse_program
 from jaxformer.parallel.hlo_cost import hbm_bytes, kernels, matmul_flops
 from jaxformer.parallel.topology import Chip, described_devices

@@ -9,9 +9,9 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from jaxformer.alignment.lora import LoraConfig
 from jaxformer.data.config import DataConfig
 from jaxformer.families import model_config
+from jaxformer.lora.factors import LoraConfig
 from jaxformer.models.config import TransformerConfig
 from jaxformer.parallel.mesh import ParallelConfig
 from jaxformer.schema import Schema, UserError

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, get_args
 from flax.traverse_util import unflatten_dict
 from tokenizers import processors
 
-from jaxformer.alignment.peft_write import write_adapter
 from jaxformer.hub.save import push_to_hub, save_pretrained
-from jaxformer.models.value import without_value
+from jaxformer.lora.peft import write_adapter
+from jaxformer.models.value_head import without_value
 from jaxformer.schema import UserError
 from jaxformer.tokenizers import PreTrainedTokenizer, Role, find_special, save_tokenizer
 from jaxformer.training.config import RunConfig

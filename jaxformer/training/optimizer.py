@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from pydantic import Field, model_validator
 
+from jaxformer.models.kernel_layout import kernel_axes, layer_ndim
 from jaxformer.schema import Schema, UserError
 
 
@@ -101,7 +102,7 @@ def muon_dimensions(params: Any) -> Any:
         names = [part.key for part in path]
         if "layers" not in names or names[-1] != "kernel":
             return None
-        inputs, outputs = {"query": (1, 2), "key": (1, 2), "value": (1, 2), "output": (2, 1)}.get(names[-2], (1, 1))
+        inputs, outputs = kernel_axes("/".join(names))
         first = leaf.ndim - inputs - outputs
         axes = tuple(range(first, leaf.ndim))
         return optax.contrib.MuonDimensionNumbers(reduction_axis=axes[:inputs], output_axis=axes[inputs:])
@@ -160,10 +161,7 @@ def layer_scales(params: Any, freeze: list[str], layer_decay: float) -> Any:
 
 def _is_stacked(names: list[str], leaf: Any) -> bool:
     """Whether a layer's parameter has the leading axis; one that all layers share has not."""
-    plain = {"query": 3, "key": 3, "value": 3, "output": 3}.get(names[-2], 2) if names[-1] == "kernel" else 1
-    if names[-1] == "bias" and names[-2] in ("query", "key", "value"):
-        plain = 2
-    return leaf.ndim > plain
+    return bool(leaf.ndim > layer_ndim("/".join(names)))
 
 
 def _layer_counts(params: Any) -> dict[str, int]:

@@ -13,7 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from jaxformer.families import get_family
-from jaxformer.families.convert import read_params as read_hub_params
+from jaxformer.families.checkpoint import read_params as read_hub_params
 from jaxformer.hub.kinds import abstract_params, build, kind_of
 from jaxformer.hub.pretrained import read_config, untie_by
 from jaxformer.hub.repository import Repository

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer import functional as F
-from jaxformer.alignment.best_of_n import DEVIATIONS
 from jaxformer.data.loader import evaluation_batches
 from jaxformer.generation import compile_options, parse_options, search
-from jaxformer.generation.prompt import align
+from jaxformer.generation.best_of_n import DEVIATIONS
+from jaxformer.generation.prompts import align
 from jaxformer.models.partition import on_mesh
 from jaxformer.parallel.batch import put_batch
 from jaxformer.parallel.mesh import RULES, replicated

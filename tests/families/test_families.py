@@ -8,12 +8,12 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from jaxformer.families import FAMILIES, build_model, family_of, model_config
-from jaxformer.families.base import RESOLVED
+from jaxformer.families.format import RESOLVED
 from jaxformer.hub.kinds import abstract_params, build
 from jaxformer.models import TransformerConfig
 from jaxformer.models.heads import SequenceClassifier
 from jaxformer.schema import UserError
-from tests.families.compare import assert_parity
+from tests.families.compare import assert_bidirectional_parity, assert_parity
 from tests.families.published import PUBLISHED
 from tests.golden import bidirectional, make
 
@@ -138,6 +138,52 @@ def test_the_published_config_comes_back(published):
         assert resolved[0] == resolved[1]
 
 
-@pytest.mark.parametrize("name", make.CASES)
+@pytest.mark.parametrize("name", [*make.CASES, *bidirectional.CASES])
 def test_logits_loss_and_gradients_of_pytorch(name):
-    assert_parity(make.CASES[name][0], make.load(name))
+    if name in bidirectional.CASES:
+        assert_bidirectional_parity(name, make.load(name))
+    else:
+        assert_parity(make.CASES[name][0], make.load(name))
+
+
+def published_hf(family):
+    return next(published.hf for published in PUBLISHED if published.family == family)
+
+
+def test_the_names_of_blooms_sizes_changed_over_time():
+    hf, from_hf = published_hf("bloom"), FAMILIES["bloom"].from_hf
+    later = {"n_embed": "hidden_size", "n_layer": "num_hidden_layers", "num_attention_heads": "n_head"}
+    assert from_hf({later.get(key, key): value for key, value in hf.items()}) == from_hf(hf)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"hidden_act": "gelu"},
+        {"hidden_act": "gelu", "hidden_activation": None},
+        {"hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh"},
+        {"hidden_act": "gelu_pytorch_tanh"},
+    ],
+    ids=str,
+)
+def test_every_spelling_of_gemmas_activation_is_the_formula_with_tanh(keys):
+    hf = {key: value for key, value in published_hf("gemma").items() if key not in ("hidden_act", "hidden_activation")}
+    assert FAMILIES["gemma"].from_hf({**hf, **keys})["activation"] == "gelu_tanh"
+
+
+def test_rotary_scaling_of_every_version():
+    hf, from_hf = published_hf("llama"), FAMILIES["llama"].from_hf
+    five = from_hf({**hf, "rope_scaling": None, "rope_parameters": {**hf["rope_scaling"], "rope_theta": 500000.0}})
+    assert from_hf(hf) == five
+    assert five["rope_theta"] == 500000.0
+    assert five["rope_scaling"] == {
+        "type": "llama3",
+        "factor": 32.0,
+        "low_frequency_factor": 1.0,
+        "high_frequency_factor": 4.0,
+        "original_max_length": 8192,
+    }
+    plain = from_hf({**hf, "rope_scaling": None})
+    assert plain["rope_scaling"] is None and plain["rope_theta"] == 500000.0
+    linear = from_hf({**hf, "rope_scaling": {"type": "linear", "factor": 2.0}})
+    assert linear["rope_scaling"] == {"type": "linear", "factor": 2.0}

@@ -1,5 +1,6 @@
 """Attention against a slow float64 reference, against JAX's own function, and every path against every other."""
 
+import functools
 import logging
 
 import jax
@@ -8,12 +9,20 @@ import numpy as np
 import pytest
 
 from jaxformer import functional as F
-from jaxformer.functional import Mask, attention, example_keys
+from jaxformer.functional import Mask, example_keys
+from jaxformer.functional.kernels import choose
 
 # One compilation instead of one for each operation. A mask that is an argument also shows that it survives jit.
-STATIC = ("scale", "softcap", "dropout_rate", "implementation")
-dot_product_attention = jax.jit(F.dot_product_attention, static_argnames=STATIC)
+STATIC = ("scale", "softcap", "dropout_rate", "implementation", "return_weights")
 multi_head_attention = jax.jit(F.multi_head_attention, static_argnames=STATIC)
+
+
+@functools.partial(jax.jit, static_argnames=STATIC)
+def dot_product_attention(query, key, value, *, mask=None, implementation=None, **options):
+    if implementation is None:
+        return F.dot_product_attention(query, key, value, mask=mask, **options)
+    mask = Mask() if mask is None else mask
+    return F.kernel_attention(query, key, value, mask=mask, platform="cpu", implementation=implementation, **options)
 
 
 def normal(seed, *shape):
@@ -351,11 +360,11 @@ def test_unknown_implementation():
     ],
 )
 def test_auto(platform, T, mask, chosen, caplog):
-    attention._log_once.cache_clear()
-    request = attention.AttentionRequest(mask, T, T, False, platform)
-    with caplog.at_level(logging.INFO, logger="jaxformer.functional.attention"):
-        assert attention.choose_implementation("auto", request) == chosen
-        attention.choose_implementation("auto", request)
+    choose._log_once.cache_clear()
+    request = choose.AttentionRequest(mask, T, T, False, platform)
+    with caplog.at_level(logging.INFO, logger=choose.__name__):
+        assert choose.choose_implementation("auto", request) == chosen
+        choose.choose_implementation("auto", request)
     assert [record.message for record in caplog.records] == [f"attention: {chosen} ({T} queries, {T} keys)"]
 
 
@@ -399,30 +408,37 @@ def test_multi_head_attention_against_float64(biases, cross):
     x = normal(0, 2, 7, D)
     context = normal(1, 2, 9, D) if cross else None
     weights, mask = arange_weights(D, N, K, H, biases), {} if cross else {"causal": True}
-    got, cache = multi_head_attention(x, weights, context=context, mask=as_mask(**mask))
+    got = multi_head_attention(x, weights, context=context, mask=as_mask(**mask))
     source = np.asarray(x if context is None else context, np.float64)
     expected = multi_head_in_float64(np.asarray(x, np.float64), source, weights, N, K, H, **mask)
     np.testing.assert_allclose(got, expected, atol=1e-5)
-    assert cache is None
 
 
-def test_project_and_merge_heads_by_hand():
-    x = jnp.array([[[1.0, 10.0]]])
-    kernel = jnp.arange(8.0).reshape(2, 2, 2)  # [D, N, H]
-    heads = F.project_heads(x, {"kernel": kernel, "bias": jnp.array([[1.0, 0.0], [0.0, 2.0]])})
-    np.testing.assert_array_equal(heads, [[[[41.0, 51.0], [62.0, 75.0]]]])
-    merged = F.merge_heads(jnp.array([[[[1.0, 2.0], [3.0, 4.0]]]]), {"kernel": jnp.arange(4.0).reshape(2, 2, 1)})
-    np.testing.assert_array_equal(merged, [[[0 + 2 + 6 + 12]]])
+def test_weights_are_those_that_make_the_output():
+    query, key, value = draw(18)
+    mask = as_mask(causal=True, key_valid=VALID)
+    output, weights = dot_product_attention(query, key, value, mask=mask, return_weights=True)
+    np.testing.assert_array_equal(output, dot_product_attention(query, key, value, mask=mask))
+    values = np.repeat(np.asarray(value), 2, axis=2)  # each key/value head serves two query heads
+    np.testing.assert_allclose(output, np.einsum("bnts,bsnh->btnh", weights, values), atol=1e-5)
+    # They sum to 1, or to 0 where a query sees nothing, and are 0 where the mask is False.
+    seen = np.asarray(mask.array(7, 7))
+    np.testing.assert_allclose(weights.sum(axis=-1), np.broadcast_to(seen.any(-1)[:, None], (2, 6, 7)), atol=1e-6)
+    assert np.all(np.where(seen[:, None], 0, weights) == 0)
+    x, kernels = normal(0, 2, 7, 5), arange_weights(5, 6, 3, 4, biases=True)
+    whole, weights = multi_head_attention(x, kernels, mask=mask, return_weights=True)
+    assert weights.shape == (2, 6, 7, 7)
+    np.testing.assert_array_equal(whole, multi_head_attention(x, kernels, mask=mask))
 
 
 def test_rotary_turns_queries_and_keys_but_not_values():
     D, N, K, H = 5, 6, 3, 4
     x, weights = normal(0, 1, 7, D), arange_weights(D, N, K, H, biases=True)
     rotary = F.rotary_angles(jnp.arange(7)[None], F.rotary_frequencies(H))
-    got, _ = multi_head_attention(x, weights, rotary=rotary)
-    query, key, value = (F.project_heads(x, weights[name]) for name in ("query", "key", "value"))
+    got = multi_head_attention(x, weights, rotary=rotary)
+    query, key, value = (F.linear(x, **weights[name]) for name in ("query", "key", "value"))
     turned = dot_product_attention(F.apply_rotary(query, rotary), F.apply_rotary(key, rotary), value)
-    np.testing.assert_allclose(got, F.merge_heads(turned, weights["output"]), atol=1e-6)
+    np.testing.assert_allclose(got, F.linear(turned, **weights["output"], inputs=2), atol=1e-6)
 
 
 def test_append_key_value_by_hand():
@@ -439,12 +455,14 @@ def test_append_key_value_by_hand():
 def test_multi_head_attention_with_a_cache_is_the_whole():
     D, N, K, H = 5, 6, 3, 4
     x, weights = normal(0, 2, 7, D), arange_weights(D, N, K, H, biases=True)
-    whole, _ = multi_head_attention(x, weights, mask=Mask(causal=True))
-    cache, start = F.empty_key_value((2, K, 10, H), jnp.float32), 0  # with room to spare
-    for stop in (4, 5, 6, 7):
-        mask = Mask(causal=True, query_offset=jnp.int32(start))
-        slot = jnp.int32(start) if start else None  # the first tokens attend among themselves
-        part, cache = F.multi_head_attention(x[:, start:stop], weights, mask=mask, cache=cache, slot=slot)
+    whole = multi_head_attention(x, weights, mask=Mask(causal=True))
+    cache, start = F.empty_key_value((2, K, 10, H), jnp.float32), 4  # with room to spare
+    part, cache = F.prefill_attention(x[:, :4], weights, cache, mask=Mask(causal=True))
+    np.testing.assert_allclose(part, whole[:, :4], atol=1e-5)
+    for stop in (5, 6, 7):
+        slot = jnp.int32(start)
+        mask = Mask(causal=True, query_offset=slot)
+        part, cache = F.cached_self_attention(x[:, start:stop], weights, cache, slot, mask=mask)
         np.testing.assert_allclose(part, whole[:, start:stop], atol=1e-5)
         start = stop
     assert jnp.all(cache.key[:, :, 7:] == 0) and jnp.all(cache.key[:, :, :7] != 0)

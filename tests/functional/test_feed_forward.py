@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer.functional import ACTIVATIONS, dropout, feed_forward, linear
+from jaxformer.functional import ACTIVATIONS, dropout, feed_forward
 
 POINTS = np.linspace(-5, 5, 41)
 FORMULAS = {
@@ -21,12 +21,6 @@ FORMULAS = {
 def test_activations_against_their_formula(name):
     expected = [FORMULAS[name](x) for x in POINTS]
     np.testing.assert_allclose(ACTIVATIONS[name](jnp.array(POINTS, jnp.float32)), expected, atol=1e-6)
-
-
-def test_linear_by_hand():
-    x, kernel = jnp.array([[1.0, 2.0]]), jnp.arange(6.0).reshape(2, 3)
-    np.testing.assert_array_equal(linear(x, {"kernel": kernel}), [[6.0, 9.0, 12.0]])
-    np.testing.assert_array_equal(linear(x, {"kernel": kernel, "bias": jnp.array([1.0, 0, -1])}), [[7.0, 9.0, 11.0]])
 
 
 def test_plain_by_hand():

@@ -115,18 +115,6 @@ def test_chunked_is_whole_in_value_and_gradient(chunk_tokens):
     assert float(plain.tokens) == 25
 
 
-@pytest.mark.parametrize(("tied", "bias"), [(False, BIAS), (True, None)], ids=["bias", "tied"])
-def test_chunked_against_optax(tied, bias):
-    def by_hand(weights):
-        hidden, kernel, bias = weights
-        logits = hidden @ kernel + (0 if bias is None else bias)
-        return by_optax(logits, LABELS, **OPTIONS)
-
-    weights = (HIDDEN, KERNEL, bias)
-    (value, _), gradient = value_and_gradient(weights, LABELS, 7, tied=tied)
-    assert_close((value, gradient), jax.jit(jax.value_and_grad(by_hand))(weights))
-
-
 @pytest.mark.parametrize("chunk_tokens", [6, 1000])
 @pytest.mark.parametrize("poison", [jnp.nan, jnp.inf])
 def test_poison_at_ignored_tokens_reaches_no_gradient(chunk_tokens, poison):

@@ -83,6 +83,8 @@ def test_a_block_is_a_part_of_the_array():
     mask = Mask(causal=True, window=3, query_segments=segments, key_segments=segments)
     whole = mask.array(8, 8)
     np.testing.assert_array_equal(np.asarray(mask.block(3, 6, 1, 6)), np.asarray(whole)[:, 3:6, 1:6])
+    mask = Mask(causal=True, key_prefix=jnp.array([[0, 1, 0, 1, 1, 0]], bool))
+    np.testing.assert_array_equal(mask.block(1, 4, 2, 6), np.asarray(mask.array(6, 6))[:, 1:4, 2:6])
 
 
 def test_key_padding():
@@ -121,11 +123,7 @@ def test_reach_is_a_window_that_is_known_later():
         for width in (1, 2, 3, 100):
             window = Mask(causal, width, query_segments=segments, key_segments=segments)
             np.testing.assert_array_equal(made(jnp.array(width)), window.array(6, 6))
-    assert_mask(Mask(reach=jnp.array(2)), [matrix("xx...", "xxx..", ".xxx.", "..xxx", "...xx")], 5, 5)
-
-
-def test_the_shorter_of_reach_and_window_counts():
-    for reach, window in ((2, 4), (4, 2)):
+    for reach, window in ((2, 4), (4, 2)):  # the shorter of both counts
         assert_mask(Mask(causal=True, window=window, reach=jnp.array(reach)), Mask(True, 2).array(5, 5), 5, 5)
 
 
@@ -159,11 +157,6 @@ def test_a_prefix_stays_in_its_document_its_window_and_the_data():
     valid = jnp.array([[0, 1, 1, 1]], bool)
     mask = Mask(causal=True, key_valid=valid, key_prefix=jnp.array([[1, 1, 0, 0]], bool))
     assert_mask(mask, [matrix(".x..", ".x..", ".xx.", ".xxx")], 4, 4)
-
-
-def test_a_block_takes_its_part_of_the_prefix():
-    mask = Mask(causal=True, key_prefix=jnp.array([[0, 1, 0, 1, 1, 0]], bool))
-    np.testing.assert_array_equal(mask.block(1, 4, 2, 6), np.asarray(mask.array(6, 6))[:, 1:4, 2:6])
 
 
 def test_distance_by_index():

@@ -33,29 +33,17 @@ def _assert_same_values_and_gradients(ours, theirs, *arguments):
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
 
 
-def test_layer_norm_is_flax_layer_norm():
-    module = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False)
-    _assert_same_values_and_gradients(
-        lambda x, scale, bias: layer_norm(x, scale, bias, epsilon=1e-5),
-        lambda x, scale, bias: module.apply({"params": {"scale": scale, "bias": bias}}, x),
-        X,
-        SCALE,
-        BIAS,
-    )
+def test_norms_are_those_of_flax():
+    for module, norm, names in (
+        (nn.LayerNorm(epsilon=1e-5, use_fast_variance=False), layer_norm, ("scale", "bias")),
+        (nn.RMSNorm(epsilon=1e-6), rms_norm, ("scale",)),
+    ):
 
+        def theirs(x, *weights, module=module, names=names):
+            return module.apply({"params": dict(zip(names, weights, strict=True))}, x)
 
-def test_layer_norm_without_bias():
+        _assert_same_values_and_gradients(norm, theirs, X, *(SCALE, BIAS)[: len(names)])
     np.testing.assert_array_equal(layer_norm(X, SCALE), layer_norm(X, SCALE, jnp.zeros(6)))
-
-
-def test_rms_norm_is_flax_rms_norm():
-    module = nn.RMSNorm(epsilon=1e-6)
-    _assert_same_values_and_gradients(
-        lambda x, scale: rms_norm(x, scale, epsilon=1e-6),
-        lambda x, scale: module.apply({"params": {"scale": scale}}, x),
-        X,
-        SCALE,
-    )
 
 
 def test_a_large_mean_does_not_cancel_the_variance():

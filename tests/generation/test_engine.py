@@ -11,7 +11,7 @@ import pytest
 import jaxformer
 from jaxformer.generation import decode, generate, prepare, stream
 from jaxformer.models import init_cache
-from jaxformer.models.cache import extend_cache
+from jaxformer.models.kv_cache import extend_cache
 from jaxformer.schema import UserError
 from tests.generation.letters import Letters
 from tests.models.tiny import V, tiny, tokens
@@ -72,7 +72,7 @@ def test_a_ring_cache_holds_the_window_only_and_changes_nothing():
         )
     )
     assert cache.layers[0].key.shape[2] == cache.valid.shape[1] == 3 and not cache.empty
-    with pytest.raises(ValueError, match="2 tokens go on with a ring cache, expected one at a time"):
+    with pytest.raises(ValueError, match="2 tokens are added to a ring cache, expected one at a time"):
         extend_cache(cache, None, jnp.zeros((1, 2), jnp.int32), 3)
     with pytest.raises(ValueError, match="ring is true with a cache of 2 tokens, expected at least the model's window"):
         init_cache(model.config, 1, 2, ring=True)
@@ -308,7 +308,7 @@ def test_it_stands_at_the_top():
         ({}, {"stop_strings": ["x"]}, "stop_strings needs the tokenizer"),
         ({}, {"num_beams": 2, "do_sample": True}, "do_sample is true with num_beams above 1, expected one of them"),
         ({}, {"num_return_sequences": 2}, "num_return_sequences is 2 without do_sample or num_beams, expected 1"),
-        ({}, {"eos_token_id": 29}, "token 29 is to end or pad a text, expected an id below 29"),
+        ({}, {"eos_token_id": 29}, "token 29 is given to end or pad a text, expected an id below 29"),
         ({}, {"seed": [1, 2]}, r"seed has shape \[2\], expected one number or one for each of 1 prompts"),
         ({}, {"cache_dtype": "int4"}, "cache_dtype is 'int4', expected float32, bfloat16 or int8"),
     ],

@@ -80,10 +80,10 @@ def test_what_cannot_be_laid_out_is_said():
     with pytest.raises(UserError, match="weights is 'int4', expected one of float32, bfloat16, int8"):
         prepare(model, params, "int4")
     with pytest.raises(
-        UserError, match="the parameters are prepared already, and weights is 'int8'; prepare the first"
+        UserError, match="the parameters are prepared already, and weights is 'int8'; prepare the original"
     ):
         prepare(model, prepare(model, params), "int8")
     mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     spread = jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
-    with pytest.raises(UserError, match="spread over several devices, expected None"):
+    with pytest.raises(UserError, match="sharded over several devices, expected None"):
         prepare(model, spread, "int8")

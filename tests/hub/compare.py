@@ -8,7 +8,7 @@ from flax.traverse_util import unflatten_dict
 
 from jaxformer import functional as F
 from jaxformer.families import get_family
-from jaxformer.families.convert import ArrayWeights, params_to_hf, read_params
+from jaxformer.families.checkpoint import ArrayWeights, params_to_hf, read_params
 from jaxformer.hub.kinds import abstract_params, build
 from jaxformer.hub.pretrained import describe, untie_by
 from tests.golden import heads

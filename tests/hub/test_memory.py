@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer.families.convert import ALIGNMENT, aligned_empty
+from jaxformer.families.checkpoint import ALIGNMENT, aligned_empty
 from jaxformer.hub import kinds
 from jaxformer.models.config import TransformerConfig
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxformer import functional as F
-from jaxformer.models import init_cache
+from jaxformer.models import Inputs, init_cache
 from tests.models.tiny import CONFIGS, tiny, tokens
 
 TOLERANCE = 1e-4
@@ -113,7 +113,7 @@ def test_no_gradient_comes_from_a_later_token(name):
 
     def hidden(table):
         changed = {**params, "embeddings": {**params["embeddings"], "token": {"embedding": table}}}
-        states = model.apply({"params": changed}, ids, method=model.hidden_states)[0][0]
+        states = model.apply({"params": changed}, Inputs(ids), method=model.hidden_states)[0][0]
         return jnp.sum(jnp.sin(3 * states), axis=-1)
 
     table = params["embeddings"]["token"]["embedding"]

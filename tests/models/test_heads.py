@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxformer.families import build_model, model_config
-from jaxformer.models import TransformerConfig
+from jaxformer.models import Inputs, TransformerConfig
 from jaxformer.models.heads import Pooler, TokenClassifier
 
 STATES = jnp.arange(24.0).reshape(2, 3, 4)
@@ -58,6 +58,6 @@ def test_the_layer_of_the_pooler_before_every_token():
 )
 def test_what_the_decoder_reads_of_a_text(keys, mask, segments, expected):
     model = build_model(config_of(type="bart", **keys))
-    arrays = [None if a is None else jnp.array(a) for a in (mask, segments)]
-    shifted = model.apply({}, jnp.array([[1, 2, 3, 4], [5, 6, 7, 8]]), *arrays, method="shifted")
+    inputs = Inputs(jnp.array([[1, 2, 3, 4], [5, 6, 7, 8]]), mask, segment_ids=segments).arrays()
+    shifted = model.apply({}, inputs, method="shifted")
     np.testing.assert_array_equal(shifted, expected)

@@ -2,8 +2,8 @@
 
     pip install -e ".[test,parity]" && python -m tests.parity.table --markdown > docs/parity.md
 
-A tiny random model of PyTorch is saved, opened here, compared (outputs, loss, gradients; rows padded on both sides),
-saved from here and opened strictly in PyTorch, whose outputs must be what they were.
+A tiny random PyTorch model is saved, opened here and compared (outputs, loss, gradients; rows padded on both sides),
+then saved from here and opened strictly in PyTorch, whose outputs must not change.
 """
 
 import argparse
@@ -95,8 +95,8 @@ def main():
     form = "| {} | {} | {} | {} | {} |" if args.markdown else "{:40} {:>9} {:>9} {:>9} {:>9}"
     if args.markdown:
         print(f"# Parity with PyTorch\n\n{__doc__.partition(chr(10))[2].strip(chr(10))}\n")
-        print(f"Limits: {OUTPUTS:g} for outputs, loss and the way back, {GRADIENTS:g} for gradients, relative.\n")
-    print(form.format("family / head", "outputs", "loss", "gradients", "and back"))
+        print(f"Limits: {OUTPUTS:g} for outputs, loss and round trip, {GRADIENTS:g} for gradients, relative.\n")
+    print(form.format("family / head", "outputs", "loss", "gradients", "round trip"))
     if args.markdown:
         print("|---|---|---|---|---|")
     for case in heads.cases():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxformer.families import FAMILIES, model_config
-from jaxformer.families.base import TOKEN_IDS
+from jaxformer.families.format import TOKEN_IDS
 from jaxformer.models import TransformerConfig, init_cache
 from tests.families.compare import assert_parity, model_and_converter
 from tests.families.published import PUBLISHED

@@ -6,13 +6,13 @@ import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxformer.alignment import LoraConfig, adapt, init_factors, merge, read_adapter, write_adapter
 from jaxformer.families import FAMILIES, model_config
-from jaxformer.families.convert import params_from_hf
+from jaxformer.families.checkpoint import params_from_hf
 from jaxformer.hub.kinds import abstract_params, build
+from jaxformer.lora import LoraConfig, adapt, init_factors, merge, read_adapter, write_adapter
 from jaxformer.models import TransformerConfig
-from tests.alignment.test_lora import randomise
 from tests.golden import adapters, heads
+from tests.lora.test_factors import randomise
 
 pytestmark = pytest.mark.parity
 

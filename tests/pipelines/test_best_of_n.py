@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import jaxformer
-from jaxformer.alignment.best_of_n import Summary, prompt_seed, summarise
 from jaxformer.cli import best_of_n_command
 from jaxformer.data.config import DataConfig
 from jaxformer.data.records import open_records
 from jaxformer.data.sources import in_validation
+from jaxformer.generation.best_of_n import Summary, prompt_seed, summarise
 from jaxformer.hub.tokenizer import AutoTokenizer
 from jaxformer.pipelines import resumable
 from jaxformer.pipelines.best_of_n import BestOfN, Settings, best_of_n

@@ -92,7 +92,9 @@ def logits_in_float64(model, params, task, batch, key):
     """The generator's logits at the hidden places, the text it makes, what differs and the discriminator's logits."""
     inputs = {name: batch[name] for name in ("input_ids", "segment_ids")}
     hidden, head = generated(model, params, inputs)
-    every = np.asarray(hidden, np.float64) @ np.asarray(head.kernel, np.float64).T + np.asarray(head.bias, np.float64)
+    every = np.asarray(hidden, np.float64) @ np.asarray(head.kernel.kernel, np.float64).T + np.asarray(
+        head.bias, np.float64
+    )
     places = np.asarray(batch["masked_positions"])
     logits = np.take_along_axis(every, places[..., None], axis=1)
     replaced, is_replaced = task._replace(batch, jnp.asarray(logits, jnp.float32), key)
@@ -180,7 +182,7 @@ def test_an_evaluation_replaces_the_same_every_time_and_training_does_not():
     batch = on_device(features(task, CACHE))
     inputs = {name: batch[name] for name in ("input_ids", "segment_ids", "masked_positions")}
     hidden, head = generated(model, params, inputs)
-    logits = hidden @ head.kernel.T
+    logits = hidden @ head.kernel.kernel.T
     one, again, first, second = (
         task._replace(batch, logits, key)[0] for key in (None, None, jax.random.key(0), jax.random.key(1))
     )

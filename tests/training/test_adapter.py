@@ -18,7 +18,7 @@ from jaxformer.training.sources import resolve_config
 from jaxformer.training.start import start_state
 from tests.training.helpers import make_run, quiet, run_training, tiny_keys
 
-# Whole runs; what they are made of is tested in tests/alignment and tests/tasks.
+# Whole runs; what they are made of is tested in tests/lora and tests/tasks.
 pytestmark = pytest.mark.slow
 
 LORA = {"rank": 2, "targets": ["query", "down"], "dropout": 0.1}

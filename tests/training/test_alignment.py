@@ -16,7 +16,7 @@ from jaxformer.training.run import prepare
 from jaxformer.training.sources import resolve_config
 from tests.training.helpers import make_run, quiet, run_training, tiny_keys
 
-# Whole runs; what they are made of is tested in tests/alignment and tests/tasks.
+# Whole runs; what they are made of is tested in tests/lora and tests/tasks.
 pytestmark = pytest.mark.slow
 
 WORDS = ("cat", "dog", "mat", "hat", "bat", "rat", "cap", "map")

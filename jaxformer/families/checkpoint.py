@@ -1,0 +1,326 @@
+"""Conversion of parameters from and to a Hugging Face state dict, by a family's table of names.
+
+One tensor at a time is in memory beside the tree. What does not fit is a ``UserError`` that names the tensor.
+"""
+
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxformer.families.format import Format, Name
+from jaxformer.models.config import TransformerConfig
+from jaxformer.models.kernel_layout import kernel_axes
+from jaxformer.schema import UserError
+
+ALIGNMENT = 64  # bytes, of XLA's buffers on a CPU
+
+
+class Weights(Protocol):
+    """A checkpoint's tensors by name, read one at a time."""
+
+    def names(self) -> Collection[str]:
+        """All names."""
+        ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+        ...
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArrayWeights:
+    """Tensors that are in memory already."""
+
+    arrays: Mapping[str, np.ndarray]
+
+    def names(self) -> Collection[str]:
+        """All names."""
+        return self.arrays.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return np.shape(self.arrays[name])
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor."""
+        return np.asarray(self.arrays[name])
+
+
+@dataclass
+class Loaded:
+    """Result of reading a checkpoint.
+
+    Attributes:
+        params: our parameters by path, as far as the checkpoint has them.
+        missing: paths of the others.
+        left: names in the checkpoint that are no parameter of ours.
+    """
+
+    params: dict[str, jax.Array] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+
+def matrix_shape(path: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """Shape of one layer's parameter with its heads merged: kernels ``[in, out]``, biases ``[out]``, others as is."""
+    if path.endswith("/kernel"):
+        inputs = kernel_axes(path).inputs
+        return (math.prod(shape[:inputs]), math.prod(shape[inputs:]))
+    return (math.prod(shape),) if path.endswith("/bias") else tuple(shape)
+
+
+def their_shape(name: Name, shape: Sequence[int]) -> tuple[int, ...]:
+    """Shape of their tensor for one layer of ours with this shape."""
+    *rest, outputs = matrix_shape(name.ours, shape)
+    theirs = (*rest, outputs * name.part[1])
+    theirs = theirs[::-1] if name.transposed else theirs
+    return (1, *theirs) if name.leading_one else theirs
+
+
+def _is_stacked(name: Name) -> bool:
+    return "{}" in name.theirs
+
+
+class _Finder:
+    """Finds a table's names in a checkpoint, in old spellings too, and with or without the backbone's prefix."""
+
+    def __init__(self, available: Collection[str], format: Format, kind: str) -> None:
+        self.available, self.used = available, set[str]()
+        self.own = format.prefix_of(kind)
+        prefixes = [head.prefix for head in format.heads.values() if head.prefix is not None]
+        self.prefixes = dict.fromkeys(["", format.prefix, *prefixes])
+
+    def find(self, name: Name, layer: int | None) -> str | None:
+        """Name in the checkpoint of one layer of a row; None if there is none."""
+        for theirs in (name.theirs, name.otherwise):
+            for spelling in [] if theirs is None else self._spellings(theirs.format(layer)):
+                if spelling in self.available:
+                    self.used.add(spelling)
+                    return spelling
+        return None
+
+    def _spellings(self, key: str) -> Iterator[str]:
+        bare = key.removeprefix(self.own)
+        for spelling in dict.fromkeys((key, *(prefix + bare for prefix in self.prefixes))):
+            yield spelling
+            # TensorFlow's names of a norm's parameters, in the oldest files.
+            if "LayerNorm." in spelling:
+                old = spelling.replace("LayerNorm.weight", "LayerNorm.gamma")
+                yield old.replace("LayerNorm.bias", "LayerNorm.beta")
+
+
+def _layers_of(name: Name, layers: int) -> range:
+    return range(int(name.not_first), layers)
+
+
+def take_part(array: np.ndarray, name: Name) -> np.ndarray:
+    """The part of their outputs, the last axis, that is this parameter of ours."""
+    index, parts = name.part
+    grouped = array.reshape(*array.shape[:-1], name.groups, parts, -1)
+    return grouped[..., index, :].reshape(*array.shape[:-1], -1)
+
+
+def join_parts(arrays: Sequence[np.ndarray], name: Name) -> np.ndarray:
+    """Their outputs from all parts, in the order of their numbers; ``name`` is that of any part."""
+    grouped = [array.reshape(*array.shape[:-1], name.groups, -1) for array in arrays]
+    return np.stack(grouped, axis=-2).reshape(*arrays[0].shape[:-1], -1)
+
+
+def aligned_empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """An array that JAX uses on a CPU without copying: it copies arrays that do not begin at a multiple of 64 bytes.
+
+    With copies the largest parameters would be in memory twice, until Python's next garbage collection.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+class _Reader:
+    """Reads one parameter of ours, or the part of a device."""
+
+    def __init__(
+        self, name: Name, keys: Mapping[int | None, str], weights: Weights, shape: tuple[int, ...], dtype: Any
+    ):
+        self.name, self.keys, self.weights, self.shape, self.dtype = name, keys, weights, shape, dtype
+
+    def __call__(self, index: tuple[slice, ...] | None = None) -> np.ndarray:
+        """The values of ours at ``index``."""
+        index = index or (slice(None),) * len(self.shape)
+        sizes = [len(range(*part.indices(size))) for part, size in zip(index, self.shape, strict=True)]
+        result = aligned_empty(sizes, self.dtype)
+        if not _is_stacked(self.name):
+            result[...] = self._layer(None, self.shape)[index]
+            return result
+        for place, layer in enumerate(range(*index[0].indices(self.shape[0]))):
+            # A layer that their tensor does not have keeps ones.
+            result[place] = self._layer(layer, self.shape[1:])[index[1:]] if layer in self.keys else 1
+        return result
+
+    def _layer(self, layer: int | None, shape: tuple[int, ...]) -> np.ndarray:
+        name, array = self.name, self.weights.read(self.keys[layer])
+        array = array[0] if name.leading_one else array
+        return take_part(array.T if name.transposed else array, name).reshape(shape)
+
+
+def _keys_of(name: Name, shape: tuple[int, ...], finder: _Finder, weights: Weights) -> dict[int | None, str] | None:
+    """The checkpoint's names of one parameter by layer, with checked shapes; None if there are none."""
+    stacked = _is_stacked(name)
+    places: list[int | None] = [*_layers_of(name, shape[0])] if stacked else [None]
+    found = {place: finder.find(name, place) for place in places}
+    present = {place: key for place, key in found.items() if key is not None}
+    if not present:
+        return None
+    if len(present) < len(found):
+        lacks = next(name.theirs.format(place) for place, key in found.items() if key is None)
+        raise UserError(
+            f"the checkpoint has no {lacks}, expected it for this config; check that the two belong together"
+        )
+    expected = their_shape(name, shape[1:] if stacked else shape)
+    for key in present.values():
+        if tuple(weights.shape(key)) != expected:
+            raise UserError(
+                f"{key} of the checkpoint is {list(weights.shape(key))}, expected {list(expected)} for this config; "
+                "check that the two belong together"
+            )
+    if stacked and finder.find(name, shape[0]) is not None:
+        raise UserError(
+            f"the checkpoint has {name.theirs.format(shape[0])}, expected {shape[0]} layers by its config; "
+            "check that the two belong together"
+        )
+    return present
+
+
+def read_params(
+    format: Format,
+    config: TransformerConfig,
+    kind: str,
+    weights: Weights,
+    shapes: Any,
+    *,
+    shardings: Any = None,
+    dtype: Any = np.float32,
+    may_differ: bool = False,
+) -> Loaded:
+    """Our parameters from a checkpoint, tensor by tensor.
+
+    All shapes are compared before anything is read.
+
+    Args:
+        format: of the family.
+        config: of the model.
+        kind: of the model, one of ``KINDS``.
+        weights: the checkpoint.
+        shapes: our parameter tree, with leaves that have a ``shape`` (``jax.eval_shape`` of ``init``).
+        shardings: a tree of the same structure; each process reads only the parts of its devices. Default: all on the
+            default device.
+        dtype: of the parameters.
+        may_differ: treat a head's parameter of another shape as missing.
+    """
+    ours = flatten_dict(dict(shapes), sep="/")
+    places = None if shardings is None else flatten_dict(dict(shardings), sep="/")
+    finder, loaded = _Finder(weights.names(), format, kind), Loaded()
+    rows = [name for name in format.names(config, kind) if name.ours in ours]
+    unnamed = ours.keys() - {name.ours for name in rows}
+    assert not unnamed, f"the table of {format.model_type} lacks {sorted(unnamed)}"
+    body = {name.ours for name in format.body(config)}
+    readers = {}
+    for name in rows:
+        try:
+            keys = _keys_of(name, tuple(ours[name.ours].shape), finder, weights)
+        except UserError:
+            if not may_differ or name.ours in body:
+                raise
+            keys = None
+        if keys is None:
+            loaded.missing.append(name.ours)
+        else:
+            readers[name.ours] = _Reader(name, keys, weights, tuple(ours[name.ours].shape), dtype)
+    _check_body(format, rows, [path for path in loaded.missing if path in body], readers, weights)
+    for path, reader in readers.items():
+        if places is None:
+            loaded.params[path] = jax.device_put(reader())
+        else:
+            loaded.params[path] = jax.make_array_from_callback(reader.shape, places[path], reader)
+    _check_zeros(format, weights)
+    # A tied output layer may be in the file twice.
+    known = re.compile(rf"{format.ignored}|^(lm_head|embed_out)\.weight$" if config.tie_embeddings else format.ignored)
+    loaded.left = sorted(key for key in set(weights.names()) - finder.used if not known.search(key))
+    return loaded
+
+
+def _check_zeros(format: Format, weights: Weights) -> None:
+    for key in weights.names():
+        if key in format.zeros and np.any(weights.read(key)):
+            raise UserError(
+                f"{key} of the checkpoint is not zero, expected zeros for model_type {format.model_type!r}: "
+                "this library's model has no such parameter; set model.logits_bias"
+            )
+
+
+def _check_body(
+    format: Format, rows: Sequence[Name], missing: Sequence[str], readers: Mapping[str, Any], weights: Weights
+) -> None:
+    if not missing:
+        return
+    theirs = {name.ours: name.theirs for name in rows}
+    first = theirs[missing[0]].format(0)
+    if not any(path in readers for path in theirs):
+        some = ", ".join(sorted(weights.names())[:3])
+        raise UserError(
+            f"the checkpoint has no {first}, expected the names of {format.model_type}; it has {some} ...; "
+            "check model_type in config.json"
+        )
+    raise UserError(f"the checkpoint has no {first}, expected it for this config; check that the two belong together")
+
+
+def params_from_hf(
+    format: Format, config: TransformerConfig, kind: str, state_dict: Mapping[str, np.ndarray], shapes: Any
+) -> dict[str, Any]:
+    """Our whole parameter tree from a Hugging Face state dict in memory, float32."""
+    loaded = read_params(format, config, kind, ArrayWeights(state_dict), shapes)
+    if loaded.missing:
+        raise UserError(f"the checkpoint lacks {', '.join(loaded.missing)}, expected them for this config")
+    return unflatten_dict(loaded.params, sep="/")
+
+
+def params_to_hf(format: Format, config: TransformerConfig, kind: str, params: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """The state dict of our parameters, one tensor after the other; a tied head once.
+
+    Tensors that follow from the configuration (sinusoids) come first; parameters without a row are left out.
+    """
+    flat = flatten_dict(dict(params), sep="/")
+    together: dict[str, list[Name]] = {}
+    for name in format.names(config, kind):
+        if name.ours in flat:
+            together.setdefault(name.theirs, []).append(name)
+    for key, array in format.derived(config).items():
+        yield format.prefix_of(kind) + key, np.asarray(array)
+    for theirs, names in together.items():
+        if not _is_stacked(names[0]):
+            yield theirs, _joined(names, [np.asarray(flat[name.ours]) for name in names])
+            continue
+        for layer in _layers_of(names[0], len(flat[names[0].ours])):
+            arrays = [np.asarray(flat[name.ours][layer]) for name in names]
+            yield theirs.format(layer), _joined(names, arrays)
+
+
+def _joined(names: Sequence[Name], arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Their tensor from all its parts."""
+    first = names[0]
+    assert len(names) == first.part[1], f"{first.theirs} has {len(names)} of {first.part[1]} parts"
+    matrices = {n.part[0]: a.reshape(matrix_shape(n.ours, a.shape)) for n, a in zip(names, arrays, strict=True)}
+    joined = join_parts([matrices[index] for index in sorted(matrices)], first)
+    joined = joined.T if first.transposed else joined
+    return np.ascontiguousarray(joined[None] if first.leading_one else joined)

@@ -1,0 +1,354 @@
+"""A model family: its defaults and its Hugging Face format.
+
+What the format or this library does not support is a ``UserError`` that names the key.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from jaxformer.models.config import TransformerConfig
+from jaxformer.schema import UserError
+
+
+class Name(NamedTuple):
+    """One row of a family's table of parameters: our name, theirs, and how the layout differs.
+
+    Attributes:
+        ours: path in the parameter tree, ``/`` between levels; under ``layers/`` it carries the layer axis.
+        theirs: name in the Hugging Face state dict, ``{}`` where the layer's number goes.
+        transposed: theirs is ``[out, in]`` (``torch.nn.Linear``) where ours is ``[in, out]``.
+        part: index of this parameter among equal parts of theirs along its output axis, and the number of parts
+            (GPT-2 has query, key and value in one matrix).
+        groups: number of groups of their output axis, each with all parts (GPT-NeoX and BLOOM have query, key and value
+            of a head together: a group for each head).
+        not_first: theirs has no such parameter in layer 0, where ours is not used and stays at ones (ModernBERT).
+        leading_one: theirs has an additional first axis of size 1.
+        otherwise: another name of theirs for the same values.
+    """
+
+    ours: str
+    theirs: str
+    transposed: bool = False
+    part: tuple[int, int] = (0, 1)
+    groups: int = 1
+    not_first: bool = False
+    leading_one: bool = False
+    otherwise: str | None = None
+
+
+def linear(
+    ours: str,
+    theirs: str,
+    *,
+    bias: bool = True,
+    transposed: bool = True,
+    part: tuple[int, int] = (0, 1),
+    groups: int = 1,
+) -> list[Name]:
+    """The rows of a linear layer, by default a ``torch.nn.Linear``."""
+    rows = [Name(f"{ours}/kernel", f"{theirs}.weight", transposed, part, groups)]
+    return [*rows, Name(f"{ours}/bias", f"{theirs}.bias", False, part, groups)] if bias else rows
+
+
+def linears(ours: str, theirs: str, layers: Mapping[str, str], **options: Any) -> list[Name]:
+    """The rows of several linear layers, whose names follow these prefixes; ``options`` as in ``linear``."""
+    return [row for our, their in layers.items() for row in linear(ours + our, theirs + their, **options)]
+
+
+QKV = ("query", "key", "value")
+
+
+def fused(ours: str, theirs: str, layers: Sequence[str] = QKV, **options: Any) -> list[Name]:
+    """The rows of several linear layers of ours that are one of theirs; ``options`` as in ``linear``."""
+    count = len(layers)
+    return [row for i, layer in enumerate(layers) for row in linear(ours + layer, theirs, part=(i, count), **options)]
+
+
+def norm(ours: str, theirs: str, *, bias: bool = True) -> list[Name]:
+    """The rows of a norm; an RMS norm has no bias."""
+    rows = [Name(f"{ours}/scale", f"{theirs}.weight")]
+    return [*rows, Name(f"{ours}/bias", f"{theirs}.bias")] if bias else rows
+
+
+def lm_head(theirs: str, otherwise: str | None = None) -> Callable[[TransformerConfig], list[Name]]:
+    """The rows of an output layer without bias, none where it is tied.
+
+    Args:
+        theirs: its name.
+        otherwise: another name for the same values.
+    """
+    row = Name("lm_head/kernel", f"{theirs}.weight", transposed=True, otherwise=otherwise)
+    return lambda config: [] if config.tie_embeddings else [row]
+
+
+REQUIRED = object()
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+class Key(NamedTuple):
+    """One row of a family's table of configuration keys.
+
+    Attributes:
+        ours: key of ``TransformerConfig``.
+        theirs: key of ``config.json``. If two rows have one key of ours, their values must agree.
+        absent: their value if ``config.json`` has no such key or null; without one the key is required.
+        read: converts their value to ours.
+        write: converts our value, resolved, to theirs.
+    """
+
+    ours: str
+    theirs: str
+    absent: Any = REQUIRED
+    read: Callable[[Any], Any] = _same
+    write: Callable[[Any], Any] = _same
+
+
+def same(*keys: str) -> tuple[Key, ...]:
+    """Rows of keys that have one name here and there."""
+    return tuple(Key(key, key) for key in keys)
+
+
+# The names of sizes that most families share.
+SIZES = (
+    *same("vocab_size", "hidden_size", "intermediate_size", "initializer_range"),
+    Key("num_layers", "num_hidden_layers"),
+    Key("num_heads", "num_attention_heads"),
+    Key("max_length", "max_position_embeddings"),
+)
+# Keys of ``TransformerConfig`` that follow from others if they are not given, and the property with their value.
+RESOLVED = {
+    "num_kv_heads": "kv_heads",
+    "head_size": "head_width",
+    "intermediate_size": "inner_size",
+    "num_decoder_layers": "decoder_layers",
+    "embedding_size": "token_size",
+    "qkv_bias": "has_qkv_bias",
+}
+# The kinds of models in the Hugging Face format, named by the head on the backbone.
+KINDS = (
+    "body",
+    "causal_lm",
+    "masked_lm",
+    "pre_training",
+    "seq2seq_lm",
+    "sequence_classification",
+    "token_classification",
+    "question_answering",
+    "multiple_choice",
+)
+TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+
+
+class Head(NamedTuple):
+    """A kind of model in the Hugging Face format.
+
+    Attributes:
+        architecture: its class in transformers, for ``config.json``.
+        rows: the names of the head's parameters.
+        prefix: of the backbone's names, if not the family's.
+    """
+
+    architecture: str
+    rows: Callable[[TransformerConfig], Sequence[Name]] | Sequence[Name] = ()
+    prefix: str | None = None
+
+
+@dataclass(frozen=True)
+class Format:
+    """The Hugging Face format of a family: two tables, which are read in both directions, and their exceptions.
+
+    Attributes:
+        model_type: name of the family in ``config.json``.
+        keys: the table of configuration keys.
+        body: the table of parameter names of the backbone alone.
+        heads: by kind of model.
+        prefix: of the backbone's names if there is a head, with the dot.
+        constants: keys of ``config.json`` that must have this value: other values are not supported.
+        read: further keys of ours, which no row can express.
+        write: undoes ``read``.
+        untied_by: name of a tensor whose presence means that the head is not tied, whatever ``config.json`` says.
+        zeros: names of tensors that must be zero if a checkpoint has them.
+        derived: tensors of the backbone that transformers expects in a file though they follow from the configuration.
+        ignored: pattern of names in checkpoints that are not parameters.
+    """
+
+    model_type: str
+    keys: tuple[Key, ...]
+    body: Callable[[TransformerConfig], list[Name]]
+    heads: Mapping[str, Head]
+    prefix: str = ""
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    read: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda hf: {}
+    write: Callable[[TransformerConfig], dict[str, Any]] = lambda config: {}
+    untied_by: str | None = None
+    zeros: tuple[str, ...] = ()
+    derived: Callable[[TransformerConfig], dict[str, Any]] = lambda config: {}
+    ignored: str = r"\b\B"
+
+    def head(self, kind: str) -> Head:
+        """The head of a model of this kind."""
+        if kind not in self.heads:
+            fits = ", ".join(self.heads)
+            raise UserError(f"transformers has no {self.model_type} model with head {kind!r}, expected one of: {fits}")
+        return self.heads[kind]
+
+    def prefix_of(self, kind: str) -> str:
+        """Prefix of the backbone's names in a model of this kind."""
+        own = self.head(kind).prefix
+        return "" if kind == "body" else self.prefix if own is None else own
+
+    def names(self, config: TransformerConfig, kind: str) -> list[Name]:
+        """The table of parameter names of a model of this kind."""
+        head, prefix = self.head(kind), self.prefix_of(kind)
+        rows = head.rows(config) if callable(head.rows) else head.rows
+        return [*(name._replace(theirs=prefix + name.theirs) for name in self.body(config)), *rows]
+
+    def from_hf(self, hf: Mapping[str, Any], family: str) -> dict[str, Any]:
+        """Keys of ``TransformerConfig`` from a ``config.json``, for the family of this name."""
+        require(hf, **self.constants)
+        keys: dict[str, Any] = {"type": family}
+        said: dict[str, str] = {}
+        for row in self.keys:
+            value = hf.get(row.theirs)
+            if value is None:
+                value = row.absent
+            if value is REQUIRED:
+                raise UserError(f"config.json has no {row.theirs!r}, expected it for model_type {self.model_type!r}")
+            try:
+                value = row.read(value)
+            except (TypeError, ValueError, AttributeError) as error:
+                if isinstance(error, UserError):
+                    raise
+                raise UserError(f"config.json has {row.theirs}: {value!r}, which makes no sense there") from error
+            if keys.get(row.ours, value) != value:
+                first = said[row.ours]
+                raise UserError(
+                    f"config.json has {first}: {hf.get(first)}, {row.theirs}: {hf.get(row.theirs)}; expected the same"
+                )
+            keys[row.ours], said[row.ours] = value, row.theirs
+        for key in TOKEN_IDS:
+            # Of several ends of text the first is the one of training; -1 stands for none.
+            value = hf[key][0] if isinstance(hf.get(key), list) and hf[key] else hf.get(key)
+            if value is not None and value != -1:
+                keys[key] = value
+        try:
+            return {**keys, **self.read(hf)}
+        except KeyError as error:
+            raise UserError(f"config.json has no {error}, expected it for model_type {self.model_type!r}") from error
+        except (TypeError, AttributeError) as error:
+            raise UserError(f"config.json makes no sense for model_type {self.model_type!r}: {error}") from error
+
+    def to_hf(self, config: TransformerConfig, kind: str) -> dict[str, Any]:
+        """``config.json`` of a model of this kind."""
+        hf = {"model_type": self.model_type, "architectures": [self.head(kind).architecture], **self.constants}
+        for row in self.keys:
+            hf[row.theirs] = row.write(getattr(config, RESOLVED.get(row.ours, row.ours)))
+        for key in TOKEN_IDS:
+            if getattr(config, key) is not None:
+                hf[key] = getattr(config, key)
+        if config.architecture == "encoder_decoder":
+            hf["is_encoder_decoder"] = True
+        return {**hf, **self.write(config)}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family.
+
+    Attributes:
+        name: the value of ``model.type``.
+        defaults: the keys of ``TransformerConfig`` that differ from its own defaults.
+        format: its Hugging Face format, None if it has none.
+        objective: the default of ``task.type``.
+    """
+
+    name: str
+    defaults: Mapping[str, Any]
+    format: Format | None = None
+    objective: str = "causal_lm"
+
+    @property
+    def hub(self) -> Format:
+        """Its Hugging Face format."""
+        if self.format is None:
+            raise UserError(f"model.type {self.name!r} has no Hugging Face format; expected another family")
+        return self.format
+
+    def from_hf(self, hf: Mapping[str, Any]) -> dict[str, Any]:
+        """Keys of ``TransformerConfig`` from a ``config.json``."""
+        return self.hub.from_hf(hf, self.name)
+
+
+def require(hf: Mapping[str, Any], **values: Any) -> None:
+    """Refuses a ``config.json`` in which one of these keys has another value; absent keys are accepted."""
+    for key, value in values.items():
+        if hf.get(key, value) != value:
+            raise UserError(f"config.json has {key}: {hf[key]!r}, expected {value!r}; this variant is not supported")
+
+
+# Their names of the activations; some formulas have several.
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+def read_activation(name: str) -> str:
+    """Converts their name of an activation to ours."""
+    if name not in ACTIVATIONS:
+        raise UserError(f"config.json has the activation {name!r}, expected one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def write_activation(name: str) -> str:
+    """Converts our name of an activation to theirs."""
+    for theirs, ours in ACTIVATIONS.items():
+        if ours == name:
+            return theirs
+    raise UserError(f"the Hugging Face format has no activation {name!r}, expected one of {set(ACTIVATIONS.values())}")
+
+
+def activation(theirs: str, absent: Any = REQUIRED) -> Key:
+    """The row of the activation."""
+    return Key("activation", theirs, absent, read_activation, write_activation)
+
+
+ROPE_SCALING = {
+    "factor": "factor",
+    "low_frequency_factor": "low_freq_factor",
+    "high_frequency_factor": "high_freq_factor",
+    "original_max_length": "original_max_position_embeddings",
+}
+
+
+def read_rotary(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """``rope_theta`` and ``rope_scaling`` from a ``config.json`` of transformers 4, or 5 (in ``rope_parameters``)."""
+    rope = hf.get("rope_parameters") or {}
+    scaling = hf.get("rope_scaling") or rope
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    theta = hf.get("rope_theta") or rope.get("rope_theta", 10_000.0)
+    if kind == "default":
+        return {"rope_theta": theta, "rope_scaling": None}
+    if kind not in ("linear", "llama3"):
+        raise UserError(f"config.json has rope_type: {kind!r}, expected default, linear or llama3")
+    given = {ours: scaling[theirs] for ours, theirs in ROPE_SCALING.items() if theirs in scaling}
+    return {"rope_theta": theta, "rope_scaling": {"type": kind, **given}}
+
+
+def write_rotary(config: TransformerConfig) -> dict[str, Any]:
+    """Undoes ``read_rotary``, in the form that both versions read."""
+    scaling = config.rope_scaling
+    if scaling is None:
+        return {"rope_theta": config.rope_theta, "rope_scaling": None}
+    keys = ROPE_SCALING if scaling.type == "llama3" else {"factor": "factor"}
+    given = {theirs: getattr(scaling, ours) for ours, theirs in keys.items()}
+    return {"rope_theta": config.rope_theta, "rope_scaling": {"rope_type": scaling.type, **given}}

@@ -1,0 +1,1 @@
+"""Other ways to compute attention: the same numbers, faster on some hardware for some masks."""

@@ -1,0 +1,93 @@
+"""Streamed text: complete pieces, and the places of stop strings."""
+
+from collections.abc import Sequence
+from typing import Any
+
+# Stands for bytes that are not (yet) a character.
+_BROKEN = "�"
+# Number of tokens before the new ones that are decoded again, because their text may still change.
+_OVERLAP = 6
+
+
+def decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of tokens, without the special ones."""
+    return str(tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)) if len(ids) else ""
+
+
+def added_text(tokenizer: Any, before: Sequence[int], ids: Sequence[int]) -> str:
+    """The text that tokens add to those before them, with the space before a new word."""
+    first, both = decode(tokenizer, before), decode(tokenizer, [*before, *ids])
+    return both[len(first) :] if both.startswith(first) else decode(tokenizer, ids)
+
+
+class TextStream:
+    """The text of tokens that arrive one by one, in pieces that never end inside a character.
+
+    A piece is what new tokens add to the text of the last few, so that spaces between tokens are right. Bytes of an
+    incomplete character wait for the others.
+    """
+
+    def __init__(self, tokenizer: Any, before: Sequence[int] = ()) -> None:
+        """Takes the tokenizer and the tokens before the text."""
+        self.tokenizer = tokenizer
+        self.ids = [int(i) for i in before[-_OVERLAP:]]
+        self.text = ""
+        self._from, self._shown = 0, len(self.ids)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return decode(self.tokenizer, ids)
+
+    def put(self, ids: Sequence[int]) -> str:
+        """The text that these tokens complete."""
+        self.ids += [int(i) for i in ids]
+        before = self._decode(self.ids[self._from : self._shown])
+        now = self._decode(self.ids[self._from :])
+        if now.endswith(_BROKEN) or not now.startswith(before):
+            return ""
+        piece = now[len(before) :]
+        self._shown = len(self.ids)
+        self._from = max(self._from, self._shown - _OVERLAP)
+        self.text += piece
+        return piece
+
+    def end(self) -> str:
+        """The rest of the text, when no token follows."""
+        before = self._decode(self.ids[self._from : self._shown])
+        piece = self._decode(self.ids[self._from :])[len(before) :]
+        self._shown = len(self.ids)
+        self.text += piece
+        return piece
+
+
+def find_stop(text: str, stop_strings: Sequence[str]) -> int | None:
+    """Start of the first stop string in the text; None if there is none."""
+    places = [place for string in stop_strings if (place := text.find(string)) >= 0]
+    return min(places, default=None)
+
+
+def held_back(text: str, stop_strings: Sequence[str]) -> int:
+    """Number of characters at the end that may begin a stop string."""
+    longest = 0
+    for string in stop_strings:
+        for size in range(min(len(string) - 1, len(text)), longest, -1):
+            if text.endswith(string[:size]):
+                longest = size
+                break
+    return longest
+
+
+def stopped_length(
+    tokenizer: Any, ids: Sequence[int], stop_strings: Sequence[str], before: Sequence[int] = ()
+) -> int | None:
+    """Number of tokens, after those ``before``, until a stop string is complete; None if there is none."""
+
+    def complete(count: int) -> bool:
+        return find_stop(added_text(tokenizer, before, ids[:count]), stop_strings) is not None
+
+    if not complete(len(ids)):
+        return None
+    low, high = 1, len(ids)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if complete(middle) else (middle + 1, high)
+    return low

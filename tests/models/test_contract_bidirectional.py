@@ -75,7 +75,7 @@ def test_padding_changes_no_real_token_no_loss_and_no_gradient(name, side):
     for row, expected in enumerate(expected_states):
         assert_close(states[row][real[row] == 1], expected)
     # A weighted sum over all tokens, whose terms nearly cancel: modernbert's is 0.19 of terms up to 30.
-    assert_close(loss, expected_loss, 1e-3)
+    assert_close(loss, expected_loss, **({"tolerance": 1e-3} if name == "modernbert" else {}))
     assert_gradients_close(gradient, expected_gradient)
 
 

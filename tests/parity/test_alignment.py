@@ -11,9 +11,15 @@ from jaxformer.hub.tokenizer import AutoTokenizer
 from jaxformer.tasks.bad_rows import Tally
 from jaxformer.tasks.responses import Answered, ResponseEncoder
 from tests.golden import alignment, tokenizers
-from tests.hub.test_chat import CHAT
 
 pytestmark = pytest.mark.parity
+
+CHAT = [
+    {"role": "user", "content": "the cat?"},
+    {"role": "assistant", "content": "sat on"},
+    {"role": "user", "content": "and"},
+    {"role": "assistant", "content": "the mat "},
+]
 
 
 def test_the_golden_file_is_what_trl_makes_now():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.golden import heads
+from tests.golden import REMADE, heads
 from tests.parity.table import compare
 
 pytestmark = pytest.mark.parity
@@ -21,4 +21,4 @@ def test_the_golden_file_is_what_transformers_makes_now(case):
     assert golden["shapes"] == made["shapes"]
     assert golden["loss"] == pytest.approx(made["loss"], rel=1e-5)
     for name, product in golden["gradients"].items():
-        assert made["gradients"][name] == pytest.approx(product, rel=1e-4, abs=1e-4)
+        assert made["gradients"][name] == pytest.approx(product, rel=REMADE, abs=REMADE)

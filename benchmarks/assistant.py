@@ -25,7 +25,7 @@ from jaxformer.data.config import DataConfig
 from jaxformer.data.records import open_records
 from jaxformer.generation import GenerationConfig, prepare
 from jaxformer.models import Decoder
-from jaxformer.parallel.topology import tell_libtpu_without_tpu
+from jaxformer.parallel.accelerators import tell_libtpu_without_tpu
 from jaxformer.pipelines.open import Opened, open_model
 from jaxformer.schema import UserError
 from jaxformer.tasks.bad_rows import Tally

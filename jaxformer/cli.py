@@ -165,11 +165,11 @@ def _train(options: argparse.Namespace) -> int:
     if options.print_config:
         print(dump_config(config), end="")
         return 0
+    from jaxformer.cost.dry_run import plan
     from jaxformer.parallel import hosts
-    from jaxformer.parallel.topology import tell_libtpu_without_tpu
+    from jaxformer.parallel.accelerators import idle_accelerator, tell_libtpu_without_tpu
     from jaxformer.training.compilation import keep_compiled
     from jaxformer.training.console import Display, show_warnings
-    from jaxformer.training.plan import idle_accelerator, plan
     from jaxformer.training.run import prepare
 
     # Before JAX looks for devices.
@@ -194,7 +194,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _compile_for(config: Any, options: argparse.Namespace) -> int:
-    from jaxformer.training.compile_for import compile_for
+    from jaxformer.cost.compile_for import compile_for
     from jaxformer.training.console import Display, show_warnings
 
     display = Display()
@@ -261,7 +261,7 @@ def export_command(arguments: Sequence[str], program: str = "jaxformer export") 
     options = parser.parse_args(list(arguments))
 
     def command() -> int:
-        from jaxformer.parallel.topology import tell_libtpu_without_tpu
+        from jaxformer.parallel.accelerators import tell_libtpu_without_tpu
         from jaxformer.training.console import Display
         from jaxformer.training.export import export, export_adapter
 
@@ -315,7 +315,7 @@ def data_command(arguments: Sequence[str], program: str = "jaxformer data") -> i
     options = parser.parse_intermixed_args(list(arguments))
 
     def command() -> int:
-        from jaxformer.parallel.topology import tell_libtpu_without_tpu
+        from jaxformer.parallel.accelerators import tell_libtpu_without_tpu
         from jaxformer.training.config import load_config
         from jaxformer.training.console import Display, show_warnings
         from jaxformer.training.run import prepare

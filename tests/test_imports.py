@@ -31,9 +31,10 @@ MAY_USE = {
     "generation": MODEL | {"families", "tokenizers"},
     "alignment": MODEL | DATA | {"families", "hub", "tasks", "generation", "parallel"},
     "training": TRAINING,
+    "cost": TRAINING | {"cost"},
     "pipelines": TRAINING,
     "demo": TRAINING | {"pipelines"},
-    "cli": TRAINING | {"pipelines", "demo", "cli"},
+    "cli": TRAINING | {"cost", "pipelines", "demo"},
 }
 
 

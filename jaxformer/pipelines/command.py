@@ -64,7 +64,7 @@ def begin(debug: bool) -> "Display":
 
     A warning of this library is one line; those of others are shown only in debug.
     """
-    from jaxformer.parallel.topology import tell_libtpu_without_tpu
+    from jaxformer.parallel.accelerators import tell_libtpu_without_tpu
     from jaxformer.training.console import Display
     from jaxformer.training.memory import keep_freed_memory
 

@@ -15,17 +15,18 @@ MODULES = {
 
 # Each part and the parts it may use. Parts at the bottom of the library, schema and functional, stand on nothing.
 MODEL = {"schema", "functional", "models"}
-DATA = {"schema", "tokenizers", "data"}
+DATA = {"schema", "atomic", "tokenizers", "data"}
 TRAINING = MODEL | DATA | {"families", "hub", "tasks", "generation", "alignment", "parallel", "training"}
 MAY_USE = {
     "schema": set(),
+    "atomic": set(),
     "functional": set(),
     "models": {"schema", "functional"},
     "parallel": {"schema", "functional", "models"},
     "families": MODEL,
     "tokenizers": {"schema"},
-    "data": {"schema", "functional", "tokenizers"},
-    "hub": MODEL | {"families", "tokenizers", "parallel"},
+    "data": {"schema", "atomic", "functional", "tokenizers"},
+    "hub": MODEL | {"atomic", "families", "tokenizers", "parallel"},
     # Of the hub tasks use the chat templates.
     "tasks": MODEL | DATA | {"families", "generation", "hub"},
     "generation": MODEL | {"families", "tokenizers"},

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from jaxformer.atomic import write_atomically
 from jaxformer.pipelines.base import NoColumnError
 from jaxformer.pipelines.lines import Line, check_file
 from jaxformer.schema import UserError
@@ -110,9 +111,7 @@ def begin(out: Path, about: Mapping[str, Any], file: Path) -> Written:
             raise UserError(f"{beside} is damaged; remove it and {out} to begin anew") from None
         check_same(out, before, json.loads(json.dumps(about)), file)
         return cut_to_lines(out)
-    partial = beside.with_name(f"{beside.name}.partial")
-    partial.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    partial.replace(beside)
+    write_atomically(beside, json.dumps(about, indent=1) + "\n")
     out.touch()
     return Written(0, 0)
 

@@ -26,7 +26,7 @@ from jaxformer.data.records import open_records
 from jaxformer.generation import GenerationConfig, prepare
 from jaxformer.models import Decoder
 from jaxformer.parallel.accelerators import tell_libtpu_without_tpu
-from jaxformer.pipelines.open import Opened, open_model
+from jaxformer.pipelines.opened_model import Opened, open_model
 from jaxformer.schema import UserError
 from jaxformer.tasks.bad_rows import Tally
 from jaxformer.tasks.preferences import causal_example

@@ -35,7 +35,8 @@ MAY_USE = {
     "cost": TRAINING | {"cost"},
     "pipelines": TRAINING,
     "demo": TRAINING | {"pipelines"},
-    "cli": TRAINING | {"cost", "pipelines", "demo"},
+    "commands": TRAINING | {"cost", "pipelines", "demo"},
+    "cli": {"schema", "commands"},
 }
 
 

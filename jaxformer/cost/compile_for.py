@@ -13,7 +13,7 @@ import numpy as np
 from jaxformer.cost.hlo import Collective, Program, collectives, parse_program
 from jaxformer.cost.hlo_cost import hbm_bytes, kernels, matmul_flops
 from jaxformer.cost.topology import Chip, described_devices
-from jaxformer.data.cache import TokenCache
+from jaxformer.data.token_cache import TokenCache
 from jaxformer.functional.splash import kernel_flops, kernel_name, visible_share
 from jaxformer.schema import UserError
 from jaxformer.tokenizers import TokenizerConfig, build_tokenizer

@@ -175,7 +175,7 @@ def give_up(code: int, error: str) -> None:
         _WATCH.give_up(code, error)
 
 
-def lost_touch() -> None:
+def wait_for_notice() -> None:
     """After an error of the exchange between processes: time to learn that one of them ended, which explains it."""
     if jax.distributed.is_initialized() and jax.process_count() > 1:
         time.sleep(GOODBYE_S)

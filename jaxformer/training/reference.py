@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxformer.atomic import replacing
-from jaxformer.data.examples import ExampleRows
+from jaxformer.data.example_rows import ExampleRows
 from jaxformer.data.loader import evaluation_batches
 from jaxformer.models.partition import on_mesh
 from jaxformer.parallel.batch import local_rows, put_batch

@@ -13,7 +13,7 @@ import pytest
 
 import jaxformer
 from jaxformer.alignment.best_of_n import Summary, prompt_seed, summarise
-from jaxformer.cli import best_of_n_command
+from jaxformer.cli import run
 from jaxformer.data.config import DataConfig
 from jaxformer.data.records import open_records
 from jaxformer.data.sources import in_validation
@@ -244,7 +244,7 @@ def test_what_does_not_fit_is_refused(folder, tmp_path):
         make(folder, options={"num_return_sequences": 3})
     with pytest.raises(UserError, match="'max_tokens' is no option of generate"):
         make(folder, options={"max_tokens": 3})
-    with pytest.raises(UserError, match="reward writes no text, expected a language model"):
+    with pytest.raises(UserError, match="reward generates no text, expected a language model"):
         BestOfN(str(folder / "reward"), str(folder / "reward"), Settings())
     with pytest.raises(UserError, match="n is 0 and the batch size 64, expected 1 or more"):
         BestOfN(str(folder / "writes"), str(folder / "reward"), Settings(n=0))
@@ -266,11 +266,11 @@ def test_the_command(folder, file, tmp_path, capsys):
     def call(*more, out="out.jsonl"):
         paths = ["--model", str(folder / "writes"), "--file", str(file), "--out", str(tmp_path / out)]
         ends = f"eos_token_id={ENDS}"
-        return best_of_n_command([*paths, "--reward", str(folder / "reward"), *more, "max_new_tokens=6", ends])
+        return run("best-of-n", [*paths, "--reward", str(folder / "reward"), *more, "max_new_tokens=6", ends])
 
     assert call("--n", "2", "--batch-size", "4", "--plain") == 0
     said = capsys.readouterr().out
-    assert 'of 21 lines have no answer and say why under "error"' in said and "is what the model gives to 17" in said
+    assert 'of 21 lines have no answer, see their "error"' in said and "first texts for 17 prompts" in said
     assert "next: python train.py --config configs/assistant/best.yaml" in said
     assert call("--prompt-column", "question", out="x.jsonl") == 2
     assert "there is no column 'question', only the columns prompt; --prompt-column" in capsys.readouterr().err

@@ -4,7 +4,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from jaxformer.data.cache import TokenCache
+from jaxformer.data.token_cache import TokenCache
 
 Batch = dict[str, np.ndarray]
 

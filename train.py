@@ -2,7 +2,7 @@
 
 import sys
 
-from jaxformer.cli import train_command
+from jaxformer.cli import run
 
 if __name__ == "__main__":
-    sys.exit(train_command(sys.argv[1:]))
+    sys.exit(run("train", sys.argv[1:], "train.py"))

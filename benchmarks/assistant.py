@@ -25,8 +25,8 @@ from jaxformer.data.records import open_records
 from jaxformer.generation import GenerationConfig, prepare
 from jaxformer.generation.best_of_n import DEVIATIONS, Drawn, draw, prompt_seed
 from jaxformer.models import Decoder
-from jaxformer.parallel.topology import tell_libtpu_without_tpu
-from jaxformer.pipelines.open import Opened, open_model
+from jaxformer.parallel.accelerators import tell_libtpu_without_tpu
+from jaxformer.pipelines.opened_model import Opened, open_model
 from jaxformer.schema import UserError
 from jaxformer.tasks.bad_rows import Tally
 from jaxformer.tasks.preferences import causal_example

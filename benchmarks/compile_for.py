@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 from statistics import median
 
-from jaxformer.parallel.hlo import Collective
-from jaxformer.parallel.topology import described_devices
-from jaxformer.training.compile_for import gib, shape_run, step_cost
+from jaxformer.cost.compile_for import gib, shape_run, step_cost
+from jaxformer.cost.hlo import Collective
+from jaxformer.cost.topology import described_devices
 from jaxformer.training.console import number
 from jaxformer.training.sources import load_config
 

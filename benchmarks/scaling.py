@@ -45,9 +45,9 @@ def measure(axes: Mapping[str, int], devices: int) -> Measured:
     import numpy as np
     import optax
 
+    from jaxformer.cost.hlo import collectives
     from jaxformer.families import build_model, model_config
     from jaxformer.models import TransformerConfig
-    from jaxformer.parallel.hlo import collectives
     from jaxformer.parallel.mesh import ParallelConfig, make_mesh
     from jaxformer.parallel.strategy import DeviceStep
     from jaxformer.tasks import CausalLM, CausalLMConfig

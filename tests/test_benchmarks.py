@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxformer.families import build_model
-from jaxformer.pipelines.open import Opened
+from jaxformer.pipelines.opened_model import Opened
 from tests.tasks.tiny import config_of, random_params
 from tests.training.helpers import run_training, tiny_keys
 

@@ -109,14 +109,15 @@ def test_bad_input_is_one_readable_line_and_code_2(config, tmp_path):
 
 def test_a_failure_of_ours_is_one_line_and_a_traceback_only_in_debug(config, monkeypatch, capsys):
     from jaxformer import cli
+    from jaxformer.commands import train
 
     def broken(options):
         raise RuntimeError("some\nthing")
 
-    monkeypatch.setattr(cli, "_train", broken)
-    assert cli.train_command(["--config", str(config)]) == 1
+    monkeypatch.setattr(train, "run", broken)
+    assert cli.run("train", ["--config", str(config)]) == 1
     assert capsys.readouterr().err == ("error: RuntimeError: some thing; run again with --debug for the traceback\n")
-    assert cli.train_command(["--config", str(config), "--debug"]) == 1
+    assert cli.run("train", ["--config", str(config), "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
 
 
@@ -183,7 +184,7 @@ def test_sigterm_saves_and_says_so(tmp_path):
     assert process.returncode == 143, out + err
     step = int(out.split("SIGTERM: saved step ")[1].split()[0])
     assert (tmp_path / "run" / "checkpoints" / str(step)).is_dir()
-    assert "run the same command to go on" in out
+    assert "run the same command to resume" in out
 
 
 @pytest.mark.slow

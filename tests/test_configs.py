@@ -65,8 +65,8 @@ def test_loads_and_builds_by_shape(path, tmp_path):
     model = config.model.model_copy(update={"vocab_size": config.model.vocab_size or config.tokenizer.vocab_size})
     params = nn.unbox(abstract_params(build_model(model)))
     schedule = build_schedule(config.schedule, config.optimizer.learning_rate, config.training.steps)
-    state = jax.eval_shape(build_optimizer(config.optimizer, schedule).init, params)
-    assert len(jax.tree.leaves(state)) > 0
+    # Building is the test: a key that does not fit another raises.
+    jax.eval_shape(build_optimizer(config.optimizer, schedule).init, params)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

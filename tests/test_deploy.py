@@ -33,10 +33,10 @@ def commands():
 
 @pytest.mark.parametrize("arguments", list(commands()), ids=" ".join)
 def test_commands_are_understood(arguments):
-    options = parse_arguments(arguments, "train.py")
+    options = parse_arguments("train", arguments)
     if "..." not in arguments and (ROOT / options.config).exists():
         started = [override for override in options.overrides if not override.startswith("model.pretrained")]
-        assert load_config(ROOT / options.config, started).output_dir
+        load_config(ROOT / options.config, started)  # raises if a key is unknown
 
 
 def test_every_pod_knows_its_number_and_the_first_ones_address():

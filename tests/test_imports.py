@@ -15,24 +15,27 @@ MODULES = {
 
 # Each part and the parts it may use. Parts at the bottom of the library, schema and functional, stand on nothing.
 MODEL = {"schema", "functional", "models"}
-DATA = {"schema", "tokenizers", "data"}
+DATA = {"schema", "atomic", "tokenizers", "data"}
 TRAINING = MODEL | DATA | {"families", "hub", "tasks", "generation", "lora", "parallel", "training"}
 MAY_USE = {
     "schema": set(),
+    "atomic": set(),
     "functional": set(),
     "models": {"schema", "functional"},
     "parallel": {"schema", "functional", "models"},
     "families": MODEL,
     "tokenizers": {"schema"},
-    "data": {"schema", "functional", "tokenizers"},
-    "hub": MODEL | {"families", "tokenizers", "parallel"},
+    "data": {"schema", "atomic", "functional", "tokenizers"},
+    "hub": MODEL | {"atomic", "families", "tokenizers", "parallel"},
     "tasks": MODEL | DATA | {"families", "generation"},
     "generation": MODEL | {"families", "tokenizers"},
     "lora": MODEL | DATA | {"families", "hub", "tasks", "generation", "parallel"},
     "training": TRAINING,
+    "cost": TRAINING | {"cost"},
     "pipelines": TRAINING,
     "demo": TRAINING | {"pipelines"},
-    "cli": TRAINING | {"pipelines", "demo", "cli"},
+    "commands": TRAINING | {"cost", "pipelines", "demo"},
+    "cli": {"schema", "commands"},
 }
 
 

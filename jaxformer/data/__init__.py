@@ -1,13 +1,13 @@
 """From files to batches: source -> documents -> token cache, or records -> examples; then rows -> batches."""
 
-from jaxformer.data.cache import TokenCache, build_cache
 from jaxformer.data.config import DataConfig
 from jaxformer.data.corpus import Corpus, Split, open_corpus
-from jaxformer.data.examples import ExampleRows
+from jaxformer.data.example_rows import ExampleRows
 from jaxformer.data.formats import Document, Row
 from jaxformer.data.loader import TrainBatches, evaluation_batches, load
 from jaxformer.data.records import Records, open_records
-from jaxformer.data.rows import PackedRows, Rows, StreamRows, make_rows
+from jaxformer.data.token_cache import TokenCache, build_cache
+from jaxformer.data.token_rows import PackedRows, Rows, StreamRows, make_rows
 
 __all__ = [
     "Corpus",

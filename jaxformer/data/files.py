@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxformer.atomic import write_atomically
 from jaxformer.schema import UserError
 
 # The suffixes that a folder is searched for, each also with ".gz" behind it (but Parquet, which compresses itself). A
@@ -181,9 +182,7 @@ def content_hash(path: Path, memory: Path) -> str:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     with contextlib.suppress(OSError):  # only an optimisation: a read-only cache folder is noticed elsewhere
         memory.mkdir(parents=True, exist_ok=True)
-        temporary = note.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps({"state": state, "sha256": digest}))
-        temporary.replace(note)
+        write_atomically(note, json.dumps({"state": state, "sha256": digest}))
     return digest
 
 

@@ -1,8 +1,5 @@
 """Reading rows and documents out of text, JSON lines, CSV, Parquet and Hugging Face datasets, one at a time."""
 
-import csv
-import json
-import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -10,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxformer.data.files import NamedFile, decode, reading, walk
+from jaxformer.data.lines import BlankLineError, read_lines
 from jaxformer.schema import UserError
 
 Columns = str | Sequence[str]
@@ -46,8 +44,7 @@ class Row(dict[str, Any]):
         self.where = where
 
 
-# Reads the rows of a file; the columns are those that will be used, None for all. A format that knows its columns
-# before its rows refuses a file that has none of them.
+# Reads the rows of a file; the columns are those that will be used, None for all.
 RowReader = Callable[[NamedFile, Columns | None], Iterator[Row]]
 
 
@@ -57,53 +54,17 @@ def read_text(file: NamedFile, text_column: Columns) -> Iterator[Document]:
         yield Document(file.name, decode(stream.read(), file.path))
 
 
-def read_json_rows(file: NamedFile, columns: Columns | None = None) -> Iterator[Row]:
-    """One row a line, an object each. Blank lines are skipped."""
-    offset = 0
-    with reading(file.path) as stream:
-        for number, line in enumerate(stream, 1):
-            text, offset = decode(line, file.path, offset), offset + len(line)
-            if not text.strip():
-                continue
-            where = f"{file.path}, line {number}"
-            try:
-                row = json.loads(text)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{where} is not JSON ({error}): expected one object a line") from error
-            if not isinstance(row, dict):
-                raise UserError(f"{where} is a JSON {type(row).__name__}: expected one object a line")
-            yield Row(row, f"{file.name}:{number}", where)
-
-
-def read_csv_rows(file: NamedFile, columns: Columns | None = None) -> Iterator[Row]:
-    """One row a row; the first names the columns; a comma separates them, in .tsv files a tab. All values are text."""
-    csv.field_size_limit(sys.maxsize)  # the default refuses texts of more than 131,072 characters
-    tab = file.path.name.removesuffix(".gz").endswith(".tsv")
-    with reading(file.path) as stream:
-        rows = csv.reader(_lines(stream, file.path), delimiter="\t" if tab else ",", strict=True)
-        number = 0
-        try:
-            header = next(rows, None)
-            if header is None:
-                return
-            _require_column(columns, header, str(file.path))
-            for number, row in enumerate(rows, 1):
-                if not row:
-                    continue
-                where = f"{file.path}, line {rows.line_num}"
-                if len(row) != len(header):
-                    raise UserError(f"{where}: got {len(row)} fields, expected the header's {len(header)}")
-                # A name that occurs twice means its first column.
-                yield Row(dict(zip(reversed(header), reversed(row), strict=True)), f"{file.name}:{number}", where)
-        except csv.Error as error:
-            raise UserError(f"{file.path}, line {rows.line_num} is not CSV: {error}") from error
-
-
-def _lines(stream: Iterable[bytes], path: Path) -> Iterator[str]:
-    offset = 0
-    for line in stream:
-        yield decode(line, path, offset)
-        offset += len(line)
+def read_line_rows(kind: str, file: NamedFile, columns: Columns | None = None) -> Iterator[Row]:
+    """The rows of a file of JSON lines or CSV; blank lines are skipped."""
+    for line in read_lines(file.path, kind):
+        if isinstance(line.value, BlankLineError):
+            continue
+        where = f"{file.path}, line {line.number}"
+        if isinstance(line.value, UserError):
+            raise UserError(f"{where}: {line.value}")
+        if isinstance(line.value, str):
+            raise UserError(f"{where}: it is a JSON str, expected one object a line")
+        yield Row(line.value, f"{file.name}:{line.row}", where)
 
 
 def read_parquet_rows(file: NamedFile, columns: Columns | None = None) -> Iterator[Row]:
@@ -124,7 +85,11 @@ def read_parquet_rows(file: NamedFile, columns: Columns | None = None) -> Iterat
         raise UserError(f"cannot read {file.path} as Parquet: {_first_line(error)}") from error
 
 
-ROW_READERS: dict[str, RowReader] = {"json": read_json_rows, "csv": read_csv_rows, "parquet": read_parquet_rows}
+ROW_READERS: dict[str, RowReader] = {
+    "json": partial(read_line_rows, "json"),
+    "csv": partial(read_line_rows, "csv"),
+    "parquet": read_parquet_rows,
+}
 
 
 def documents_of(rows: Iterable[Row], text_column: Columns) -> Iterator[Document]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator
 import grain
 import numpy as np
 
-from jaxformer.data.rows import Batch, Rows
+from jaxformer.data.token_rows import Batch, Rows
 from jaxformer.schema import UserError
 
 # The rows of a batch; for what is drawn at random one generator a row; and the table that the rows are from.

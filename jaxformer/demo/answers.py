@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from jaxformer.pipelines import Pipeline
-from jaxformer.pipelines.tasks import pipeline_class
+from jaxformer.pipelines.task_names import pipeline_class
 from jaxformer.schema import UserError
 
 # Answers to a question, and fillings of a mask, that are listed.

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from jaxformer.atomic import write_atomically
 from jaxformer.families import get_family
 from jaxformer.families.checkpoint import params_to_hf
 from jaxformer.families.format import RESOLVED
@@ -121,7 +122,7 @@ def save_pretrained(
         _write_json(target / GENERATION_FILE, ids)
     if tokenizer is not None:
         save_tokenizer(tokenizer, target)
-    _write_text(target / CARD_FILE, model_card(target.name, kind, config, metrics or {}, card or {}))
+    write_atomically(target / CARD_FILE, model_card(target.name, kind, config, metrics or {}, card or {}))
     return target
 
 
@@ -161,13 +162,7 @@ def _write_weights(folder: Path, tensors: Iterator[tuple[str, np.ndarray]], dtyp
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    _write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def push_to_hub(
@@ -216,7 +211,7 @@ def push_to_hub(
         try:
             made = api.create_repo(name, private=private, exist_ok=True)
             metrics, card = saved.get("metrics") or {}, saved.get("card") or {}
-            _write_text(path / CARD_FILE, model_card(made.repo_id, kind_of(model), model.config, metrics, card))
+            write_atomically(path / CARD_FILE, model_card(made.repo_id, kind_of(model), model.config, metrics, card))
             return _commit(api, made.repo_id, path, revision, message)
         except Exception as error:  # the library, the one below it and the one for large files raise many kinds
             raise UserError(f"{name} could not be uploaded: {_refusal(error)}") from error

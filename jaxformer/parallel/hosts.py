@@ -5,7 +5,6 @@ comes from the first process; what all work out by themselves (the data) is comp
 """
 
 import hashlib
-import importlib.util
 import os
 import socket
 import sys
@@ -14,13 +13,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import Client, Connection, Listener
-from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxformer.parallel.accelerators import has_tpu
 from jaxformer.schema import UserError
 
 NOTICE_S = 30.0  # between two notices of a process that waits for the others
@@ -65,21 +64,6 @@ def _explicit(given: Mapping[str, str]) -> dict[str, Any] | None:
         "num_processes": int(given[COUNT]),
         "process_id": int(given[INDEX]),
     }
-
-
-def has_tpu(root: Path = Path("/")) -> bool:
-    """Whether this machine has TPU chips and the library for them.
-
-    Args:
-        root: where the machine's ``/dev`` and ``/sys`` are.
-    """
-    return tpu_chips(root) and importlib.util.find_spec("libtpu") is not None
-
-
-def tpu_chips(root: Path = Path("/")) -> bool:
-    """Whether this machine has TPU chips: accel devices, or others with Google's PCI vendor id."""
-    vendors = root.glob("sys/bus/pci/devices/*/vendor")
-    return any(root.glob("dev/accel[0-9]*")) or any(vendor.read_text().strip() == "0x1ae0" for vendor in vendors)
 
 
 def start(limit_s: float, notice_s: float = NOTICE_S) -> None:
@@ -191,7 +175,7 @@ def give_up(code: int, error: str) -> None:
         _WATCH.give_up(code, error)
 
 
-def lost_touch() -> None:
+def wait_for_notice() -> None:
     """After an error of the exchange between processes: time to learn that one of them ended, which explains it."""
     if jax.distributed.is_initialized() and jax.process_count() > 1:
         time.sleep(GOODBYE_S)

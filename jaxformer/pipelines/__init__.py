@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxformer.hub.kinds import kind_of
-from jaxformer.pipelines.base import Pipeline, PipelineWarning
-from jaxformer.pipelines.open import Opened, open_model, use_of
-from jaxformer.pipelines.tasks import ALIASES, TASKS, find_task, languages, pipeline_class, tasks_of
+from jaxformer.pipelines.base_pipeline import Pipeline, PipelineWarning
+from jaxformer.pipelines.opened_model import Opened, open_model, use_of
+from jaxformer.pipelines.task_names import ALIASES, TASKS, find_task, languages, pipeline_class, tasks_of
 from jaxformer.schema import UserError
 
 __all__ = ["ALIASES", "TASKS", "Opened", "Pipeline", "PipelineWarning", "open_model", "pipeline"]

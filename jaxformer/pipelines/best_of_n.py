@@ -1,23 +1,23 @@
-"""A file of prompts to a file of the best answers, which ``instruction`` learns: a line out for each line in."""
+"""From a file of prompts to a file of the best of ``n`` answers each, which ``task.type: instruction`` trains on."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxformer.data.formats import Row
+from jaxformer.data.lines import Line
 from jaxformer.data.sources import in_validation
 from jaxformer.generation import GenerationConfig, prepare
 from jaxformer.generation.best_of_n import Drawn, choose, draw, prompt_seed
 from jaxformer.generation.options import parse_options
 from jaxformer.hub.repository import model_files
 from jaxformer.models import Decoder, EncoderDecoder
-from jaxformer.pipelines.base import NoColumnError
-from jaxformer.pipelines.lines import Line, check_file, read_lines
-from jaxformer.pipelines.open import Opened, open_model
-from jaxformer.pipelines.resumable import Done, describe_file, record_line, write_lines
+from jaxformer.pipelines.opened_model import Opened, open_model
+from jaxformer.pipelines.resumable import Done, MissingColumnError, write_lines
 from jaxformer.schema import UserError
 from jaxformer.tasks.bad_rows import BadRow
 from jaxformer.tasks.dialogue import Message
@@ -27,7 +27,7 @@ from jaxformer.tasks.responses import ResponseEncoder
 from jaxformer.tokenizers import encode, find_special, prefix_ids
 from jaxformer.training.rewards import Reward, Sample, describe_reward, open_reward
 
-# What a model's own settings may not say: how much is written, and by search.
+# Options that are not taken from the model's generation_config.json: length and search.
 NOT_BROUGHT = frozenset(
     (
         "max_new_tokens",
@@ -45,17 +45,17 @@ WINDOW = 4  # batches, whose prompts are sorted by length together
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked for.
+    """Settings of best-of-n.
 
     Attributes:
         n: texts for each prompt.
-        seed: of the draws; a text depends on it, the line and its number of the ``n`` alone.
-        prompt_column: the column with the prompt; None: the first that is one.
-        plain: prompts are texts also where there is a chat template.
-        others: write the other texts too.
+        seed: of the draws; a text depends on it, the line and its number among the ``n`` alone.
+        prompt_column: the column with the prompt; None: the first known one.
+        plain: prompts are plain text even if the tokenizer has a chat template.
+        others: also write the texts that did not win.
         keep_truncated: texts that did not end may win.
-        validation_fraction: part of the rows that a run with this ``data.validation_fraction`` holds out.
-        batch_size: texts at once.
+        validation_fraction: leave out the rows that a run with this ``data.validation_fraction`` holds out.
+        batch_size: texts generated at once.
         options: of ``generate``.
     """
 
@@ -67,12 +67,13 @@ class Settings:
     keep_truncated: bool = False
     validation_fraction: float = 0.0
     batch_size: int = 64
-    options: Mapping[str, Any] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Prompt(NamedTuple):
-    """A prompt: the row it comes from, what it says, as text, and its ids."""
+    """A prompt: its line, the row it comes from, its text or messages, its text as the model reads it, and its ids."""
 
+    line: int
     row: Row
     said: str | list[Message]
     text: str
@@ -82,8 +83,8 @@ class Prompt(NamedTuple):
 class BestOfN:
     """Draws ``n`` texts for each prompt and keeps the one with the highest score.
 
-    One that did not end within ``max_new_tokens`` or says nothing does not win: learning it would teach to stop in the
-    middle. Where all are such the line is an error.
+    A text that did not end within ``max_new_tokens``, or is empty, cannot win: a model trained on it would learn to
+    stop in the middle. A prompt none of whose texts can win is an error.
 
     Args:
         model: a run's folder, a folder in the Hugging Face format, or a name on the Hub.
@@ -98,91 +99,65 @@ class BestOfN:
     def __init__(self, model: str, reward: str, settings: Settings, dtype: str | None = None) -> None:
         if settings.n < 1 or settings.batch_size < 1:
             raise UserError(f"n is {settings.n} and the batch size {settings.batch_size}, expected 1 or more")
-        given = dict(settings.options or {})
+        given = dict(settings.options)
         weights, self._cache_dtype = given.pop("weights", None), given.pop("cache_dtype", None)
         opened = open_model(model, dtype=dtype)
         if not isinstance(opened.model, Decoder | EncoderDecoder):
-            raise UserError(f"{model} writes no text, expected a language model")
+            raise UserError(f"{model} generates no text, expected a language model")
         self.name, self.reward_name, self.settings, self._dtype = model, reward, settings, dtype
         self.model, self.tokenizer = opened.model, opened.tokenizer
         self.params = prepare(opened.model, opened.params, weights)
         self.config = _generation_config(opened, given, settings.n)
-        self.own_tokenizer = opened.tokenizer
-        self.encoder = ResponseEncoder(self.own_tokenizer, None, self.two_sided)
+        self.two_sided = isinstance(self.model, EncoderDecoder)
+        self.encoder = ResponseEncoder(self.tokenizer, None, self.two_sided)
         self._reader = PromptReader({}, as_messages=self.encoder.writer is not None and not settings.plain)
-        self.reward: Reward = open_reward(reward, self.own_tokenizer, None, settings.batch_size)
-
-    @property
-    def two_sided(self) -> bool:
-        """Whether the prompt is read by an encoder."""
-        return isinstance(self.model, EncoderDecoder)
+        self.reward: Reward = open_reward(reward, self.tokenizer, None, settings.batch_size)
+        self.batch = max(1, settings.batch_size // settings.n)  # prompts
 
     @property
     def longest(self) -> int:
-        """Tokens of a prompt that leave room for ``max_new_tokens``."""
+        """Tokens of the longest prompt that leaves room for ``max_new_tokens``."""
         own = int(self.model.config.max_length)
         new = self.config.max_new_tokens
         room = own if self.two_sided else own - new
         return room if self.reward.longest is None else min(room, self.reward.longest - new)
 
-    @property
-    def batch(self) -> int:
-        """Prompts at once."""
-        return max(1, self.settings.batch_size // self.settings.n)
-
-    def describe(self, file: Path) -> dict[str, Any]:
-        """What an output belongs to."""
-        s = self.settings
+    def describe(self) -> dict[str, Any]:
+        """The settings that must be the same when an output is resumed."""
+        settings = asdict(self.settings)
+        del settings["batch_size"]
         return {
             "command": "best-of-n",
             "model": self.name,
             "model_files": model_files(self.name),
             **describe_reward(self.reward_name),
-            "n": s.n,
-            "seed": s.seed,
             "dtype": self._dtype,
-            "options": dict(sorted((s.options or {}).items())),
-            "prompt_column": s.prompt_column,
-            "plain": s.plain,
-            "others": s.others,
-            "keep_truncated": s.keep_truncated,
-            "validation_fraction": s.validation_fraction,
-            **describe_file(file),
+            **settings,
+            "options": dict(sorted(settings["options"].items())),
         }
 
-    def read(self, file: Path) -> Iterator[Line]:
-        """The prompts of a file, each with its row; a line that is none has its error in place."""
-        column = self.settings.prompt_column or "prompt"
-        for count, line in enumerate(read_lines(file, column, self._take), 1):
-            if isinstance(line.item, UserError):
-                yield line
-                continue
-            # Rows are called as the readers of training data call them: those of a table by their number.
-            number = line.number if "json" in check_file(file) else count
-            record, said = line.item
-            row = Row(record, f"{file.name}:{number}", f"{file}, line {line.number}")
-            try:
-                yield line._replace(item=self._prompt(row, said))
-            except BadRow as reason:
-                yield line._replace(item=UserError(f"line {line.number}: {reason}"))
+    def read(self, line: Line, file: Path) -> Prompt:
+        """The prompt of a line.
 
-    def _take(self, record: dict[str, Any]) -> tuple[dict[str, Any], str | list[Message]]:
+        Raises:
+            UserError: if it has none, or one that does not fit.
+        """
         name = self.settings.prompt_column
+        record = {name or "prompt": line.value} if isinstance(line.value, str) else line.value
+        assert isinstance(record, dict)
         if not any(key in record for key in (NAMES if name is None else [name])):
             wanted = "prompt" if name is None else f"column {name!r}"
             found = ", ".join(map(str, record)) or "none"
-            raise NoColumnError(f"there is no {wanted}, only the columns {found}; --prompt-column names another")
+            raise MissingColumnError(f"there is no {wanted}, only the columns {found}; --prompt-column names another")
+        # Named as the readers of training data name rows, so that the same rows are held out.
+        row = Row(record, f"{file.name}:{line.row}", f"{file}, line {line.number}")
         try:
-            return record, self._reader.read(record if name is None else {"prompt": record[name]})
+            said = self._reader.read(record if name is None else {"prompt": record[name]})
+            return self._prompt(line.number, row, said)
         except BadRow as reason:
             raise UserError(str(reason)) from None
 
-    def _prompt(self, row: Row, said: str | list[Message]) -> Prompt:
-        """The prompt as generation meets it.
-
-        Raises:
-            BadRow: if it is held out, is no dialogue, or does not fit.
-        """
+    def _prompt(self, line: int, row: Row, said: str | list[Message]) -> Prompt:
         if in_validation(row.name, self.settings.validation_fraction):
             raise BadRow("it is held out for validation (--validation-fraction)")
         if isinstance(said, str):
@@ -197,41 +172,36 @@ class BestOfN:
                 f"the prompt has {len(ids)} tokens, expected at most the {max(self.longest, 0)} that "
                 f"max_new_tokens={self.config.max_new_tokens} leaves of what is read"
             )
-        return Prompt(row, said, text, ids)
+        return Prompt(line, row, said, text, ids)
 
-    def answers(self, window: Sequence[Line]) -> list[bytes]:
-        """The lines to write for some lines of the input."""
-        prompts = [line for line in window if isinstance(line.item, Prompt)]
+    def answer(self, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+        """The record for each prompt."""
         drawn = draw(
             self.model,
             self.params,
             self.tokenizer,
-            [line.item.ids for line in prompts],
-            [prompt_seed(self.settings.seed, line.number) for line in prompts],
+            [prompt.ids for prompt in prompts],
+            [prompt_seed(self.settings.seed, prompt.line) for prompt in prompts],
             self.settings.n,
             self.config,
             self.batch,
             self._cache_dtype,
         )
-        samples = [self._sample(line.item, text) for line, texts in zip(prompts, drawn, strict=True) for text in texts]
+        samples = [self._sample(prompt, text) for prompt, texts in zip(prompts, drawn, strict=True) for text in texts]
         scores = self.reward(samples).reshape(len(prompts), self.settings.n)
-        good = iter([self._record(*found) for found in zip(prompts, drawn, scores, strict=True)])
-        return [
-            record_line({"error": str(line.item)} if isinstance(line.item, UserError) else next(good))
-            for line in window
-        ]
+        return [self._record(*found) for found in zip(prompts, drawn, scores, strict=True)]
 
     def _sample(self, prompt: Prompt, drawn: Drawn) -> Sample:
-        """What the reward reads: one text, ended as texts are that it was trained on."""
-        ids, response, end = prompt.ids, drawn.ids, find_special(self.own_tokenizer, "eos")
+        """The input of the reward: one text, ended like the texts that it was trained on."""
+        ids, response, end = prompt.ids, drawn.ids, find_special(self.tokenizer, "eos")
         if self.two_sided:
-            ids = [*prefix_ids(self.own_tokenizer), *ids[:-1]]
+            ids = [*prefix_ids(self.tokenizer), *ids[:-1]]
         if drawn.ended and self.config.stop_strings and response[-1] != end and end is not None:
-            response = [*encode(self.own_tokenizer, drawn.text), end]
+            response = [*encode(self.tokenizer, drawn.text), end]
         return Sample(prompt.row, ids, response, drawn.ended, prompt.text, drawn.text)
 
-    def _record(self, line: Line, texts: Sequence[Drawn], scores: np.ndarray) -> dict[str, Any]:
-        """A row for ``instruction``, or an error where no text is worth learning."""
+    def _record(self, prompt: Prompt, texts: Sequence[Drawn], scores: np.ndarray) -> dict[str, Any]:
+        """A row for ``instruction``, or an error where no text can win."""
         truncated = sum(not text.ended for text in texts)
         facts: dict[str, Any] = {"scores": rounded(scores), "truncated": truncated}
         if self.settings.others:
@@ -241,11 +211,10 @@ class BestOfN:
         if best is None:
             tokens = self.config.max_new_tokens
             why = f"none of {len(texts)} texts ended within {tokens} tokens, or all that did are empty"
-            return {"error": f"line {line.number}: {why}", **facts}
-        prompt: Prompt = line.item
+            return {"error": f"line {prompt.line}: {why}", **facts}
         completion: Any = texts[best].text
         if not isinstance(prompt.said, str):
-            # The answers that the dialogue had before are no part of what is to be learned.
+            # The dialogue's earlier answers are part of the prompt.
             completion = [{"role": "assistant", "content": completion.strip()}]
         score, mean = rounded(np.array([scores[best], np.mean(scores, dtype=np.float64)]))
         return {"prompt": prompt.said, "completion": completion, "score": score, "mean_score": mean, **facts}
@@ -274,18 +243,16 @@ def _generation_config(opened: Opened, given: Mapping[str, Any], n: int) -> Gene
 def best_of_n(
     maker: BestOfN, file: Path, out: Path, progress: Callable[[int, int], None] = lambda lines, size: None
 ) -> Done:
-    """Writes the best answers of a file of prompts, or goes on with an output that a crash left, to the same bytes.
+    """Writes the best answer to each prompt of a file, or resumes an interrupted output, to the same bytes.
 
     Args:
         maker: model, reward and settings.
         file: prompts: lines of JSON, ``.csv``, ``.tsv`` or ``.txt``, also with ``.gz``.
-        out: the file to write; beside it stands ``OUT.about.json``, which says what it belongs to.
-        progress: is told the lines and the bytes of the input that are done.
+        out: the file to write, as by ``resumable.write_lines``.
+        progress: called with the lines and the bytes of the input that are done.
 
     Raises:
         UserError: as ``resumable.write_lines``.
     """
-    check_file(file)  # before it is described
-    window = WINDOW * maker.batch
-    about = maker.describe(file)
-    return write_lines(file, out, about, lambda: maker.read(file), maker.answers, window, progress, whole_windows=True)
+    read = partial(maker.read, file=file)
+    return write_lines(file, out, maker.describe(), read, maker.answer, WINDOW * maker.batch, progress)

@@ -7,15 +7,14 @@ import jax
 import numpy as np
 from pydantic import Field
 
-from jaxformer.pipelines import base
-from jaxformer.pipelines.base import Pipeline, apply, require_text
+from jaxformer.pipelines.base_pipeline import Pipeline, PipelineOptions, apply, require_text
 from jaxformer.pipelines.batching import Row
 from jaxformer.schema import UserError
 
 Pooling = Literal["mean", "first", "last"]
 
 
-class FeatureOptions(base.Options):
+class FeatureOptions(PipelineOptions):
     """Options of feature extraction."""
 
     pooling: Pooling | None = Field(None, description="one vector a text: the mean of its states, the first, the last")
@@ -43,7 +42,7 @@ class FeatureExtraction(Pipeline):
     Special tokens are among the states, padding is not.
     """
 
-    Options: ClassVar[type[base.Options]] = FeatureOptions
+    Options: ClassVar[type[PipelineOptions]] = FeatureOptions
     per_token = True
 
     def encode(self, items: Sequence[Any], options: Any) -> list[list[Row]]:
@@ -71,7 +70,7 @@ class FeatureExtraction(Pipeline):
         return states if options.return_tensors else states.tolist()
 
 
-class SimilarityOptions(base.Options):
+class SimilarityOptions(PipelineOptions):
     """Options of sentence similarity."""
 
     pooling: Pooling | None = Field(
@@ -89,7 +88,7 @@ class SentenceSimilarity(Pipeline):
     model's ``1_Pooling/config.json`` says; of an encoder-decoder the encoder's states are used.
     """
 
-    Options: ClassVar[type[base.Options]] = SimilarityOptions
+    Options: ClassVar[type[PipelineOptions]] = SimilarityOptions
     per_token = True
     takes = "{'source_sentence': ..., 'sentences': [...]}"
 

@@ -8,13 +8,12 @@ import numpy as np
 from pydantic import Field
 
 from jaxformer import functional as F
-from jaxformer.pipelines import base
-from jaxformer.pipelines.base import Pipeline, require_text
+from jaxformer.pipelines.base_pipeline import Pipeline, PipelineOptions, require_text
 from jaxformer.pipelines.batching import Row
 from jaxformer.schema import UserError
 
 
-class Options(base.Options):
+class Options(PipelineOptions):
     """Options of fill-mask."""
 
     top_k: int = Field(5, ge=1, description="tokens to return for each mask")
@@ -29,7 +28,7 @@ class FillMask(Pipeline):
     gives, as in ``transformers``.
     """
 
-    Options: ClassVar[type[base.Options]] = Options
+    Options: ClassVar[type[PipelineOptions]] = Options
     per_token = True
 
     def prepare(self) -> None:

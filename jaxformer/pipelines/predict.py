@@ -1,26 +1,14 @@
-"""A file of any size through a pipeline: a line out for each line in, in constant memory, resumed after a crash."""
+"""A file through a pipeline: one line out for each line in."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jaxformer.data.lines import Line
 from jaxformer.hub.repository import model_files
-from jaxformer.pipelines.base import Pipeline
-from jaxformer.pipelines.lines import Line, check_file, read_lines
-from jaxformer.pipelines.resumable import Done, describe_file, record_line, write_lines
+from jaxformer.pipelines.base_pipeline import Pipeline
+from jaxformer.pipelines.resumable import Done, write_lines
 from jaxformer.schema import UserError
-
-
-def describe(pipe: Pipeline, file: Path, column: str) -> dict[str, Any]:
-    """What an output belongs to: the input, the model and the options."""
-    return {
-        "task": pipe.task,
-        "model": pipe.name,
-        "model_files": model_files(pipe.name),
-        "options": dict(sorted(pipe.given.items())),
-        "text_column": column,
-        **describe_file(file),
-    }
 
 
 def predict(
@@ -30,43 +18,31 @@ def predict(
     column: str = "text",
     progress: Callable[[int, int], None] = lambda lines, size: None,
 ) -> Done:
-    """Writes a line for each line of the input: a JSON object with the result, or ``{"error": "line 17: ..."}``.
-
-    An output that a crash left is gone on with behind its last whole line. Only a window of lines is in memory.
+    """Writes the pipeline's result for each line of a file, or resumes an interrupted output.
 
     Args:
         pipe: the pipeline.
         file: lines of JSON, ``.csv``, ``.tsv`` or ``.txt``, also with ``.gz``.
-        out: the file to write; beside it stands ``OUT.about.json``, which says what it belongs to.
+        out: the file to write, as by ``resumable.write_lines``.
         column: the column with the text.
-        progress: is told the lines and the bytes of the input that are done.
+        progress: called with the lines and the bytes of the input that are done.
 
     Raises:
-        UserError: the input cannot be read, the output belongs to another input, model or options, or none of the first
-            lines has the column.
+        UserError: as ``resumable.write_lines``.
     """
-    check_file(file)  # before it is described
-    return write_lines(
-        file,
-        out,
-        describe(pipe, file, column),
-        lambda: read_lines(file, column, lambda record: pipe.from_record(record, column)),
-        lambda window: _answers(pipe, window),
-        pipe.window_size,
-        progress,
-    )
+    settings = {
+        "task": pipe.task,
+        "model": pipe.name,
+        "model_files": model_files(pipe.name),
+        "options": dict(sorted(pipe.given.items())),
+        "text_column": column,
+    }
 
+    def read(line: Line) -> Any:
+        return pipe.from_record({column: line.value} if isinstance(line.value, str) else line.value, column)
 
-def _answers(pipe: Pipeline, window: list[Line]) -> list[bytes]:
-    """The lines to write for some lines of the input."""
-    results = iter(pipe.window([line.item for line in window if not isinstance(line.item, UserError)], pipe.options))
-    rows = []
-    for line in window:
-        if isinstance(line.item, UserError):
-            record = {"error": str(line.item)}
-        else:
-            result = next(results)
-            failed = isinstance(result, UserError)
-            record = {"error": f"line {line.number}: {result}"} if failed else pipe.record(result)
-        rows.append(record_line(record))
-    return rows
+    def answer(inputs: list[Any]) -> list[Any]:
+        results = pipe.window(inputs, pipe.options)
+        return [result if isinstance(result, UserError) else pipe.record(result) for result in results]
+
+    return write_lines(file, out, settings, read, answer, pipe.window_size, progress)

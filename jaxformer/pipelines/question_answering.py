@@ -7,15 +7,14 @@ import jax
 import numpy as np
 from pydantic import Field
 
-from jaxformer.pipelines import base
-from jaxformer.pipelines.base import Pipeline, apply, require_text, softmax
+from jaxformer.pipelines.base_pipeline import Pipeline, PipelineOptions, apply, require_text, softmax
 from jaxformer.pipelines.batching import Row
 from jaxformer.schema import UserError
 
 LONGEST_WINDOW, LARGEST_STRIDE = 384, 128
 
 
-class Options(base.Options):
+class Options(PipelineOptions):
     """Options of question answering."""
 
     top_k: int = Field(1, ge=1, description="answers to return")
@@ -36,7 +35,7 @@ class QuestionAnswering(Pipeline):
     with the same characters the best is kept. A list of one question gives what that question gives.
     """
 
-    Options: ClassVar[type[base.Options]] = Options
+    Options: ClassVar[type[PipelineOptions]] = Options
     per_token = True
     takes = "{'question': ..., 'context': ...}"
 

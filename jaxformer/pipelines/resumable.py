@@ -1,42 +1,40 @@
-"""A line out for each line of a file of any size, in constant memory; an output is gone on with after a crash."""
+"""One line of JSON out for each line of a file of any size; an interrupted output is resumed where it ends."""
 
-import contextlib
 import hashlib
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from jaxformer.pipelines.base import NoColumnError
-from jaxformer.pipelines.lines import Line, check_file
+from jaxformer.atomic import write_atomically
+from jaxformer.data.files import kind_of
+from jaxformer.data.lines import Line, read_lines
 from jaxformer.schema import UserError
 
-# Bytes at the start of the input by which it is known again: it may have grown since.
+# Bytes at the beginning of the input that identify it; it may have grown since.
 HEAD = 1 << 16
 ERROR = b'{"error": '
 
 
-class Written(NamedTuple):
-    """What an output file holds: whole lines, and how many of them are errors."""
-
-    lines: int
-    errors: int
+class MissingColumnError(UserError):
+    """A line lacks the column that holds the input."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """How a prediction ended.
+    """The end of a run over a file.
 
     Attributes:
-        lines: of the output, with those of earlier runs.
+        lines: of the output, those of earlier runs included.
         errors: how many of them are errors.
-        earlier: lines that were there already.
+        earlier: lines that earlier runs had written.
         stopped_by: the signal that stopped it, None at the end of the input.
     """
 
@@ -46,44 +44,148 @@ class Done:
     stopped_by: str | None = None
 
 
+def check_file(path: Path) -> str:
+    """Returns the kind of a file by its suffix: ``text``, ``json`` (lines) or ``csv``.
+
+    Raises:
+        UserError: it does not exist, or is of another kind.
+    """
+    expected = "expected lines of JSON (.jsonl), .csv, .tsv or .txt, also with .gz"
+    if not path.is_file():
+        raise UserError(f"no such file: {path}, {expected}")
+    kind = kind_of(path)
+    if kind not in ("text", "json", "csv"):
+        raise UserError(f"{path} has an unknown suffix, {expected}")
+    return kind
+
+
+def write_lines(
+    file: Path,
+    out: Path,
+    settings: Mapping[str, Any],
+    read: Callable[[Line], Any],
+    answer: Callable[[list[Any]], Sequence[Mapping[str, Any] | UserError]],
+    window_size: int,
+    progress: Callable[[int, int], None] = lambda lines, size: None,
+) -> Done:
+    """Writes one JSON object for each line of the input, ``{"error": "line 17: ..."}`` for a bad line.
+
+    One window of lines is in memory. The output is its own record of progress: a further run with the same settings
+    resumes behind its last whole line. Windows are the same lines in every run, so that the last bits of an answer,
+    which may depend on its neighbours, do too. SIGINT and SIGTERM stop after the current window.
+
+    Args:
+        file: lines of JSON, ``.csv``, ``.tsv`` or ``.txt``, also with ``.gz``.
+        out: the file to write; ``OUT.about.json`` beside it holds the settings.
+        settings: what must be the same when the output is resumed, as JSON; keys ending in ``_files`` are not shown.
+        read: from a line to an input; raises ``UserError`` for a bad one.
+        answer: from the inputs of a window to their records.
+        window_size: lines of a window.
+        progress: called after each window with the lines and the bytes of the input that are done.
+
+    Raises:
+        UserError: the input cannot be read, the output was begun with other settings or another input, or none of the
+            first lines has the column.
+    """
+    kind = check_file(file)
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"the folder of {out} does not exist; make it, or choose another --out")
+    if out.exists() and out.samefile(file):
+        raise UserError(f"--file and --out are both {file}, expected two files")
+    with _locked(out), _stop_signals() as stopped:
+        earlier, errors = _begin_or_resume(file, out, settings)
+        lines, seen, size = earlier, 0, 0
+        source = read_lines(file, kind)
+        with out.open("ab") as stream:
+            while not stopped and (window := list(islice(source, window_size))):
+                seen, size = seen + len(window), size + sum(line.size for line in window)
+                if seen <= lines:
+                    continue
+                rows = _answers(window, read, answer, check_column=not lines)[lines - seen :]
+                stream.write(b"".join(rows))
+                stream.flush()
+                os.fsync(stream.fileno())
+                lines, errors = seen, errors + sum(row.startswith(ERROR) for row in rows)
+                progress(lines, size)
+    if seen < lines and not stopped:
+        raise UserError(f"{out} has {lines:,} lines and {file} only {seen:,}; choose another --out")
+    return Done(lines, errors, earlier, stopped[0] if stopped else None)
+
+
+def _answers(
+    window: Sequence[Line],
+    read: Callable[[Line], Any],
+    answer: Callable[[list[Any]], Sequence[Mapping[str, Any] | UserError]],
+    check_column: bool,
+) -> list[bytes]:
+    """The rows of JSON for a window."""
+    inputs = [_read(read, line) for line in window]
+    good = [item for item in inputs if not isinstance(item, UserError)]
+    if check_column and not good:
+        # No good line and some without the column: the name of the column is wrong, not the lines.
+        for line, item in zip(window, inputs, strict=True):
+            if isinstance(item, MissingColumnError):
+                raise UserError(f"line {line.number}: {item}")
+    answers = iter(answer(good))
+    rows = []
+    for line, item in zip(window, inputs, strict=True):
+        record = item if isinstance(item, UserError) else next(answers)
+        if isinstance(record, UserError):
+            record = {"error": f"line {line.number}: {record}"}
+        text = json.dumps(record, ensure_ascii=False, default=lambda array: array.tolist())
+        rows.append(text.encode("utf-8", "replace") + b"\n")
+    return rows
+
+
+def _read(read: Callable[[Line], Any], line: Line) -> Any:
+    try:
+        return line.value if isinstance(line.value, UserError) else read(line)
+    except UserError as error:
+        return error
+
+
 def about_path(out: Path) -> Path:
-    """The file beside an output that says what it belongs to."""
+    """The file beside an output that holds its settings."""
     return out.with_name(f"{out.name}.about.json")
 
 
-def describe_file(file: Path) -> dict[str, Any]:
-    """What tells an input from another."""
-    with file.open("rb") as stream:
-        head = stream.read(HEAD)
-    begins = {"bytes": len(head), "sha256": hashlib.sha256(head).hexdigest()}
-    return {"file": str(file.absolute()), "begins_with": begins}
-
-
-def check_same(out: Path, before: Mapping[str, Any], now: Mapping[str, Any], file: Path) -> None:
-    """Refuses to go on with an output that belongs to something else.
-
-    Raises:
-        UserError: naming what differs.
-    """
-    changed = [key for key in now if key != "begins_with" and before.get(key) != now[key]]
-    size = before.get("begins_with", {}).get("bytes", 0)
+def _head(file: Path, size: int) -> dict[str, Any]:
     with file.open("rb") as stream:
         head = stream.read(size)
-    if before.get("begins_with", {}).get("sha256") != hashlib.sha256(head).hexdigest():
-        changed.append("the first lines of the file")
+    return {"bytes": len(head), "sha256": hashlib.sha256(head).hexdigest()}
+
+
+def _begin_or_resume(file: Path, out: Path, settings: Mapping[str, Any]) -> tuple[int, int]:
+    """Starts the output, or checks the one that is there; returns its whole lines and the errors among them."""
+    about, beside = json.loads(json.dumps({**settings, "file": str(file.absolute())})), about_path(out)
+    if not out.exists() or (not out.stat().st_size and not beside.exists()):
+        write_atomically(beside, json.dumps({**about, "begins_with": _head(file, HEAD)}, indent=1) + "\n")
+        out.touch()
+        return 0, 0
+    if not beside.exists():
+        raise UserError(f"{out} exists and was not begun by this command; choose another --out, or remove it")
+    try:
+        before = json.loads(beside.read_text(encoding="utf-8"))
+        head = before.pop("begins_with")
+        same_input = _head(file, head["bytes"]) == head
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{beside} is damaged; remove it and {out} to start again") from None
+    changed = [
+        key if key.endswith("_files") else f"{key} {before.get(key)!r} -> {value!r}"
+        for key, value in about.items()
+        if before.get(key) != value
+    ]
+    changed += [] if same_input else ["the first lines of the file"]
     if changed:
-        shown = ", ".join(
-            f"{key} {before.get(key)!r} -> {now[key]!r}" if key in now and not key.endswith("_files") else key
-            for key in changed
-        )
         raise UserError(
-            f"{out} was begun with other settings: {shown}; expected the same to go on with it: undo the change, or "
-            "choose another --out"
+            f"{out} was begun with other settings: {', '.join(changed)}; expected the same to resume it: undo the "
+            "change, or choose another --out"
         )
+    return _cut_to_lines(out)
 
 
-def cut_to_lines(out: Path) -> Written:
-    """Counts the whole lines of an output and cuts off what a crash left half-written."""
+def _cut_to_lines(out: Path) -> tuple[int, int]:
+    """Truncates an output behind its last whole line; returns its lines and the errors among them."""
     lines = errors = whole = 0
     with out.open("r+b") as stream:
         for line in stream:
@@ -91,141 +193,35 @@ def cut_to_lines(out: Path) -> Written:
                 break
             lines, errors, whole = lines + 1, errors + line.startswith(ERROR), whole + len(line)
         stream.truncate(whole)
-    return Written(lines, errors)
+    return lines, errors
 
 
-def begin(out: Path, about: Mapping[str, Any], file: Path) -> Written:
-    """Makes the output, or finds how far it has got.
-
-    Raises:
-        UserError: it belongs to something else.
-    """
-    beside = about_path(out)
-    if out.exists() and out.stat().st_size and not beside.exists():
-        raise UserError(f"{out} exists and was not begun by this command; choose another --out, or remove it")
-    if out.exists() and beside.exists():
-        try:
-            before = json.loads(beside.read_text(encoding="utf-8"))
-        except ValueError:
-            raise UserError(f"{beside} is damaged; remove it and {out} to begin anew") from None
-        check_same(out, before, json.loads(json.dumps(about)), file)
-        return cut_to_lines(out)
-    partial = beside.with_name(f"{beside.name}.partial")
-    partial.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    partial.replace(beside)
-    out.touch()
-    return Written(0, 0)
-
-
-@contextlib.contextmanager
-def taken(out: Path) -> Iterator[None]:
-    """Keeps other processes from writing the same output.
-
-    Raises:
-        UserError: one does, or it cannot be written.
-    """
-    lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Keeps other processes from writing the same output."""
     try:
-        lock.acquire()
+        lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0).acquire()
     except Timeout:
         raise UserError(f"{out} is being written by another process; stop it or choose another --out") from None
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror or error}; choose another --out") from None
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
-@contextlib.contextmanager
-def until_stopped() -> Iterator[list[str]]:
+@contextmanager
+def _stop_signals() -> Iterator[list[str]]:
     """The names of the signals that asked to stop; a second Ctrl-C stops at once."""
-    asked: list[str] = []
+    received: list[str] = []
 
     def note(number: int, frame: Any) -> None:
-        if asked and number == signal.SIGINT:
+        if received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        asked.append(signal.Signals(number).name)
+        received.append(signal.Signals(number).name)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def record_line(record: Mapping[str, Any]) -> bytes:
-    """A line of an output; one that begins with ``error`` is counted as such."""
-    return json.dumps(record, ensure_ascii=False, default=lambda x: x.tolist()).encode("utf-8", "replace") + b"\n"
-
-
-def write_lines(
-    file: Path,
-    out: Path,
-    about: Mapping[str, Any],
-    read: Callable[[], Iterator[Line]],
-    answers: Callable[[list[Line]], list[bytes]],
-    window_size: int,
-    progress: Callable[[int, int], None] = lambda lines, size: None,
-    whole_windows: bool = False,
-) -> Done:
-    """Writes a line for each line of the input.
-
-    An output that a crash left is gone on with behind its last whole line. Only a window of lines is in memory.
-
-    Args:
-        file: the input.
-        out: the file to write; beside it stands ``OUT.about.json``, which says what it belongs to.
-        about: what that is: the settings and ``describe_file`` of the input.
-        read: opens the input.
-        answers: the lines to write for a window of lines.
-        window_size: lines of a window.
-        progress: is told the lines and the bytes of the input that are done.
-        whole_windows: windows are the same lines in every run: the one that a crash cut is worked out anew, so that
-            what a line's neighbours do to its last bits is done again.
-
-    Raises:
-        UserError: the input cannot be read, the output belongs to something else, or none of the first lines has the
-            column.
-    """
-    check_file(file)
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"the folder of {out} does not exist; make it, or choose another --out")
-    if out.exists() and out.samefile(file):
-        raise UserError(f"--file and --out are both {file}, expected two files")
-    with taken(out), until_stopped() as asked:
-        earlier = begin(out, about, file)
-        lines, errors, size = earlier.lines, earlier.errors, 0
-        there = lines % window_size if whole_windows else 0  # lines of the first window
-        source = read()
-        skipped = 0
-        for line in islice(source, lines - there):
-            skipped, size = skipped + 1, size + line.size
-        if skipped < lines - there:
-            raise _shorter(out, lines, file, skipped)
-        with out.open("ab") as stream:
-            while not asked and (window := list(islice(source, window_size))):
-                if not lines:
-                    _check_column(window)
-                rows = answers(window)[there:] if len(window) > there else []
-                if len(window) < there:
-                    raise _shorter(out, lines, file, skipped + len(window))
-                stream.write(b"".join(rows))
-                stream.flush()
-                os.fsync(stream.fileno())
-                lines, errors = lines + len(rows), errors + sum(row.startswith(ERROR) for row in rows)
-                size, there = size + sum(line.size for line in window), 0
-                progress(lines, size)
-    return Done(lines, errors, earlier.lines, asked[0] if asked else None)
-
-
-def _shorter(out: Path, lines: int, file: Path, found: int) -> UserError:
-    return UserError(f"{out} has {lines:,} lines and {file} only {found:,}; choose another --out")
-
-
-def _check_column(window: list[Line]) -> None:
-    """Refuses a file of whose first lines none is good and some lack the column: that is a wrong name, no bad line."""
-    lacking = [line.item for line in window if isinstance(line.item, NoColumnError)]
-    if lacking and all(isinstance(line.item, UserError) for line in window):
-        raise lacking[0]

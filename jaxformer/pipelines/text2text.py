@@ -6,13 +6,13 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from jaxformer.pipelines.base import require_text
+from jaxformer.pipelines.base_pipeline import require_text
 from jaxformer.pipelines.batching import Row
-from jaxformer.pipelines.writing import Writing, WritingOptions
+from jaxformer.pipelines.generation_pipeline import GenerationOptions, GenerationPipeline
 from jaxformer.schema import UserError, nearest
 
 
-class Options(WritingOptions):
+class Options(GenerationOptions):
     """Options of text to text."""
 
     min_length: int | None = Field(None, ge=0, description="in place of min_new_tokens, with the start token")
@@ -22,7 +22,7 @@ class Options(WritingOptions):
     tgt_lang: str | None = Field(None, description="translation: language to write")
 
 
-class Text2TextGeneration(Writing):
+class Text2TextGeneration(GenerationPipeline):
     """A list of ``{"generated_text": ...}`` for a text; for a list of texts a list of such dictionaries.
 
     With ``num_return_sequences`` above 1 every text has a list. Without further options by beam search with 4 beams.

@@ -7,8 +7,7 @@ import jax
 import numpy as np
 from pydantic import Field
 
-from jaxformer.pipelines import base
-from jaxformer.pipelines.base import Pipeline, apply, require_text, softmax
+from jaxformer.pipelines.base_pipeline import Pipeline, PipelineOptions, apply, require_text, softmax
 from jaxformer.pipelines.batching import Row
 from jaxformer.schema import UserError
 
@@ -19,7 +18,7 @@ FUNCTIONS = {
 }
 
 
-class Options(base.Options):
+class Options(PipelineOptions):
     """Options of text classification."""
 
     top_k: int | None = Field(1, ge=1, description="labels to return, the likeliest first; null: all")
@@ -37,7 +36,7 @@ class TextClassification(Pipeline):
     ``transformers``; with ``top_k`` every result is a list, the likeliest first.
     """
 
-    Options: ClassVar[type[base.Options]] = Options
+    Options: ClassVar[type[PipelineOptions]] = Options
     takes = "a text or {'text': ..., 'text_pair': ...}"
 
     def encode(self, items: Sequence[Any], options: Any) -> list[list[Row]]:

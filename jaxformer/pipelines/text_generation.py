@@ -5,13 +5,13 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from jaxformer.pipelines.base import Pipeline, require_text
+from jaxformer.pipelines.base_pipeline import Pipeline, require_text
 from jaxformer.pipelines.batching import Row
-from jaxformer.pipelines.writing import Writing, WritingOptions
+from jaxformer.pipelines.generation_pipeline import GenerationOptions, GenerationPipeline
 from jaxformer.schema import UserError
 
 
-class Options(WritingOptions):
+class Options(GenerationOptions):
     """Options of text generation."""
 
     return_full_text: bool = Field(True, description="the prompt and what was written; false: the latter alone")
@@ -22,7 +22,7 @@ class Options(WritingOptions):
     )
 
 
-class TextGeneration(Writing):
+class TextGeneration(GenerationPipeline):
     """A list of ``{"generated_text": ...}`` for each prompt, ``num_return_sequences`` long.
 
     A conversation, a list of ``{"role": ..., "content": ...}``, gives the conversation with the assistant's message.

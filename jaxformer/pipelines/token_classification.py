@@ -7,14 +7,13 @@ import jax
 import numpy as np
 from pydantic import Field
 
-from jaxformer.pipelines import base
-from jaxformer.pipelines.base import Pipeline, apply, require_text
+from jaxformer.pipelines.base_pipeline import Pipeline, PipelineOptions, apply, require_text
 from jaxformer.pipelines.batching import Row
 from jaxformer.pipelines.entities import Token, entities, without_overlaps
 from jaxformer.schema import UserError
 
 
-class Options(base.Options):
+class Options(PipelineOptions):
     """Options of token classification."""
 
     aggregation_strategy: Literal["none", "simple", "first", "average", "max"] = Field(
@@ -37,7 +36,7 @@ class TokenClassification(Pipeline):
     so many tokens, and are merged as in ``transformers``: entity by entity.
     """
 
-    Options: ClassVar[type[base.Options]] = Options
+    Options: ClassVar[type[PipelineOptions]] = Options
     per_token = True
 
     def is_one(self, inputs: Any, options: Any) -> bool:

@@ -7,13 +7,12 @@ import jax
 import numpy as np
 from pydantic import Field, field_validator
 
-from jaxformer.pipelines import base
-from jaxformer.pipelines.base import Pipeline, apply, require_text, softmax
+from jaxformer.pipelines.base_pipeline import Pipeline, PipelineOptions, apply, require_text, softmax
 from jaxformer.pipelines.batching import Row
 from jaxformer.schema import UserError
 
 
-class Options(base.Options):
+class Options(PipelineOptions):
     """Options of zero-shot classification."""
 
     candidate_labels: list[str] = Field([], description="classes, a list or one text with commas between them")
@@ -44,7 +43,7 @@ class ZeroShotClassification(Pipeline):
     the classes; with ``multi_label``, or one class, with the logit of contradiction.
     """
 
-    Options: ClassVar[type[base.Options]] = Options
+    Options: ClassVar[type[PipelineOptions]] = Options
 
     def __call__(self, inputs: Any, candidate_labels: Any = None, **options: Any) -> Any:
         """As of every pipeline; the classes may be given by place."""

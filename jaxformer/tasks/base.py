@@ -9,7 +9,7 @@ import numpy as np
 from flax import linen as nn
 
 from jaxformer import functional as F
-from jaxformer.data.rows import Rows
+from jaxformer.data.token_rows import Rows
 from jaxformer.models.config import Architecture, TransformerConfig
 from jaxformer.models.partition import shards
 from jaxformer.schema import Schema

@@ -9,8 +9,8 @@ from flax import linen as nn
 from pydantic import Field
 
 from jaxformer import functional as F
-from jaxformer.data.cache import TokenCache
-from jaxformer.data.rows import make_rows
+from jaxformer.data.token_cache import TokenCache
+from jaxformer.data.token_rows import make_rows
 from jaxformer.families import build_model
 from jaxformer.models.config import TransformerConfig
 from jaxformer.tasks.base import Batch, LossSums, Rows, Task, TaskSchema, token_loss

@@ -9,8 +9,8 @@ import numpy as np
 from flax import linen as nn
 from pydantic import Field
 
-from jaxformer.data.cache import TokenCache
-from jaxformer.data.pieces import PieceRows, split_pieces
+from jaxformer.data.piece_rows import PieceRows, split_pieces
+from jaxformer.data.token_cache import TokenCache
 from jaxformer.families import build_model
 from jaxformer.models.config import TransformerConfig
 from jaxformer.tasks.base import Batch, LossSums, Rows, Task, TaskSchema, token_loss

@@ -10,8 +10,8 @@ from flax import linen as nn
 from pydantic import Field
 
 from jaxformer import functional as F
-from jaxformer.data.examples import Example, ExampleRows
-from jaxformer.data.pieces import pack
+from jaxformer.data.example_rows import Example, ExampleRows
+from jaxformer.data.piece_rows import pack
 from jaxformer.families import build_model
 from jaxformer.models.config import TransformerConfig
 from jaxformer.tasks import records as R

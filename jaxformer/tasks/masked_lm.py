@@ -10,8 +10,8 @@ from flax import linen as nn
 from pydantic import Field, model_validator
 
 from jaxformer import functional as F
-from jaxformer.data.cache import TokenCache
-from jaxformer.data.pieces import PieceRows, split_pieces
+from jaxformer.data.piece_rows import PieceRows, split_pieces
+from jaxformer.data.token_cache import TokenCache
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.masked_lm import MaskedLM
 from jaxformer.tasks.base import Batch, LossSums, Rows, Task, TaskSchema, apply, chunked_cross_entropy, token_loss

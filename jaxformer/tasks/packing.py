@@ -3,7 +3,7 @@
 import numpy as np
 
 from jaxformer import functional as F
-from jaxformer.data.pieces import pack
+from jaxformer.data.piece_rows import pack
 from jaxformer.tasks.base import Batch
 
 Pair = tuple[np.ndarray, np.ndarray]

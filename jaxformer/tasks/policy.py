@@ -12,7 +12,7 @@ from flax import linen as nn
 from pydantic import Field
 
 from jaxformer import functional as F
-from jaxformer.data.examples import Example, ExampleRows
+from jaxformer.data.example_rows import Example, ExampleRows
 from jaxformer.families import build_model
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.partition import shards

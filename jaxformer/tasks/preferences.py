@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer import functional as F
-from jaxformer.data.examples import Example
+from jaxformer.data.example_rows import Example
 from jaxformer.tasks.bad_rows import BadRow, Tally
 from jaxformer.tasks.base import Batch, Report
 from jaxformer.tasks.dialogue import Message, split_dialogue

@@ -11,8 +11,8 @@ from flax import linen as nn
 from pydantic import Field
 
 from jaxformer import functional as F
-from jaxformer.data.cache import TokenCache
-from jaxformer.data.pieces import PieceRows, split_pieces
+from jaxformer.data.piece_rows import PieceRows, split_pieces
+from jaxformer.data.token_cache import TokenCache
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.masked_lm import Discriminator
 from jaxformer.tasks.base import Batch, LossSums, Rows, Task, apply, chunked_cross_entropy

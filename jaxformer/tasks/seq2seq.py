@@ -11,7 +11,7 @@ from flax import linen as nn
 from pydantic import Field
 
 from jaxformer import functional as F
-from jaxformer.data.examples import Example, ExampleRows
+from jaxformer.data.example_rows import Example, ExampleRows
 from jaxformer.families import build_model
 from jaxformer.generation.decode import search
 from jaxformer.generation.options import Rules

@@ -13,7 +13,7 @@ from flax import linen as nn
 from pydantic import Field
 
 from jaxformer import functional as F
-from jaxformer.data.examples import ExampleRows
+from jaxformer.data.example_rows import ExampleRows
 from jaxformer.models import heads
 from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError

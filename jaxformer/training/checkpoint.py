@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from jaxformer.atomic import write_atomically
 from jaxformer.parallel.hosts import from_first, is_first
 from jaxformer.schema import UserError
 
@@ -133,9 +134,7 @@ class Checkpoints:
         manifest = folder / MANIFEST
         with self._lock:
             if folder.exists() and not manifest.exists():
-                partial = manifest.with_suffix(".partial")
-                partial.write_text(json.dumps(_file_sizes(folder), indent=1), encoding="utf-8")
-                partial.replace(manifest)
+                write_atomically(manifest, json.dumps(_file_sizes(folder), indent=1))
 
     def _failed(self, step: int, error: Exception) -> UserError:
         good = [s for s in self.steps() if s != step and find_damage(self.folder / str(s)) is None]

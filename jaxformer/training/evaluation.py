@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxformer.atomic import write_atomically
 from jaxformer.data.loader import evaluation_batches
 from jaxformer.models.partition import on_mesh
 from jaxformer.parallel.batch import local_rows, put_batch
@@ -121,9 +122,7 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / PREDICTIONS]
     lines = (json.dumps(prediction, ensure_ascii=False) for prediction in report.predictions)
-    partial = files[0].with_suffix(".partial")
-    partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    partial.replace(files[0])
+    write_atomically(files[0], "".join(line + "\n" for line in lines))
     if report.confusion is not None:
         files.append(folder / CONFUSION)
         confusion_picture(report.labels, report.confusion, files[1])

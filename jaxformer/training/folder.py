@@ -4,11 +4,11 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from jaxformer.atomic import write_atomically
 from jaxformer.parallel import hosts
 from jaxformer.schema import UserError
 from jaxformer.tokenizers import save_tokenizer
@@ -95,13 +95,13 @@ def _take_folder(run: Run, stack: contextlib.ExitStack) -> bytes:
     if (folder / CHECKPOINTS).exists():
         check_resumable(run)
     save_tokenizer(run.tokenizer, folder)
-    _write(folder / CONFIG_FILE, dump_config(run.config))
-    _write(folder / DATA_FILE, json.dumps(run.facts, indent=1) + "\n")
+    write_atomically(folder / CONFIG_FILE, dump_config(run.config))
+    write_atomically(folder / DATA_FILE, json.dumps(run.facts, indent=1) + "\n")
     if left_out := [
         bad for rows in (run.train_batches.rows, run.validation_rows) if rows is not None for bad in rows.left_out
     ]:
         lines = (json.dumps({"where": where, "reason": reason}, ensure_ascii=False) for where, reason in left_out)
-        _write(folder / LEFT_OUT_FILE, "".join(line + "\n" for line in lines))
+        write_atomically(folder / LEFT_OUT_FILE, "".join(line + "\n" for line in lines))
     return b""
 
 
@@ -146,9 +146,3 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, TextIO
 
+from jaxformer.atomic import write_atomically
 from jaxformer.parallel.hosts import from_first, is_first
 from jaxformer.schema import UserError
 from jaxformer.training.config import LoggingConfig
@@ -44,9 +45,7 @@ class MetricsLog:
 
     def _open(self, output_dir: Path, config: LoggingConfig, step: int, run_config: dict[str, Any]) -> None:
         output_dir.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
-        partial.replace(self.path)
+        write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in self.records))
         self._file = self.path.open("a", encoding="utf-8")
         if config.tensorboard:
             from tensorboardX import SummaryWriter

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxformer.data.examples import ExampleRows
+from jaxformer.atomic import replacing
+from jaxformer.data.example_rows import ExampleRows
 from jaxformer.data.loader import evaluation_batches
 from jaxformer.models.partition import on_mesh
 from jaxformer.parallel.batch import local_rows, put_batch
@@ -81,6 +82,5 @@ def _read(path: Path, key: str) -> dict[str, np.ndarray]:
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"partial-{path.name}")
-    np.savez(partial, **arrays)  # type: ignore[arg-type]
-    partial.replace(path)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]

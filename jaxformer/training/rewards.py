@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from jaxformer.data.examples import BUCKET
+from jaxformer.data.example_rows import BUCKET
 from jaxformer.hub.repository import Repository, model_files
 from jaxformer.models.heads import SequenceClassifier
 from jaxformer.schema import UserError, nearest

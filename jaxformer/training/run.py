@@ -12,11 +12,11 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from jaxformer.data.cache import TokenCache, build_cache
 from jaxformer.data.corpus import Split, open_corpus
 from jaxformer.data.loader import TrainBatches
 from jaxformer.data.records import open_records
-from jaxformer.data.rows import Rows
+from jaxformer.data.token_cache import TokenCache, build_cache
+from jaxformer.data.token_rows import Rows
 from jaxformer.hub.tokenizer import AutoTokenizer
 from jaxformer.parallel import hosts
 from jaxformer.parallel.batch import local_rows

@@ -33,14 +33,14 @@ def test_json_lines(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"text": "a"', r"a.jsonl, line 2 is not JSON \(Expecting ',' delimiter.*\): expected one object a line"),
-        (b"[1, 2]", "a.jsonl, line 2 is a JSON list: expected one object a line"),
+        (b'{"text": "a"', r"a.jsonl, line 2: it is not JSON \(Expecting ',' delimiter.*\), expected one object a line"),
+        (b"[1, 2]", "a.jsonl, line 2: it is a JSON list, expected one object a line"),
         (b"{}", "a.jsonl, line 2 has no column 'text', only none: set data.text_column"),
         (b'{"body": "", "id": 1}', "a.jsonl, line 2 has no column 'text', only body, id: set data.text_column"),
         (b'{"text": null}', "a.jsonl, line 2: column 'text' holds null, expected text"),
         (b'{"text": 3}', "a.jsonl, line 2: column 'text' holds int, expected text"),
         (b'{"text": "\\ud83d"}', "a.jsonl, line 2: column 'text' is not Unicode text"),
-        (b'{"text": "\xff"}', "a.jsonl is not UTF-8: byte 0xff at offset 24"),
+        (b'{"text": "\xff"}', "a.jsonl, line 2: it is not UTF-8: byte 0xff at 10; convert"),
     ],
 )
 def test_bad_json_lines(tmp_path, line, message):
@@ -60,9 +60,9 @@ def test_csv_and_tsv(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("id,body\n1,a\n", "a.csv has no column 'text', only id, body"),
-        ("id,text\n1,a\n2\n", "a.csv, line 3: got 1 fields, expected the header's 2"),
-        ('id,text\n1,"a"b\n', "a.csv, line 2 is not CSV"),
+        ("id,body\n1,a\n", "a.csv, line 2 has no column 'text', only id, body"),
+        ("id,text\n1,a\n2\n", "a.csv, line 3: it has 1 fields, expected the header's 2"),
+        ('id,text\n1,"a"b\n', "a.csv, line 2: it is not CSV"),
     ],
 )
 def test_bad_csv(tmp_path, text, message):

@@ -86,5 +86,5 @@ def test_what_is_refused(tmp_path, path):
     with pytest.raises(UserError, match=r"no record for validation in .*: raise data.validation_fraction"):
         open_path(path, validation_fraction=0.0001)
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n[1]')
-    with pytest.raises(UserError, match=r"bad.jsonl, line 2 is a JSON list: expected one object a line"):
+    with pytest.raises(UserError, match=r"bad.jsonl, line 2: it is a JSON list, expected one object a line"):
         open_path(tmp_path / "bad.jsonl")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxformer
-from jaxformer.cli import demo_command
+from jaxformer.cli import run
 from jaxformer.demo import answers as A
 from jaxformer.demo.panels import panel_of
 from jaxformer.schema import UserError
@@ -166,6 +166,6 @@ def test_what_is_missing_is_said(pipe, task, values, said):
 
 def test_without_gradio_the_command_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    assert demo_command(["--model", "anything"]) == 2
+    assert run("demo", ["--model", "anything"]) == 2
     said = capsys.readouterr().err
     assert re.fullmatch(r'error: gradio is not installed.*; pip install "jaxformer\[demo\]"\n', said)

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from jaxformer.cli import demo_command
+from jaxformer.cli import run
 from jaxformer.demo.page import build_page, launch_options
 from tests.demo.models import TEXT, opened
 
@@ -151,7 +151,7 @@ def test_a_port_that_is_taken(capsys):
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        assert demo_command(["--model", "anything", "--port", str(port)]) == 2
+        assert run("demo", ["--model", "anything", "--port", str(port)]) == 2
     assert re.match(rf"error: 127\.0\.0\.1:{port} cannot be had .*; leave out --port", capsys.readouterr().err)
 
 

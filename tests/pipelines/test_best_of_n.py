@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import jaxformer
-from jaxformer.cli import best_of_n_command
+from jaxformer.cli import run
 from jaxformer.data.config import DataConfig
 from jaxformer.data.records import open_records
 from jaxformer.data.sources import in_validation
@@ -205,17 +205,17 @@ def test_dialogues_and_held_out_rows(folder, tmp_path):
     assert good and all(record["prompt"] == [USER, ANSWER, USER] for record in good)
     assert all([m["role"] for m in record["completion"]] == ["assistant"] for record in good)
     # Of the dialogue only the answer that was drawn is learned.
-    task = Instruction(InstructionConfig(packed=False), chat.own_tokenizer, 128, "decoder")
+    task = Instruction(InstructionConfig(packed=False), chat.tokenizer, 128, "decoder")
     batch = task.rows(good[:1]).take(np.arange(1))
     learned = [int(i) for i in batch["labels"][0] if i >= 0]
-    assert chat.own_tokenizer.decode(learned).strip() == good[0]["completion"][0]["content"]
+    assert chat.tokenizer.decode(learned).strip() == good[0]["completion"][0]["content"]
 
 
 def test_the_output_is_what_instruction_reads(maker, file, tmp_path):
     best_of_n(maker, file, tmp_path / "out.jsonl")
     found = records(tmp_path / "out.jsonl")
     data = open_records(DataConfig(path=str(tmp_path / "out.jsonl"), validation_fraction=0.0)).train
-    task = Instruction(InstructionConfig(packed=False), maker.own_tokenizer, 64, "decoder")
+    task = Instruction(InstructionConfig(packed=False), maker.tokenizer, 64, "decoder")
     rows = task.rows(data)
     bad = [line for line, record in enumerate(found, 1) if "error" in record]
     assert [(where, reason) for where, reason in rows.left_out] == [
@@ -225,8 +225,8 @@ def test_the_output_is_what_instruction_reads(maker, file, tmp_path):
     batch = rows.take(np.arange(rows.num_rows))
     for place, record in enumerate(record for record in found if "error" not in record):
         learned = [int(i) for i in batch["labels"][place] if i >= 0]
-        assert learned[-1] == find_special(maker.own_tokenizer, "eos")
-        assert maker.own_tokenizer.decode(learned[:-1]) == record["completion"]
+        assert learned[-1] == find_special(maker.tokenizer, "eos")
+        assert maker.tokenizer.decode(learned[:-1]) == record["completion"]
 
 
 def test_what_does_not_fit_is_refused(folder, tmp_path):
@@ -245,7 +245,7 @@ def test_what_does_not_fit_is_refused(folder, tmp_path):
         make(folder, options={"num_return_sequences": 3})
     with pytest.raises(UserError, match="'max_tokens' is no option of generate"):
         make(folder, options={"max_tokens": 3})
-    with pytest.raises(UserError, match="reward writes no text, expected a language model"):
+    with pytest.raises(UserError, match="reward generates no text, expected a language model"):
         BestOfN(str(folder / "reward"), str(folder / "reward"), Settings())
     with pytest.raises(UserError, match="n is 0 and the batch size 64, expected 1 or more"):
         BestOfN(str(folder / "writes"), str(folder / "reward"), Settings(n=0))
@@ -267,11 +267,11 @@ def test_the_command(folder, file, tmp_path, capsys):
     def call(*more, out="out.jsonl"):
         paths = ["--model", str(folder / "writes"), "--file", str(file), "--out", str(tmp_path / out)]
         ends = f"eos_token_id={ENDS}"
-        return best_of_n_command([*paths, "--reward", str(folder / "reward"), *more, "max_new_tokens=6", ends])
+        return run("best-of-n", [*paths, "--reward", str(folder / "reward"), *more, "max_new_tokens=6", ends])
 
     assert call("--n", "2", "--batch-size", "4", "--plain") == 0
     said = capsys.readouterr().out
-    assert 'of 21 lines have no answer and say why under "error"' in said and "is what the model gives to 17" in said
+    assert 'of 21 lines have no answer, see their "error"' in said and "first texts for 17 prompts" in said
     assert "next: python train.py --config configs/assistant/best.yaml" in said
     assert call("--prompt-column", "question", out="x.jsonl") == 2
     assert "there is no column 'question', only the columns prompt; --prompt-column" in capsys.readouterr().err

@@ -11,9 +11,10 @@ import time
 import pytest
 
 import jaxformer
-from jaxformer.cli import predict_command
+from jaxformer.cli import run
 from jaxformer.pipelines import predict as P
-from jaxformer.pipelines.resumable import Done, about_path, taken
+from jaxformer.pipelines import resumable
+from jaxformer.pipelines.resumable import Done, _locked, about_path
 from jaxformer.schema import UserError
 from tests.pipelines import tiny
 from tests.pipelines.cases import TEXTS, compare
@@ -111,7 +112,7 @@ def test_another_input_model_or_option_is_refused(pipe, model, file, tmp_path):
     with pytest.raises(UserError, match="exists and was not begun by this command"):
         P.predict(pipe, file, out)
     assert out.read_bytes() == content
-    with taken(out), pytest.raises(UserError, match="is being written by another process"):
+    with _locked(out), pytest.raises(UserError, match="is being written by another process"):
         P.predict(pipe, file, out)
 
 
@@ -135,14 +136,14 @@ def test_kinds_of_files(pipe, name, tmp_path):
 def test_memory_is_a_window(pipe, file, tmp_path, monkeypatch):
     """Lines are written before further ones are read."""
     seen, out = [], tmp_path / "out.jsonl"
-    read = P.read_lines
+    read = resumable.read_lines
 
     def watched(*arguments):
         for line in read(*arguments):
             seen.append((line.number, out.read_bytes().count(b"\n")))
             yield line
 
-    monkeypatch.setattr(P, "read_lines", watched)
+    monkeypatch.setattr(resumable, "read_lines", watched)
     P.predict(pipe, file, out)
     assert len(seen) == 200 and pipe.window_size == 64
     assert max(number - written for number, written in seen) == pipe.window_size
@@ -150,7 +151,7 @@ def test_memory_is_a_window(pipe, file, tmp_path, monkeypatch):
 
 def test_the_command(model, file, tmp_path, capsys):
     def call(*more, out="out.jsonl"):
-        return predict_command(["--model", str(model), "--file", str(file), "--out", str(tmp_path / out), *more])
+        return run("predict", ["--model", str(model), "--file", str(file), "--out", str(tmp_path / out), *more])
 
     assert call("--task", "text-classification", "top_k=2", "--batch-size", "16") == 1
     assert "7 of 200 failed" in capsys.readouterr().out
@@ -181,7 +182,7 @@ def test_a_process_is_stopped_and_gone_on_with(model, tmp_path, how):
     process.send_signal(getattr(signal, how))
     said, code = process.communicate(timeout=60)[0], process.returncode
     assert code == {"SIGKILL": -9, "SIGINT": 130, "SIGTERM": 143}[how]
-    assert how == "SIGKILL" or "run the same command to go on" in said
+    assert how == "SIGKILL" or "run the same command to resume" in said
     begun = out.read_bytes().count(b"\n")
     assert 0 < begun < 30_000
     assert "were there already; written" in subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import jaxformer
-from jaxformer.pipelines import PipelineWarning, base
-from jaxformer.pipelines.base import run_model
+from jaxformer.pipelines import PipelineWarning, base_pipeline
+from jaxformer.pipelines.base_pipeline import run_model
 from jaxformer.schema import UserError
 from tests.hub import tiny as hub_tiny
 from tests.pipelines import tiny
@@ -107,7 +107,7 @@ def test_few_programs_are_compiled(folder, monkeypatch):
         shapes.add(batch["input_ids"].shape)
         return run_model(function, model, params, batch)
 
-    monkeypatch.setattr(base, "run_model", noted)
+    monkeypatch.setattr(base_pipeline, "run_model", noted)
     pipe = jaxformer.pipeline(model=folder("classes"))
     texts = [" ".join(["rain"] * (n % 28)) for n in range(100)]
     pipe([*texts, *texts[::-1]])

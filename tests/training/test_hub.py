@@ -9,13 +9,13 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import jaxformer
+from jaxformer.cost.dry_run import plan
 from jaxformer.hub.kinds import build
 from jaxformer.schema import UserError
 from jaxformer.tokenizers import encode, special_id
 from jaxformer.training.evaluation import evaluate_checkpoint
 from jaxformer.training.export import export, load_run
 from jaxformer.training.loop import StopRequest, Trainer
-from jaxformer.training.plan import plan
 from jaxformer.training.sources import resolve_config
 from tests.training.helpers import make_run, quiet, run_training, tiny_keys
 from tests.training.test_pretrained import labelled_keys, pretraining_keys

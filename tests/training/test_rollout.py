@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxformer.models import Decoder
-from jaxformer.pipelines.open import open_model
+from jaxformer.pipelines.opened_model import open_model
 from jaxformer.schema import UserError
 from jaxformer.training.evaluation import evaluate_checkpoint
 from jaxformer.training.loop import train

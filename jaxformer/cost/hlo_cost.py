@@ -10,7 +10,7 @@ import re
 
 import numpy as np
 
-from jaxformer.parallel.hlo import (
+from jaxformer.cost.hlo import (
     COLLECTIVES,
     ArrayType,
     Computation,

@@ -6,7 +6,7 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from jaxformer.parallel.hlo import Collective, collectives, group_size, parse_program
+from jaxformer.cost.hlo import Collective, collectives, group_size, parse_program
 from jaxformer.parallel.mesh import ParallelConfig, make_mesh
 
 MESH = make_mesh(ParallelConfig(fsdp=2, tensor=2))

@@ -1,13 +1,11 @@
 """What a run would cost, worked out from shapes alone: no parameter is made and no step is run."""
 
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxformer.parallel.hosts import tpu_chips
 from jaxformer.parallel.mesh import batch_devices
 from jaxformer.training.console import duration, number
 from jaxformer.training.flops import peak_flops
@@ -16,21 +14,6 @@ from jaxformer.training.sources import CHECKPOINTS
 
 # A training step reaches about this share of a device's matrix-product peak; used only to guess a time.
 TYPICAL_USE = 0.4
-
-
-def idle_accelerator(root: Path = Path("/")) -> str | None:
-    """The accelerator of this machine that JAX does not use, when it runs on the CPU; None if there is none.
-
-    Args:
-        root: where the machine's ``/dev`` and ``/sys`` are.
-    """
-    if jax.default_backend() != "cpu":
-        return None
-    if any(root.glob("dev/nvidia[0-9]*")):
-        return "an NVIDIA GPU (install with: pip install 'jaxformer[cuda]')"
-    if tpu_chips(root):
-        return "a TPU (install with: pip install 'jaxformer[tpu]')"
-    return None
 
 
 def matmul_flops(devices: int) -> float:

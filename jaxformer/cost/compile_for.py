@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxformer.data.cache import TokenCache
+from jaxformer.cost.hlo import Collective, Program, collectives, parse_program
+from jaxformer.cost.hlo_cost import hbm_bytes, kernels, matmul_flops
+from jaxformer.cost.topology import Chip, described_devices
+from jaxformer.data.token_cache import TokenCache
 from jaxformer.functional.kernels.splash import kernel_flops, kernel_name, visible_share
-from jaxformer.parallel.hlo import Collective, Program, collectives, parse_program
-from jaxformer.parallel.hlo_cost import hbm_bytes, kernels, matmul_flops
-from jaxformer.parallel.topology import Chip, described_devices
 from jaxformer.schema import UserError
 from jaxformer.tokenizers import TokenizerConfig, add_special_tokens, train_tokenizer
 from jaxformer.training.config import RunConfig

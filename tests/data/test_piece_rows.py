@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxformer.data import TokenCache, TrainBatches
-from jaxformer.data.pieces import SHORTEST_PIECE, PieceRows, pack, split_pieces
+from jaxformer.data.piece_rows import SHORTEST_PIECE, PieceRows, pack, split_pieces
 from jaxformer.schema import UserError
 from jaxformer.tasks.span_corruption import corrupted_lengths
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxformer.parallel.hlo import Collective
-from jaxformer.parallel.topology import Chip
+from jaxformer.cost import compile_for as module
+from jaxformer.cost.compile_for import StepCost, report, shape_run, step_cost, too_large
+from jaxformer.cost.hlo import Collective
+from jaxformer.cost.topology import Chip
 from jaxformer.schema import UserError
-from jaxformer.training import compile_for as module
-from jaxformer.training.compile_for import StepCost, report, shape_run, step_cost, too_large
 from jaxformer.training.sources import load_config, resolve_config
 from tests.training.helpers import make_run, quiet, tiny_keys
 
@@ -162,8 +162,8 @@ def test_a_model_that_does_not_fit_is_one_line_and_code_2():
 @pytest.mark.slow
 def test_scanned_layers_are_one_program_whatever_their_number(tmp_path):
     """Compile time cannot grow with the depth: 48 layers are as many instructions as 12."""
-    from jaxformer.parallel.hlo import parse_program
-    from jaxformer.parallel.topology import described_devices
+    from jaxformer.cost.hlo import parse_program
+    from jaxformer.cost.topology import described_devices
 
     def instructions(layers):
         keys = [*SMALL[1:], "training.accumulate=2", f"model.num_layers={layers}"]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxformer.data.rows import Batch
+from jaxformer.data.token_rows import Batch
 
 # Batches are padded to a multiple of this, so that few different shapes are compiled.
 BUCKET = 64

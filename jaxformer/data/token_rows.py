@@ -5,7 +5,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from jaxformer.data.cache import TokenCache
+from jaxformer.data.token_cache import TokenCache
 
 Batch = dict[str, np.ndarray]
 

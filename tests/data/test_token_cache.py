@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from jaxformer.data import DataConfig, Document, build_cache, cache, open_corpus
+from jaxformer.data import DataConfig, Document, build_cache, open_corpus, token_cache
 from jaxformer.data.corpus import Corpus
 from jaxformer.schema import UserError
 from jaxformer.tokenizers import TokenizerConfig, encode, find_special, load_tokenizer, train_tokenizer
@@ -67,9 +67,9 @@ def test_a_document_without_tokens_is_left_out(tmp_path):
 def test_long_documents_are_cut_where_it_does_not_show(monkeypatch, tmp_path, kind):
     text = "def f(x):\n    return  x\n\n\n\t# it's 한국어  텍스트 입니다 \r\n\r\n" * 60
     tokenizer = train_tokenizer(TokenizerConfig(type=kind, vocab_size=600), [text])
-    monkeypatch.setattr(cache, "PIECE_CHARACTERS", 50)
-    monkeypatch.setattr(cache, "CHUNK_CHARACTERS", 120)
-    assert len(list(cache._pieces(Document("0", text)))) > 20
+    monkeypatch.setattr(token_cache, "PIECE_CHARACTERS", 50)
+    monkeypatch.setattr(token_cache, "CHUNK_CHARACTERS", 120)
+    assert len(list(token_cache._pieces(Document("0", text)))) > 20
     built = build_cache(corpus_of(text, "b"), "train", tokenizer, tmp_path)
     whole = [*encode(tokenizer, text), find_special(tokenizer, "eos")]
     assert built.tokens[: len(whole)].tolist() == whole
@@ -77,15 +77,15 @@ def test_long_documents_are_cut_where_it_does_not_show(monkeypatch, tmp_path, ki
 
 
 def test_text_without_blanks_is_cut_all_the_same(monkeypatch, tokenizer, tmp_path):
-    monkeypatch.setattr(cache, "PIECE_CHARACTERS", 50)
-    pieces = list(cache._pieces(Document("0", "가" * 1001)))
+    monkeypatch.setattr(token_cache, "PIECE_CHARACTERS", 50)
+    pieces = list(token_cache._pieces(Document("0", "가" * 1001)))
     assert max(len(piece.text) for piece in pieces) <= 100
     assert "".join(piece.text for piece in pieces) == "가" * 1001
     assert [piece.last for piece in pieces] == [False] * (len(pieces) - 1) + [True]
 
 
 def test_progress_counts_documents_and_bytes(monkeypatch, tokenizer, tmp_path):
-    monkeypatch.setattr(cache, "CHUNK_CHARACTERS", 3)
+    monkeypatch.setattr(token_cache, "CHUNK_CHARACTERS", 3)
     calls = []
     build_cache(corpus_of("ab", "가", "c"), "train", tokenizer, tmp_path, lambda *done: calls.append(done))
     assert calls == [(2, 5), (3, 6)]
@@ -94,7 +94,7 @@ def test_progress_counts_documents_and_bytes(monkeypatch, tokenizer, tmp_path):
 def test_a_cache_is_built_once(tokenizer, tmp_path, monkeypatch):
     first = build_cache(corpus_of("ab"), "train", tokenizer, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "_build", lambda *args: pytest.fail("built again"))
+        patch.setattr(token_cache, "_build", lambda *args: pytest.fail("built again"))
         assert build_cache(corpus_of("ab"), "train", tokenizer, tmp_path).path == first.path
     other = train_tokenizer(TokenizerConfig(type="character"), ["ab"])
     paths = {
@@ -133,7 +133,7 @@ def test_a_full_disk_is_told(tokenizer, tmp_path, monkeypatch):
     def append(file, array):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(cache, "_append", append)
+    monkeypatch.setattr(token_cache, "_append", append)
     with pytest.raises(
         UserError, match=r"disk full while writing the token cache in .*: make room, or set data.cache_dir"
     ):
@@ -162,10 +162,10 @@ def test_what_killed_builders_left_is_removed(tokenizer, tmp_path):
 BUILDER = """
 import logging, sys, time
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
-from jaxformer.data import DataConfig, build_cache, cache, open_corpus
+from jaxformer.data import DataConfig, build_cache, open_corpus, token_cache
 from jaxformer.tokenizers import TokenizerConfig, train_tokenizer
 folder, caches, pause = sys.argv[1:]
-cache.CHUNK_CHARACTERS = 1000
+token_cache.CHUNK_CHARACTERS = 1000
 def progress(documents, size):
     print("building", flush=True)
     time.sleep(float(pause))

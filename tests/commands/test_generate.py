@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import jaxformer
-from jaxformer.cli import generate_command
+from jaxformer.cli import run
 from tests.pipelines import tiny
 
 GREEDY = ["do_sample=false", "max_new_tokens=8"]
@@ -32,21 +32,21 @@ class Keyboard(io.StringIO):
 
 
 def test_a_prompt(folder, pipe, capsys, monkeypatch):
-    assert generate_command(["--model", folder, "--plain", "--prompt", "the old mill", *GREEDY]) == 0
+    assert run("generate", ["--model", folder, "--plain", "--prompt", "the old mill", *GREEDY]) == 0
     plain = capsys.readouterr().out
     assert plain == written(pipe, "the old mill") + "\n"
-    assert generate_command(["--model", folder, "--prompt", "the old mill", *GREEDY]) == 0
+    assert run("generate", ["--model", folder, "--prompt", "the old mill", *GREEDY]) == 0
     chat = capsys.readouterr().out  # the tokenizer has a chat template
     assert chat == written(pipe, [{"role": "user", "content": "the old mill"}]) + "\n" != plain
     monkeypatch.setattr(sys, "stdin", io.StringIO("the old mill"))
-    assert generate_command(["--model", folder, "--plain", *GREEDY]) == 0
+    assert run("generate", ["--model", folder, "--plain", *GREEDY]) == 0
     assert capsys.readouterr().out == plain
 
 
 def test_a_file_of_prompts(folder, pipe, capsys, tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"text": "by a river"}\nnothing\n{"text": "Ann said"}\n')
-    assert generate_command(["--model", folder, "--plain", "--file", str(file), *GREEDY]) == 1
+    assert run("generate", ["--model", folder, "--plain", "--file", str(file), *GREEDY]) == 1
     said = capsys.readouterr()
     assert said.out == written(pipe, "by a river") + "\n\n\n" + written(pipe, "Ann said") + "\n"
     assert said.err.startswith("error: line 2: it is not JSON") and said.err.count("\n") == 1
@@ -63,7 +63,7 @@ def test_a_conversation_remembers(folder, pipe, capsys, monkeypatch):
 
     monkeypatch.setattr(sys, "stdin", Keyboard())
     monkeypatch.setattr("builtins.input", typed)
-    assert generate_command(["--model", folder, "--system", "work", *GREEDY]) == 0
+    assert run("generate", ["--model", folder, "--system", "work", *GREEDY]) == 0
     said = [{"role": "system", "content": "work"}, {"role": "user", "content": "good"}]
     first = written(pipe, said)
     second = written(pipe, [*said, {"role": "assistant", "content": first}, {"role": "user", "content": "bad"}])
@@ -73,12 +73,12 @@ def test_a_conversation_remembers(folder, pipe, capsys, monkeypatch):
 def test_beams_and_encoder_decoders(tmp_path, capsys):
     folder = str(tiny.save(tmp_path, "rewrites"))
     expected = jaxformer.pipeline(model=folder, max_new_tokens=8)("the rain")[0]["generated_text"]
-    assert generate_command(["--model", folder, "--prompt", "the rain", "max_new_tokens=8"]) == 0
+    assert run("generate", ["--model", folder, "--prompt", "the rain", "max_new_tokens=8"]) == 0
     assert capsys.readouterr().out == expected + "\n"
 
 
 def test_what_a_model_writes_does_not_steer_the_terminal():
-    from jaxformer.pipelines.generate_command import harmless
+    from jaxformer.commands.generate import harmless
 
     assert harmless("a\x1b[2Jb\x07\r\n\tc\x9b1m한") == "a�[2Jb��\n\tc�1m한"
 
@@ -95,12 +95,12 @@ def test_what_a_model_writes_does_not_steer_the_terminal():
     ],
 )
 def test_what_a_user_may_get_wrong(folder, options, message, capsys):
-    assert generate_command(["--model", folder, *options]) == 2
+    assert run("generate", ["--model", folder, *options]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
 
 
 def test_a_model_that_writes_nothing(tmp_path, capsys):
     folder = str(tiny.save(tmp_path, "classes"))
-    assert generate_command(["--model", folder, "--prompt", "x"]) == 2
-    assert "is a model for text-classification and writes no text" in capsys.readouterr().err
+    assert run("generate", ["--model", folder, "--prompt", "x"]) == 2
+    assert "is a model for text-classification and generates no text" in capsys.readouterr().err

@@ -1,53 +1,56 @@
-"""The command ``jaxformer generate``: text that appears while it is written."""
+"""``jaxformer generate``: text that appears while it is generated."""
 
 import argparse
 import sys
 import time
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxformer.pipelines.command import begin, parse_options
+from jaxformer.commands.options import EXIT_SIGNAL, add_model, parse_options, start_display
 from jaxformer.schema import UserError
 
-EXIT_INTERRUPTED = 130
+SUMMARY = "Continue a prompt or a file of prompts, or hold a conversation."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument(
-        "--model", metavar="MODEL", required=True, help="a run's folder, a folder, or a name on the Hub"
-    )
-    parser.add_argument("--prompt", metavar="TEXT", help="what to write on from; default: read from the terminal")
+    add_model(parser)
+    parser.add_argument("--prompt", metavar="TEXT", help="text to continue; default: read from the terminal")
     parser.add_argument("--file", metavar="FILE", help="prompts, one a line: .txt, .jsonl, .csv or .tsv")
     parser.add_argument(
         "--text-column", default="text", metavar="NAME", help="column of FILE with the prompt (default: text)"
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--chat", action="store_true", help="prompts are messages, put into the chat template")
-    form.add_argument("--plain", action="store_true", help="prompts are texts to go on with")
-    parser.add_argument("--system", metavar="TEXT", help="the conversation's first message, with --chat")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of parameters and computation")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    form.add_argument("--plain", action="store_true", help="prompts are plain text, even with a chat template")
+    parser.add_argument("--system", metavar="TEXT", help="system message of the conversation")
     parser.add_argument(
-        "options", nargs="*", metavar="key=value", help="max_new_tokens=200, temperature=0.8, weights=int8, seed=1 ..."
+        "options",
+        nargs="*",
+        metavar="key=value",
+        help="options of generation, for example max_new_tokens=200 temperature=0.8 weights=int8 seed=1",
     )
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
     from jaxformer.pipelines import pipeline
+    from jaxformer.pipelines.resumable import check_file
 
-    begin(options.debug)
+    start_display(options.debug)
     if options.prompt is not None and options.file is not None:
         raise UserError("--prompt and --file are both given, expected one of them")
-    prompts = _file(options) if options.file is not None else None
+    prompts = None
+    if options.file is not None:
+        kind = check_file(Path(options.file).expanduser())
+        prompts = _file(options, kind)
     pipe: Any = pipeline(None, options.model, dtype=options.dtype, **parse_options(options.options))
     if not hasattr(pipe, "pieces"):
         raise UserError(
-            f"{options.model} is a model for {pipe.task} and writes no text, expected a language model; use jaxformer "
-            "predict"
+            f"{options.model} is a model for {pipe.task} and generates no text, expected a language model; use "
+            "jaxformer predict"
         )
     writer = _Writer(pipe, _is_chat(pipe, options), options.system)
     try:
@@ -59,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
         return _conversation(writer)
     except KeyboardInterrupt:
         print(flush=True)
-        return EXIT_INTERRUPTED
+        return EXIT_SIGNAL["SIGINT"]
 
 
 def _is_chat(pipe: Any, options: argparse.Namespace) -> bool:
@@ -72,24 +75,22 @@ def _is_chat(pipe: Any, options: argparse.Namespace) -> bool:
     return bool(able and not options.plain)
 
 
-def _file(options: argparse.Namespace) -> Iterator[Any]:
-    """The prompts of a file; what is none is an error that names the line."""
-    from jaxformer.pipelines.lines import check_file, read_lines
+def _file(options: argparse.Namespace, kind: str) -> Iterator[Any]:
+    """The prompts of a file; a bad line is an error that names it."""
+    from jaxformer.data.lines import read_lines
 
     path, column = Path(options.file).expanduser(), options.text_column
-    check_file(path)
-
-    def take(record: Mapping[str, Any]) -> Any:
-        found = record.get(column, record.get("messages"))
-        if not isinstance(found, str | list):
-            raise UserError(f"it has no text {column!r}, only {', '.join(record)}; name the column with --text-column")
-        return found
-
-    return (line.item for line in read_lines(path, column, take))
+    for line in read_lines(path, kind):
+        found = line.value
+        if isinstance(found, dict):
+            found = line.value.get(column, line.value.get("messages"))
+            if not isinstance(found, str | list):
+                found = UserError(f"there is no text {column!r}, only {', '.join(line.value)}; see --text-column")
+        yield UserError(f"line {line.number}: {found}") if isinstance(found, UserError) else found
 
 
 def _several(writer: "_Writer", prompts: Iterator[Any]) -> int:
-    """Writes on from each prompt; 1 if lines of the file were none."""
+    """Continues each prompt; returns 1 if some failed."""
     failed = 0
     for number, prompt in enumerate(prompts):
         if number:
@@ -105,9 +106,9 @@ def _several(writer: "_Writer", prompts: Iterator[Any]) -> int:
 
 
 def _conversation(writer: "_Writer") -> int:
-    """Prompts from the terminal until it ends; in a chat the model sees what was said before."""
+    """Reads prompts from the terminal until it ends; in a chat the model sees the earlier messages."""
     what = "message" if writer.chat else "prompt"
-    print(f"{writer.pipe.name}: a {what} and Enter; Ctrl-C stops a text, Ctrl-D ends", file=sys.stderr)
+    print(f"{writer.pipe.name}: a {what} and Enter; Ctrl-C stops a text, Ctrl-D exits", file=sys.stderr)
     while True:
         try:
             prompt = input("> ")
@@ -125,12 +126,12 @@ def _conversation(writer: "_Writer") -> int:
 
 
 def harmless(text: str) -> str:
-    """A text without what would steer a terminal: control characters but for new lines and tabs are replaced."""
+    """The text with control characters other than newline and tab replaced, which could steer a terminal."""
     return "".join("�" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
 
 
 class _Writer:
-    """Shows texts while they are written; in a chat it keeps what was said."""
+    """Prints texts while they are generated; in a chat it remembers the messages."""
 
     def __init__(self, pipe: Any, chat: bool, system: str | None) -> None:
         self.pipe, self.chat = pipe, chat
@@ -138,10 +139,10 @@ class _Writer:
         self.live = sys.stdout.isatty()
 
     def answer(self, prompt: Any, *, show_prompt: bool = False) -> None:
-        """Writes on from a prompt; with ``show_prompt`` each stands alone, below what it answers.
+        """Continues a prompt; with ``show_prompt`` prompts are independent of each other and printed.
 
         Raises:
-            UserError: it is too long, or is no prompt.
+            UserError: it is too long, or not a prompt.
         """
         item: Any = prompt
         if self.chat and isinstance(prompt, str):
@@ -156,13 +157,13 @@ class _Writer:
         print(flush=True)
         if self.live:
             seconds = time.perf_counter() - start
-            ended = "its end" if reason == "stop" else "max_new_tokens"
+            ended = "the end of the text" if reason == "stop" else "max_new_tokens"
             self._dim(f"{count} tokens in {seconds:.1f} s, up to {ended}", file=sys.stderr)
         if self.chat and not show_prompt and isinstance(item, list):
             self.said = [*item, {"role": "assistant", "content": text}]
 
     def _pieces(self, item: Any) -> Iterator[Any]:
-        """The pieces of a text; with beams the whole text at once, which is not known before."""
+        """The pieces of a text; beam search gives the whole text at once."""
         from jaxformer.generation import Piece
 
         if self.pipe.options.num_beams == 1:

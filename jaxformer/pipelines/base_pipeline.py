@@ -15,7 +15,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from jaxformer.pipelines.batching import Arrays, Row, run_rows
-from jaxformer.pipelines.open import Opened
+from jaxformer.pipelines.opened_model import Opened
+from jaxformer.pipelines.resumable import MissingColumnError
 from jaxformer.schema import Schema, UserError, nearest
 
 # A list of so many batches gets a progress bar.
@@ -26,11 +27,7 @@ class PipelineWarning(UserWarning):
     """Something of the inputs was not used."""
 
 
-class NoColumnError(UserError):
-    """A line of a file lacks the column that holds the text."""
-
-
-class Options(Schema):
+class PipelineOptions(Schema):
     """Options of a pipeline, as given to ``pipeline(...)`` and laid over by those of a call."""
 
 
@@ -85,7 +82,7 @@ class Pipeline(ABC):
     """
 
     task: str
-    Options: ClassVar[type[Options]] = Options
+    Options: ClassVar[type[PipelineOptions]] = PipelineOptions
     per_token: ClassVar[bool] = False
     window_batches: ClassVar[int] = 32
 
@@ -170,7 +167,7 @@ class Pipeline(ABC):
         """
         if column not in record:
             found = ", ".join(map(str, record)) or "none"
-            raise NoColumnError(f"there is no column {column!r}, only {found}; --text-column names another")
+            raise MissingColumnError(f"there is no column {column!r}, only {found}; --text-column names another")
         return record[column]
 
     # Calling it.

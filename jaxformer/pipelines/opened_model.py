@@ -18,7 +18,7 @@ from jaxformer.hub.repository import Repository
 from jaxformer.hub.save import GENERATION_FILE
 from jaxformer.hub.tokenizer import AutoTokenizer
 from jaxformer.models.heads import Body
-from jaxformer.pipelines.tasks import tasks_of
+from jaxformer.pipelines.task_names import tasks_of
 from jaxformer.schema import UserError
 from jaxformer.tokenizers import PreTrainedTokenizer
 

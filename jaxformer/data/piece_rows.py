@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxformer.data.cache import TokenCache
-from jaxformer.data.rows import Batch, kept
+from jaxformer.data.token_cache import TokenCache
+from jaxformer.data.token_rows import Batch, kept
 from jaxformer.schema import UserError
 
 # What a piece of so many tokens takes up, for instance on the side of the encoder and of the decoder; each number must

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from jaxformer.parallel.hlo import parse_program
-from jaxformer.parallel.hlo_cost import hbm_bytes, matmul_flops
+from jaxformer.cost.hlo import parse_program
+from jaxformer.cost.hlo_cost import hbm_bytes, matmul_flops
 
 
 def compiled(function, *shapes):

@@ -5,34 +5,7 @@ from jaxformer.families import build_model, model_config
 from jaxformer.models import TransformerConfig
 from jaxformer.models.masked_lm import MaskedLM
 from jaxformer.training.flops import flops_per_step, peak_flops
-from jaxformer.training.plan import idle_accelerator, plan
 from jaxformer.training.state import abstract_params
-from tests.training.helpers import make_run, tiny_keys
-
-
-def test_an_accelerator_that_jax_does_not_use_is_named(tmp_path):
-    assert idle_accelerator(tmp_path) is None
-    (tmp_path / "dev").mkdir()
-    (tmp_path / "dev" / "nvidia0").touch()
-    assert "NVIDIA GPU" in idle_accelerator(tmp_path)
-    device = tmp_path / "tpu" / "sys" / "bus" / "pci" / "devices" / "0000:00:05.0"
-    device.mkdir(parents=True)
-    (device / "vendor").write_text("0x8086\n")
-    assert idle_accelerator(tmp_path / "tpu") is None
-    (device / "vendor").write_text("0x1ae0\n")
-    assert "a TPU" in idle_accelerator(tmp_path / "tpu")
-
-
-def test_the_plan_counts_by_hand(tmp_path):
-    keys = tiny_keys(tmp_path, batch_size=16, accumulate=2, steps=10)
-    run = make_run(keys)
-    lines = plan(run)
-    # V=257, P=16, D=16, L=2: tables, two blocks of 12 D^2 + 13 D, the final norm.
-    count = 257 * 16 + 16 * 16 + 2 * (12 * 256 + 13 * 16) + 2 * 16
-    assert f"{count:,} parameters" in lines["model"]
-    assert lines["devices"].startswith("8 x cpu")
-    assert lines["batch"].startswith("16 rows = 1 per device x 8 devices x 2 accumulated; 16 tokens a row, 256 tokens")
-    assert f"{10 / run.train_batches.steps_per_epoch:.2f} epochs" in lines["steps"]
 
 
 def test_flops_by_hand():

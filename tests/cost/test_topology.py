@@ -2,8 +2,7 @@ import importlib.util
 
 import pytest
 
-from jaxformer.parallel import topology
-from jaxformer.parallel.topology import CHIPS, described_devices, tell_libtpu_without_tpu
+from jaxformer.cost.topology import CHIPS, described_devices
 from jaxformer.schema import UserError
 from jaxformer.training.flops import PEAK_FLOPS
 
@@ -22,17 +21,6 @@ def test_without_libtpu_it_says_what_to_install(monkeypatch):
 
 def test_every_chip_has_a_peak():
     assert {chip.device_kind for chip in CHIPS.values()} <= PEAK_FLOPS.keys()
-
-
-def test_what_libtpu_is_told(monkeypatch):
-    environment = {"TPU_WORKER_HOSTNAMES": "mine"}
-    monkeypatch.setattr(topology.os, "environ", environment)
-    monkeypatch.setattr(topology, "tpu_chips", lambda: True)
-    tell_libtpu_without_tpu()
-    assert environment == {"TPU_WORKER_HOSTNAMES": "mine"}
-    monkeypatch.setattr(topology, "tpu_chips", lambda: False)
-    tell_libtpu_without_tpu()
-    assert environment["TPU_SKIP_MDS_QUERY"] == "1" and environment["TPU_WORKER_HOSTNAMES"] == "mine"
 
 
 @pytest.mark.slow

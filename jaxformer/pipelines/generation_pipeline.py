@@ -8,14 +8,14 @@ from pydantic import Field
 
 from jaxformer.generation import GenerationConfig, Piece, generate, prepare, stream
 from jaxformer.generation.text_stream import added_text, find_stop
-from jaxformer.pipelines.base import Pipeline
+from jaxformer.pipelines.base_pipeline import Pipeline
 from jaxformer.pipelines.batching import Row, bucket, in_batches
 from jaxformer.schema import UserError
 
 NEW_TOKENS = 256
 
 
-class WritingOptions(GenerationConfig):
+class GenerationOptions(GenerationConfig):
     """Options of a pipeline that writes: those of ``generate``, and some of its own."""
 
     max_new_tokens: int = Field(NEW_TOKENS, ge=0, description="most tokens to write; if not given, what fits")
@@ -31,10 +31,10 @@ class WritingOptions(GenerationConfig):
     )
 
 
-class Writing(Pipeline):
+class GenerationPipeline(Pipeline):
     """Base of the pipelines that write."""
 
-    Options: ClassVar[type[Any]] = WritingOptions
+    Options: ClassVar[type[Any]] = GenerationOptions
     # A window takes long: what was written is out sooner.
     window_batches = 4
     own_defaults: ClassVar[Mapping[str, Any]] = {}

@@ -1,14 +1,13 @@
 """Accelerators that are only described: enough to compile for them, with what the data sheets say of a chip."""
 
 import importlib.util
-import os
 import re
 from typing import NamedTuple
 
 import jax
 from jax.experimental import topologies
 
-from jaxformer.parallel.hosts import tpu_chips
+from jaxformer.parallel.accelerators import tell_libtpu_without_tpu
 from jaxformer.schema import UserError
 
 
@@ -61,21 +60,3 @@ def described_devices(name: str) -> tuple[Chip, list[jax.Device]]:
         reason = " ".join(str(error).split()).removeprefix("INVALID_ARGUMENT: ")
         raise UserError(f"--compile-for {name}: libtpu knows no such topology ({reason}); give {_FORM}") from None
     return chip, list(topology.devices)
-
-
-def tell_libtpu_without_tpu() -> None:
-    """Answers what libtpu asks when it is loaded on a machine without a TPU, so that it neither waits nor complains.
-
-    It would ask the cloud's metadata server which TPU this machine has and print its failure; the answers only have
-    to be well formed. What the user has set stays.
-    """
-    if tpu_chips():
-        return
-    for key, value in {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        # A chip belongs to one process, which libtpu holds to with a lock; without a chip there is nothing to share.
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }.items():
-        os.environ.setdefault(key, value)

@@ -1,0 +1,77 @@
+"""Options and output that several commands share."""
+
+import argparse
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from jaxformer.pipelines.task_names import ALIASES, TASKS
+from jaxformer.schema import UserError
+
+if TYPE_CHECKING:
+    from jaxformer.training.console import Display
+
+EXIT_USER_ERROR = 2
+EXIT_SIGNAL = {"SIGTERM": 143, "SIGINT": 130}
+
+
+def add_config(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    """``--config`` and overrides of its keys."""
+    parser.add_argument("--config", metavar="FILE", required=required, help="YAML file; see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that override those of FILE")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """``--model`` and ``--dtype``."""
+    parser.add_argument("--model", required=True, help="folder of a run, Hugging Face folder, or name on the Hub")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="type of the parameters and computation")
+
+
+def add_task(parser: argparse.ArgumentParser) -> None:
+    """``--task`` and its options."""
+    tasks = ", ".join([*TASKS, *ALIASES])
+    parser.add_argument("--task", help=f"one of {tasks}; default: the task of the model's head")
+    parser.add_argument("options", nargs="*", metavar="key=value", help="options of the task, for example top_k=3")
+
+
+def parse_options(given: list[str]) -> dict[str, Any]:
+    """``["top_k=3"]`` to ``{"top_k": 3}``; values are YAML.
+
+    >>> parse_options(["top_k=3", "targets=[good, bad]", "aggregation_strategy=none"])
+    {'top_k': 3, 'targets': ['good', 'bad'], 'aggregation_strategy': 'none'}
+
+    Raises:
+        UserError: one is not of this form.
+    """
+    import yaml
+
+    options = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"{text!r} is not an option, expected key=value, for example top_k=3")
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            options[key] = value
+    return options
+
+
+def start_display(debug: bool) -> "Display":
+    """Prepares the process for a command that opens a model, before JAX allocates; returns the display.
+
+    A warning of this library is one line; those of others are shown only in debug.
+    """
+    from jaxformer.parallel.accelerators import tell_libtpu_without_tpu
+    from jaxformer.training.console import Display
+    from jaxformer.training.memory import keep_freed_memory
+
+    keep_freed_memory()
+    tell_libtpu_without_tpu()
+    display = Display()
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if debug or category.__module__.startswith("jaxformer"):
+            display.warn(str(message))
+
+    warnings.showwarning = show
+    return display

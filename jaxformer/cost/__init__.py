@@ -1,0 +1,1 @@
+"""What a training step costs: a dry run from shapes, and compiling for accelerators that need not be here."""

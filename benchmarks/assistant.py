@@ -35,11 +35,11 @@ from jaxformer.tasks.responses import Encoded, ResponseEncoder
 from jaxformer.tokenizers import difference
 from jaxformer.training.console import Display, show_warnings
 from jaxformer.training.evaluation import Evaluator, evaluate_checkpoint
+from jaxformer.training.initial_state import start_state
 from jaxformer.training.rewards import Reward, Sample, function_of, open_reward
 from jaxformer.training.run import Run
 from jaxformer.training.run import prepare as prepare_run
 from jaxformer.training.sources import load_config
-from jaxformer.training.start import start_state
 
 BATCH = 16  # prompts at once
 BUCKET = 64

@@ -1,4 +1,4 @@
-"""Which model of ours each kind of the Hugging Face format is, and which parameters it starts from."""
+"""The model class of each kind of head in the Hugging Face format, and its initial parameters."""
 
 from typing import Any
 

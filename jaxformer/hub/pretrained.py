@@ -37,7 +37,7 @@ class Pretrained(NamedTuple):
 
 @dataclass(frozen=True)
 class Described:
-    """What a ``config.json`` says.
+    """The content of a ``config.json``.
 
     Attributes:
         config: the model's configuration.
@@ -91,7 +91,7 @@ def _labels(hf: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def read_config(repository: Repository, overrides: Mapping[str, Any] | None = None) -> Described:
-    """What a model's ``config.json`` says; nothing else of the model is downloaded.
+    """Reads a model's ``config.json``; nothing else of the model is downloaded.
 
     Raises:
         UserError: if it has none, or it makes no sense.

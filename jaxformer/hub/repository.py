@@ -1,4 +1,4 @@
-"""A model's files: a folder, or a repository of the Hub whose files are downloaded as they are asked for."""
+"""A model's files: a folder, or a repository of the Hub whose files are downloaded when they are needed."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ LARGEST_JSON = 200 << 20  # bytes; a tokenizer.json of the largest vocabularies 
 
 
 def bare_name(file: str, said_by: str) -> str:
-    """The name of a file as another file gives it, if it stays in its folder.
+    """Checks the name of a file that another file gives: it must stay in its folder.
 
     Raises:
         UserError: if it is not a plain name: what an index says is not trusted to lead elsewhere.
@@ -60,7 +60,7 @@ def first_line(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class Repository:
-    """Where a model's files are.
+    """The location of a model's files.
 
     The cache, the endpoint, the token and offline mode are those of ``huggingface_hub``: ``HF_HOME``, ``HF_ENDPOINT``,
     ``HF_TOKEN``, ``HF_HUB_OFFLINE``. All files are those of one commit: the one that the first of them came from.
@@ -95,7 +95,7 @@ class Repository:
             validate_repo_id(self.name)
         except HFValidationError:
             raise UserError(
-                f"{self.name!r} is no folder and no name on the Hub, expected a folder or owner/name"
+                f"{self.name!r} is neither a folder nor a name on the Hub, expected a folder or owner/name"
             ) from None
         if path.exists():
             raise UserError(f"{self.name} is a file, expected the folder that holds config.json")
@@ -134,7 +134,7 @@ class Repository:
         return path
 
     def _is_known_absent(self, file: str, revision: str | None) -> bool:
-        """Whether the cache says that there is no such file: the Hub said so once, or listed all there are."""
+        """True if the cache knows that there is no such file: the Hub said so once, or listed all files."""
         # A path, None where nothing is known, or else the library's sign that there is none.
         if not isinstance(try_to_load_from_cache(self.name, file, self.cache_dir, revision), str | None):
             return True
@@ -149,7 +149,7 @@ class Repository:
         return file not in {entry.path for entry in listed}
 
     def _refusal(self, file: str, error: BaseException) -> str:
-        """What keeps a file from us and what to do, in one line."""
+        """The reason why a file cannot be had and what to do, in one line."""
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
         if isinstance(error, GatedRepoError):
             return f"{self.name} is gated, expected a token with access; accept its terms on the Hub, then set HF_TOKEN"
@@ -157,19 +157,18 @@ class Repository:
             return f"{self.name} has no revision {self.revision!r}, expected a branch, tag or commit of it"
         if isinstance(error, RepositoryNotFoundError):
             return (
-                f"{self.name} is no folder here and no repository on the Hub that this token can see; "
+                f"{self.name} is neither a folder nor a repository on the Hub that this token can see; "
                 "check the name, or set HF_TOKEN if it is private"
             )
         if isinstance(error, OfflineModeIsEnabled):
             return (
-                f"{file} of {self.name} is not in the cache, which does not know whether there is one, and the Hub was "
-                "not to be asked, expected it in the cache; open the model once without HF_HUB_OFFLINE and "
-                "local_files_only"
+                f"{file} of {self.name} is not in the local cache, and HF_HUB_OFFLINE or local_files_only is set: open "
+                "the model once online"
             )
         if status == 401:
             return f"the Hub refuses the token given for {self.name}, expected a valid one; set HF_TOKEN anew"
         if status is None and not isinstance(error, OSError):
-            return f"{file} of {self.name} is not in the cache and the Hub cannot be reached, expected a network: " + (
+            return f"{file} of {self.name} is not in the local cache and the Hub cannot be reached: " + (
                 f"{first_line(error)}; check the connection and HF_ENDPOINT"
             )
         return f"{file} of {self.name} could not be downloaded: {first_line(error)}; try again later"
@@ -184,7 +183,7 @@ class Repository:
         return self._absent(file) if path is None else path
 
     def find_json(self, file: str) -> dict[str, Any] | None:
-        """What a JSON file holds; None if the model has no such file.
+        """The content of a JSON file; None if the model has no such file.
 
         Raises:
             UserError: if it is not a JSON object.
@@ -203,7 +202,7 @@ class Repository:
         return value
 
     def get_json(self, file: str) -> dict[str, Any]:
-        """What a JSON file holds.
+        """The content of a JSON file.
 
         Raises:
             UserError: if there is no such file or it is not a JSON object.

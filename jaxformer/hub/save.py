@@ -43,7 +43,7 @@ NOT_OF_THE_MODEL = {
 
 
 def config_json(model: Any) -> dict[str, Any]:
-    """What ``config.json`` says of a model.
+    """The ``config.json`` of a model.
 
     Raises:
         UserError: if the Hugging Face format cannot say what it is.
@@ -238,7 +238,7 @@ def _commit(api: Any, name: str, folder: Path, revision: str | None, message: st
 
 
 def _refusal(error: BaseException) -> str:
-    """Why the Hub did not take something and what to do."""
+    """The reason why the Hub refused an upload and what to do."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
 
     while isinstance(error, RuntimeError) and error.__cause__ is not None:  # it only says which file it was

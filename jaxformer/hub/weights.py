@@ -36,7 +36,7 @@ DTYPES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where a tensor lies in a safetensors file: ``begin`` in bytes from the file's start."""
+    """The location of a tensor in a safetensors file: ``begin`` in bytes from the file's start."""
 
     path: Path
     dtype: str

@@ -8,7 +8,7 @@ from jaxformer.schema import Schema
 
 
 class TokenizerConfig(Schema):
-    """Which tokenizer a run uses."""
+    """The tokenizer of a run."""
 
     type: Literal["byte", "character", "bpe", "wordpiece", "unigram", "file", "pretrained"] = Field(
         "bpe",

@@ -164,7 +164,7 @@ def _state(part: Any) -> bytes | None:
 
 
 def _has_types(folder: Path, tokenizer: PreTrainedTokenizer) -> bool:
-    """Whether the model of the folder tells the two texts of a pair apart by `token_type_ids`."""
+    """True if the folder's model tells the two texts of a pair apart by `token_type_ids`."""
     transformers = _transformers()
     if (folder / "config.json").is_file():
         try:

@@ -1,4 +1,4 @@
-"""What training asks of a tokenizer's vocabulary: special tokens by role, word starts, sentence ends, a fingerprint."""
+"""Facts about a tokenizer's vocabulary: special tokens by role, word starts, sentence ends, a fingerprint."""
 
 import hashlib
 import json
@@ -135,7 +135,7 @@ def sentence_ends(tokenizer: PreTrainedTokenizer) -> np.ndarray:
 
 
 def _state(tokenizer: PreTrainedTokenizer) -> dict[str, Any]:
-    """What determines the ids of a text, as JSON values."""
+    """All that determines the ids of a text, as JSON values."""
     backend = _backend(tokenizer)
     if backend is None:
         return {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
@@ -151,7 +151,7 @@ def fingerprint(tokenizer: PreTrainedTokenizer) -> str:
 
 
 def difference(mine: PreTrainedTokenizer, theirs: PreTrainedTokenizer) -> str | None:
-    """Why the ids of one tokenizer ("here") are not those of another ("there"), in words; None if they are.
+    """Describes how the ids of one tokenizer ("here") differ from those of another ("there"); None if they do not.
 
     The vocabularies, the merges, the end of text and the prefix of a text are compared. Padding, special tokens that
     only this one has, and chat templates make no difference.
@@ -176,6 +176,6 @@ def difference(mine: PreTrainedTokenizer, theirs: PreTrainedTokenizer) -> str | 
 
 
 def _merges(tokenizer: PreTrainedTokenizer) -> object:
-    """How pieces become tokens: the merges of BPE, the scores of Unigram, nothing for others."""
+    """The merges of BPE or the scores of Unigram, None for others."""
     model = _state(tokenizer).get("model", {})
     return model.get("merges") or (model.get("vocab") if model.get("type") == "Unigram" else None)

@@ -1,4 +1,4 @@
-"""LoRA in a run: which part of the model is trained, which is frozen, and how the two are one again."""
+"""LoRA in a run: divides the parameters into a trained and a frozen part, and joins them again."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,37 +29,37 @@ FACTORS, WHOLE = "factors", "whole"
 
 
 class Division(Protocol):
-    """How a run's parameters are divided into a frozen part, which no checkpoint holds, and a trained one."""
+    """Divides a run's parameters into a frozen part, which no checkpoint holds, and a trained one."""
 
     @property
     def shapes(self) -> Any:
-        """Of the whole model's parameters."""
+        """Shapes of the whole model's parameters."""
 
     def boxed_parts(self) -> tuple[Any, Any]:
         """Shapes of the frozen and the trained part with their logical axes."""
 
     def begin(self, key: jax.Array, params: Any) -> tuple[Any, Any]:
-        """The frozen and the trained part of a model that begins to learn."""
+        """The frozen and the trained part of a new model."""
 
     def kept(self, path: str, array: jax.Array) -> Any:
-        """A parameter of the model as the run keeps it."""
+        """A parameter of the model in the form in which the run stores it."""
 
     def begin_from(self, key: jax.Array, params: Any, shardings: Any) -> tuple[Any, Any]:
-        """The same of parameters that lie where they belong.
+        """``begin`` for parameters that are on their devices already.
 
         Args:
             key: of what is drawn.
-            params: of the whole model, as they are ``kept``.
+            params: of the whole model, as ``kept`` returned them.
             shardings: of the trained part.
         """
 
     def joined(self, frozen: Any, trained: Any) -> Any:
-        """The model's parameters without what was added to them."""
+        """The model's parameters without factors."""
 
     def assemble(
         self, frozen: Any, trained: Any, dropout_key: jax.Array | None = None, example_ids: jax.Array | None = None
     ) -> Any:
-        """What the objective's loss takes as parameters; with a key, dropout is on."""
+        """The parameters that the objective's loss takes; with a key, dropout is on."""
 
     def merged(self, frozen: Any, trained: Any) -> Any:
         """The model's parameters as arrays alone."""
@@ -83,7 +83,7 @@ class Adapter:
 
     @cached_property
     def shapes(self) -> Any:
-        """Of the whole model's parameters."""
+        """Shapes of the whole model's parameters."""
         return nn.unbox(self.boxed)
 
     @cached_property
@@ -103,7 +103,7 @@ class Adapter:
         return unflatten_dict(flat, sep="/"), unflatten_dict(whole, sep="/")
 
     def begin(self, key: jax.Array, params: Any) -> tuple[Any, Any]:
-        """The frozen and the trained part of a model that begins to learn."""
+        """The frozen and the trained part of a new model."""
         frozen, whole = self.split(quantize_base(params, self.config))
         return frozen, {FACTORS: init_factors(key, params, self.config), WHOLE: whole}
 
@@ -117,7 +117,7 @@ class Adapter:
         return jax.block_until_ready(made)
 
     def begin_from(self, key: jax.Array, params: Any, shardings: Any) -> tuple[Any, Any]:
-        """The same of parameters that lie where they belong, without a second copy of them; see ``Division``."""
+        """See ``Division``; makes no second copy of the parameters."""
         now, whole = self.split(params)
         flat = flatten_dict(params, sep="/")
 

@@ -1,4 +1,4 @@
-"""Checkpoints: Orbax underneath (asynchronous, atomic), and a list of files that tells a damaged one from a good."""
+"""Checkpoints: Orbax (asynchronous, atomic), and beside each a list of its files by which damage is detected."""
 
 import contextlib
 import json
@@ -28,10 +28,10 @@ def _file_sizes(folder: Path) -> dict[str, int]:
 
 
 def find_damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files, in words that name the file; None if nothing is.
+    """Describes the first damaged file of a checkpoint; None if there is none.
 
-    A checkpoint whose process died after Orbax committed it and before its list was written has no list; it is whole,
-    since Orbax commits by renaming, and what else may be wrong shows in loading.
+    A checkpoint without a list is intact: its process died after Orbax committed it (by renaming) and before the list
+    was written.
     """
     manifest = folder / MANIFEST
     if not manifest.exists():
@@ -89,10 +89,10 @@ class Checkpoints:
         return sorted(int(p.name) for p in self.folder.glob("*") if p.name.isdigit())
 
     def save(self, step: int, state: Any, loss: float | None = None) -> None:
-        """Starts writing; returns once the values are safe from the next step's donation.
+        """Starts writing; returns once the next step may donate the state's buffers.
 
         Args:
-            step: name of the checkpoint; one that exists is left as it is, since a step has one state.
+            step: name of the checkpoint; an existing one is kept, since a step has one state.
             state: tree of arrays.
             loss: validation loss, by which the best are kept; None counts as no candidate.
 
@@ -143,11 +143,11 @@ class Checkpoints:
         reason = "the disk is full" if _is_disk_full(error) else text[:300] or type(error).__name__
         return UserError(
             f"checkpoint of step {step} could not be written to {self.folder}: {reason}; {last}; "
-            "make room and run the same command to go on"
+            "free some space and run the same command to resume"
         )
 
     def read(self) -> dict[str, Any]:
-        """The newest whole checkpoint as it was written, in this process's memory: a nested dict of NumPy arrays.
+        """The newest intact checkpoint as it was written: a nested dict of NumPy arrays.
 
         Raises:
             UserError: if there is none.
@@ -163,9 +163,9 @@ class Checkpoints:
         return self._checkpointer.load(step, as_numpy)
 
     def restore(self, abstract: Any) -> tuple[int, Any] | None:
-        """The newest checkpoint that is whole, as (step, state), each array with the sharding ``abstract`` asks for.
+        """The newest intact checkpoint, as (step, state), each array with the sharding of ``abstract``.
 
-        A damaged one is named in a warning, set aside as ``damaged-<step>`` and the one before it is tried.
+        A damaged one is named in a warning and renamed to ``damaged-<step>``, and the one before it is tried.
 
         Raises:
             UserError: if checkpoints exist and none can be used, or the state has other shapes or parts; with several
@@ -184,18 +184,17 @@ class Checkpoints:
                 reason = " ".join(str(error).split())[:300]
                 damage = f"{folder} cannot be loaded: {reason}"
                 if jax.process_count() > 1:
-                    raise UserError(f"{damage}; move it away to go on from the checkpoint before it") from error
+                    raise UserError(f"{damage}; move it away to resume from the checkpoint before it") from error
                 if self._can_be_read(step):
                     raise UserError(
-                        f"checkpoint of step {step} is whole, but its state has other parts than this run's, if only "
-                        "some that hold nothing; use the config and the version of jaxformer that it was made with "
-                        f"({reason})"
+                        f"checkpoint of step {step} is intact, but its tree differs from this run's, perhaps only in "
+                        f"empty parts; use the config and the version of jaxformer that it was made with ({reason})"
                     ) from error
                 self._set_aside(step, damage)
         return None
 
     def _can_be_read(self, step: int) -> bool:
-        """Whether a checkpoint is good, though not for what was asked of it."""
+        """Whether a checkpoint is intact, even if its tree is not the one that was asked for."""
         try:
             self._read(step)
         except Exception:  # as in ``restore``
@@ -203,7 +202,7 @@ class Checkpoints:
         return True
 
     def _newest_whole(self) -> int | None:
-        """The newest step whose files are all there, as the first process sees it; sets aside what is damaged."""
+        """The newest step whose files are complete, as the first process sees it; renames damaged checkpoints."""
 
         def choose() -> bytes:
             for step in reversed(self.steps()):
@@ -230,7 +229,7 @@ class Checkpoints:
         folder.rename(target)
 
     def _check_shapes(self, step: int, abstract: Any) -> None:
-        """Orbax's own message for another shape is unreadable, so trees are compared first."""
+        """Compares the trees first, since Orbax's own message for another shape is unreadable."""
         metadata = self._checkpointer.metadata(step).metadata
         if metadata is None:
             raise ValueError("its metadata cannot be read")
@@ -245,7 +244,7 @@ class Checkpoints:
             )
 
     def close(self) -> None:
-        """Waits for what is being written and lets go of the folder."""
+        """Waits for the checkpoint being written and closes Orbax."""
         try:
             self.wait()
         finally:

@@ -21,30 +21,39 @@ from jaxformer.training.optimizer import OptimizerConfig, ScheduleConfig
 
 
 class TrainingConfig(Schema):
-    """How long, how much at once, and what is kept."""
+    """Length of the training, batch size, evaluation and checkpoints."""
 
     steps: int = Field(1000, ge=1, description="updates of the whole run")
-    batch_size: int = Field(32, ge=1, description="rows of the global batch, over all devices and accumulated parts")
+    batch_size: int = Field(32, ge=1, description="rows of the global batch, over all devices and accumulation steps")
     sequence_length: int | None = Field(None, ge=2, description="tokens of a row; default: model.max_length")
-    accumulate: int = Field(1, ge=1, description="parts the batch is processed in, one after the other; same result")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="gradient accumulation steps: parts of the batch processed one after the other; same result",
+    )
     log_every: int = Field(10, ge=1, description="steps between training records")
     eval_every: int | None = Field(None, ge=1, description="steps between evaluations; default: at the end only")
     eval_batch_size: int | None = Field(None, ge=1, description="rows of an evaluation batch; default: batch_size")
     save_every: int | None = Field(None, ge=1, description="steps between checkpoints; default: at the end only")
     keep_last: int = Field(2, ge=1, description="newest checkpoints kept")
-    keep_best: int = Field(1, ge=0, description="checkpoints with the lowest validation loss kept beside them")
-    early_stopping: int | None = Field(None, ge=1, description="evaluations in a row without a new best; then stop")
-    max_nonfinite: int = Field(10, ge=1, description="updates in a row skipped for inf or nan before the run stops")
-    ema_decay: float | None = Field(None, gt=0, lt=1, description="average of the weights, used in evaluation")
+    keep_best: int = Field(1, ge=0, description="checkpoints with the lowest validation loss kept as well")
+    early_stopping: int | None = Field(
+        None, ge=1, description="stop after this many evaluations in a row without a new best loss"
+    )
+    max_nonfinite: int = Field(
+        10, ge=1, description="stop after this many updates in a row were skipped because of inf or nan"
+    )
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="decay of an exponential moving average of the weights, which is evaluated"
+    )
     compilation_cache: str | None = Field(
         "auto",
-        description="folder where compiled programs are kept for the next run; auto: `compiled` in the data cache's; "
-        "null: nowhere",
+        description="folder of JAX's compilation cache; auto: `compiled` in the data cache; null: no cache",
     )
     profile: tuple[int, int] | None = Field(
-        None, description="first and last step that JAX's profiler traces, into output_dir/profile"
+        None, description="first and last step to trace with JAX's profiler, into output_dir/profile"
     )
-    dump_hlo: bool = Field(False, description="the compiled train step as text, into output_dir/hlo")
+    dump_hlo: bool = Field(False, description="write the compiled train step as text into output_dir/hlo")
 
     @field_validator("profile")
     @classmethod
@@ -55,7 +64,7 @@ class TrainingConfig(Schema):
 
 
 class LoggingConfig(Schema):
-    """Where metrics go beside metrics.jsonl."""
+    """Logs beside metrics.jsonl."""
 
     tensorboard: bool = Field(True, description="event files in output_dir/tensorboard")
     wandb: bool = Field(False, description="Weights & Biases, if installed")
@@ -63,25 +72,27 @@ class LoggingConfig(Schema):
 
 
 class SampleConfig(Schema):
-    """The text shown at the end of a run."""
+    """The text sampled at the end of a run."""
 
-    prompt: str = Field("\n", description="what the sample continues")
-    max_new_tokens: int = Field(200, ge=0, description="length of the sample, tokens; 0: no sample")
-    temperature: float = Field(0.8, ge=0, description="0: the most probable token")
-    top_k: int | None = Field(None, ge=1, description="draw among the k most probable tokens")
-    top_p: float | None = Field(None, gt=0, le=1, description="draw among the most probable tokens that reach p")
+    prompt: str = Field("\n", description="prompt")
+    max_new_tokens: int = Field(200, ge=0, description="most tokens of the sample; 0: no sample")
+    temperature: float = Field(0.8, ge=0, description="0: greedy")
+    top_k: int | None = Field(None, ge=1, description="sample from the k most probable tokens")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="sample from the most probable tokens whose probabilities add up to p"
+    )
 
 
 class RunConfig(Schema):
-    """Everything a run depends on."""
+    """All settings of a run."""
 
     output_dir: str = Field("runs/default", description="folder of the run; default: runs/ and the config file's name")
-    seed: int = Field(0, ge=0, lt=2**32, description="of every random draw")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of every random draw")
     model: TransformerConfig = Field(default_factory=TransformerConfig)
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     task: TaskConfig = Field(default_factory=CausalLMConfig)
-    lora: LoraConfig | None = Field(None, description="train factors of low rank beside a frozen model.pretrained")
+    lora: LoraConfig | None = Field(None, description="LoRA: train low-rank factors beside a frozen model.pretrained")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
@@ -96,7 +107,7 @@ class RunConfig(Schema):
 
     @property
     def compilation_folder(self) -> Path | None:
-        """Where compiled programs are kept, resolved."""
+        """Folder of the compilation cache, resolved."""
         folder = self.training.compilation_cache
         if folder == "auto":
             return self.data.cache_folder / "compiled"
@@ -251,7 +262,7 @@ def _explain(error: ValidationError, origin: str, overridden: set[str]) -> str:
 
 
 def _without_tags(location: tuple[int | str, ...]) -> tuple[str, ...]:
-    """Where an error is, as a user writes it: pydantic puts the objective's name between ``task`` and its keys."""
+    """An error's location as a user writes it: pydantic puts the objective's name between ``task`` and its keys."""
     parts = list(map(str, location))
     for depth, section in enumerate(("task", "of"), 1):
         if parts[depth - 1 : depth] != [section] or not parts[depth:] or parts[depth] not in TASKS:

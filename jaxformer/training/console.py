@@ -1,4 +1,4 @@
-"""What the user sees: a few facts, a progress bar on a terminal, plain lines elsewhere."""
+"""Output for the user: a few facts, a progress bar on a terminal, plain lines elsewhere."""
 
 import logging
 import time
@@ -64,12 +64,12 @@ class Display:
         self.console.print(text, markup=False)
 
     def warn(self, text: str) -> None:
-        """One line that should not be missed."""
+        """One warning line."""
         self.console.print(f"[yellow]warning:[/] {escape(text)}")
 
     @contextmanager
     def counting(self, title: str, unit: str) -> Iterator["Counter"]:
-        """A counter of work whose end is not known (documents tokenised)."""
+        """A counter of work of unknown length (documents tokenised)."""
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         progress = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         with progress:

@@ -1,4 +1,4 @@
-"""Evaluation: the mean loss over the whole validation set and, where the objective can say more, its report."""
+"""Evaluation: the mean loss over the whole validation set and, where the objective has one, its report."""
 
 import json
 from functools import cached_property
@@ -18,11 +18,11 @@ from jaxformer.tasks import Report
 from jaxformer.tasks.base import TaskSchema
 from jaxformer.tasks.picture import confusion_picture
 from jaxformer.training.checkpoint import Checkpoints
-from jaxformer.training.reference import fill_reference
+from jaxformer.training.initial_state import start_frozen
+from jaxformer.training.reference_log_probs import fill_reference
 from jaxformer.training.rollout import PolicyEvaluator, Rollouts
 from jaxformer.training.run import Run
 from jaxformer.training.sources import CHECKPOINTS
-from jaxformer.training.start import start_frozen
 from jaxformer.training.state import TrainState
 from jaxformer.training.step import make_eval_step
 
@@ -37,7 +37,7 @@ class Evaluator:
         self._step = self._jit(make_eval_step(run.model, run.task))
 
     def _jit(self, function: Any) -> Any:
-        """Its results are on every device, so that every process can read them."""
+        """Jits for results on every device, so that every process can read them."""
         return jax.jit(on_mesh(function, self.run.mesh, RULES), out_shardings=replicated(self.run.mesh))
 
     @cached_property
@@ -65,7 +65,7 @@ class Evaluator:
         return {name: total / (weight or 1.0) for name, total in sums.items()}, weight
 
     def report(self, state: TrainState) -> Report | None:
-        """What the objective says of its predictions; None for objectives that only have a loss."""
+        """The objective's report on its predictions; None for objectives with a loss alone."""
         params = self.run.assembled(state.evaluation_params, self._frozen)
         if not self.run.task.reports:
             return None
@@ -105,12 +105,12 @@ def evaluate_checkpoint(run: Run) -> tuple[int, dict[str, float], float, Report 
 
 
 def make_evaluator(run: Run, frozen: Any, rollouts: Rollouts | None = None) -> Evaluator | PolicyEvaluator:
-    """What evaluates a run; where the model learns from what it writes, that is what it writes to unseen prompts.
+    """The evaluator of a run: the loss, or for a policy its responses to unseen prompts.
 
     Args:
         run: prepared.
         frozen: parameters that are not trained.
-        rollouts: what such a run writes with, if it is at hand.
+        rollouts: of a policy's training, if there are any.
     """
     if not run.config.task.generates:
         return Evaluator(run, frozen)
@@ -130,17 +130,17 @@ def write_report(report: Report, folder: Path) -> list[Path]:
 
 
 def headline(values: dict[str, float], weight: float, task: TaskSchema) -> str:
-    """The loss and what it is a mean over; where the model writes there is none, and the report says how good it is."""
+    """The loss and what it is averaged over; a policy has no loss, and its report says how good it is."""
     over = f"over {amount(weight, task)}"
     return over if task.generates else f"loss {values['loss']:.4f} {over}"
 
 
 def amount(weight: float, task: TaskSchema) -> str:
-    """What a loss is a mean over, in words: class weights make it another number than that of the examples."""
+    """The count or weight that a loss is averaged over, in words."""
     return f"{weight:,.0f} {task.unit}{task.weighting}"
 
 
 def in_words(report: Report) -> str:
-    """The metrics on one line, with what they were computed by."""
+    """The metrics on one line, with notes on how they were computed."""
     values = ", ".join(f"{name} {value:.4f}" for name, value in report.metrics.items())
     return values + "".join(f" ({note})" for note in report.notes.values())

@@ -19,7 +19,7 @@ from jaxformer.training.pretrained import open_run, read_params, read_trained
 
 
 class Trained(NamedTuple):
-    """What a run made: a model, its parameters, its tokenizer, the last results on the validation data, its keys."""
+    """The product of a run: model, parameters, tokenizer, metrics of the last evaluation, configuration."""
 
     model: Any
     params: Any
@@ -29,12 +29,12 @@ class Trained(NamedTuple):
 
     @property
     def problem_type(self) -> str | None:
-        """Of a classifier what transformers calls its problem, else None."""
+        """A classifier's problem in the terms of transformers, else None."""
         return self.config.task.problem_type
 
 
 def load_run(folder: str | Path) -> Trained:
-    """The model of a run, from the newest whole checkpoint in its folder; its average of the weights if it kept one.
+    """The model of a run, from the newest intact checkpoint in its folder; the average of the weights if there is one.
 
     The data it was trained on is not read.
 
@@ -43,7 +43,7 @@ def load_run(folder: str | Path) -> Trained:
     """
     path = Path(folder).expanduser()
     run = open_run(path)
-    # A value is the optimizer's affair and in no format: what a policy learned is its language model.
+    # A value head serves training alone and is in no format: the product of a policy is its language model.
     model, params = without_value(run.model, unflatten_dict(read_params(path), sep="/"))
     return Trained(model, params, hub_tokenizer(run.config, run.tokenizer), _last_metrics(path), run.config)
 
@@ -90,7 +90,7 @@ def _last_metrics(folder: Path) -> dict[str, float]:
 
 
 def export_adapter(folder: str | Path, target: str | Path) -> str:
-    """Writes the factors that a run trained in the format of the ``peft`` library, with the tokenizer beside them.
+    """Writes the LoRA factors of a run in the format of the ``peft`` library, with the tokenizer.
 
     Args:
         folder: ``output_dir`` of the run.
@@ -123,7 +123,7 @@ def export(folder: str | Path, target: str | Path, *, push: str | None = None, d
         dtype: of the file's tensors; default float32.
 
     Returns:
-        Where it went: the folder, and the address on the Hub.
+        The folder, and the address on the Hub.
 
     Raises:
         UserError: if there is no such run, its model has no Hugging Face format, or the Hub refuses it.

@@ -25,27 +25,27 @@ from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.console import Display, number
 from jaxformer.training.evaluation import headline, in_words, make_evaluator, write_report
 from jaxformer.training.flops import peak_flops
-from jaxformer.training.folder import open_folder
+from jaxformer.training.initial_state import start_frozen, start_state
 from jaxformer.training.metrics import MetricsLog
 from jaxformer.training.profile import Profile
-from jaxformer.training.reference import fill_reference
+from jaxformer.training.reference_log_probs import fill_reference
 from jaxformer.training.rollout import PolicyStep, Rollouts
 from jaxformer.training.run import Run
+from jaxformer.training.run_folder import open_folder
 from jaxformer.training.sources import CHECKPOINTS
-from jaxformer.training.start import start_frozen, start_state
 from jaxformer.training.step import StepMetrics
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended.
+    """The end of a run.
 
     Attributes:
         step: batches consumed.
         loss: last validation loss, nats per token; None if nothing was evaluated.
         sample: text drawn at the end, if the run came to its end.
-        report: what the objective says of its predictions at the end, if it says more than a loss.
-        folder: where everything lies.
+        report: the objective's report on its predictions at the end, if it has one.
+        folder: of the run.
         stopped_by: name of the signal that ended the run early, or None.
     """
 
@@ -57,16 +57,16 @@ class Result:
     stopped_by: str | None
 
 
-# Of several processes any may be asked to stop; that all stop at the same step, each learns from the step itself, this
-# many steps later: so long ago that reading it holds up nothing.
+# Any of several processes may be asked to stop. The request travels in the step itself and is read this many steps
+# later, so that all stop at the same step and reading it blocks nothing.
 AGREEMENT_LAG = 2
 
 
 class StopRequest:
-    """SIGTERM and Ctrl-C ask for a stop after the current step; a second Ctrl-C stops at once.
+    """A stop after the current step, requested by SIGTERM or Ctrl-C; a second Ctrl-C stops at once.
 
     Attributes:
-        signal: what this process was asked by.
+        signal: name of the signal that this process got.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class StopRequest:
 
     @property
     def agreed(self) -> str | None:
-        """What the run is to stop for, the same in all processes."""
+        """The signal that the run is to stop for, the same in all processes."""
         return self.signal if jax.process_count() == 1 else self._agreed
 
     @property
@@ -85,7 +85,7 @@ class StopRequest:
         return 0 if self.signal is None else signal.Signals[self.signal].value
 
     def agree(self, request: Any) -> None:
-        """Takes note of the largest request of all processes, as a step returned it."""
+        """Records the largest request of all processes, as a step returned it."""
         self._requests.append(request)
         if len(self._requests) > AGREEMENT_LAG and (number := int(self._requests.popleft())):
             self._agreed = signal.Signals(number).name
@@ -111,7 +111,7 @@ class StopRequest:
 
 @dataclass
 class Clock:
-    """Time spent in training itself, without evaluation and saving, and in waiting for data."""
+    """Time spent training (without evaluation and saving) and waiting for data."""
 
     training: float = 0.0
     waiting: float = 0.0
@@ -126,7 +126,7 @@ class Clock:
         self._since += time.perf_counter() - start
 
     def lap(self) -> None:
-        """Books the time since the last lap."""
+        """Records the time since the last lap."""
         now = time.perf_counter()
         self.training, self._since = now - self._since, now
 
@@ -136,10 +136,10 @@ class Clock:
 
 
 class Trainer:
-    """One process's part of a run: compiled steps, state, logs and checkpoints."""
+    """One process of a run: compiled steps, state, logs and checkpoints."""
 
     def __init__(self, run: Run, display: Display, stop: StopRequest) -> None:
-        """Restores the newest whole checkpoint of the run's folder, or starts a new state."""
+        """Restores the newest intact checkpoint of the run's folder, or makes a new state."""
         c = run.config
         self.run, self.display, self.stop = run, display, stop
         self.checkpoints = Checkpoints(run.folder / CHECKPOINTS, c.training.keep_last, c.training.keep_best)
@@ -196,18 +196,18 @@ class Trainer:
 
     @property
     def stopping(self) -> bool:
-        """Whether a signal or early stopping ends the run now."""
+        """True if a signal or early stopping ends the run now."""
         return self.stop.agreed is not None or self.stale
 
     @property
     def stale(self) -> bool:
-        """Whether the last ``early_stopping`` evaluations brought no new best; a function of the records alone."""
+        """True if the last ``early_stopping`` evaluations brought no new best; a function of the records alone."""
         patience = self.run.config.training.early_stopping
         losses = self.log.losses("eval")
         return patience is not None and len(losses) > patience and min(losses[:-patience]) <= min(losses[-patience:])
 
     def due(self, every: int | None) -> bool:
-        """Whether something done every so many steps is due; everything is at the last step."""
+        """True if something that is done every ``every`` steps is due now; at the last step everything is."""
         return self.step == self.run.config.training.steps or (every is not None and self.step % every == 0)
 
     def record(self, metrics: StepMetrics) -> None:
@@ -241,7 +241,7 @@ class Trainer:
         clock.reset()
 
     def speeds(self, seconds: float) -> dict[str, float]:
-        """What a step of so many seconds amounts to."""
+        """Throughput of a step of this duration."""
         c, mesh = self.run.config, self.run.mesh
         if c.task.generates:
             return {"responses_per_second": c.training.batch_size / seconds}
@@ -272,7 +272,7 @@ class Trainer:
         return values["loss"]
 
     def current_report(self) -> Report | None:
-        """What the objective says of its predictions now; made once a step."""
+        """The objective's report on its predictions now; made once a step."""
         if self.report[0] != self.step and self.run.validation_rows is not None:
             self.report = self.step, self.evaluator.report(self.state)
         return self.report[1]
@@ -309,7 +309,7 @@ class Trainer:
         return decode(tokenizer, prompt + np.asarray(tokens)[0].tolist())
 
     def close(self) -> None:
-        """Finishes what is being written."""
+        """Finishes writing the checkpoint and the logs."""
         try:
             self.checkpoints.close()
         finally:
@@ -317,7 +317,7 @@ class Trainer:
 
 
 def train(run: Run, display: Display) -> Result:
-    """Trains a run to its end or until it is asked to stop; called again, it goes on from the newest checkpoint."""
+    """Trains a run to its end or until it is asked to stop; called again, it resumes from the newest checkpoint."""
     with open_folder(run), StopRequest().listening() as stop:
         trainer = Trainer(run, display, stop)
         try:

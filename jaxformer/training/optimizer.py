@@ -14,7 +14,7 @@ from jaxformer.schema import Schema, UserError
 
 
 class OptimizerConfig(Schema):
-    """Which optimizer, and its constants."""
+    """The optimizer and its hyperparameters."""
 
     type: Literal["adamw", "adafactor", "lion", "muon", "sgd"] = Field("adamw", description="optimizer")
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
@@ -36,7 +36,7 @@ class OptimizerConfig(Schema):
 
 
 class ScheduleConfig(Schema):
-    """How the learning rate moves over the steps."""
+    """The learning-rate schedule."""
 
     type: Literal["cosine", "linear", "constant", "inverse_sqrt", "wsd"] = Field(
         "cosine", description="shape after the warm-up; wsd: warm-up, stable, decay"
@@ -92,7 +92,7 @@ def decay_mask(params: Any, names: list[str]) -> Any:
 
 
 def muon_dimensions(params: Any) -> Any:
-    """Which axes of each kernel are inputs and outputs; None where Adam is used (embeddings, head, norms, biases).
+    """The input and output axes of each kernel; None where Adam is used (embeddings, head, norms, biases).
 
     Kernels are stacked over layers, ``[L, ...]``: the leading axis is neither, so each layer is orthogonalised alone.
     Where all layers share their parameters there is no such axis.
@@ -111,7 +111,7 @@ def muon_dimensions(params: Any) -> Any:
 
 
 def layer_scales(params: Any, freeze: list[str], layer_decay: float) -> Any:
-    """By what each parameter's update is multiplied: a number, or one per layer, ``[L, 1, ...]``.
+    """Factors of each parameter's update: a number, or one per layer, ``[L, 1, ...]``.
 
     ``layer_decay ** d`` where ``d`` counts layers from the top: 0 for the head and the final norm, 1 for the last
     layer, ``L + 1`` for the embedding (Howard, Ruder 2018, "ULMFiT", section 3.2; Clark et al. 2020, appendix B). 0 for
@@ -160,7 +160,7 @@ def layer_scales(params: Any, freeze: list[str], layer_decay: float) -> Any:
 
 
 def _is_stacked(names: list[str], leaf: Any) -> bool:
-    """Whether a layer's parameter has the leading axis; one that all layers share has not."""
+    """True if a layer's parameter has the leading axis of stacked layers."""
     return bool(leaf.ndim > layer_ndim("/".join(names)))
 
 

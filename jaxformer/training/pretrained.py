@@ -1,4 +1,4 @@
-"""What is read of an earlier model: a run as it is saved in its folder, and parameters by name.
+"""Reads an earlier model: a run as it is saved in its folder, and parameters by name.
 
 The earlier model is a run's folder, or one in the Hugging Face format: a folder or a name on the Hub.
 """
@@ -100,9 +100,9 @@ def earlier_params(
 
 
 def read_params(folder: Path) -> dict[str, np.ndarray]:
-    """The parameters of the newest whole checkpoint of a run, by name; its average of the weights if it kept one.
+    """The parameters of the newest intact checkpoint of a run, by name; the average of the weights if there is one.
 
-    Of a run that trained factors of low rank the whole model, with the factors added in.
+    LoRA factors are merged into the base model.
 
     Raises:
         UserError: if there is none.
@@ -114,7 +114,7 @@ def read_params(folder: Path) -> dict[str, np.ndarray]:
 
 
 def read_trained(folder: Path) -> dict[str, Any]:
-    """What the newest whole checkpoint of a run holds of parameters, as a tree: all of them, or factors.
+    """The parameters in the newest intact checkpoint of a run, as a tree: all of them, or LoRA factors.
 
     Raises:
         UserError: if there is none.
@@ -129,10 +129,10 @@ def read_trained(folder: Path) -> dict[str, Any]:
 
 
 def merged_run(folder: Path, trained: Any) -> dict[str, np.ndarray]:
-    """The whole model of a run that trained factors, by name: what it began with, and what it learned added in.
+    """The parameters of a LoRA run by name: the base model with the trained factors merged in.
 
     Raises:
-        UserError: if what it began with is gone.
+        UserError: if the base model is gone.
     """
     run = open_run(folder)
     assert run.config.lora is not None and run.config.model.pretrained is not None

@@ -1,4 +1,4 @@
-"""Where a score comes from: a reward model, or a function of the user's own."""
+"""Rewards: scores of responses from a reward model or a Python function."""
 
 import hashlib
 import importlib.util
@@ -58,10 +58,10 @@ def named(number: int, sample: Sample) -> str:
 
 
 class ModelReward:
-    """The score of a reward model, read at the last token of prompt and response; what else is scored changes nothing.
+    """The score of a reward model at the last token of prompt and response, independent of the other samples.
 
     Args:
-        source: what it was opened from, for messages.
+        source: its name, for messages.
         model: a classifier with one class.
         params: its parameters.
         batch_size: most texts at once.
@@ -89,7 +89,7 @@ class ModelReward:
                     f"{named(number, sample)} has {sample.length} tokens, expected at most the {self.longest} that the "
                     f"reward model {self._source} reads; leave long prompts out, or lower max_new_tokens"
                 )
-        # Those of like length share a batch, in one of few shapes.
+        # Samples of similar length share a batch, in one of few shapes.
         order = sorted(range(len(samples)), key=lambda number: samples[number].length)
         for start in range(0, len(order), self._batch_size):
             numbers = order[start : start + self._batch_size]
@@ -202,7 +202,7 @@ def checked(scores: np.ndarray, samples: Sequence[Sample], what: str) -> np.ndar
 def open_reward(
     source: str, tokenizer: PreTrainedTokenizer, sequence_length: int | None = None, batch_size: int = 16
 ) -> Reward:
-    """What scores responses, float32 ``[n]`` for ``n`` samples.
+    """The reward of a name: a function of ``n`` samples that returns float32 ``[n]``.
 
     Args:
         source: the folder of a run of ``reward``, a classifier with one class in the Hugging Face format (a folder or
@@ -233,7 +233,7 @@ def open_reward(
 
 
 def describe_reward(source: str) -> dict[str, str | None]:
-    """What tells a reward from another that has its name: a hash over its files, None for a name on the Hub."""
+    """A reward's name and a hash over its files (None for a name on the Hub), which changes when the reward does."""
     file = function_of(source)
     if file is None:
         return {"reward": source, "reward_files": model_files(source)}

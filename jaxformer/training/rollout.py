@@ -1,4 +1,4 @@
-"""Learning from texts that the model writes: a step is responses, their scores, and the updates they are good for."""
+"""Rollouts: responses drawn from the model, their scores, and the updates on them."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -21,9 +21,9 @@ from jaxformer.tasks import Batch, Report
 from jaxformer.tasks.policy import ROW, Policy, Response
 from jaxformer.tokenizers import decode, special_id
 from jaxformer.training.adapter import WHOLE
+from jaxformer.training.initial_state import start_trained
 from jaxformer.training.rewards import Sample, open_reward
 from jaxformer.training.run import Run
-from jaxformer.training.start import start_trained
 from jaxformer.training.state import TrainState
 
 # Numbers that keep the draws of training and evaluation apart.
@@ -31,7 +31,7 @@ _TRAINING, _EVALUATION = 11, 12
 
 
 class Written(NamedTuple):
-    """Responses, and what was said of them.
+    """Scored responses.
 
     Attributes:
         batch: for the step, arrays of NumPy.
@@ -59,18 +59,18 @@ def _sizes(samples: Sequence[Sample]) -> dict[str, float]:
 
 
 class Reference:
-    """The model that the run starts from; with factors it is what they are beside, and no second copy."""
+    """The reference model; with LoRA it is the frozen base model, without a second copy."""
 
     def __init__(self, run: Run, frozen: Any) -> None:
-        """Reads it once more: a resumed run has another model in its state."""
+        """Reads the initial model again: a resumed run has another model in its state."""
         trained = start_trained(run)
         self.params = trained if run.adapter is None else run.adapter.joined(frozen, {WHOLE: trained[WHOLE]})
 
 
 class Rollouts:
-    """Writes responses to prompts with the parameters of the moment and has them scored.
+    """Draws responses to prompts from the current policy and scores them.
 
-    What is drawn for a prompt is a function of the seed, the step and the response's number.
+    A response is a function of the seed, the step and its number.
     """
 
     def __init__(self, run: Run, frozen: Any) -> None:
@@ -116,7 +116,7 @@ class Rollouts:
 
     @cached_property
     def log_probs(self) -> Any:
-        """Jitted: of the responses' tokens under some parameters."""
+        """Jitted log-probabilities of the responses' tokens."""
         task, model = self.task, self.run.model
         return jax.jit(
             on_mesh(lambda params, batch: task.log_probs_and_values(model, params, batch)[0], self.run.mesh, RULES),
@@ -124,7 +124,7 @@ class Rollouts:
         )
 
     def responses(self, params: Any, prompts: Sequence[Sequence[int]], seeds: np.ndarray) -> list[Response]:
-        """One to each prompt, drawn by ``seeds [R, 2]``."""
+        """Draws one response to each prompt with ``seeds [R, 2]``."""
         aligned = align(list(prompts), None, None)
         arrays = {"ids": aligned.ids, "real": aligned.real, "seeds": seeds.astype(np.int32)}
         placed = put_batch(arrays, len(prompts), self.run.mesh)
@@ -184,7 +184,7 @@ class Rollouts:
 
 
 class PolicyStep:
-    """What the loop calls for a step, like ``DeviceStep``: prompts in, a policy that has learned out."""
+    """A training step of a policy, with the interface of ``DeviceStep``: prompts in, updated state out."""
 
     def __init__(self, run: Run, rollouts: Rollouts) -> None:
         """Wraps the program of the updates.
@@ -196,7 +196,7 @@ class PolicyStep:
         self.facts: dict[str, float] = {}
 
     def put(self, batch: Mapping[str, np.ndarray]) -> Any:
-        """The prompts stay where they are."""
+        """The prompts, which stay in host memory."""
         return batch
 
     def __call__(
@@ -213,16 +213,16 @@ class PolicyStep:
 
 
 class PolicyEvaluator:
-    """Responses to all prompts of the validation data, in place of a loss."""
+    """Evaluates a policy by its responses to all prompts of the validation data."""
 
     def __init__(self, run: Run, rollouts: Rollouts) -> None:
-        """Draws nothing yet."""
+        """Takes the run and its rollouts."""
         self.run, self.rollouts = run, rollouts
         # The last report and the step of its state, since a loss and a report are asked for one after the other.
         self._reported: tuple[int, Report] | None = None
 
     def report(self, state: TrainState) -> Report:
-        """Mean score, KL to the model that the run starts from (nats a response), and every response.
+        """Mean score, KL divergence from the reference model (nats per response), and every response.
 
         The draws are the same in every evaluation.
         """
@@ -262,6 +262,6 @@ class PolicyEvaluator:
         return Report(metrics, predictions)
 
     def losses(self, state: TrainState) -> tuple[dict[str, float], float]:
-        """The score with its sign turned, so that the lowest is the best, and the number of prompts."""
+        """The negative score, so that the lowest is the best, and the number of prompts."""
         report = self.report(state)
         return {"loss": -report.metrics["score"], **report.metrics}, float(len(report.predictions))

@@ -66,7 +66,7 @@ class Splits:
 
     @property
     def size(self) -> str:
-        """How much there is to train on, in words."""
+        """Size of the training data, in words."""
         return size_of(self.train)
 
 
@@ -79,7 +79,7 @@ def size_of(data: Any) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """What a training loop needs, resolved. Nothing in it changes."""
+    """All that a training loop needs, resolved and immutable."""
 
     config: RunConfig
     folder: Path
@@ -89,7 +89,7 @@ class Run:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What a run that goes on must find as it was."""
+        """Fingerprints that must not change when a run is resumed."""
         facts = {"data": self.splits.fingerprint, "tokenizer": fingerprint(self.tokenizer)}
         return facts if self.teacher is None else {**facts, "teacher": self.teacher.fingerprint}
 
@@ -135,7 +135,7 @@ class Run:
 
     @cached_property
     def adapter(self) -> Division | None:
-        """What divides the parameters into frozen and trained, where the run trains factors or has a teacher."""
+        """Divides the parameters into frozen and trained, with LoRA or a teacher; else None."""
         lora, student = self.config.lora, abstract_params(self.model)
         adapter = None if lora is None else Adapter(lora, student)
         if self.task.teacher is None:
@@ -160,12 +160,12 @@ class Run:
 
     @property
     def size(self) -> str:
-        """How many parameters the model has, in words, and how many are trained if not all are."""
+        """Number of parameters, in words, and of trained ones with LoRA."""
         whole = f"{count_parameters(self.parameters):,} parameters"
         return whole if self.config.lora is None else f"{whole} and {count_parameters(self.abstract.params):,} trained"
 
     def assembled(self, trained: Any, frozen: Any) -> Any:
-        """What the objective's loss takes as parameters: LoRA factors beside their kernels, a teacher."""
+        """The parameters that the objective's loss takes: with LoRA factors beside their kernels, with a teacher."""
         return trained if self.adapter is None else self.adapter.assemble(frozen, trained)
 
     def merged(self, trained: Any, frozen: Any) -> Any:
@@ -203,7 +203,7 @@ class Run:
 
     @cached_property
     def train_batches(self) -> TrainBatches:
-        """Batch by step; the rows that this process reads. Where the model writes, its prompts."""
+        """Batch by step: the rows of this process, or the prompts of a policy."""
         c = self.config
         rows = self.task.rows(self.splits.train)
         if c.task.generates:
@@ -238,7 +238,7 @@ class Run:
 
     @cached_property
     def validation_rows(self) -> Rows | None:
-        """The whole validation set cut into rows, or None if there is none."""
+        """The rows of the whole validation set, None if there is none."""
         validation = self.splits.validation
         return None if validation is None else self.task.rows(validation)
 
@@ -258,15 +258,15 @@ def check_spread(config: RunConfig, devices: tuple[jax.Device, ...] | None) -> N
 
 
 def prepare(config: RunConfig, display: Display, devices: tuple[jax.Device, ...] | None = None) -> Run:
-    """Opens the corpus, trains or loads the tokenizer, builds the token caches and fits the model to the vocabulary.
+    """Opens the data, trains or loads the tokenizer, builds the token caches and sizes the vocabulary.
 
     Args:
         config: of the run.
-        display: shows how far it is.
-        devices: to run on, or only described, to compile for; None: all of this machine.
+        display: shows progress.
+        devices: to run on, or described ones to compile for; None: all of this machine.
 
     Raises:
-        UserError: for anything in the configuration or the data that cannot work.
+        UserError: if the configuration or the data cannot work.
     """
     check_spread(config, devices)
     folder = Path(config.output_dir)
@@ -276,7 +276,7 @@ def prepare(config: RunConfig, display: Display, devices: tuple[jax.Device, ...]
     # Class names found in the data are kept in config.yaml, so that the model can be read without the data.
     task = run.config.task.with_labels(run.task.labels)
     run = dataclasses.replace(run, config=run.config.model_copy(update={"task": task}))
-    _ = run.train_batches  # a text shorter than one row should be refused now
+    _ = run.train_batches  # refuses a text shorter than one row now
     facts = {f"the {name}": fact for name, fact in run.facts.items()}
     hosts.check_same({"the configuration": dump_config(run.config), **facts})
     return run
@@ -309,7 +309,7 @@ def _read_records(config: RunConfig, folder: Path, display: Display) -> tuple[Pr
 def _tokenizer(
     config: RunConfig, name: str, texts: Iterable[str], folder: Path, display: Display
 ) -> PreTrainedTokenizer:
-    """The run's own tokenizer if the folder has one, so that a resumed run cannot train another."""
+    """The tokenizer in the run's folder if it was trained there, so that a resumed run keeps it, else a new one."""
     if (folder / CHECKPOINTS).exists() and (folder / TOKENIZER_FILE).exists():
         return open_tokenizer(folder, str(folder))
     c = config.tokenizer
@@ -336,7 +336,7 @@ def _counted(texts: Iterable[str], counter: Callable[[int, int], None]) -> Itera
 
 
 def _fit_vocabulary(config: RunConfig, tokenizer: PreTrainedTokenizer) -> RunConfig:
-    """The configuration with what the tokenizer says of the model: the vocabulary's size and the special ids."""
+    """The configuration with the vocabulary's size and the special ids of the tokenizer."""
     size, needed = config.model.vocab_size, vocabulary_size(tokenizer)
     if size is not None and config.model.pretrained is not None:
         # An objective's special tokens are further rows of the table; spare rows of the table stay.

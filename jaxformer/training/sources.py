@@ -1,4 +1,4 @@
-"""What a configuration starts from: a YAML file, and the earlier model of ``model.pretrained`` or ``task.teacher``.
+"""Sources of a configuration: a YAML file, and the earlier model of ``model.pretrained`` or ``task.teacher``.
 
 An earlier model is the folder of a run, or one in the Hugging Face format: a folder or a name on the Hub.
 """
@@ -95,7 +95,7 @@ def tokenizer_keys(source: str, key: str = "model.pretrained") -> dict[str, str]
 
 
 def is_run(source: str) -> bool:
-    """Whether a source names a run's folder, rather than a model in the Hugging Face format.
+    """True if a source names a run's folder, rather than a model in the Hugging Face format.
 
     A folder with neither is taken for a run that has not saved yet, and ``check_run`` says what it lacks.
     """

@@ -17,7 +17,7 @@ from jaxformer.training.state import TrainState
 
 
 class StepMetrics(NamedTuple):
-    """What a step reports, on the device until somebody asks.
+    """Metrics of a step, on the device until they are read.
 
     Attributes:
         sums: of the batch, to be divided by ``weight``; ``loss`` is always there.

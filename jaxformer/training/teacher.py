@@ -185,7 +185,7 @@ class Taught:
 
     @cached_property
     def shapes(self) -> Any:
-        """Of the student's parameters, whole."""
+        """Shapes of the student's parameters."""
         return nn.unbox(self.student)
 
     def boxed_parts(self) -> tuple[Any, Any]:
@@ -194,17 +194,17 @@ class Taught:
         return {TEACHER: self.boxed, STUDENT: frozen}, trained
 
     def begin(self, key: jax.Array, params: Any) -> tuple[Any, Any]:
-        """The two parts of a student that begins to learn, as shapes: the teacher is zeros here."""
+        """The two parts of a new student, for their shapes: the teacher is zeros here."""
         frozen, trained = (None, params) if self.adapter is None else self.adapter.begin(key, params)
         teacher = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), nn.unbox(self.boxed))
         return {TEACHER: teacher, STUDENT: frozen}, trained
 
     def kept(self, path: str, array: jax.Array) -> Any:
-        """A parameter of the student as the run keeps it."""
+        """A parameter of the student in the form in which the run stores it."""
         return array if self.adapter is None else self.adapter.kept(path, array)
 
     def begin_from(self, key: jax.Array, params: Any, shardings: Any) -> tuple[Any, Any]:
-        """The same of parameters that lie where they belong, without the teacher."""
+        """See ``Division``; the teacher is not included."""
         frozen, trained = (None, params) if self.adapter is None else self.adapter.begin_from(key, params, shardings)
         return {STUDENT: frozen}, trained
 
@@ -215,7 +215,7 @@ class Taught:
     def assemble(
         self, frozen: Any, trained: Any, dropout_key: jax.Array | None = None, example_ids: jax.Array | None = None
     ) -> WithTeacher:
-        """What the objective takes."""
+        """The parameters of student and teacher."""
         student = trained
         if self.adapter is not None:
             student = self.adapter.assemble(frozen[STUDENT], trained, dropout_key, example_ids)

@@ -17,7 +17,7 @@ from jaxformer.training.state import init_inputs
 
 @dataclass
 class Transfer:
-    """Which parameters of a model come from an earlier one.
+    """The parameters of a model that come from an earlier one, and those that do not.
 
     Attributes:
         taken: names that both have.

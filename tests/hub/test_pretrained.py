@@ -249,7 +249,7 @@ def test_no_parameter_is_new_by_accident(tmp_path):
 
 
 def test_names_of_models_that_are_none(tmp_path):
-    with pytest.raises(UserError, match="is no folder and no name on the Hub, expected a folder or owner/name"):
+    with pytest.raises(UserError, match="is neither a folder nor a name on the Hub, expected a folder or owner/name"):
         hub.AutoModel.from_pretrained(tmp_path / "nothing")
     with pytest.raises(UserError, match=r"has no config\.json, expected one"):
         hub.AutoModel.from_pretrained(tmp_path)

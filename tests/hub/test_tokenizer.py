@@ -159,7 +159,7 @@ def test_broken_files_are_one_clear_line(tmp_path, case):
 
 
 def test_no_such_folder(tmp_path):
-    with pytest.raises(UserError, match=r"is no folder and no name on the Hub"):
+    with pytest.raises(UserError, match=r"is neither a folder nor a name on the Hub"):
         AutoTokenizer.from_pretrained(tmp_path / "no" / "such" / "folder")
 
 

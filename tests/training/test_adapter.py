@@ -12,10 +12,10 @@ from safetensors.numpy import load_file
 from jaxformer.schema import UserError
 from jaxformer.training.evaluation import evaluate_checkpoint
 from jaxformer.training.export import export, export_adapter, load_run
+from jaxformer.training.initial_state import start_state
 from jaxformer.training.loop import train
 from jaxformer.training.pretrained import read_params, read_trained
 from jaxformer.training.sources import resolve_config
-from jaxformer.training.start import start_state
 from tests.training.helpers import make_run, quiet, run_training, tiny_keys
 
 # Whole runs; what they are made of is tested in tests/lora and tests/tasks.

@@ -11,7 +11,7 @@ from jaxformer.schema import UserError
 from jaxformer.training.evaluation import evaluate_checkpoint
 from jaxformer.training.export import export
 from jaxformer.training.loop import train
-from jaxformer.training.reference import FILE
+from jaxformer.training.reference_log_probs import FILE
 from jaxformer.training.run import prepare
 from jaxformer.training.sources import resolve_config
 from tests.training.helpers import make_run, quiet, run_training, tiny_keys

@@ -119,7 +119,7 @@ def test_parts_that_hold_nothing_and_differ_are_refused_and_the_checkpoint_stays
     checkpoints.save(1, state(1))
     checkpoints.wait()
     other = {"a": jnp.zeros((3, 4)), "b": {"c": jnp.arange(5)}}
-    with pytest.raises(UserError, match="checkpoint of step 1 is whole, but its state has other parts"):
+    with pytest.raises(UserError, match="checkpoint of step 1 is intact, but its tree differs"):
         checkpoints.restore(abstract(other))
     assert checkpoints.restore(abstract(state(0)))[0] == 1
 

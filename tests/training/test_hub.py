@@ -88,7 +88,7 @@ def test_what_does_not_go_with_it_is_refused(tmp_path):
     keys = fine_tuning_keys(tmp_path, source)
     with pytest.raises(UserError, match=r"model\.type is 'gpt2' and model\.pretrained a 'bert', expected the same"):
         make_run(keys | {"model": {**keys["model"], "type": "gpt2"}})
-    with pytest.raises(UserError, match="is no folder and no name on the Hub"):
+    with pytest.raises(UserError, match="is neither a folder nor a name on the Hub"):
         make_run(keys | {"model": {"pretrained": str(tmp_path / "no/such/folder")}})
 
 

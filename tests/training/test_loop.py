@@ -218,7 +218,7 @@ def test_stream_layout_trains(tmp_path):
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path):
-    from jaxformer.training.folder import open_folder
+    from jaxformer.training.run_folder import open_folder
 
     run = make_run(tiny_keys(tmp_path))
     with open_folder(run), pytest.raises(UserError, match="in use by another process"):

@@ -13,8 +13,8 @@ from jaxformer.parallel.batch import put_batch
 from jaxformer.schema import UserError
 from jaxformer.training.evaluation import evaluate_checkpoint
 from jaxformer.training.export import export, load_run
+from jaxformer.training.initial_state import start_state
 from jaxformer.training.pretrained import read_trained
-from jaxformer.training.start import start_state
 from tests.training.helpers import make_run, quiet, run_training, tiny_keys
 
 RATE = 0.5

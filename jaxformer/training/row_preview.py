@@ -1,4 +1,4 @@
-"""Rows as training sees them: decoded, with what is trained marked."""
+"""Rows as training reads them: decoded, with the trained tokens marked."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ OPEN, CLOSE = "[[", "]]"
 
 @dataclass(frozen=True)
 class Passage:
-    """Tokens that stand together, and which of them are trained.
+    """Consecutive tokens, and which of them are trained.
 
     Attributes:
-        title: what they are: a document of a packed row, a source, a target.
+        title: kind of text: a document of a packed row, a source, a target.
         ids: the tokens.
-        trained: of each, whether the loss asks for it.
-        note: what the loss asks for beside tokens: a label.
+        trained: for each token, True if it is in the loss.
+        note: the target beside tokens: a label.
     """
 
     title: str
@@ -51,7 +51,7 @@ def rows_of(run: Run, count: int) -> Iterator[dict[str, np.ndarray]]:
 
 
 def passages(run: Run, row: dict[str, np.ndarray]) -> list[Passage]:
-    """What a row holds."""
+    """The passages of a row."""
     labels, ids = row.get("labels"), row["input_ids"]
     if ids.ndim == 2:
         return _choices(row) if labels is not None and labels.ndim == 0 else _pair(row)
@@ -72,7 +72,7 @@ def passages(run: Run, row: dict[str, np.ndarray]) -> list[Passage]:
 
 
 def _mask(row: dict[str, np.ndarray]) -> np.ndarray:
-    """Which tokens are real."""
+    """True at real tokens, False at padding."""
     if "segment_ids" in row:
         return row["segment_ids"] > 0
     return np.asarray(row.get("attention_mask", np.ones(row["input_ids"].shape))) > 0

@@ -1,4 +1,4 @@
-"""The output folder of a run: taken by one run at a time, and gone on with only by the run it belongs to."""
+"""The output folder of a run: locked by one process, and resumed only with the settings that it was made with."""
 
 import contextlib
 import json
@@ -19,8 +19,8 @@ from jaxformer.training.sources import CHECKPOINTS, CONFIG_FILE
 DATA_FILE = "data.json"
 LEFT_OUT_FILE = "left_out.jsonl"
 
-# Keys a resumed run may change: none of them changes what a step computes. The learning rate and the number of
-# steps may change too; that is what a user who goes on with a run wants to change.
+# Keys that a resumed run may change: those that do not change what a step computes, and those that users who resume a
+# run want to change, the learning rate and the number of steps above all.
 FREE_KEYS = (
     "output_dir",
     "data.cache_dir",
@@ -64,14 +64,14 @@ FREE_KEYS = (
 
 @contextlib.contextmanager
 def open_folder(run: Run) -> Iterator[None]:
-    """Takes the output folder for this process and puts the config and tokenizer in it.
+    """Locks the output folder for this run and writes the configuration and tokenizer into it.
 
     Raises:
         UserError: if the folder cannot be written, another process trains in it, or it holds a run with another model,
             tokenizer or data.
     """
     with contextlib.ExitStack() as stack:
-        # The first process takes the folder for all; what it finds is the same for the others.
+        # The first process locks the folder for all.
         hosts.from_first(lambda: _take_folder(run, stack))
         if not (run.folder / CONFIG_FILE).exists():
             raise UserError(
@@ -106,7 +106,7 @@ def _take_folder(run: Run, stack: contextlib.ExitStack) -> bytes:
 
 
 def check_resumable(run: Run) -> None:
-    """Refuses to go on with another model, tokenizer or data than the folder's checkpoints were made with.
+    """Refuses to resume with another model, tokenizer or data than the folder's checkpoints were made with.
 
     Raises:
         UserError: listing the keys that changed, old and new.
@@ -129,7 +129,7 @@ def check_resumable(run: Run) -> None:
     if changed:
         raise UserError(
             f"{folder} holds a run with other settings: {', '.join(changed)}; "
-            "undo the change to go on with it, or choose another output_dir"
+            "undo the change to resume it, or choose another output_dir"
         )
 
 

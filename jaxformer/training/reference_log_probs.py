@@ -1,4 +1,4 @@
-"""What the model that a run starts from says of its data, computed once and kept in the run's folder."""
+"""Log-probabilities of the reference model on the run's data, computed once and kept in the run's folder."""
 
 import json
 from pathlib import Path
@@ -15,21 +15,21 @@ from jaxformer.parallel.batch import local_rows, put_batch
 from jaxformer.parallel.hosts import is_first
 from jaxformer.parallel.mesh import RULES, replicated
 from jaxformer.training.console import Display
+from jaxformer.training.initial_state import start_state
 from jaxformer.training.run import Run
-from jaxformer.training.start import start_state
 
 FILE = "reference.npz"
 
 
 def fill_reference(run: Run, display: Display | None = None, params: Any = None) -> None:
-    """Fills the column of the data that an objective compares its model with; nothing where it compares with none.
+    """Fills the data's column of the reference model, for objectives that have one.
 
-    A resumed run reads what it had written, so that it needs the model it started from no more.
+    A resumed run reads the stored values and does not need the reference model.
 
     Args:
         run: prepared.
         display: says how many rows are computed.
-        params: of the model that the run begins with, if they are at hand.
+        params: of the initial model, if they are in memory.
     """
     task, column = run.task, run.task.reference_column
     if column is None:
@@ -41,7 +41,7 @@ def fill_reference(run: Run, display: Display | None = None, params: Any = None)
     if any(name not in found or len(found[name]) != rows.num_rows for name, rows in splits.items()):
         if display is not None:
             count = sum(rows.num_rows for rows in splits.values())
-            display.say(f"log-probabilities of the model that the run starts from: {count:,} examples")
+            display.say(f"computing log-probabilities of the reference model: {count:,} examples")
         if params is None:
             state, frozen = start_state(run)
             params = run.assembled(state.params, frozen)
@@ -58,12 +58,12 @@ def fill_reference(run: Run, display: Display | None = None, params: Any = None)
 
 
 def _key(run: Run) -> str:
-    """What the numbers depend on; a run's folder has one model that it started from."""
+    """The settings that the values depend on."""
     return json.dumps({**run.facts, "task": run.config.task.model_dump(mode="json"), "T": run.config.sequence_length})
 
 
 def _computed(run: Run, rows: Any, compute: Any, params: Any) -> np.ndarray:
-    """A value or several of every row."""
+    """The reference model's values of every row."""
     c = run.config
     size = c.training.eval_batch_size or c.training.batch_size
     parts = [

@@ -1,4 +1,4 @@
-"""The state a run begins with: new, or with the parameters of ``model.pretrained`` in their place."""
+"""The initial state of a run: new, or with the parameters of ``model.pretrained``."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ from jaxformer.training.transfer import Transfer, start_params
 
 
 def start_state(run: Run, display: Display | None = None) -> tuple[TrainState, Any]:
-    """A new state and what is frozen, with the parameters of ``model.pretrained`` where there is one.
+    """The initial state and the frozen parameters, from ``model.pretrained`` if there is one.
 
     Args:
         run: prepared.
-        display: shows what was taken over and what is new; None: nothing is shown.
+        display: shows which parameters were loaded and which are new; None shows nothing.
     """
     if run.config.model.pretrained is None:
         state = init_state(run.model, run.optimizer, run.config.seed, run.abstract, run.task.carried)
@@ -29,7 +29,7 @@ def start_state(run: Run, display: Display | None = None) -> tuple[TrainState, A
 
 
 def start_frozen(run: Run, display: Display | None = None) -> Any:
-    """The frozen part alone, as a run that goes on needs it; None where all is trained."""
+    """The frozen parameters alone, for a resumed run; None where everything is trained."""
     if run.adapter is None:
         return None
     if run.config.model.pretrained is None:
@@ -38,7 +38,7 @@ def start_frozen(run: Run, display: Display | None = None) -> Any:
 
 
 def start_trained(run: Run) -> Any:
-    """The trained part alone, without what an optimizer keeps of it."""
+    """The trained parameters alone, without an optimizer's state."""
     if run.config.model.pretrained is None:
         return init_state(run.model, run.optimizer, run.config.seed, run.abstract).params
     return _parts(run, None)[1]
@@ -71,7 +71,7 @@ def _with_teacher(run: Run, frozen: Any) -> Any:
 
 
 def _say(display: Display, source: str, done: Transfer) -> None:
-    """Shows what was taken over and what is new."""
+    """Shows which parameters were loaded and which are new."""
     display.say(f"took {len(done.taken)} parameters from {source}")
     if done.left:
         display.say(f"left there: {', '.join(done.left)}")

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from jaxformer.cli import run as run_command
-from jaxformer.training.show import passages, rows_of, show_rows
+from jaxformer.training.row_preview import passages, rows_of, show_rows
 from tests.training.helpers import make_run, tiny_keys
 
 

@@ -72,6 +72,20 @@ def test_the_order_has_no_circle():
         seen |= ready
 
 
+def test_no_circle_between_files():
+    uses = {
+        module: {name for name in imports(path) if name in MODULES and name != module}
+        for module, path in MODULES.items()
+    }
+    # A package's __init__ gathers what its files define; they import each other, not it.
+    uses = {module: {name for name in names if not module.startswith(f"{name}.")} for module, names in uses.items()}
+    left = dict(uses)
+    while ready := [module for module, names in left.items() if not names & left.keys()]:
+        for module in ready:
+            del left[module]
+    assert left == {}, f"a circle among {sorted(left)}"
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_public_interfaces_only(module):
     private = [

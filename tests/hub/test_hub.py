@@ -223,7 +223,7 @@ def test_what_is_not_there(hub, files):
     refused("someone/no-weights has no weights, expected model.safetensors", OPEN, "someone/no-weights")
     refused("someone/empty has no config.json", AutoConfig.from_pretrained, "someone/empty")
     refused("someone/half has no model-1.safetensors", OPEN, "someone/half")
-    refused("no folder and no name on the Hub", OPEN, "../nowhere/at/all")
+    refused("neither a folder nor a name on the Hub", OPEN, "../nowhere/at/all")
 
 
 def test_without_a_head_it_has_only_the_config_is_downloaded(hub, files):
@@ -255,8 +255,10 @@ def test_offline_a_file_is_absent_only_if_the_hub_once_said_so(hub, files):
     assert Repository(OTHERS).find("known.json") is None
     offline = Repository(OTHERS, local_files_only=True)
     assert offline.find("known.json") is None
-    refused("unknown.json of someone/a-model is not in the local cache, and HF_HUB_OFFLINE", offline.find, "unknown.json")
-    refused("model.safetensors of someone/a-model is not in the cache", OPEN, OTHERS, local_files_only=True)
+    refused(
+        "unknown.json of someone/a-model is not in the local cache, and HF_HUB_OFFLINE", offline.find, "unknown.json"
+    )
+    refused("model.safetensors of someone/a-model is not in the local cache", OPEN, OTHERS, local_files_only=True)
 
 
 def test_offline_the_list_of_a_whole_download_says_what_is_absent(hub, files):

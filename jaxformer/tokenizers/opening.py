@@ -194,7 +194,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizer, folder: str | Path) -> None:
             if keys.get("tokenizer_class") in _FROM_FILE:
                 keys["tokenizer_class"] = _FROM_FILE[0]  # version 4 knows this name alone
             config.write_text(json.dumps(keys, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            for file in Path(partial).iterdir():
+            # The configuration last: where it is, the other files are too.
+            for file in sorted(Path(partial).iterdir(), key=lambda file: file.name == CONFIG_NAME):
                 file.replace(target / file.name)
     except OSError as error:
         raise UserError(f"the tokenizer cannot be written to {target}: {error.strerror or error}") from error

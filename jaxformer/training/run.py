@@ -1,6 +1,8 @@
 """A run put together from its configuration: tokenizer, data, model, task, optimizer, mesh and the state's shapes."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,11 +12,12 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import optax
+import tokenizers
 from jax.sharding import Mesh
 
-from jaxformer.data.corpus import Split, open_corpus
+from jaxformer.data.corpus import Corpus, Split, open_corpus
 from jaxformer.data.loader import TrainBatches
-from jaxformer.data.records import open_records
+from jaxformer.data.records import Records, open_records
 from jaxformer.data.token_cache import TokenCache, build_cache
 from jaxformer.data.token_rows import Rows
 from jaxformer.hub.tokenizer import AutoTokenizer
@@ -34,6 +37,7 @@ from jaxformer.tokenizers import (
     fingerprint,
     load_tokenizer,
     open_tokenizer,
+    save_tokenizer,
     train_tokenizer,
     vocabulary_size,
 )
@@ -286,7 +290,7 @@ def _read_text(config: RunConfig, folder: Path, display: Display) -> tuple[PreTr
     """Documents, as caches of tokens."""
     corpus = open_corpus(config.data)
     texts = (document.text for document in corpus.documents("train"))
-    tokenizer = _tokenizer(config, corpus.name, texts, folder, display)
+    tokenizer = _tokenizer(config, corpus, texts, folder, display)
 
     def cache(split: Split) -> TokenCache:
         with display.counting(f"tokenising {corpus.name} ({split})", "documents") as counter:
@@ -302,14 +306,17 @@ def _read_records(config: RunConfig, folder: Path, display: Display) -> tuple[Pr
     if records.validation is not None and config.task.scored:
         check_installed()
     texts = (text for record in records.train for text in config.task.texts(record))
-    tokenizer = _tokenizer(config, records.name, texts, folder, display)
+    tokenizer = _tokenizer(config, records, texts, folder, display)
     return tokenizer, Splits(records.name, records.fingerprint, records.train, records.validation)
 
 
 def _tokenizer(
-    config: RunConfig, name: str, texts: Iterable[str], folder: Path, display: Display
+    config: RunConfig, data: Corpus | Records, texts: Iterable[str], folder: Path, display: Display
 ) -> PreTrainedTokenizer:
-    """The tokenizer in the run's folder if it was trained there, so that a resumed run keeps it, else a new one."""
+    """The tokenizer of the run's folder if the run has begun, else that of the configuration.
+
+    One that is trained is kept in the data cache for other runs on the same data.
+    """
     if (folder / CHECKPOINTS).exists() and (folder / TOKENIZER_FILE).exists():
         return open_tokenizer(folder, str(folder))
     c = config.tokenizer
@@ -318,8 +325,16 @@ def _tokenizer(
     elif c.type == "file":
         tokenizer = load_tokenizer(str(c.path))
     else:
-        with display.counting(f"training a {c.type} tokenizer on {name}", "texts") as counter:
-            tokenizer = train_tokenizer(c, _counted(texts, counter))
+        made_of = [
+            data.fingerprint,
+            tokenizers.__version__,
+            *(s.model_dump_json() for s in (c, config.data, config.task)),
+        ]
+        kept = config.data.cache_folder / "tokenizers" / hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:40]
+        if not (kept / TOKENIZER_FILE).exists():
+            with display.counting(f"training a {c.type} tokenizer on {data.name}", "texts") as counter:
+                save_tokenizer(train_tokenizer(c, _counted(texts, counter)), kept)
+        tokenizer = open_tokenizer(kept, str(kept))
     # An objective may need tokens that no text holds (a mask, sentinels), and a way to write dialogues.
     add_special_tokens(tokenizer, config.task.special_tokens, config.task.sentinels)
     if config.task.dialogue_template is not None:

@@ -5,31 +5,24 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# What stands at the top, and where it is; imported when it is asked for, so that ``import jaxformer`` is fast.
-_HUB = (
-    "AutoConfig",
-    "AutoModel",
-    "AutoModelForCausalLM",
-    "AutoModelForMaskedLM",
-    "AutoModelForMultipleChoice",
-    "AutoModelForPreTraining",
-    "AutoModelForQuestionAnswering",
-    "AutoModelForSeq2SeqLM",
-    "AutoModelForSequenceClassification",
-    "AutoModelForTokenClassification",
-    "AutoTokenizer",
-    "push_to_hub",
-    "save_pretrained",
+# Packages and names at the top level, imported when they are first used, so that ``import jaxformer`` is fast.
+_PACKAGES = ("data", "families", "functional", "generation", "hub", "lora", "models", "tasks", "tokenizers", "training")
+_MODELS = (
+    *("", "ForCausalLM", "ForMaskedLM", "ForMultipleChoice", "ForPreTraining", "ForQuestionAnswering", "ForSeq2SeqLM"),
+    *("ForSequenceClassification", "ForTokenClassification"),
 )
 _PLACES = {
-    **dict.fromkeys(_HUB, "hub"),
+    **{f"AutoModel{name}": "hub" for name in _MODELS},
+    **dict.fromkeys(("AutoConfig", "AutoTokenizer", "push_to_hub", "save_pretrained"), "hub"),
     **dict.fromkeys(("generate", "stream", "prepare"), "generation"),
     "pipeline": "pipelines",
 }
-__all__ = [*_PLACES, "__version__"]
+__all__ = [*_PACKAGES, *_PLACES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"jaxformer.{name}")
     if name in _PLACES:
         return getattr(import_module(f"jaxformer.{_PLACES[name]}"), name)
     raise AttributeError(f"module 'jaxformer' has no attribute {name!r}")

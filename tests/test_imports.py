@@ -110,3 +110,8 @@ def test_functional_needs_jax_alone():
         for name in imports(path)
     }
     assert roots & {"flax", "optax", "pydantic", "orbax", "grain"} == set()
+
+
+def test_everything_at_the_top_level_is_there():
+    assert all(getattr(jaxformer, name) is not None for name in dir(jaxformer))
+    assert "softmax" in jaxformer.functional.dot_product_attention.__doc__

@@ -46,7 +46,7 @@ def records(folder, name):
 def test_dpo_starts_at_log_2_and_learns(folder):
     display = quiet()
     run_training(keys_of(folder, "dpo", {"type": "dpo"}, steps=12, save_every=6, keep_last=9), display)
-    assert "log-probabilities of the model that the run starts from: 32 examples" in display.console.file.getvalue()
+    assert "computing log-probabilities of the reference model: 32 examples" in display.console.file.getvalue()
     first, *_, last, evaluated = records(folder, "dpo")
     np.testing.assert_allclose(first["loss"], np.log(2), rtol=1e-5)
     assert first["reward_margin"] == pytest.approx(0, abs=1e-5) and last["pair_accuracy"] == 1
@@ -101,9 +101,10 @@ def test_factors_lie_as_their_kernels_do(folder):
         "parallel": {"data": 2, "fsdp": 2, "tensor": 2},
     }
     keys["model"] |= {"vocab_size": 258}  # a multiple of the devices it is split over
-    state = make_run(keys).abstract
+    run = make_run(keys)
+    state, frozen = run.abstract, run.abstract_frozen
     query = state.params["factors"]["layers"]["attention"]["query"]["kernel"]
-    kernel = state.frozen["layers"]["attention"]["query"]["kernel"].sharding.spec
+    kernel = frozen["layers"]["attention"]["query"]["kernel"].sharding.spec
     assert tuple(kernel) == (None, "fsdp", "tensor", None)
     assert tuple(query["a"].sharding.spec) == (None, "fsdp", None)
     assert tuple(query["b"].sharding.spec) == (None, None, "tensor", None)

@@ -15,7 +15,7 @@ from jaxformer.parallel.mesh import RULES, replicated
 from jaxformer.schema import UserError
 from jaxformer.tasks import Report
 from jaxformer.tasks.base import TaskSchema
-from jaxformer.tasks.picture import confusion_picture
+from jaxformer.tasks.confusion_matrix import confusion_matrix_plot
 from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.reference import fill_reference
 from jaxformer.training.rollout import PolicyEvaluator, Rollouts
@@ -126,7 +126,7 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     partial.replace(files[0])
     if report.confusion is not None:
         files.append(folder / CONFUSION)
-        confusion_picture(report.labels, report.confusion, files[1])
+        confusion_matrix_plot(report.labels, report.confusion, files[1])
     return files
 
 

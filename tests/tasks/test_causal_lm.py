@@ -8,7 +8,7 @@ from jaxformer.models import TransformerConfig
 from jaxformer.tasks import CausalLM, CausalLMConfig
 from jaxformer.training.state import abstract_params
 
-TASK = CausalLM(CausalLMConfig(), 8)
+TASK = CausalLM(CausalLMConfig(), None, 8)
 
 
 def test_features_of_a_packed_row_by_hand():
@@ -41,7 +41,7 @@ def test_loss_equals_optax_on_the_models_logits():
     )
     ids = jax.random.randint(jax.random.key(1), (3, 8), 0, 11)
     labels = jnp.where(ids % 3 == 0, -100, ids)
-    task = CausalLM(CausalLMConfig(z_loss=0.01, chunk_tokens=5), 8)
+    task = CausalLM(CausalLMConfig(z_loss=0.01, chunk_tokens=5), None, 8)
     sums = jax.jit(lambda params: task.loss(model, params, {"input_ids": ids, "labels": labels}, None))(params)
     logits = jax.jit(model.apply)({"params": params}, ids).logits
     kept = labels != -100

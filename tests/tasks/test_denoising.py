@@ -24,7 +24,7 @@ from tests.tasks.tiny import (
 
 
 def make(T=16, start="sep", **settings):
-    return Denoising(DenoisingConfig(**settings), WITH_MASK, T, start)
+    return Denoising(DenoisingConfig(**settings), WITH_MASK, T, "encoder_decoder", start)
 
 
 def infill(length, rate=0.3, mean_span=3.0, seed=0):

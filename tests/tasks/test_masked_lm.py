@@ -150,8 +150,8 @@ def test_a_text_of_one_token_is_hidden():
 
 
 def test_join_by_hand():
-    text = join([[np.array([5, 6]), np.array([7])], [np.array([8])]], 1, 2, 11)
-    assert text.tokens.tolist() == [1, 5, 6, 2, 7, 2, 1, 8, 2, 0, 0]
+    text = join([[np.array([5, 6]), np.array([7])], [np.array([8])]], WITH_MASK, 11)
+    assert text.tokens.tolist() == [CLS, 5, 6, SEP, 7, SEP, CLS, 8, SEP, 0, 0]
     assert text.segment_ids.tolist() == [1, 1, 1, 1, 1, 1, 2, 2, 2, 0, 0]
     assert text.token_types.tolist() == [0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0]
     assert text.special.tolist() == [True, False, False, True, False, True, True, False, True, True, True]

@@ -14,7 +14,7 @@ DATA = [
 
 
 def make(length=6):
-    return MultipleChoice(MultipleChoiceConfig(), TOKENIZER, length, DATA)
+    return MultipleChoice(MultipleChoiceConfig(), TOKENIZER, length, train_records=DATA)
 
 
 def batch_of(rows):

@@ -39,8 +39,6 @@ def test_errors_name_file_and_line():
         R.column(row, "null", "key")
     with pytest.raises(UserError, match=r"column 'words' \(task.key\) is \['a', 1\], expected a list of texts"):
         R.items(row, "words", "key")
-    with pytest.raises(UserError, match=r"a.jsonl, line 4: label 'c' is none of a, b: add it to task.labels"):
-        R.label_number({"a": 0, "b": 1}, "c", row)
 
 
 def test_labels_are_sorted_as_numbers_if_they_are():

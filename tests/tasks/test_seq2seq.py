@@ -16,7 +16,9 @@ DATA = [{"source": "ab", "target": "cde"}, {"source": "f", "target": "ghijklm"}]
 
 
 def make(start="pad", **settings):
-    return Seq2Seq(Seq2SeqConfig(target_length=5, **settings), TOKENIZER, 6, DATA, start)
+    return Seq2Seq(
+        Seq2SeqConfig(target_length=5, **settings), TOKENIZER, 6, "encoder_decoder", start, train_records=DATA
+    )
 
 
 class Model(nn.Module):

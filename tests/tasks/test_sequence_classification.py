@@ -17,7 +17,7 @@ DATA = [
 
 
 def make(records=DATA, length=6, **settings):
-    return SequenceClassification(SequenceClassificationConfig(**settings), TOKENIZER, length, records)
+    return SequenceClassification(SequenceClassificationConfig(**settings), TOKENIZER, length, train_records=records)
 
 
 def batch_of(task, records, rows):
@@ -154,7 +154,7 @@ def test_what_is_refused(settings, records, message):
 
 
 def test_labels_that_validation_brings_are_refused():
-    with pytest.raises(UserError, match=r"label 'new' is none of x, y: add it to task.labels"):
+    with pytest.raises(UserError, match=r"label 'new' is not one of x, y: add it to task.labels"):
         make().rows([{"text": "a", "label": "new"}])
     with pytest.raises(UserError, match="holds 'many', expected a number"):
         make(problem="regression").rows([{"text": "a", "label": "many"}])

@@ -155,7 +155,7 @@ def test_features_of_two_documents_by_hand():
 
 
 def test_several_sentinels_and_another_start():
-    task = SpanCorruption(SpanCorruptionConfig(rate=0.5, mean_span=1.0), WITH_MASK, 8, "sep")
+    task = SpanCorruption(SpanCorruptionConfig(rate=0.5, mean_span=1.0), WITH_MASK, 8, "encoder_decoder", "sep")
     batch = features(task, cache_of("abcd"))
     s = SENTINEL
     assert batch["input_ids"].tolist() == [[97, s, 99, s + 1, SEP, 0, 0, 0]]

@@ -7,7 +7,7 @@ from jaxformer.data import TrainBatches, evaluation_batches
 from jaxformer.families import FAMILIES, model_config
 from jaxformer.models import TransformerConfig
 from jaxformer.schema import UserError
-from jaxformer.tasks import TASKS, Bound, build_task, check_fit, name_of, task_config
+from jaxformer.tasks import TASKS, build_task, check_fit, name_of, task_config
 from jaxformer.tokenizers import (
     TokenizerConfig,
     add_special_tokens,
@@ -135,9 +135,9 @@ def family_of(config):
 def test_a_stream_is_for_causal_language_models_only(name):
     config = smallest(name)
     with pytest.raises(UserError, match=rf"data.layout is 'stream', expected packed for {name}; leave it out"):
-        build_task(config, Bound(WITH_MASK, family_of(config), 16, "stream"))
+        build_task(config, WITH_MASK, family_of(config), 16, "stream")
     for fits in ("causal_lm", "distillation"):
-        build_task(smallest(fits), Bound(WITH_MASK, config_of("gpt2"), 16, "stream"))
+        build_task(smallest(fits), WITH_MASK, config_of("gpt2"), 16, "stream")
 
 
 TEXTS = [f"{letter} text of. some letters! {letter * n}" for n, letter in enumerate("abcdefghijklmno", 1)]
@@ -158,7 +158,7 @@ VARIANTS = {
 
 def task_of(variant):
     kind, settings = VARIANTS[variant]
-    return build_task(TASKS[variant.split()[0]](**settings), Bound(WITH_MASK, config_of(kind), 40))
+    return build_task(TASKS[variant.split()[0]](**settings), WITH_MASK, config_of(kind), 40)
 
 
 def test_every_objective_on_text_is_here():

@@ -17,7 +17,7 @@ CHARACTERS = [{"words": list("이 순신 왔다"), "tags": ["B-P", "I-P", "I-P",
 
 
 def make(data, length, tokenizer=TOKENIZER, **settings):
-    return TokenClassification(TokenClassificationConfig(**settings), tokenizer, length, data)
+    return TokenClassification(TokenClassificationConfig(**settings), tokenizer, length, train_records=data)
 
 
 def right_outputs(task, data):
@@ -113,9 +113,9 @@ def test_loss_and_predictions():
 
 
 def test_what_is_refused():
-    with pytest.raises(UserError, match="has 1 tags for 2 words, expected one a word"):
+    with pytest.raises(UserError, match="has 1 tags for 2 words, expected one per word"):
         make([{"words": ["a", "b"], "tags": ["O"]}], 8).rows([{"words": ["a", "b"], "tags": ["O"]}])
     with pytest.raises(UserError, match=r"task.joined takes single characters, got 'Jo': set it to false"):
         make(WORDS, 8, joined=True).rows(WORDS)
-    with pytest.raises(UserError, match=r"label 'B-X' is none of B-L, B-P, O"):
+    with pytest.raises(UserError, match=r"label 'B-X' is not one of B-L, B-P, O"):
         make(WORDS, 8).rows([{"words": ["a"], "tags": ["B-X"]}])

@@ -82,6 +82,6 @@ def test_the_command(tmp_path, capsys):
     assert data_command(["--config", str(config), "--show", "1", "task.packed=false", "training.batch_size=8"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "10 examples to train on, 9 rows of instruction" in out and "a[[b<|endoftext|>]]" in out
-    assert "left out 1 of 10 rows: the response is empty" in out and "line 10" in out
+    assert "skipped 1 of 10 rows: the response is empty" in out and "line 10" in out
     assert data_command(["--config", str(config), "task.bad_rows=error"]) == 2
-    assert "line 10: the response is empty; mend the row" in capsys.readouterr().err
+    assert "line 10: the response is empty; fix the row" in capsys.readouterr().err

@@ -12,7 +12,7 @@ MOST_NUMBERED_CELLS = 25  # classes up to which a cell has room for its count
 MOST_TICKS = 60
 
 
-def confusion_picture(labels: Sequence[str], matrix: np.ndarray, path: str | Path) -> None:
+def confusion_matrix_plot(labels: Sequence[str], matrix: np.ndarray, path: str | Path) -> None:
     """Draws ``matrix [true class, predicted class]`` as a PNG: the shade is the share of the true class.
 
     Names are drawn in the first installed font that has all their characters. If none has, classes are numbered from 0

@@ -8,10 +8,10 @@ from pydantic import Field
 from jaxformer.families import FAMILIES
 from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError, nearest
-from jaxformer.tasks.base import Batch, LossSums, Report, Task, TaskSchema
+from jaxformer.tasks.base import Task, TaskSchema
 from jaxformer.tasks.causal_lm import CausalLM, CausalLMConfig
 from jaxformer.tasks.denoising import Denoising, DenoisingConfig
-from jaxformer.tasks.distillation import Distillation, DistillationConfig, Inner, WithTeacher
+from jaxformer.tasks.distillation import Distillation, DistillationConfig, Inner
 from jaxformer.tasks.dpo import DPO, DPOConfig
 from jaxformer.tasks.instruction import Instruction, InstructionConfig
 from jaxformer.tasks.masked_lm import MaskedLanguageModelling, MaskedLMConfig
@@ -142,42 +142,3 @@ def build_task(
     start: Literal["pad", "sep"] = "sep" if model.decoder_start == "last" else model.decoder_start
     kind = _TASKS[type(config)]
     return kind(config, tokenizer, sequence_length, model.architecture, start, layout, train_records)
-
-
-__all__ = [
-    "DPO",
-    "INNER",
-    "TASKS",
-    "Batch",
-    "CausalLM",
-    "CausalLMConfig",
-    "DPOConfig",
-    "Distillation",
-    "DistillationConfig",
-    "Instruction",
-    "InstructionConfig",
-    "LossSums",
-    "MultipleChoice",
-    "MultipleChoiceConfig",
-    "Policy",
-    "PolicyConfig",
-    "QuestionAnswering",
-    "QuestionAnsweringConfig",
-    "Report",
-    "Reward",
-    "RewardConfig",
-    "Seq2Seq",
-    "Seq2SeqConfig",
-    "SequenceClassification",
-    "SequenceClassificationConfig",
-    "Task",
-    "TaskConfig",
-    "TaskSchema",
-    "TokenClassification",
-    "TokenClassificationConfig",
-    "WithTeacher",
-    "build_task",
-    "check_fit",
-    "name_of",
-    "task_config",
-]

@@ -199,12 +199,9 @@ class Task:
         raise NotImplementedError
 
     def features(self, batch: Batch, generators: list[np.random.Generator], rows: Rows) -> Batch:
-        """Model inputs and labels from rows of the data, in NumPy, batch axis first.
+        """Model inputs and labels, in NumPy, batch axis first, from a ``batch`` of ``rows.take``.
 
-        Args:
-            batch: rows as ``rows.take`` returns them.
-            generators: one per row, a function of (seed, epoch, example); every random draw for a row comes from it.
-            rows: the table of the rows.
+        Every random draw for a row comes from its generator, which is a function of (seed, epoch, example).
         """
         return batch
 
@@ -225,12 +222,7 @@ class Task:
         raise NotImplementedError
 
     def report(self, data: Any, outputs: dict[str, np.ndarray]) -> Report:
-        """Metrics and predictions.
-
-        Args:
-            data: the records of the rows, in their order.
-            outputs: of ``predict``, concatenated over the rows of the split without padding rows.
-        """
+        """Metrics and predictions from the records of a split and the ``outputs`` of ``predict`` for its rows."""
         raise NotImplementedError
 
 

@@ -55,12 +55,7 @@ class ChatWriter:
     The assistant's text is what the template puts into ``{% generation %}`` blocks. A template without such blocks
     renders the dialogue turn by turn: an answer is what it adds to the text before that answer.
 
-    Args:
-        template: a Jinja template.
-        tokenizer: its special tokens are variables of the template.
-
-    Raises:
-        UserError: the template cannot render a dialogue.
+    Special tokens are variables of the template. A template that cannot render a dialogue is a ``UserError``.
     """
 
     def __init__(self, template: str, tokenizer: PreTrainedTokenizer) -> None:
@@ -93,11 +88,7 @@ class ChatWriter:
         return RenderedDialogue(texts[0], [tuple(span) for span in spans[0]] if spans else [])
 
     def prompt(self, messages: Sequence[Message]) -> str:
-        """The text before the answer to these messages.
-
-        Raises:
-            BadRow: the template rejects the dialogue.
-        """
+        """The text before the answer to these messages; raises ``BadRow`` if the template rejects the dialogue."""
         return self._render(messages, True).text
 
     def write(self, messages: Sequence[Message], first: int = 0) -> RenderedDialogue:

@@ -28,12 +28,9 @@ class DenoisingConfig(TaskSchema):
 
 
 def permute_sentences(tokens: np.ndarray, ends: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """The sentences of a text in random order (Lewis et al. 2020, section 2.2).
+    """The sentences of ``tokens [T]`` in random order; ``ends [T]`` is True at the last token of a sentence.
 
-    Args:
-        tokens: ``[T]``.
-        ends: ``[T]`` bool, True at the last token of each sentence but the last.
-        generator: source of randomness.
+    Lewis et al. 2020, section 2.2.
     """
     sentences = np.split(tokens, np.flatnonzero(ends[:-1]) + 1)
     return np.concatenate([sentences[index] for index in generator.permutation(len(sentences))])
@@ -56,17 +53,7 @@ def infill_text(
 
     A span of length 0 inserts a mask token between two tokens; spans by which the text would grow are dropped.
 
-    Lewis et al. 2020, "BART", section 2.2.
-
-    Args:
-        tokens: ``[T]``.
-        generator: source of randomness.
-        mask_id: the mask token.
-        rate: share of masked tokens.
-        mean_span: mean of the Poisson distribution.
-
-    Returns:
-        At most ``T`` tokens.
+    ``tokens`` are ``[T]``, the result has at most ``T`` tokens. Lewis et al. 2020, "BART", section 2.2.
     """
     count = round(rate * len(tokens))
     lengths = span_lengths(count, mean_span, generator)

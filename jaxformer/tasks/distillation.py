@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -38,12 +39,14 @@ class DistillationConfig(TaskSchema):
 
     architectures = ("encoder", "decoder", "encoder_decoder")
     # The data are those of the inner objective.
-    reads: ClassVar[Any] = property(lambda self: self.of.reads)
-    special_tokens: ClassVar[Any] = property(lambda self: self.of.special_tokens)
-    sentinels: ClassVar[Any] = property(lambda self: self.of.sentinels)
-    unit: ClassVar[Any] = property(lambda self: self.of.unit)
-    report_at_end: ClassVar[Any] = property(lambda self: self.of.report_at_end)
-    scored: ClassVar[Any] = property(lambda self: self.of.scored)
+    reads: ClassVar[Any] = property(attrgetter("of.reads"))
+    special_tokens: ClassVar[Any] = property(attrgetter("of.special_tokens"))
+    sentinels: ClassVar[Any] = property(attrgetter("of.sentinels"))
+    unit: ClassVar[Any] = property(attrgetter("of.unit"))
+    report_at_end: ClassVar[Any] = property(attrgetter("of.report_at_end"))
+    scored: ClassVar[Any] = property(attrgetter("of.scored"))
+    dialogue_template: ClassVar[Any] = property(attrgetter("of.dialogue_template"))
+    longest_target: ClassVar[Any] = property(attrgetter("of.longest_target"))
 
     type: Literal["distillation"] = Field("distillation", description="objective")
     teacher: str = Field(
@@ -70,16 +73,6 @@ class DistillationConfig(TaskSchema):
         """The teacher model."""
         return self.teacher
 
-    @property
-    def dialogue_template(self) -> str | None:
-        """That of the inner objective."""
-        return self.of.dialogue_template
-
-    @property
-    def longest_target(self) -> int:
-        """That of the inner objective."""
-        return self.of.longest_target
-
     def texts(self, record: Any) -> list[str]:
         """Those of the inner objective."""
         return self.of.texts(record)
@@ -98,10 +91,7 @@ class Distillation(Task):
 
     Hinton et al. 2015, section 2, forward divergence at temperature ``t``; for masked tokens Sanh et al. 2019,
     "DistilBERT", without its third term, which compares hidden states. The student has dropout, the teacher none.
-
-    Args:
-        of: the objective that defines rows and labels.
-        teacher: the teacher model; None if nothing is trained.
+    ``of`` defines rows and labels; ``teacher`` is None if nothing is trained.
     """
 
     config: DistillationConfig
@@ -150,10 +140,5 @@ class Distillation(Task):
             hard_weight=self.config.hard_weight,
             chunk_tokens=global_chunk(self.config.of.chunk_tokens),
         )
-        metrics = {
-            "loss": sums.total,
-            "divergence": sums.divergence,
-            "cross_entropy": sums.cross_entropy,
-            "agreement": sums.agreed,
-        }
-        return LossSums(sums.total, sums.tokens, metrics)
+        metrics = {"loss": sums.total, "divergence": sums.divergence, "cross_entropy": sums.cross_entropy}
+        return LossSums(sums.total, sums.tokens, {**metrics, "agreement": sums.agreed})

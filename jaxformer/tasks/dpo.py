@@ -103,10 +103,8 @@ class DPO(ResponseTask):
     def rows(self, data: Sequence[Record]) -> Rows:
         """One row per pair, ``input_ids [2, T]``, the preferred response first.
 
-        For ``kto`` a third text is the prompt with the preferred response to the next prompt.
-
-        Raises:
-            UserError: no row can be used.
+        For ``kto`` a third text is the prompt with the preferred response to the next prompt. Raises ``UserError`` if
+        no row can be used.
         """
         tally = Tally(self.config.bad_rows, len(data))
         reader = PairReader(self.config.columns, self.encoder.writer is not None)
@@ -161,13 +159,10 @@ class DPO(ResponseTask):
         weights = jnp.any(batch["labels"] != F.IGNORE, axis=(1, 2)).astype(jnp.float32)
         losses = self._losses(compared, weights)
         rewards = c.strength * jax.lax.stop_gradient(compared[:, :2])
-        metrics = {
-            "loss": jnp.sum(weights * losses),
-            "pair_accuracy": jnp.sum(weights * (rewards[:, 0] > rewards[:, 1])),
-            "reward_margin": jnp.sum(weights * (rewards[:, 0] - rewards[:, 1])),
-            "chosen_reward": jnp.sum(weights * rewards[:, 0]),
-            "rejected_reward": jnp.sum(weights * rewards[:, 1]),
-        }
+        chosen, rejected = rewards[:, 0], rewards[:, 1]
+        values = {"loss": losses, "pair_accuracy": chosen > rejected, "reward_margin": chosen - rejected}
+        values |= {"chosen_reward": chosen, "rejected_reward": rejected}
+        metrics = {name: jnp.sum(weights * value) for name, value in values.items()}
         return LossSums(metrics["loss"], jnp.sum(weights), metrics)
 
     def _losses(self, compared: jax.Array, weights: jax.Array) -> jax.Array:
@@ -190,9 +185,7 @@ class DPO(ResponseTask):
             case "simpo":
                 return F.simpo_loss(chosen, rejected, beta=beta, margin=c.margin)
         point = F.kto_reference_point(compared[:, 2], weights)
-        options = {"desirable_weight": c.desirable_weight, "undesirable_weight": c.undesirable_weight}
-        sides = [
-            F.kto_loss(side, jnp.full(side.shape, good), point, beta=beta, **options)
-            for side, good in ((chosen, True), (rejected, False))
-        ]
-        return (sides[0] + sides[1]) / 2
+        options = c.model_dump(include={"desirable_weight", "undesirable_weight"})
+        good, bad = jnp.ones(len(chosen), bool), jnp.zeros(len(chosen), bool)
+        losses = [F.kto_loss(x, y, point, beta=beta, **options) for x, y in ((chosen, good), (rejected, bad))]
+        return (losses[0] + losses[1]) / 2

@@ -73,11 +73,8 @@ class Instruction(ResponseTask):
     def rows(self, data: Sequence[Record]) -> Rows:
         """One row per example, or several examples per row.
 
-        Unusable rows are reported: a missing column, an empty answer, a prompt longer than the row. Long answers are
-        truncated.
-
-        Raises:
-            UserError: no row can be used.
+        Unusable rows (a missing column, an empty answer, a prompt longer than the row) are skipped, long answers are
+        truncated; raises ``UserError`` if no row is left.
         """
         tally = Tally(self.config.bad_rows, len(data))
         encoded = self.encode(data, tally)
@@ -87,10 +84,10 @@ class Instruction(ResponseTask):
         return best_fit(sizes, limits) if self.config.packed else [[number] for number in range(len(sizes))]
 
     def _one_sided(self, encoded: Sequence[Encoded]) -> list[Example]:
-        rows: list[dict[str, Any]] = [causal_row(text) for text in encoded]
+        rows: list[Any] = [causal_row(text) for text in encoded]
         if not self.config.packed:
             return rows
-        packed = []
+        packed: list[Example] = []
         for numbers in self._packed([(len(row["input_ids"]),) for row in rows], self.sequence_length):
             inputs = [rows[number]["input_ids"] for number in numbers]
             ids, segments = pack(inputs, sum(map(len, inputs)))
@@ -104,7 +101,7 @@ class Instruction(ResponseTask):
         sizes = [(len(source), len(target)) for source, target in pairs]
         examples: list[Example] = []
         for row in self._packed(sizes, self.sequence_length, self.target_length):
-            lengths = [sum(sizes[number][side] for number in row) for side in (0, 1)]
-            batch = packed_pairs([[pairs[number] for number in row]], *lengths, self.start_id)
+            source, target = (sum(sizes[number][side] for number in row) for side in (0, 1))
+            batch = packed_pairs([[pairs[number] for number in row]], source, target, self.start_id)
             examples.append({name: array[0] for name, array in batch.items()})
         return examples

@@ -54,11 +54,7 @@ def mask_tokens(
     Each masked token becomes the mask token, a random token or itself (Devlin et al. 2019, section 3.1: 15 %, of them
     80/10/10). Whole-word masking masks all tokens of a word or none (BERT's models of May 2019).
 
-    Args:
-        tokens: ``[T]``.
-        maskable: ``[T]`` bool, False at special tokens and padding, which are never masked.
-        masking: the settings.
-        generator: source of randomness.
+    ``tokens`` are ``[T]``; ``maskable [T]`` is False at special tokens and padding, which are never masked.
 
     Returns:
         The model's input tokens, and the positions of the masked ones in ascending order.
@@ -87,13 +83,12 @@ def _whole_words(
     # A word also begins after a special token.
     begins = word_starts[tokens[places]] | (np.diff(places, prepend=-2) > 1)
     words = np.split(places, np.flatnonzero(begins)[1:])
-    hidden: list[np.ndarray] = []
-    left = count
+    hidden = [places[:0]]
     for index in generator.permutation(len(words)):
-        if len(words[index]) <= left:
+        if len(words[index]) <= count:
             hidden.append(words[index])
-            left -= len(words[index])
-    return np.concatenate(hidden) if hidden else places[:0]
+            count -= len(words[index])
+    return np.concatenate(hidden)
 
 
 class MaskingConfig(TaskSchema):
@@ -238,20 +233,18 @@ class MaskedLanguageModelling(Task):
         """
         if not self.pairs:
             return super().loss(model, params, batch, dropout_key)
-        inputs = {k: v for k, v in batch.items() if k not in ("labels", "pair_labels")}
+        inputs = {name: array for name, array in batch.items() if name not in ("labels", "pair_labels")}
         hidden, head, pair_logits = apply(model, params, inputs, dropout_key, "hidden_head_and_pairs")
         sums = chunked_cross_entropy(hidden, head, batch["labels"], chunk_tokens=self.config.chunk_tokens)
-        pairs = F.cross_entropy(pair_logits, batch["pair_labels"])
         masked_per_row = max(1, round(self.config.rate * (self.sequence_length - 3)))
-        right = (pair_logits.argmax(-1) == batch["pair_labels"]).sum() * float(masked_per_row)
-        objective = sums.total + masked_per_row * pairs.total
+        pairs = masked_per_row * F.cross_entropy(pair_logits, batch["pair_labels"]).total
         metrics = {
-            "loss": sums.cross_entropy + masked_per_row * pairs.total,
+            "loss": sums.cross_entropy + pairs,
             "masked_lm_loss": sums.cross_entropy,
-            "pair_loss": masked_per_row * pairs.total,
-            "pair_accuracy": right,
+            "pair_loss": pairs,
+            "pair_accuracy": (pair_logits.argmax(-1) == batch["pair_labels"]).sum() * float(masked_per_row),
         }
-        return LossSums(objective, sums.tokens, metrics)
+        return LossSums(sums.total + pairs, sums.tokens, metrics)
 
 
 def make_masking(c: MaskingConfig, tokenizer: PreTrainedTokenizer, mask_share: float, random_share: float) -> Masking:

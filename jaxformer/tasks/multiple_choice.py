@@ -16,7 +16,7 @@ from jaxformer.models import heads
 from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
 from jaxformer.tasks import records as R
-from jaxformer.tasks.base import Batch, LossSums, Report, Rows
+from jaxformer.tasks.base import Batch, LossSums, Report, Rows, Task
 from jaxformer.tokenizers import encode_batch
 
 
@@ -53,7 +53,7 @@ class MultipleChoiceConfig(R.SupervisedConfig):
 
 
 @dataclass(frozen=True, eq=False)
-class MultipleChoice(R.SupervisedTask):
+class MultipleChoice(Task):
     """Cross-entropy of the correct choice among the choices of its question.
 
     Inputs are ``[B, C, T]``, a row ``[CLS] question [SEP] choice [SEP]`` for each choice; missing choices have an
@@ -62,7 +62,8 @@ class MultipleChoice(R.SupervisedTask):
 
     config: MultipleChoiceConfig
 
-    shortest = 5
+    def __post_init__(self) -> None:
+        R.check_length(self, 5)
 
     def model(self, config: TransformerConfig) -> nn.Module:
         """The backbone with a head that scores each choice."""

@@ -49,9 +49,7 @@ def best_fit(sizes: Sequence[tuple[int, ...]], limits: tuple[int, ...]) -> list[
     >>> best_fit([(3,), (5,), (2,), (4,)], (7,))
     [[1, 2], [3, 0]]
 
-    Args:
-        sizes: of each example, by limit.
-        limits: capacity of a row.
+    ``sizes`` has the size of each example for each of ``limits``, the capacity of a row.
     """
     rows: list[list[int]] = []
     room: dict[int, list[tuple[int, tuple[int, ...]]]] = {}  # by the rest of the first limit: row, rest of all limits

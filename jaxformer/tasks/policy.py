@@ -120,8 +120,8 @@ class Response(NamedTuple):
 
     Attributes:
         prompt: tokens of the prompt.
-        tokens: of the response, end token included.
-        log_probs: of these tokens when they were sampled.
+        tokens: tokens of the response, end token included.
+        log_probs: log-probabilities of these tokens when they were sampled.
         ended: the response has an end token.
     """
 
@@ -165,11 +165,7 @@ class Policy(ResponseTask):
         return with_value(config) if self.config.with_values else super().model(config)
 
     def rows(self, data: Sequence[Record]) -> Rows:
-        """One row per prompt.
-
-        Raises:
-            UserError: no row can be used.
-        """
+        """One row per prompt; raises ``UserError`` if no row can be used."""
         c, tally = self.config, Tally(self.config.bad_rows, len(data))
         longest = self.sequence_length - (0 if self.two_sided else c.max_new_tokens)
         reader = PromptReader(c.columns, self.encoder.writer is not None)
@@ -282,17 +278,9 @@ class Policy(ResponseTask):
                 objective = policy.total + c.value_coefficient * value.total
                 further = {"value_loss": value.total}
             case GRPOConfig():
-                policy = F.grpo_loss(
-                    log_probs,
-                    old,
-                    advantages,
-                    mask,
-                    clip=c.clip,
-                    clip_above=c.clip_above,
-                    reference_log_probs=batch["reference_log_probs"],
-                    kl_coefficient=c.kl_coefficient,
-                    mean_over=c.mean_over,
-                )
+                options = c.model_dump(include={"clip", "clip_above", "kl_coefficient", "mean_over"})
+                reference = batch["reference_log_probs"]
+                policy = F.grpo_loss(log_probs, old, advantages, mask, reference_log_probs=reference, **options)
                 objective, further = policy.total, {}
             case _:
                 policy = F.rloo_loss(log_probs, old, advantages, mask, clip=c.clip)

@@ -17,7 +17,7 @@ from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
 from jaxformer.tasks import metrics
 from jaxformer.tasks import records as R
-from jaxformer.tasks.base import Batch, LossSums, Report, Rows
+from jaxformer.tasks.base import Batch, LossSums, Report, Rows, Task
 from jaxformer.tokenizers import encode_batch, encode_with_offsets
 
 
@@ -44,8 +44,7 @@ class QuestionAnsweringConfig(R.SupervisedConfig):
     max_question_tokens: int = Field(64, ge=1, description="longer questions are truncated")
     max_answer_tokens: int = Field(30, ge=1, description="longest predicted answer, tokens")
     null_threshold: float | None = Field(
-        0.0,
-        description='lead over the best span at which "no answer" is predicted; null: never',
+        0.0, description='lead over the best span at which "no answer" is predicted; null: never'
     )
 
     def texts(self, record: R.Record) -> list[str]:
@@ -65,11 +64,8 @@ class QuestionAnsweringConfig(R.SupervisedConfig):
         try:
             if isinstance(value, dict):
                 starts = value["answer_start"] if "answer_start" in value else value["start"]
-                answers = [Answer(str(text), int(start)) for text, start in zip(value["text"], starts, strict=True)]
-            else:
-                answers = [
-                    Answer(str(a["text"]), int(a["start"] if "start" in a else a["answer_start"])) for a in value
-                ]
+                value = [{"text": text, "start": start} for text, start in zip(value["text"], starts, strict=True)]
+            answers = [Answer(str(a["text"]), int(a["start"] if "start" in a else a["answer_start"])) for a in value]
         except (KeyError, TypeError, ValueError):
             raise UserError(
                 f"{R.where(record)}: column {self.answers_column!r} (task.answers_column) is {value!r:.80}, expected "
@@ -103,7 +99,7 @@ class Window(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class QuestionAnswering(R.SupervisedTask):
+class QuestionAnswering(Task):
     """``-(log p_start[s] + log p_end[e]) / 2``, summed over windows; ``(0, 0)``, the ``[CLS]``, means "no answer".
 
     A long context is split into windows that overlap by ``stride`` tokens. The model's output has
@@ -226,14 +222,8 @@ def best_spans(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The span ``s <= e < s + longest`` of allowed tokens with the greatest ``starts[s] + ends[e]``, for each row.
 
-    Args:
-        starts: ``[B, T]`` float32.
-        ends: ``[B, T]`` float32.
-        allowed: ``[B, T]`` bool; tokens between s and e are not checked.
-        longest: tokens of the longest span.
-
-    Returns:
-        s, e and the sum, each ``[B]``; where no token is allowed the sum is below ``MASKED``.
+    ``starts`` and ``ends`` are ``[B, T]`` float32, ``allowed [B, T]`` bool; tokens between s and e are not checked.
+    Returns s, e and the sum, each ``[B]``; where no token is allowed the sum is below ``MASKED``.
     """
     T = starts.shape[1]
     longest = min(longest, T)

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -45,15 +45,8 @@ class LabelledConfig(SupervisedConfig):
 
 
 @dataclass(frozen=True, eq=False)
-class SupervisedTask(Task):
-    """Base class of the objectives on records; refuses rows too short for special tokens and a token of each text."""
-
-    shortest: ClassVar[int] = 3
-
-    def __post_init__(self) -> None:
-        T, shortest = self.sequence_length, self.shortest
-        if shortest > T:
-            raise UserError(f"{self.config.type}: the sequence length is {T}, expected at least {shortest}; raise it")
+class LabelledTask(Task):
+    """Base class of the objectives with named classes."""
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
@@ -93,21 +86,13 @@ class Tally:
     cut: list[str] = field(default_factory=list)
 
     def leave_out(self, record: Record, reason: str) -> None:
-        """Skips a row.
-
-        Raises:
-            UserError: the policy is ``error``.
-        """
+        """Skips a row; raises ``UserError`` if the policy is ``error``."""
         if self.policy == "error":
             raise UserError(f"{where(record)}: {reason}; fix the row, or set task.bad_rows to report")
         self.left_out.append((where(record), reason))
 
     def report(self, context: str = "") -> None:
-        """Logs a warning for each reason.
-
-        Raises:
-            UserError: no row is left.
-        """
+        """Logs a warning for each reason; raises ``UserError`` if no row is left."""
         if self.total and len(self.left_out) == self.total:
             place, reason = self.left_out[0]
             raise UserError(f"none of the {self.total:,} rows can be used, the first is {place}: {reason}")
@@ -123,6 +108,13 @@ class Tally:
 def _few(places: Sequence[str]) -> str:
     more = f" and {len(places) - MOST_NAMED:,} more" if len(places) > MOST_NAMED else ""
     return "; ".join(places[:MOST_NAMED]) + more
+
+
+def check_length(task: Task, shortest: int) -> None:
+    """Refuses rows too short for the special tokens and one token of each text."""
+    T = task.sequence_length
+    if shortest > T:
+        raise UserError(f"{task.config.type}: the sequence length is {T}, expected at least {shortest}; raise it")
 
 
 def column(record: Record, name: str, key: str) -> Any:

@@ -105,22 +105,14 @@ class ReplacedTokenDetection(Task):
 
         # Sampling has no gradient, so none flows back to the generator.
         replaced, is_replaced = self._replace(batch, F.head_logits(hidden, head), dropout_key)
-        body = {"input_ids": replaced, "segment_ids": batch["segment_ids"]}
-        if "example_ids" in batch:
-            body["example_ids"] = batch["example_ids"]
-        logits = apply(model, params, body, dropout_key).logits
+        kept: Batch = {name: inputs[name] for name in ("segment_ids", "example_ids") if name in inputs}
+        logits = apply(model, params, {**kept, "input_ids": replaced}, dropout_key).logits
         real = batch["segment_ids"] > 0
         detection, tokens = F.binary_cross_entropy(logits, jnp.where(real, is_replaced, F.IGNORE))
-        generator_sum = generator.total / c.rate
-        objective = generator_sum + c.discriminator_weight * detection
-        right = ((logits > 0) == is_replaced) & real
-        metrics = {
-            "loss": objective,
-            "generator_loss": generator_sum,
-            "detection_loss": detection,
-            "detection_accuracy": right.sum(dtype=jnp.float32),
-        }
-        return LossSums(objective, tokens, metrics)
+        metrics = {"generator_loss": generator.total / c.rate, "detection_loss": detection}
+        objective = metrics["generator_loss"] + c.discriminator_weight * detection
+        right = (((logits > 0) == is_replaced) & real).sum(dtype=jnp.float32)
+        return LossSums(objective, tokens, {"loss": objective, **metrics, "detection_accuracy": right})
 
     def _replace(self, batch: Batch, logits: jax.Array, dropout_key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """The text with the generator's tokens at the masked positions, and where they differ from the true ones."""

@@ -1,6 +1,6 @@
 """Prompts and responses as tokens, with the tokens that are learned."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -93,8 +93,8 @@ class ResponseEncoder:
 
     def encode(self, rows: Sequence[tuple[Record, Answered]], tally: Tally) -> list[Encoded | None]:
         """The tokens of each row, None for unusable rows."""
-        texts = {number: row for number, (_, row) in enumerate(rows) if isinstance(row.prompt, str)}
-        found: dict[int, Encoded] = dict(zip(texts, self._texts(texts.values()), strict=True))
+        texts = {number: (str(p), str(r)) for number, (_, (p, r)) in enumerate(rows) if isinstance(p, str)}
+        found: dict[int, Encoded] = dict(zip(texts, self._texts(list(texts.values())), strict=True))
         for number, (record, answered) in enumerate(rows):
             if number not in texts:
                 writer = self.chat_writer()
@@ -107,10 +107,8 @@ class ResponseEncoder:
     def chat_writer(self) -> ChatWriter:
         """The renderer of dialogues, else a ``UserError``."""
         if self.writer is None:
-            raise UserError(
-                "the rows are dialogues but the tokenizer has no chat template: set task.chat_template, "
-                "for instance to human_assistant"
-            )
+            advice = "set task.chat_template, for instance to human_assistant"
+            raise UserError(f"the rows are dialogues but the tokenizer has no chat template: {advice}")
         return self.writer
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
@@ -133,8 +131,8 @@ class ResponseEncoder:
     def _prompt(self, ids: list[int]) -> list[int]:
         return [*ids, self.end_id] if self.two_sided else [*prefix_ids(self.tokenizer), *ids]
 
-    def _texts(self, rows: Iterable[Answered]) -> list[Encoded]:
-        columns = ([r.prompt for r in rows], [r.response for r in rows], [f"{r.prompt}{r.response}" for r in rows])
+    def _texts(self, pairs: list[tuple[str, str]]) -> list[Encoded]:
+        columns = ([p for p, _ in pairs], [r for _, r in pairs], [p + r for p, r in pairs])
         found = []
         for prompt, response, whole in zip(*(encode_batch(self.tokenizer, c) for c in columns), strict=True):
             if not self.two_sided and whole[: len(prompt)] == prompt:

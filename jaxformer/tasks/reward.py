@@ -106,11 +106,10 @@ class Reward(ResponseTask):
         """Sums over the pairs."""
         scores, weights = self._scores(model, params, batch, dropout_key)
         chosen, rejected = scores[:, 0], scores[:, 1]
-        plain = jnp.sum(weights * F.bradley_terry_loss(chosen, rejected, batch["margin"]))
-        objective = plain
-        if self.config.centring:
-            losses = F.bradley_terry_loss(chosen, rejected, batch["margin"], centring=self.config.centring)
-            objective = jnp.sum(weights * losses)
+        objective, plain = (
+            jnp.sum(weights * F.bradley_terry_loss(chosen, rejected, batch["margin"], centring=centring))
+            for centring in (self.config.centring, 0.0)
+        )
         metrics = {
             "loss": plain,
             "pair_accuracy": jnp.sum(weights * (chosen > rejected)),

@@ -83,13 +83,7 @@ class ColumnReader:
 
 
 class RowReader(ColumnReader):
-    """Reads prompt and response of a row.
-
-    Args:
-        form: the columns of a row; ``auto``: the first match of messages, prompt and completion, Alpaca's.
-        columns: see ``ColumnReader``.
-        as_messages: see ``ColumnReader``.
-    """
+    """Reads prompt and response of a row of one format, or ``auto``: the first of ``COLUMNS`` with all its columns."""
 
     def __init__(self, form: RowFormat, columns: Mapping[str, str], as_messages: bool = False) -> None:
         super().__init__(columns, as_messages)
@@ -135,11 +129,7 @@ class PairReader(ColumnReader):
     """
 
     def read(self, record: Record) -> Pair:
-        """The two sides.
-
-        Raises:
-            BadRow: a side is missing or empty, both are equal, or their prompts differ.
-        """
+        """The two sides; raises ``BadRow`` if a side is missing or empty, both are equal, or their prompts differ."""
         prompt, *sides = (self._value(record, name) for name in ("prompt", *SIDES))
         for name, side in zip(SIDES, sides, strict=True):
             if side is None:
@@ -187,11 +177,7 @@ class PromptReader(ColumnReader):
     """
 
     def read(self, record: Record) -> Turns:
-        """The prompt.
-
-        Raises:
-            BadRow: there is none.
-        """
+        """The prompt; raises ``BadRow`` if there is none."""
         form = next((name for name in PROMPT_COLUMNS if self._value(record, name) is not None), None)
         if form is None:
             raise BadRow(f"there is no prompt, expected a column {', '.join(map(self._name, PROMPT_COLUMNS[:-1]))}")

@@ -16,7 +16,7 @@ from jaxformer.generation.decode import search
 from jaxformer.generation.options import Rules
 from jaxformer.tasks import metrics
 from jaxformer.tasks import records as R
-from jaxformer.tasks.base import Batch, LossSums, Report, Rows, TaskSchema, token_loss
+from jaxformer.tasks.base import Batch, LossSums, Report, Rows, Task, TaskSchema, token_loss
 from jaxformer.tasks.responses import two_sided_row
 from jaxformer.tokenizers import decode, encode_batch, special_id
 
@@ -53,7 +53,7 @@ class Seq2SeqConfig(TaskSchema):
 
 
 @dataclass(frozen=True, eq=False)
-class Seq2Seq(R.SupervisedTask):
+class Seq2Seq(Task):
     """``-log p(target token | source, target tokens before it)``, summed over the target tokens and their end.
 
     Sources and targets end with the ``sep`` token (Raffel et al. 2020, section 2.1 and its published models).
@@ -61,7 +61,8 @@ class Seq2Seq(R.SupervisedTask):
 
     config: Seq2SeqConfig
 
-    shortest = 2
+    def __post_init__(self) -> None:
+        R.check_length(self, 2)
 
     def rows(self, data: Sequence[R.Record]) -> Rows:
         """One row a record."""
@@ -101,8 +102,7 @@ class Seq2Seq(R.SupervisedTask):
     def report(self, data: Sequence[R.Record], outputs: dict[str, np.ndarray]) -> Report:
         """The configured metrics, and for each record source, target and prediction."""
         predicted = [self._text(row) for row in outputs["tokens"]]
-        pairs = [self.config.texts(record) for record in data]
-        targets = [target for _, target in pairs]
+        sources, targets = zip(*map(self.config.texts, data), strict=True)
         found: dict[str, float] = {}
         notes: dict[str, str] = {}
         for name in self.config.metrics:
@@ -112,11 +112,9 @@ class Seq2Seq(R.SupervisedTask):
                 found[name], notes[name] = metrics.chrf(predicted, targets)
             else:
                 found |= metrics.rouge(predicted, targets)
-        predictions = [
-            {"source": source, "target": target, "predicted": ours}
-            for (source, target), ours in zip(pairs, predicted, strict=True)
-        ]
-        return Report(found, predictions, notes=notes)
+        names = ("source", "target", "predicted")
+        rows = zip(sources, targets, predicted, strict=True)
+        return Report(found, [dict(zip(names, row, strict=True)) for row in rows], notes=notes)
 
     def _text(self, tokens: np.ndarray) -> str:
         """The text before the first end token."""

@@ -82,7 +82,7 @@ class SequenceClassificationConfig(R.LabelledConfig):
 
 
 @dataclass(frozen=True, eq=False)
-class SequenceClassification(R.SupervisedTask):
+class SequenceClassification(R.LabelledTask):
     """Cross-entropy of the label, binary cross-entropy of each label, or squared error of the number.
 
     The model's output has ``logits [B, C]``, C 1 for regression.
@@ -90,18 +90,11 @@ class SequenceClassification(R.SupervisedTask):
 
     config: SequenceClassificationConfig
 
-    @property
-    def shortest(self) -> int:  # type: ignore[override]
-        """Special tokens and one token of each text."""
-        return 3 if self.config.text_pair_column is None else 5
-
     def __post_init__(self) -> None:
-        super().__post_init__()
         c = self.config
+        R.check_length(self, 3 if c.text_pair_column is None else 5)
         if c.problem != "single_label" and (c.class_weights is not None or c.label_smoothing):
-            raise UserError(
-                f"task.problem is {c.problem!r}, which takes no class_weights or label_smoothing: leave them out"
-            )
+            raise UserError(f"task.problem is {c.problem!r}, without class_weights and label_smoothing: leave them out")
         if c.problem == "regression" and c.labels is not None:
             raise UserError(f"task.problem is 'regression' but task.labels is {c.labels}: leave it out")
 
@@ -130,9 +123,8 @@ class SequenceClassification(R.SupervisedTask):
                 raise UserError(f"task.class_weights is 'balanced' but no training record has the label {missing!r}")
             return (len(numbers) / (len(self.labels) * counts)).astype(np.float32)
         if set(c.class_weights) != set(self.labels):
-            raise UserError(
-                f"task.class_weights has the labels {sorted(c.class_weights)}, expected {sorted(self.labels)}"
-            )
+            found = sorted(c.class_weights)
+            raise UserError(f"task.class_weights has the labels {found}, expected {sorted(self.labels)}")
         return np.array([c.class_weights[label] for label in self.labels], np.float32)
 
     def model(self, config: TransformerConfig) -> nn.Module:

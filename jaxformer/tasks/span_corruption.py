@@ -76,29 +76,17 @@ def corrupt_spans(
     The text begins with a kept token and ends with a span, as in the code published with the paper, so that the target
     needs no sentinel after its last span.
 
-    Raffel et al. 2020, "Exploring the Limits of Transfer Learning", section 3.1.4.
-
-    Args:
-        tokens: ``[T]``, at least 2.
-        generator: source of randomness.
-        sentinel_ids: one for each span, in order.
-        end_id: last token of input and target.
-        rate: share of removed tokens.
-        mean_span: mean length of a span.
-
-    Returns:
-        Input and target, of the lengths of ``corrupted_lengths``.
+    ``tokens`` are ``[T]``, at least 2; input and target have ``corrupted_lengths``. Raffel et al. 2020, "Exploring the
+    Limits of Transfer Learning", section 3.1.4.
     """
     noise, spans = span_counts(len(tokens), rate, mean_span)
     kept_sizes = random_segmentation(len(tokens) - noise, spans, generator)
     cut_sizes = random_segmentation(noise, spans, generator)
     sizes = np.ravel(np.stack([kept_sizes, cut_sizes], axis=1))
     parts = np.split(tokens, np.cumsum(sizes)[:-1])
-    inputs, targets = [], []
-    for number in range(spans):
-        sentinel = np.array([sentinel_ids[number]], tokens.dtype)
-        inputs += [parts[2 * number], sentinel]
-        targets += [sentinel, parts[2 * number + 1]]
+    sentinels = [np.array([sentinel], tokens.dtype) for sentinel in sentinel_ids[:spans]]
+    inputs = [array for both in zip(parts[::2], sentinels, strict=True) for array in both]
+    targets = [array for both in zip(sentinels, parts[1::2], strict=True) for array in both]
     end = np.array([end_id], tokens.dtype)
     return np.concatenate([*inputs, end]), np.concatenate([*targets, end])
 

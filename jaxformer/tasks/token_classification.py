@@ -76,7 +76,7 @@ def inside(tag: str) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class TokenClassification(R.SupervisedTask):
+class TokenClassification(R.LabelledTask):
     """Cross-entropy of the tags, summed over the tokens that have one.
 
     Words are tokenised one by one, each but the first after a space; the first token that is not a space has the word's
@@ -85,6 +85,9 @@ class TokenClassification(R.SupervisedTask):
     """
 
     config: TokenClassificationConfig
+
+    def __post_init__(self) -> None:
+        R.check_length(self, 3)
 
     @cached_property
     def labels(self) -> tuple[str, ...]:

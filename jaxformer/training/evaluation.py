@@ -13,8 +13,7 @@ from jaxformer.models.partition import on_mesh
 from jaxformer.parallel.batch import local_rows, put_batch
 from jaxformer.parallel.mesh import RULES, replicated
 from jaxformer.schema import UserError
-from jaxformer.tasks import Report
-from jaxformer.tasks.base import TaskSchema
+from jaxformer.tasks.base import Report, TaskSchema
 from jaxformer.tasks.confusion_matrix import confusion_matrix_plot
 from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.reference import fill_reference

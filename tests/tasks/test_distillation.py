@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from jaxformer.schema import UserError
-from jaxformer.tasks import DistillationConfig, WithTeacher, build_task
+from jaxformer.tasks import DistillationConfig, build_task
 from jaxformer.tasks.base import apply
+from jaxformer.tasks.distillation import WithTeacher
 from jaxformer.training.sources import resolve_config
 from tests.tasks.tiny import WITH_MASK, cache_of, config_of, features, on_device, random_params
 

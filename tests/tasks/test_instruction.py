@@ -6,18 +6,15 @@ import re
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from jaxformer.data.formats import Row
 from jaxformer.schema import UserError
 from jaxformer.tasks import Instruction, InstructionConfig
 from jaxformer.tasks.chat_template import split_dialogue
-from jaxformer.tasks.packing import best_fit
 from jaxformer.tasks.records import BadRow
-from jaxformer.tasks.row_readers import RowReader, alpaca_prompt
+from jaxformer.tasks.row_readers import alpaca_prompt
 from jaxformer.tokenizers import decode, special_id
 from tests.tasks.tiny import SEP, TOKENIZER, bytes_of, config_of, generators, on_device, random_params
 
@@ -191,24 +188,6 @@ def test_a_long_answer_is_cut_and_its_end_not_learned(caplog):
     assert learned(taken(make(6, packed=False), [row(1, prompt="ab", completion="cdef")])) == [*b"cdef", SEP]
 
 
-def test_the_format_can_be_said():
-    both = {"prompt": "p", "completion": "c", "instruction": "i", "output": "o"}
-    assert RowReader("auto", {}).read(both) == ("p", "c")
-    assert RowReader("alpaca", {}).read(both).response == "o"
-    with pytest.raises(BadRow, match="column 'prompt' contains nothing, expected text"):
-        RowReader("completion", {}).read({"completion": "c"})
-
-
-def test_examples_fit_into_rows():
-    random = np.random.default_rng(0)
-    sizes = [tuple(pair) for pair in random.integers(1, 9, (60, 2)).tolist()]
-    rows = best_fit(sizes, (10, 12))
-    assert sorted(number for row in rows for number in row) == list(range(60))
-    totals = np.array([np.sum([sizes[number] for number in row], axis=0) for row in rows])
-    assert (totals <= (10, 12)).all()
-    assert len(rows) <= 11 / 9 * max(sum(a for a, _ in sizes) / 10, sum(b for _, b in sizes) / 12) + 4
-
-
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 def test_packed_and_single_examples_have_one_loss_and_gradient(kind):
     data = [
@@ -234,19 +213,6 @@ def test_packed_and_single_examples_have_one_loss_and_gradient(kind):
         assert weight == 9
         results.append((objective, gradient))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *results)
-
-
-def test_loss_equals_optax():
-    task = make(packed=False)
-    model = task.model(config_of("gpt2"))
-    params = random_params(model)
-    batch = on_device(taken(task, [{"prompt": "ab", "completion": "cd"}, {"prompt": "e", "completion": "f"}], 3))
-    sums = jax.jit(lambda p: task.loss(model, p, batch, None))(params)
-    logits = jax.jit(model.apply)({"params": params}, batch["input_ids"], batch["attention_mask"]).logits
-    kept = batch["labels"] != -100
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(kept, batch["labels"], 0))
-    np.testing.assert_allclose(sums.objective, jnp.sum(losses, where=kept), rtol=1e-5)
-    assert sums.weight == 5
 
 
 def test_alpaca_rows_are_dialogues_where_a_template_is_set():

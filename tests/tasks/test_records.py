@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 
 from jaxformer.data.formats import Row
@@ -47,7 +46,3 @@ def test_labels_are_sorted_as_numbers_if_they_are():
     assert R.find_labels(["z", "a"], ["q"]) == ("z", "a")
     with pytest.raises(UserError, match=r"task.labels is \['a', 'a'\], expected each label once"):
         R.find_labels(["a", "a"], [])
-
-
-def test_outputs_are_padded_to_one_length():
-    assert R.pad_tokens(np.array([[1, 2]]), 4, 7).tolist() == [[1, 2, 7, 7]]

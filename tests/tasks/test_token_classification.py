@@ -47,12 +47,7 @@ def test_words_cut_off_count_as_outside():
     task = make(WORDS, 10)  # eight bytes: "Jo is in"
     report = task.report(WORDS, right_outputs(task, WORDS))
     assert report.predictions[0]["predicted"] == ["B-P", "O", "O", "O"]
-    assert report.metrics == {
-        "accuracy": 4 / 5,
-        "entity_precision": 1.0,
-        "entity_recall": 0.5,
-        "entity_f1": 2 / 3,
-    }
+    assert report.metrics == {"accuracy": 4 / 5, "entity_precision": 1.0, "entity_recall": 0.5, "entity_f1": 2 / 3}
     assert report.confusion.tolist() == [[0, 0, 1], [0, 1, 0], [0, 0, 3]]
 
 
@@ -86,14 +81,6 @@ def test_tags_of_tokens_that_are_longer_than_characters():
     words = CHARACTERS[0]["words"]
     assert task.tags_from(sentence, np.array([b, b, o]), words) == ["B-P", "O", "B-P", "I-P", "O", "O", "O"]
     assert task.tags_from(sentence, np.array([o, i, i]), words) == ["O", "O", "I-P", "I-P", "I-P", "I-P", "I-P"]
-
-
-def test_tags_without_entities_have_an_accuracy_only():
-    data = [{"words": ["a", "b"], "tags": ["DET", "NOUN"]}]
-    task = make(data, 8)
-    report = task.report(data, right_outputs(task, data))
-    assert report.metrics == {"accuracy": 1.0}
-    assert report.labels == ("DET", "NOUN", "O")
 
 
 def test_loss_and_predictions():

@@ -194,9 +194,10 @@ class Policy(ResponseTask):
             if self.two_sided:
                 row, first = two_sided_row(response.prompt, response.tokens, self.start_id), 0
             else:
-                learned = response.ended or not self.config.mask_truncated
-                row = causal_row(Encoded(response.prompt, response.tokens, [learned] * len(response.tokens)))
-                first = len(response.prompt) - 1
+                text = Encoded(response.prompt, response.tokens, [True] * len(response.tokens))
+                row, first = causal_row(text), len(response.prompt) - 1
+            if self.config.mask_truncated and not response.ended:
+                row["labels"] = np.full_like(row["labels"], F.IGNORE)
             sampled = np.zeros(np.size(row["labels"]), np.float32)
             sampled[first : first + len(response.tokens)] = response.log_probs
             rows.append({**row, "sampler_log_probs": sampled})

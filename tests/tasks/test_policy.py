@@ -65,8 +65,9 @@ def test_a_batch_of_two_sides():
     assert batch["sampler_log_probs"][0, :4].tolist() == [-1, -2, -3, 0]
 
 
-def test_masked_truncated_responses_teach_nothing():
-    task, *_ = make("grpo", group_size=2, mask_truncated=True)
+@pytest.mark.parametrize("architecture", ["decoder", "encoder_decoder"])
+def test_masked_truncated_responses_teach_nothing(architecture):
+    task, *_ = make("grpo", architecture, group_size=2, mask_truncated=True)
     labels = task.batch(RESPONSES)["labels"]
     assert (labels[1] == -100).all() and (labels[0] != -100).any()
 

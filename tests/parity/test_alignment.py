@@ -12,9 +12,14 @@ from jaxformer.tasks.records import Tally
 from jaxformer.tasks.responses import ResponseEncoder
 from jaxformer.tasks.row_readers import Answered
 from tests.golden import alignment, tokenizers
-from tests.hub.test_chat import CHAT
 
 pytestmark = pytest.mark.parity
+CHAT = [
+    {"role": "user", "content": "the cat?"},
+    {"role": "assistant", "content": "sat on"},
+    {"role": "user", "content": "and"},
+    {"role": "assistant", "content": "the mat "},
+]
 
 
 def test_the_golden_file_is_what_trl_makes_now():

@@ -33,7 +33,7 @@ def jaxformer_step(model: Mapping[str, Any], batch: Arrays, weights: Path) -> St
 
     from jaxformer.parallel.mesh import make_mesh
     from jaxformer.parallel.strategy import DeviceStep
-    from jaxformer.tasks import Bound, build_task
+    from jaxformer.tasks import build_task
     from jaxformer.training.optimizer import build_optimizer, build_schedule
     from jaxformer.training.sources import resolve_config
     from jaxformer.training.state import abstract_state, init_state
@@ -51,7 +51,7 @@ def jaxformer_step(model: Mapping[str, Any], batch: Arrays, weights: Path) -> St
     keys = {"model": model, "optimizer": optimizer_keys, "schedule": {"type": "constant"}}
     c = resolve_config(keys, "the benchmark")
     no_tokenizer: Any = None  # it makes batches from text, and here the batch is given
-    task = build_task(c.task, Bound(no_tokenizer, c.model, c.sequence_length))
+    task = build_task(c.task, no_tokenizer, c.model, c.sequence_length)
     network, mesh = task.model(c.model), make_mesh(c.parallel)
     optimizer = build_optimizer(c.optimizer, build_schedule(c.schedule, c.optimizer.learning_rate, c.training.steps))
     abstract = abstract_state(network, optimizer, False, mesh)

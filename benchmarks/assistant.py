@@ -28,10 +28,9 @@ from jaxformer.models import Decoder
 from jaxformer.parallel.accelerators import tell_libtpu_without_tpu
 from jaxformer.pipelines.opened_model import Opened, open_model
 from jaxformer.schema import UserError
-from jaxformer.tasks.bad_rows import Tally
-from jaxformer.tasks.preferences import causal_example
-from jaxformer.tasks.prompts import PromptReader, encode_prompts
-from jaxformer.tasks.responses import Encoded, ResponseEncoder
+from jaxformer.tasks.records import Tally, stack_rows
+from jaxformer.tasks.responses import FILL, Encoded, ResponseEncoder, causal_row, encode_prompts
+from jaxformer.tasks.row_readers import PromptReader
 from jaxformer.tokenizers import difference
 from jaxformer.training.console import Display, show_warnings
 from jaxformer.training.evaluation import Evaluator, evaluate_checkpoint
@@ -117,7 +116,8 @@ def reference_log_probs(reference: Opened, prompts: Sequence[list[int]], texts: 
         stop = start + BATCH
         pairs = list(zip(prompts[start:stop], texts[start:stop], strict=True))
         pairs += pairs[:1] * (BATCH - len(pairs))
-        batch = causal_example([Encoded(prompt, text, [True] * len(text)) for prompt, text in pairs])
+        rows = [causal_row(Encoded(prompt, text, [True] * len(text))) for prompt, text in pairs]
+        batch = stack_rows(rows, FILL)
         # Few lengths are compiled.
         longest = np.shape(batch["input_ids"])[1]
         width = min(-(-longest // BUCKET) * BUCKET, reference.model.config.max_length) - longest

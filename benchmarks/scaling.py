@@ -56,7 +56,7 @@ def measure(axes: Mapping[str, int], devices: int) -> Measured:
 
     mesh = make_mesh(ParallelConfig.model_validate(axes), jax.devices()[:devices])
     model, adam = build_model(TransformerConfig(**model_config(KEYS))), optax.adam(1e-3)
-    task = CausalLM(CausalLMConfig(chunk_tokens=BATCH * LENGTH), LENGTH)
+    task = CausalLM(CausalLMConfig(chunk_tokens=BATCH * LENGTH), None, LENGTH)
     abstract = abstract_state(model, adam, False, mesh)
     state = init_state(model, adam, 0, abstract)
     step = DeviceStep(make_train_step(model, task, adam, seed=0), abstract, mesh, "jit", BATCH)

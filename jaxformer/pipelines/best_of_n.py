@@ -19,11 +19,10 @@ from jaxformer.models import Decoder, EncoderDecoder
 from jaxformer.pipelines.opened_model import Opened, open_model
 from jaxformer.pipelines.resumable import Done, MissingColumnError, write_lines
 from jaxformer.schema import UserError
-from jaxformer.tasks.bad_rows import BadRow
-from jaxformer.tasks.dialogue import Message
-from jaxformer.tasks.prompts import NAMES, PromptReader, chat_prompt
-from jaxformer.tasks.records import rounded
+from jaxformer.tasks.chat_template import Message
+from jaxformer.tasks.records import BadRow, rounded
 from jaxformer.tasks.responses import ResponseEncoder
+from jaxformer.tasks.row_readers import PROMPT_COLUMNS, PromptReader
 from jaxformer.tokenizers import encode, find_special, prefix_ids
 from jaxformer.training.rewards import Reward, Sample, describe_reward, open_reward
 
@@ -145,7 +144,7 @@ class BestOfN:
         name = self.settings.prompt_column
         record = {name or "prompt": line.value} if isinstance(line.value, str) else line.value
         assert isinstance(record, dict)
-        if not any(key in record for key in (NAMES if name is None else [name])):
+        if not any(key in record for key in (PROMPT_COLUMNS if name is None else [name])):
             wanted = "prompt" if name is None else f"column {name!r}"
             found = ", ".join(map(str, record)) or "none"
             raise MissingColumnError(f"there is no {wanted}, only the columns {found}; --prompt-column names another")
@@ -165,7 +164,7 @@ class BestOfN:
         else:
             if self.encoder.writer is None:
                 raise BadRow("it is a dialogue, and the model's tokenizer has no chat template to write it")
-            ids = chat_prompt(self.encoder, said)
+            ids = self.encoder.chat_prompt(said)
             text = self.encoder.writer.prompt(said)
         if not 0 < len(ids) <= self.longest:
             raise BadRow(

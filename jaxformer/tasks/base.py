@@ -1,4 +1,4 @@
-"""What an objective is: rows of the data, features of a batch made on the host, a loss that is a sum and a count."""
+"""The protocol of an objective: rows of the data, features of a batch, a loss as a sum and a weight."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,12 +10,13 @@ from flax import linen as nn
 
 from jaxformer import functional as F
 from jaxformer.data.token_rows import Rows
+from jaxformer.families import build_model
 from jaxformer.models.config import Architecture, TransformerConfig
 from jaxformer.models.partition import shards
 from jaxformer.schema import Schema
-from jaxformer.tokenizers import Role
+from jaxformer.tokenizers import PreTrainedTokenizer, Role, special_id
 
-Batch = dict[str, Any]  # arrays of NumPy or JAX, batch in front
+Batch = dict[str, Any]  # NumPy or JAX arrays, batch axis first
 
 
 class LossSums(NamedTuple):
@@ -33,18 +34,18 @@ class LossSums(NamedTuple):
 
 
 class TaskSchema(Schema):
-    """Base of the objectives' configurations: what can be said of an objective before any data is seen.
+    """Base class of the objectives' configurations: all that is known of an objective before any data is read.
 
     Attributes:
-        architectures: the shapes of model it can train.
-        reads: ``text``, documents cut into rows of tokens; ``records``, rows of a table with an answer each.
-        special_tokens: what the tokenizer must have; what it lacks is added to it.
-        sentinels: how many sentinel tokens the tokenizer must have.
+        architectures: model architectures that it can train.
+        reads: ``text``, documents cut into rows of tokens; ``records``, rows of a table.
+        special_tokens: tokens that the tokenizer must have; missing ones are added.
+        sentinels: number of sentinel tokens that the tokenizer must have.
         unit: what a loss is a mean over.
-        report_at_end: whether its report takes so long that only the last evaluation makes one.
-        scored: whether its report uses the packages of the extra ``metrics``.
-        generates: whether the model learns from responses that it writes itself: rows of the data are prompts.
-        labels_tokens: whether each token has a class.
+        report_at_end: the report is slow, so that only the last evaluation makes one.
+        scored: the report uses the packages of the extra ``metrics``.
+        generates: the model learns from responses that it writes itself; rows of the data are prompts.
+        labels_tokens: each token has a class.
     """
 
     architectures: ClassVar[tuple[Architecture, ...]]
@@ -59,12 +60,12 @@ class TaskSchema(Schema):
 
     @property
     def updates(self) -> int:
-        """Updates of the optimizer in a training step."""
+        """Optimizer updates in a training step."""
         return 1
 
     @property
     def minibatch_count(self) -> int:
-        """Parts of a batch that get an update each."""
+        """Parts of a batch with an update each."""
         return 1
 
     @property
@@ -74,147 +75,161 @@ class TaskSchema(Schema):
 
     @property
     def needs_whole_batch(self) -> bool:
-        """Whether the loss compares with a mean over the batch, so that it cannot be accumulated."""
+        """The loss uses a mean over the batch, so that it cannot be accumulated."""
         return False
 
     @property
     def teacher_source(self) -> str | None:
-        """The model that this one learns from: a run's folder, a folder or a name on the Hub."""
+        """The teacher model: a run's folder, a folder or a name on the Hub."""
         return None
 
     @property
     def dialogue_template(self) -> str | None:
-        """The chat template that the configuration names."""
+        """The configured chat template."""
         return None
 
     @property
     def longest_target(self) -> int:
-        """Most tokens of a decoder's target where that is a length of its own, else 0."""
+        """Length of the decoder's target where it differs from the sequence length, else 0."""
         return 0
 
     @property
     def problem_type(self) -> str | None:
-        """A classifier's problem in the terms of transformers, by which its pipeline turns logits into scores."""
+        """``problem_type`` in the ``config.json`` of a classifier."""
         return None
 
     @property
     def weighting(self) -> str:
-        """How the weight of a loss differs from a count, for people."""
+        """How the weight of a loss differs from a count, for log lines."""
         return ""
 
     def with_labels(self, labels: Sequence[str]) -> Self:
-        """The configuration with the class names that were found in the data, where it has none of its own."""
+        """The configuration with the class names found in the data, where it names none."""
         return self
 
     def texts(self, record: Mapping[str, Any]) -> list[str]:
-        """The texts of a record, which a tokenizer is trained on; only for objectives that read records."""
+        """The texts of a record, on which a tokenizer is trained; only for objectives that read records."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Report:
-    """What an evaluation says beyond the loss.
+    """Results of an evaluation beside the loss.
 
     Attributes:
-        metrics: for instance ``accuracy``, in ``[0, 1]`` unless the name's definition is another.
-        predictions: one JSON object an example, in the order of the data.
-        labels: names of the classes, where there are classes.
-        confusion: ``[true class, predicted class]``, examples counted; None where there are no classes.
-        notes: how a metric was computed where its name does not say it, for instance the signature of sacrebleu.
+        metrics: for instance ``accuracy``, in ``[0, 1]`` unless the metric is defined otherwise.
+        predictions: one JSON object per example, in the order of the data.
+        labels: class names, where there are classes.
+        confusion: example counts ``[true class, predicted class]``, or None.
+        notes: how a metric was computed, for instance the signature of sacrebleu.
     """
 
     metrics: dict[str, float]
     predictions: list[dict[str, Any]]
     labels: Sequence[str] = ()
-    confusion: np.ndarray | None = field(default=None)
+    confusion: np.ndarray | None = None
     notes: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
 class Task:
-    """An objective, bound to a tokenizer and a sequence length: all that training asks of one.
+    """An objective with all that it needs to know of a run; the full protocol that training uses.
 
-    Attributes:
-        reports: whether an evaluation says more than a loss, by ``predict`` and ``report``.
-        carried: what the objective hands from step to step, as it begins; None for most.
-        labels: names of the classes, where there are classes.
-        reference_column: column of the rows that holds values of ``reference``; None where there is no reference model.
-        teacher: the model that this one learns from, None for most.
+    The defaults are those of a language model: rows are features, and the loss is the cross-entropy of ``labels``.
+
+    Args:
+        config: settings of the objective.
+        tokenizer: has the objective's special tokens.
+        sequence_length: longest row, tokens.
+        architecture: of the model.
+        start: special token that a decoder beside an encoder starts with: T5 the padding, BART the end.
+        layout: how text is cut into rows.
+        train_records: training data of objectives that read records.
     """
+
+    config: Any
+    tokenizer: PreTrainedTokenizer
+    sequence_length: int
+    architecture: Architecture = "decoder"
+    start: Role = "pad"
+    layout: Literal["packed", "stream"] = "packed"
+    train_records: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
 
     @property
     def reports(self) -> bool:
-        """See above."""
+        """An evaluation has ``predict`` and ``report`` beside the loss."""
         return type(self).report is not Task.report
 
     @property
     def carried(self) -> Any:
-        """See above."""
+        """Initial value of what the objective hands from step to step, None for most."""
         return None
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """See above."""
+        """Class names, where there are classes."""
         return ()
 
     @property
     def reference_column(self) -> str | None:
-        """See above."""
+        """Column of the rows with the values of ``reference``; None without a reference model."""
         return None
 
     @property
     def teacher(self) -> nn.Module | None:
-        """See above."""
+        """The teacher model, where there is one."""
         return None
 
+    @property
+    def two_sided(self) -> bool:
+        """The model has an encoder and a decoder."""
+        return self.architecture == "encoder_decoder"
+
+    @property
+    def start_id(self) -> int:
+        """Id of ``start``."""
+        return special_id(self.tokenizer, self.start)
+
     def model(self, config: TransformerConfig) -> nn.Module:
-        """The model to train: the body that a configuration describes, with the head of this objective."""
-        raise NotImplementedError
+        """The model to train: the backbone of a configuration with the head of this objective."""
+        return build_model(config)
 
     def rows(self, data: Any) -> Rows:
         """The rows of one split: ``data`` is a ``TokenCache`` (``reads: text``) or a list of records."""
         raise NotImplementedError
 
     def features(self, batch: Batch, generators: list[np.random.Generator], rows: Rows) -> Batch:
-        """Model inputs and labels from rows of the data, in NumPy, batch in front; by default the rows as they are.
+        """Model inputs and labels, in NumPy, batch axis first, from a ``batch`` of ``rows.take``.
 
-        Args:
-            batch: what ``rows.take`` gave.
-            generators: one a row; all that is drawn at random for a row comes from its generator, which is a function
-                of (seed, epoch, example).
-            rows: the table the rows are from, for objectives that need a further one.
+        Every random draw for a row comes from its generator, which is a function of (seed, epoch, example).
         """
         return batch
 
     def loss(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> LossSums:
-        """Sums of one batch; ``dropout_key`` None is evaluation. ``batch["example_ids"]`` numbers the examples."""
-        raise NotImplementedError
+        """Sums over one batch; ``dropout_key`` None is evaluation. ``batch["example_ids"]`` numbers the examples."""
+        return token_loss(model, params, batch, dropout_key, chunk_tokens=self.config.chunk_tokens)
 
     def shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct] | None:
-        """The arrays of a training batch, where the model makes them itself; else None."""
+        """Arrays of a training batch that the model itself generates, else None."""
         return None
 
     def reference(self, model: nn.Module, params: Any, batch: Batch) -> jax.Array:
-        """Values of the reference model for ``reference_column``, batch in front; jitted by the caller."""
+        """Values of the reference model for ``reference_column``, batch axis first; jitted by the caller."""
         raise NotImplementedError
 
     def predict(self, model: nn.Module, params: Any, batch: Batch) -> dict[str, jax.Array]:
-        """What the report needs of the model's outputs, batch in front; jitted by the caller."""
+        """The model's outputs for the report, batch axis first; jitted by the caller."""
         raise NotImplementedError
 
     def report(self, data: Any, outputs: dict[str, np.ndarray]) -> Report:
-        """Metrics and predictions.
-
-        Args:
-            data: the records of the rows, in their order.
-            outputs: of ``predict``, joined over all rows of the split, padding rows cut off.
-        """
+        """Metrics and predictions from the records of a split and the ``outputs`` of ``predict`` for its rows."""
         raise NotImplementedError
 
 
 def apply(
     model: nn.Module, params: Any, inputs: Mapping[str, Any], dropout_key: jax.Array | None, method: str | None = None
 ) -> Any:
-    """What the model makes of ``inputs``: with dropout if there is a key, else as in evaluation."""
+    """The model's output for ``inputs``, with dropout if there is a key."""
     return model.apply(
         {"params": params},
         **inputs,
@@ -224,12 +239,16 @@ def apply(
     )
 
 
+def global_chunk(chunk_tokens: int) -> int:
+    """``chunk_tokens`` per device as the tokens of a chunk over all devices that share the tokens of a batch."""
+    return chunk_tokens * shards("batch") * shards("length")
+
+
 def chunked_cross_entropy(
     hidden: jax.Array, head: F.HeadWeights, labels: jax.Array, *, chunk_tokens: int, **options: float
 ) -> F.TokenLoss:
-    """``functional.chunked_cross_entropy`` with ``chunk_tokens`` on each device the tokens are split over."""
-    tokens = chunk_tokens * shards("batch") * shards("length")
-    return F.chunked_cross_entropy(hidden, head, labels, chunk_tokens=tokens, **options)
+    """``functional.chunked_cross_entropy`` with ``chunk_tokens`` on each device that has a part of the tokens."""
+    return F.chunked_cross_entropy(hidden, head, labels, chunk_tokens=global_chunk(chunk_tokens), **options)
 
 
 def token_loss(
@@ -242,7 +261,7 @@ def token_loss(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> LossSums:
-    """Cross-entropy summed over the labels that are not -100, nats; all else in the batch is the model's input."""
+    """Cross-entropy summed over the labels that are not -100, nats; the rest of the batch is the model's input."""
     inputs = {name: array for name, array in batch.items() if name != "labels"}
     hidden, head = apply(model, params, inputs, dropout_key, "hidden_and_head")
     sums = chunked_cross_entropy(
@@ -252,16 +271,3 @@ def token_loss(
     if label_smoothing or z_loss:
         metrics["objective"] = sums.total
     return LossSums(sums.total, sums.tokens, metrics)
-
-
-__all__ = [
-    "Batch",
-    "LossSums",
-    "Report",
-    "Rows",
-    "Task",
-    "TaskSchema",
-    "apply",
-    "chunked_cross_entropy",
-    "token_loss",
-]

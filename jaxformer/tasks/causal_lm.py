@@ -1,4 +1,4 @@
-"""Causal language modelling: predict the next token of the same document."""
+"""Causal language modelling: predict the next token of a document."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,8 +11,6 @@ from pydantic import Field
 from jaxformer import functional as F
 from jaxformer.data.token_cache import TokenCache
 from jaxformer.data.token_rows import make_rows
-from jaxformer.families import build_model
-from jaxformer.models.config import TransformerConfig
 from jaxformer.tasks.base import Batch, LossSums, Rows, Task, TaskSchema, token_loss
 
 
@@ -23,33 +21,23 @@ class CausalLMConfig(TaskSchema):
     reads = "text"
 
     type: Literal["causal_lm"] = Field("causal_lm", description="objective")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over the vocabulary")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability mass spread evenly over the vocabulary")
     z_loss: float = Field(0.0, ge=0, description="weight of (log Z)^2, which keeps logits from drifting; PaLM: 1e-4")
-    chunk_tokens: int = Field(2048, ge=1, description="tokens whose logits are in memory at once, on a device")
+    chunk_tokens: int = Field(2048, ge=1, description="tokens per device whose logits are in memory at once")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CausalLM(Task):
-    """``-log p(token t+1 | tokens <= t)``, summed over the tokens whose successor is in their document."""
+    """``-log p(token t+1 | tokens <= t)``, summed over the tokens with a successor in the same document."""
 
     config: CausalLMConfig
-    sequence_length: int
-    layout: Literal["packed", "stream"] = "packed"
-
-    def model(self, config: TransformerConfig) -> nn.Module:
-        """The decoder with its language-model head."""
-        return build_model(config)
 
     def rows(self, data: TokenCache) -> Rows:
-        """Rows of ``T + 1`` tokens; neighbours share one."""
+        """Rows of ``T + 1`` tokens; neighbours share one token."""
         return make_rows(data, self.layout, self.sequence_length)
 
     def features(self, batch: Batch, generators: list[np.random.Generator], rows: Rows) -> Batch:
-        """Rows of ``T + 1`` tokens to ``T`` inputs and the ``T`` labels one to the right of them.
-
-        Where a row holds several documents (``segment_ids``), the last token of each has no label: the next
-        document's first token does not follow from it.
-        """
+        """``T`` inputs, and as labels the ``T`` tokens shifted left by one; the last token of a document has none."""
         tokens, segments = batch["tokens"], batch.get("segment_ids")
         features = {"input_ids": tokens[:, :-1], "labels": tokens[:, 1:].copy()}
         if segments is not None:
@@ -57,19 +45,11 @@ class CausalLM(Task):
             features["position_ids"] = batch["position_ids"][:, :-1]
             features["labels"][(segments[:, 1:] != segments[:, :-1]) | (segments[:, 1:] == 0)] = F.IGNORE
         elif "valid" in batch:
-            # Padding stands behind all tokens of its row, so a causal model needs no mask against it.
+            # Padding comes after all tokens of its row, so a causal model needs no mask against it.
             features["labels"][~batch["valid"][:, 1:]] = F.IGNORE
         return features
 
     def loss(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> LossSums:
         """Cross-entropy summed over the labels that are not -100, nats."""
-        c = self.config
-        return token_loss(
-            model,
-            params,
-            batch,
-            dropout_key,
-            chunk_tokens=c.chunk_tokens,
-            label_smoothing=c.label_smoothing,
-            z_loss=c.z_loss,
-        )
+        options = self.config.model_dump(include={"chunk_tokens", "label_smoothing", "z_loss"})
+        return token_loss(model, params, batch, dropout_key, **options)

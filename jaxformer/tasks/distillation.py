@@ -1,7 +1,8 @@
-"""Distillation: a student learns the probabilities that a teacher gives, on the data of another objective."""
+"""Distillation: a student learns the probabilities of a teacher on the data of another objective."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -11,8 +12,7 @@ from pydantic import Field, model_validator
 
 from jaxformer import functional as F
 from jaxformer.models.config import TransformerConfig
-from jaxformer.models.partition import shards
-from jaxformer.tasks.base import Batch, LossSums, Report, Rows, Task, TaskSchema, apply
+from jaxformer.tasks.base import Batch, LossSums, Report, Rows, Task, TaskSchema, apply, global_chunk
 from jaxformer.tasks.causal_lm import CausalLMConfig
 from jaxformer.tasks.denoising import DenoisingConfig
 from jaxformer.tasks.instruction import InstructionConfig
@@ -21,7 +21,7 @@ from jaxformer.tasks.prefix_lm import PrefixLMConfig
 from jaxformer.tasks.seq2seq import Seq2SeqConfig
 from jaxformer.tasks.span_corruption import SpanCorruptionConfig
 
-# Objectives whose loss is the cross-entropy of one token in each place, and nothing else.
+# Objectives whose loss is a cross-entropy over tokens and nothing else.
 Inner = Annotated[
     CausalLMConfig
     | PrefixLMConfig
@@ -35,60 +35,51 @@ Inner = Annotated[
 
 
 class DistillationConfig(TaskSchema):
-    """Learn what a larger model says of the tokens of another objective."""
+    """Learn the probabilities of a teacher for the tokens of another objective."""
 
     architectures = ("encoder", "decoder", "encoder_decoder")
-    # What is said of the data is what the inner objective says.
-    reads: ClassVar[Any] = property(lambda self: self.of.reads)
-    special_tokens: ClassVar[Any] = property(lambda self: self.of.special_tokens)
-    sentinels: ClassVar[Any] = property(lambda self: self.of.sentinels)
-    unit: ClassVar[Any] = property(lambda self: self.of.unit)
-    report_at_end: ClassVar[Any] = property(lambda self: self.of.report_at_end)
-    scored: ClassVar[Any] = property(lambda self: self.of.scored)
+    # The data are those of the inner objective.
+    reads: ClassVar[Any] = property(attrgetter("of.reads"))
+    special_tokens: ClassVar[Any] = property(attrgetter("of.special_tokens"))
+    sentinels: ClassVar[Any] = property(attrgetter("of.sentinels"))
+    unit: ClassVar[Any] = property(attrgetter("of.unit"))
+    report_at_end: ClassVar[Any] = property(attrgetter("of.report_at_end"))
+    scored: ClassVar[Any] = property(attrgetter("of.scored"))
+    dialogue_template: ClassVar[Any] = property(attrgetter("of.dialogue_template"))
+    longest_target: ClassVar[Any] = property(attrgetter("of.longest_target"))
 
     type: Literal["distillation"] = Field("distillation", description="objective")
     teacher: str = Field(
-        description="model that is learned from, with the same tokenizer: the output_dir of a run, a folder in the "
-        "Hugging Face format, or owner/name on the Hub"
+        description="teacher model with the same tokenizer: the output_dir of a run, a folder in the Hugging Face "
+        "format, or owner/name on the Hub"
     )
-    temperature: float = Field(2.0, gt=0, description="logits of both are divided by it: the higher, the softer")
-    hard_weight: float = Field(0.5, ge=0, le=1, description="share of the cross-entropy of the data's own tokens")
+    temperature: float = Field(2.0, gt=0, description="divisor of the logits of both models; higher is softer")
+    hard_weight: float = Field(0.5, ge=0, le=1, description="weight of the cross-entropy of the data's tokens")
     of: Inner = Field(
         default_factory=CausalLMConfig,
-        description="objective that the data and the learned tokens are of; default: the family's own",
+        description="objective that defines the data and the trained tokens; default: that of the model's family",
     )
 
     @model_validator(mode="after")
     def _of_plain_cross_entropy(self) -> "DistillationConfig":
+        settings = self.of.model_dump()
         for key, plain in (("label_smoothing", 0.0), ("z_loss", 0.0), ("sentence_pairs", "none")):
-            if (value := getattr(self.of, key, plain)) != plain:
-                raise ValueError(
-                    f"of.{key} is {value!r}, expected {plain!r}: a teacher says nothing of it; leave it out"
-                )
+            if (value := settings.get(key, plain)) != plain:
+                raise ValueError(f"of.{key} is {value!r}, expected {plain!r} with a teacher; leave it out")
         return self
 
     @property
     def teacher_source(self) -> str | None:
-        """The model that is learned from."""
+        """The teacher model."""
         return self.teacher
 
-    @property
-    def dialogue_template(self) -> str | None:
-        """That of the inner objective."""
-        return self.of.dialogue_template
-
-    @property
-    def longest_target(self) -> int:
-        """That of the inner objective."""
-        return self.of.longest_target
-
     def texts(self, record: Any) -> list[str]:
-        """The texts of a record, which a tokenizer is trained on."""
+        """Those of the inner objective."""
         return self.of.texts(record)
 
 
 class WithTeacher(NamedTuple):
-    """What ``Distillation.loss`` takes as parameters: the student's, and the teacher's, which get no gradient."""
+    """Parameters of ``Distillation.loss``: the student's, and the teacher's, which get no gradient."""
 
     student: Any
     teacher: Any
@@ -96,23 +87,19 @@ class WithTeacher(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Distillation(Task):
-    """``(1 - w) t^2 KL(teacher || student) + w cross-entropy``, summed over the tokens that an objective trains.
+    """``(1 - w) t^2 KL(teacher || student) + w cross-entropy``, summed over the trained tokens of another objective.
 
     Hinton et al. 2015, section 2, forward divergence at temperature ``t``; for masked tokens Sanh et al. 2019,
     "DistilBERT", without its third term, which compares hidden states. The student has dropout, the teacher none.
-
-    Args:
-        config: Temperature and weight.
-        of: The objective that rows and labels are of.
-        teacher: The model that is learned from, None where nothing is to be trained.
+    ``of`` defines rows and labels; ``teacher`` is None if nothing is trained.
     """
 
     config: DistillationConfig
-    of: Task
-    teacher: nn.Module | None = None
+    of: Task = field(kw_only=True)
+    teacher: nn.Module | None = field(default=None, kw_only=True)
 
     def model(self, config: TransformerConfig) -> nn.Module:
-        """The student, as the inner objective would train it."""
+        """The student, a model of the inner objective."""
         return self.of.model(config)
 
     def rows(self, data: Any) -> Rows:
@@ -125,11 +112,11 @@ class Distillation(Task):
 
     @property
     def reports(self) -> bool:
-        """Whether the inner objective has a report."""
+        """The inner objective has a report."""
         return self.of.reports
 
     def predict(self, model: nn.Module, params: WithTeacher, batch: Batch) -> dict[str, jax.Array]:
-        """What the inner objective's report needs of the student."""
+        """The student's outputs for the inner objective's report."""
         return self.of.predict(model, params.student, batch)
 
     def report(self, data: Sequence[Any], outputs: dict[str, np.ndarray]) -> Report:
@@ -137,8 +124,8 @@ class Distillation(Task):
         return self.of.report(data, outputs)
 
     def loss(self, model: nn.Module, params: WithTeacher, batch: Batch, dropout_key: jax.Array | None) -> LossSums:
-        """Sums over the tokens, nats; ``agreement`` counts those whose most probable word both models share."""
-        assert self.teacher is not None, "a run that trains has opened its teacher"
+        """Sums over the tokens, nats; ``agreement`` counts the tokens whose most probable prediction is the same."""
+        assert self.teacher is not None, "training has opened the teacher"
         inputs = {name: array for name, array in batch.items() if name != "labels"}
         frozen = jax.lax.stop_gradient(params.teacher)
         teacher_hidden, teacher_head = apply(self.teacher, frozen, inputs, None, "hidden_and_head")
@@ -151,17 +138,7 @@ class Distillation(Task):
             batch["labels"],
             temperature=self.config.temperature,
             hard_weight=self.config.hard_weight,
-            chunk_tokens=self.config.of.chunk_tokens * shards("batch") * shards("length"),
+            chunk_tokens=global_chunk(self.config.of.chunk_tokens),
         )
-        metrics = {
-            "loss": sums.total,
-            "divergence": sums.divergence,
-            "cross_entropy": sums.cross_entropy,
-            "agreement": sums.agreed,
-        }
-        return LossSums(sums.total, sums.tokens, metrics)
-
-
-def distillation(config: DistillationConfig, of: Task, teacher: TransformerConfig | None) -> Distillation:
-    """The objective around another; ``teacher`` describes the model that is learned from."""
-    return Distillation(config, of, None if teacher is None else of.model(teacher))
+        metrics = {"loss": sums.total, "divergence": sums.divergence, "cross_entropy": sums.cross_entropy}
+        return LossSums(sums.total, sums.tokens, {**metrics, "agreement": sums.agreed})

@@ -1,4 +1,4 @@
-"""Masked language modelling (BERT, RoBERTa, ALBERT): predict the tokens that were hidden, from both sides."""
+"""Masked language modelling (BERT, RoBERTa, ALBERT): predict masked tokens from both sides."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,11 +10,12 @@ from flax import linen as nn
 from pydantic import Field, model_validator
 
 from jaxformer import functional as F
-from jaxformer.data.piece_rows import PieceRows, split_pieces
+from jaxformer.data.piece_rows import PieceRows
 from jaxformer.data.token_cache import TokenCache
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.masked_lm import MaskedLM
-from jaxformer.tasks.base import Batch, LossSums, Rows, Task, TaskSchema, apply, chunked_cross_entropy, token_loss
+from jaxformer.tasks.base import Batch, LossSums, Rows, Task, TaskSchema, apply, chunked_cross_entropy
+from jaxformer.tasks.packing import pieces_of
 from jaxformer.tokenizers import (
     PreTrainedTokenizer,
     find_special,
@@ -26,15 +27,15 @@ from jaxformer.tokenizers import (
 
 
 class Masking(NamedTuple):
-    """How tokens are hidden.
+    """Settings of ``mask_tokens``.
 
     Attributes:
-        rate: share of the tokens that are to be predicted.
+        rate: share of tokens to be predicted.
         mask_share: share of those that become the mask token.
-        random_share: share that become a random token; the rest stay as they are.
+        random_share: share that become a random token; the rest is unchanged.
         mask_id: the mask token.
-        random_ids: the tokens a random one is drawn from.
-        word_starts: ``[V]`` bool, tokens that begin a word, to hide whole words; None hides single tokens.
+        random_ids: the tokens that a random token is drawn from.
+        word_starts: ``[V]`` bool, tokens that begin a word, for whole-word masking; None masks single tokens.
     """
 
     rate: float
@@ -48,19 +49,15 @@ class Masking(NamedTuple):
 def mask_tokens(
     tokens: np.ndarray, maskable: np.ndarray, masking: Masking, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Hides ``max(1, round(rate * maskable tokens))`` tokens; with whole words at most as many, word by word.
+    """Masks ``max(1, round(rate * maskable tokens))`` tokens, or with whole words at most as many.
 
-    Each hidden token becomes the mask token, a random token or itself (Devlin et al. 2019, section 3.1: 15 %, of them
-    80/10/10). Whole words: a word is hidden with all its tokens or not at all (the models BERT published in May 2019).
+    Each masked token becomes the mask token, a random token or itself (Devlin et al. 2019, section 3.1: 15 %, of them
+    80/10/10). Whole-word masking masks all tokens of a word or none (BERT's models of May 2019).
 
-    Args:
-        tokens: ``[T]``.
-        maskable: ``[T]`` bool, False at special tokens and padding, which are never touched.
-        masking: how.
-        generator: what is drawn from.
+    ``tokens`` are ``[T]``; ``maskable [T]`` is False at special tokens and padding, which are never masked.
 
     Returns:
-        The tokens as the model sees them, and the places of the hidden ones in ascending order.
+        The model's input tokens, and the positions of the masked ones in ascending order.
     """
     places = np.flatnonzero(maskable)
     if len(places) == 0:
@@ -83,39 +80,42 @@ def mask_tokens(
 def _whole_words(
     tokens: np.ndarray, places: np.ndarray, count: int, word_starts: np.ndarray, generator: np.random.Generator
 ) -> np.ndarray:
-    # A word also begins where something that is no text stood in between.
+    # A word also begins after a special token.
     begins = word_starts[tokens[places]] | (np.diff(places, prepend=-2) > 1)
     words = np.split(places, np.flatnonzero(begins)[1:])
-    hidden: list[np.ndarray] = []
-    left = count
+    hidden = [places[:0]]
     for index in generator.permutation(len(words)):
-        if len(words[index]) <= left:
+        if len(words[index]) <= count:
             hidden.append(words[index])
-            left -= len(words[index])
-    return np.concatenate(hidden) if hidden else places[:0]
+            count -= len(words[index])
+    return np.concatenate(hidden)
 
 
 class MaskingConfig(TaskSchema):
-    """Keys of the objectives that hide tokens."""
+    """Settings of the objectives that mask tokens."""
 
     reads = "text"
 
-    rate: float = Field(0.15, gt=0, lt=1, description="share of the tokens that are hidden and predicted")
-    whole_words: bool = Field(False, description="hide all tokens of a word or none")
-    chunk_tokens: int = Field(2048, ge=1, description="tokens whose logits are in memory at once, on a device")
+    rate: float = Field(0.15, gt=0, lt=1, description="share of tokens that are masked and predicted")
+    whole_words: bool = Field(False, description="mask all tokens of a word or none")
+    chunk_tokens: int = Field(2048, ge=1, description="tokens per device whose logits are in memory at once")
 
 
 class MaskedLMConfig(MaskingConfig):
-    """Predict hidden tokens from both sides."""
+    """Predict masked tokens from both sides."""
 
     architectures = ("encoder",)
     special_tokens: ClassVar = ("pad", "cls", "sep", "mask")
 
     type: Literal["masked_lm"] = Field("masked_lm", description="objective")
-    mask_share: float = Field(0.8, ge=0, le=1, description="share of the hidden tokens that become the mask token")
-    random_share: float = Field(0.1, ge=0, le=1, description="share that become a random token; the rest stay")
+    mask_share: float = Field(0.8, ge=0, le=1, description="share of masked tokens that become the mask token")
+    random_share: float = Field(
+        0.1, ge=0, le=1, description="share of masked tokens that become a random token; the rest is unchanged"
+    )
     sentence_pairs: Literal["none", "next_sentence", "sentence_order"] = Field(
-        "none", description="a second objective on two joined texts: does the second follow, or are they swapped"
+        "none",
+        description="additional objective on pairs of texts: next_sentence (BERT): does the second follow the first; "
+        "sentence_order (ALBERT): are they swapped",
     )
 
     @model_validator(mode="after")
@@ -128,12 +128,12 @@ class MaskedLMConfig(MaskingConfig):
 
 
 class Text(NamedTuple):
-    """One row as a model reads it, before anything is hidden.
+    """One row of a model's input, before masking.
 
     Attributes:
-        tokens: ``[T]``, special tokens in place, padded.
-        segment_ids: ``[T]``, the pieces from 1; 0 is padding.
-        token_types: ``[T]``, 1 in the second of two joined texts.
+        tokens: ``[T]``, with special tokens, padded.
+        segment_ids: ``[T]``, numbers of the pieces from 1; 0 is padding.
+        token_types: ``[T]``, 1 in the second text of a pair.
         special: ``[T]`` bool, True at special tokens and padding.
     """
 
@@ -143,8 +143,9 @@ class Text(NamedTuple):
     special: np.ndarray
 
 
-def join(texts: list[list[np.ndarray]], cls_id: int, sep_id: int, length: int) -> Text:
-    """``[CLS] a [SEP]`` or ``[CLS] a [SEP] b [SEP]`` for each of ``texts``, one behind the other."""
+def join(texts: list[list[np.ndarray]], tokenizer: PreTrainedTokenizer, length: int) -> Text:
+    """``[CLS] a [SEP]`` or ``[CLS] a [SEP] b [SEP]`` for each of ``texts``, concatenated."""
+    cls_id, sep_id = special_id(tokenizer, "cls"), special_id(tokenizer, "sep")
     tokens, segments, types = np.zeros((3, length), np.int32)
     text = Text(tokens, segments, types, np.ones(length, bool))
     place = 0
@@ -160,59 +161,52 @@ def join(texts: list[list[np.ndarray]], cls_id: int, sep_id: int, length: int) -
     return text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MaskedLanguageModelling(Task):
-    """``-log p(token | the row with some tokens hidden)``, summed over the hidden tokens.
+    """``-log p(token | masked row)``, summed over the masked tokens.
 
     A row is ``[CLS] piece [SEP] [CLS] piece [SEP] ...`` without attention across pieces; with ``sentence_pairs`` it is
     one pair, ``[CLS] a [SEP] b [SEP]``.
     """
 
     config: MaskedLMConfig
-    tokenizer: PreTrainedTokenizer
-    sequence_length: int
 
     @property
     def pairs(self) -> bool:
-        """Whether texts are joined in pairs."""
+        """Rows are pairs of texts."""
         return self.config.sentence_pairs != "none"
 
     @cached_property
     def masking(self) -> Masking:
-        """How tokens are hidden."""
-        c = self.config
-        return make_masking(c, self.tokenizer, c.mask_share, c.random_share)
+        """Settings of ``mask_tokens``."""
+        return make_masking(self.config, self.tokenizer, self.config.mask_share, self.config.random_share)
 
     def model(self, config: TransformerConfig) -> nn.Module:
         """The encoder with its masked-language-model head."""
         return MaskedLM(config, sentence_pairs=self.pairs)
 
     def rows(self, data: TokenCache) -> PieceRows:
-        """Pieces with a token before and behind them; pairs have one more between them."""
+        """Pieces between two special tokens; a pair has a third in the middle."""
         T, eos_id = self.sequence_length, find_special(self.tokenizer, "eos")
         if self.pairs:
             return PieceRows(data, lambda n: (n + 3,), (T,), eos_id, pieces_per_row=1, smallest=2)
         return PieceRows(data, lambda n: (n + 2,), (T,), eos_id)
 
     def features(self, batch: Batch, generators: list[np.random.Generator], rows: Rows) -> Batch:
-        """Inputs, and the places and labels of the hidden tokens: ``masked_positions`` and ``labels`` ``[B, M]``.
+        """Inputs, and the positions and labels of the masked tokens: ``masked_positions`` and ``labels`` ``[B, M]``.
 
-        ``M`` is ``round(rate * T)``; rows with fewer hidden tokens have label -100 behind them. With pairs there is
-        ``pair_labels`` ``[B]``: 0 for texts as they stood, 1 for others (swapped, or the second from elsewhere).
+        ``M`` is ``round(rate * T)``; rows with fewer masked tokens are padded with label -100. With pairs,
+        ``pair_labels`` ``[B]`` is 0 for consecutive texts, 1 for others (swapped, or the second of another document).
         """
         texts, pair_labels = [], []
-        for tokens, segments, row, generator in zip(
-            batch["tokens"], batch["segment_ids"], batch["row_ids"].tolist(), generators, strict=True
-        ):
-            parts = [[piece] for piece in split_pieces(tokens, segments)]
-            label = F.IGNORE
+        for pieces, row, generator in zip(pieces_of(batch), batch["row_ids"].tolist(), generators, strict=True):
+            parts, label = [[piece] for piece in pieces], F.IGNORE
             if self.pairs and parts:
                 assert isinstance(rows, PieceRows)
-                pair, label = self._pair(parts[0][0], row, generator, rows)
+                pair, label = self._pair(pieces[0], row, generator, rows)
                 parts = [pair]
             pair_labels.append(label)
-            cls_id, sep_id = special_id(self.tokenizer, "cls"), special_id(self.tokenizer, "sep")
-            texts.append(join(parts, cls_id, sep_id, self.sequence_length))
+            texts.append(join(parts, self.tokenizer, self.sequence_length))
         features = masked_features(texts, self.masking, generators)
         if self.pairs:
             features["token_type_ids"] = np.stack([text.token_types for text in texts])
@@ -232,38 +226,36 @@ class MaskedLanguageModelling(Task):
         return [first, rows.text_of_another_document(row, generator)[: len(second)]], 1
 
     def loss(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> LossSums:
-        """Cross-entropy summed over the hidden tokens, nats.
+        """Cross-entropy summed over the masked tokens, nats.
 
-        With pairs their cross-entropy is added, a pair weighing as much as the hidden tokens of a mean row: BERT and
-        ALBERT add the two means, and a row's share of each is its hidden tokens' and its pair's.
+        The cross-entropy of pairs is added with the weight of the masked tokens of an average row, as BERT and ALBERT
+        add the two means.
         """
         if not self.pairs:
-            return token_loss(model, params, batch, dropout_key, chunk_tokens=self.config.chunk_tokens)
-        inputs = {k: v for k, v in batch.items() if k not in ("labels", "pair_labels")}
+            return super().loss(model, params, batch, dropout_key)
+        inputs = {name: array for name, array in batch.items() if name not in ("labels", "pair_labels")}
         hidden, head, pair_logits = apply(model, params, inputs, dropout_key, "hidden_head_and_pairs")
         sums = chunked_cross_entropy(hidden, head, batch["labels"], chunk_tokens=self.config.chunk_tokens)
-        pairs = F.cross_entropy(pair_logits, batch["pair_labels"])
-        hidden_per_row = max(1, round(self.config.rate * (self.sequence_length - 3)))
-        right = (pair_logits.argmax(-1) == batch["pair_labels"]).sum() * float(hidden_per_row)
-        objective = sums.total + hidden_per_row * pairs.total
+        masked_per_row = max(1, round(self.config.rate * (self.sequence_length - 3)))
+        pairs = masked_per_row * F.cross_entropy(pair_logits, batch["pair_labels"]).total
         metrics = {
-            "loss": sums.cross_entropy + hidden_per_row * pairs.total,
+            "loss": sums.cross_entropy + pairs,
             "masked_lm_loss": sums.cross_entropy,
-            "pair_loss": hidden_per_row * pairs.total,
-            "pair_accuracy": right,
+            "pair_loss": pairs,
+            "pair_accuracy": (pair_logits.argmax(-1) == batch["pair_labels"]).sum() * float(masked_per_row),
         }
-        return LossSums(objective, sums.tokens, metrics)
+        return LossSums(sums.total + pairs, sums.tokens, metrics)
 
 
 def make_masking(c: MaskingConfig, tokenizer: PreTrainedTokenizer, mask_share: float, random_share: float) -> Masking:
-    """How tokens are hidden, for a tokenizer."""
+    """Settings of ``mask_tokens`` for a tokenizer."""
     ordinary = np.setdiff1d(np.arange(vocabulary_size(tokenizer)), list(special_ids(tokenizer)))
     starts = word_starts(tokenizer) if c.whole_words else None
     return Masking(c.rate, mask_share, random_share, special_id(tokenizer, "mask"), ordinary, starts)
 
 
 def masked_features(texts: list[Text], masking: Masking, generators: list[np.random.Generator]) -> Batch:
-    """Hides tokens in every text: ``input_ids``, ``segment_ids``, ``masked_positions`` and ``labels``."""
+    """Masks tokens in every text: ``input_ids``, ``segment_ids``, ``masked_positions`` and ``labels``."""
     size = max(1, round(masking.rate * len(texts[0].tokens)))
     positions = np.zeros((len(texts), size), np.int32)
     labels = np.full((len(texts), size), F.IGNORE, np.int32)

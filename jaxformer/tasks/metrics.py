@@ -19,11 +19,7 @@ ENTITY_PREFIXES = ("B-", "I-", "E-", "S-")
 
 
 def need(module: str) -> Any:
-    """The module, imported.
-
-    Raises:
-        UserError: It is not installed; names the command that does.
-    """
+    """Imports a module, or raises a ``UserError`` that says how to install it."""
     try:
         return import_module(module)
     except ImportError as error:
@@ -34,25 +30,16 @@ def need(module: str) -> Any:
 
 
 def check_installed() -> None:
-    """Refuses to begin what could not be reported: the packages of the extra are needed only after training.
-
-    Raises:
-        UserError: naming the first that is missing and how to install them all.
-    """
+    """Raises a ``UserError`` before training if a package is missing that the report after it needs."""
     for module in ("sklearn.metrics", "seqeval.metrics", "sacrebleu", "rouge_score.rouge_scorer", "matplotlib"):
         need(module)
 
 
 def classification(labels: np.ndarray, predicted: np.ndarray, num_labels: int) -> dict[str, float]:
-    """Accuracy, macro F1 and Matthews correlation of one label an example, by scikit-learn.
+    """Accuracy, macro F1 and Matthews correlation of one class number per example, by scikit-learn.
 
-    ``F1 = 2 TP / (2 TP + FP + FN)`` a class, averaged over all classes; a class that neither occurs nor is predicted is
-    left out of the average. Micro F1 would be the accuracy.
-
-    Args:
-        labels: ``[examples]`` class numbers.
-        predicted: ``[examples]`` class numbers.
-        num_labels: number of classes.
+    ``F1 = 2 TP / (2 TP + FP + FN)`` per class, averaged over the classes that occur or are predicted. Micro F1 would be
+    the accuracy.
     """
     sk = need("sklearn.metrics")
     present = np.intersect1d(np.arange(num_labels), np.union1d(labels, predicted))
@@ -64,14 +51,10 @@ def classification(labels: np.ndarray, predicted: np.ndarray, num_labels: int) -
 
 
 def multi_label(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """F1 and accuracy of several labels an example, by scikit-learn.
+    """F1 and accuracy of several labels per example, ``[examples, labels]`` of 0 and 1, by scikit-learn.
 
-    ``f1_micro`` counts all labels of all examples together, ``f1_macro`` is the mean over labels (0 for a label that
-    neither occurs nor is predicted), ``accuracy`` is the share of examples with all labels right.
-
-    Args:
-        labels: ``[examples, labels]`` of 0 and 1.
-        predicted: the same.
+    ``f1_micro`` counts the labels of all examples together, ``f1_macro`` is the mean over labels (0 for a label that
+    neither occurs nor is predicted), ``accuracy`` is the share of examples with all labels correct.
     """
     sk = need("sklearn.metrics")
     return {
@@ -93,7 +76,7 @@ def regression(targets: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, num_labels: int) -> np.ndarray:
-    """``[true class, predicted class]``: how many examples."""
+    """Example counts ``[true class, predicted class]``."""
     counts = np.zeros((num_labels, num_labels), np.int64)
     np.add.at(counts, (labels, predicted), 1)
     return counts
@@ -102,8 +85,8 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, num_labels: int) -> np.
 def tagging(tags: Tags, predicted: Tags) -> dict[str, float]:
     """Accuracy over tags and, where there are entities (``B-X``, ``I-X``), their precision, recall and F1 by seqeval.
 
-    An entity is right if its type and both its ends are; micro average over all entities, read as conlleval reads them
-    (an ``I-X`` that follows no ``X`` begins an entity).
+    An entity is correct if its type and both its ends are; micro average over all entities, delimited as by conlleval
+    (an ``I-X`` without a preceding ``X`` begins an entity).
     """
     flat = [(a, b) for one, other in zip(tags, predicted, strict=True) for a, b in zip(one, other, strict=True)]
     found = {"accuracy": sum(a == b for a, b in flat) / max(len(flat), 1)}
@@ -117,7 +100,7 @@ def tagging(tags: Tags, predicted: Tags) -> dict[str, float]:
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, without punctuation, English articles and superfluous blanks.
+    """Lower case, without punctuation, English articles and superfluous spaces.
 
     Source: the evaluation script of SQuAD v1.1 and v2.0 (Rajpurkar et al. 2016, 2018), ``normalize_answer``.
 
@@ -129,10 +112,10 @@ def normalize_answer(text: str) -> str:
 
 
 def answer_scores(predicted: str, answers: Sequence[str]) -> tuple[float, float]:
-    """Exact match and F1 of an answer against the best of the right ones; no right one means that "" is right.
+    """Exact match and F1 of an answer, the maxima over the correct ones; without any, "" is correct.
 
-    F1 is that of the bags of words (blanks between them) after ``normalize_answer``; an empty answer is right or wrong
-    as a whole. Source: the evaluation script of SQuAD v2.0, ``compute_exact`` and ``compute_f1``.
+    F1 is that of the bags of words after ``normalize_answer``; that of an empty answer is 0 or 1. Source: the
+    evaluation script of SQuAD v2.0, ``compute_exact`` and ``compute_f1``.
 
     >>> answer_scores("the Denver Broncos", ["Broncos", "Denver Broncos team"])
     (0.0, 0.8)
@@ -150,10 +133,9 @@ def _bag_f1(predicted: list[str], right: list[str]) -> float:
 
 
 def answers(scores: Sequence[tuple[float, float, bool]]) -> dict[str, float]:
-    """Means over all questions and, if some have no answer, over those with and those without one.
+    """Means over all questions and, if some have no answer, over those with and those without.
 
-    Args:
-        scores: exact match, F1 and whether there is an answer, a question each.
+    ``scores`` has exact match, F1 and whether there is an answer for each question.
     """
     table = np.array(scores, float)
     means = {"exact_match": float(table[:, 0].mean()), "f1": float(table[:, 1].mean())}
@@ -166,7 +148,7 @@ def answers(scores: Sequence[tuple[float, float, bool]]) -> dict[str, float]:
 
 
 def bleu(predicted: Sequence[str], references: Sequence[str], tokenize: str = "13a") -> tuple[float, str]:
-    """Corpus BLEU in ``[0, 100]`` by sacrebleu (Post 2018), and the signature that says how it was computed."""
+    """Corpus BLEU in ``[0, 100]`` by sacrebleu (Post 2018), and the signature of the computation."""
     metric = need("sacrebleu.metrics").BLEU(tokenize=tokenize)
     score = metric.corpus_score(list(predicted), [list(references)]).score
     return float(score), str(metric.get_signature())
@@ -180,7 +162,7 @@ def chrf(predicted: Sequence[str], references: Sequence[str]) -> tuple[float, st
 
 
 class _Words:
-    """Words of any script: rouge_score's own tokenizer keeps only a-z and 0-9, and finds nothing in Korean."""
+    """Words of any script; rouge_score's own tokenizer keeps only a-z and 0-9."""
 
     def tokenize(self, text: str) -> list[str]:
         return re.findall(r"[^\W_]+", text.lower())
@@ -189,7 +171,7 @@ class _Words:
 def rouge(predicted: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """Mean F-measure of ROUGE-1, -2 and -L in ``[0, 1]`` by rouge_score (Lin 2004), without stemming.
 
-    Words are runs of letters and digits in lower case, which for ASCII text are those of rouge_score itself.
+    Words are lower-case runs of letters and digits; for ASCII text they are those of rouge_score itself.
     """
     names = ("rouge1", "rouge2", "rougeL")
     scorer = need("rouge_score.rouge_scorer").RougeScorer(list(names), tokenizer=_Words())

@@ -1,7 +1,7 @@
-"""Multiple choice: which of several texts goes with a question."""
+"""Multiple choice: choose the answer to a question from several texts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -11,27 +11,24 @@ from flax import linen as nn
 from pydantic import Field
 
 from jaxformer import functional as F
-from jaxformer.data.example_rows import Example, ExampleRows
+from jaxformer.data.example_rows import ExampleRows
 from jaxformer.models import heads
 from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
 from jaxformer.tasks import records as R
-from jaxformer.tasks.base import Batch, LossSums, Report, Rows, Task, TaskSchema
-from jaxformer.tokenizers import PreTrainedTokenizer, encode_batch
+from jaxformer.tasks.base import Batch, LossSums, Report, Rows, Task
+from jaxformer.tokenizers import encode_batch
 
 
-class MultipleChoiceConfig(TaskSchema):
-    """Choose the text that goes with a question."""
+class MultipleChoiceConfig(R.SupervisedConfig):
+    """Choose the answer to a question from several texts."""
 
-    architectures = ("encoder", "decoder", "encoder_decoder")
-    reads = "records"
     unit = "examples"
-    special_tokens = ("pad", "cls", "sep")
 
     type: Literal["multiple_choice"] = Field("multiple_choice", description="objective")
-    question_column: str = Field("question", description="column with the question, or the beginning to be continued")
+    question_column: str = Field("question", description="column with the question or context")
     choices_column: str = Field("choices", description="column with the list of choices")
-    label_column: str = Field("label", description="column with the number of the right choice, counted from 0")
+    label_column: str = Field("label", description="column with the number of the correct choice, from 0")
 
     def choices_of(self, record: R.Record) -> list[str]:
         """The choices, at least two."""
@@ -41,7 +38,7 @@ class MultipleChoiceConfig(TaskSchema):
         return choices
 
     def label_of(self, record: R.Record) -> int:
-        """The number of the right choice."""
+        """The number of the correct choice."""
         value, count = R.column(record, self.label_column, "label_column"), len(self.choices_of(record))
         if not str(value).isdecimal() or int(value) >= count:
             raise UserError(
@@ -51,54 +48,35 @@ class MultipleChoiceConfig(TaskSchema):
         return int(value)
 
     def texts(self, record: R.Record) -> list[str]:
-        """The question and its choices; what a tokenizer is trained on."""
+        """The question and its choices."""
         return [R.text(record, self.question_column, "question_column"), *self.choices_of(record)]
 
 
 @dataclass(frozen=True, eq=False)
 class MultipleChoice(Task):
-    """Cross-entropy of the right choice among the choices of its question.
+    """Cross-entropy of the correct choice among the choices of its question.
 
-    Inputs are ``[B, C, T]``, a row `[CLS] question [SEP] choice [SEP]` for each choice; those that a question lacks
-    have an ``attention_mask`` of zeros and probability 0. The model's output has ``logits [B, C]``.
+    Inputs are ``[B, C, T]``, a row ``[CLS] question [SEP] choice [SEP]`` for each choice; missing choices have an
+    ``attention_mask`` of zeros and probability 0. The model's output has ``logits [B, C]``.
     """
 
     config: MultipleChoiceConfig
-    tokenizer: PreTrainedTokenizer
-    sequence_length: int
-    train_records: Sequence[R.Record] = field(repr=False)
 
     def __post_init__(self) -> None:
-        R.check_length(self.sequence_length, 5, self.config.type)
+        R.check_length(self, 5)
 
     def model(self, config: TransformerConfig) -> nn.Module:
-        """The body with a head that gives each choice a score."""
+        """The backbone with a head that scores each choice."""
         return heads.MultipleChoice(config)
 
     def rows(self, data: Sequence[R.Record]) -> Rows:
-        """One row a record."""
-        examples = []
+        """One row per record."""
+        examples, fill = [], R.encoder_fill(self.tokenizer)
         for record in data:
             question, *choices = encode_batch(self.tokenizer, self.config.texts(record))
             inputs = [R.encoder_input(self.tokenizer, question, choice, self.sequence_length) for choice in choices]
-            examples.append(self._stacked(inputs) | {"labels": self.config.label_of(record)})
-        return ExampleRows(examples, self.sequence_length, R.encoder_fill(self.tokenizer))
-
-    def _stacked(self, inputs: Sequence[Batch]) -> Example:
-        """The rows of one record under one another, padded to the longest."""
-        sizes = np.array([len(row["input_ids"]) for row in inputs])
-        fill = R.encoder_fill(self.tokenizer)
-        example: Example = {"attention_mask": (np.arange(sizes.max()) < sizes[:, None]).astype(np.int32)}
-        for name in ("input_ids", "token_type_ids"):
-            padded = np.full((len(inputs), sizes.max()), fill[name], np.int32)
-            for row, size in enumerate(sizes):
-                padded[row, :size] = inputs[row][name]
-            example[name] = padded
-        return example
-
-    def features(self, batch: Batch, generators: list[np.random.Generator], rows: Rows) -> Batch:
-        """The rows as they are."""
-        return batch
+            examples.append(R.stack_rows(inputs, fill) | {"labels": self.config.label_of(record)})
+        return ExampleRows(examples, self.sequence_length, fill)
 
     def _logits(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> jax.Array:
         logits = R.apply(model, params, batch, dropout_key).logits.astype(jnp.float32)
@@ -110,13 +88,13 @@ class MultipleChoice(Task):
         return LossSums(sums.total, sums.tokens, {"loss": sums.cross_entropy})
 
     def predict(self, model: nn.Module, params: Any, batch: Batch) -> dict[str, jax.Array]:
-        """``choice [B]``, the most likely one, and ``confidence [B]``, its probability."""
+        """``choice [B]``, the most probable one, and ``confidence [B]``, its probability."""
         logits = self._logits(model, params, batch, None)
         choice = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         return {"choice": choice, "confidence": jnp.max(jax.nn.softmax(logits), axis=-1)}
 
     def report(self, data: Sequence[R.Record], outputs: dict[str, np.ndarray]) -> Report:
-        """Accuracy and, a record each, the question, its choices, the right and the chosen number."""
+        """Accuracy, and for each record question, choices, label and prediction."""
         labels = np.array([self.config.label_of(record) for record in data])
         pairs = zip(data, labels.tolist(), outputs["choice"].tolist(), R.rounded(outputs["confidence"]), strict=True)
         predictions = [

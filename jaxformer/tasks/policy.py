@@ -1,8 +1,7 @@
-"""Learning from rewards for texts that the model itself writes: PPO, GRPO, RLOO."""
+"""Reinforcement learning from rewards of the model's own responses: PPO, GRPO, RLOO."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -13,29 +12,28 @@ from pydantic import Field
 
 from jaxformer import functional as F
 from jaxformer.data.example_rows import Example, ExampleRows
-from jaxformer.families import build_model
 from jaxformer.models.config import TransformerConfig
-from jaxformer.models.partition import shards
 from jaxformer.models.value_head import with_value
-from jaxformer.tasks import records as R
-from jaxformer.tasks.bad_rows import Tally
-from jaxformer.tasks.base import Batch, LossSums, Rows
-from jaxformer.tasks.base import apply as apply_model
-from jaxformer.tasks.dialogue import choose_template
-from jaxformer.tasks.preferences import causal_example, two_sided_example
-from jaxformer.tasks.prompts import PromptReader, encode_prompts
-from jaxformer.tasks.response_task import ResponseConfig, ResponseTask
-from jaxformer.tasks.responses import Encoded
-from jaxformer.tokenizers import find_special, special_id
+from jaxformer.tasks.base import Batch, LossSums, Rows, apply, global_chunk
+from jaxformer.tasks.records import Record, Tally
+from jaxformer.tasks.responses import (
+    FILL,
+    Encoded,
+    ResponseConfig,
+    ResponseTask,
+    causal_row,
+    encode_prompts,
+    two_sided_row,
+)
+from jaxformer.tasks.row_readers import PromptReader
 
 INPUTS = ("input_ids", "attention_mask", "decoder_input_ids")
-ROW = "row"  # column with the number of a prompt's record
-FILL = {"input_ids": 0, "decoder_input_ids": 0, "labels": F.IGNORE, "attention_mask": 0}
+ROW = "row"  # column with the record number of a prompt
 KL_COEFFICIENT = "kl_coefficient"
 
 
 class PolicyConfig(ResponseConfig):
-    """Keys that the objectives share which write responses and learn from their rewards."""
+    """Settings of the objectives that generate responses and learn from their rewards."""
 
     architectures = ("decoder", "encoder_decoder")
     unit = "responses"
@@ -43,18 +41,18 @@ class PolicyConfig(ResponseConfig):
     with_values: ClassVar[bool] = False
 
     reward: str = Field(
-        description="what scores a response: a reward model (a run's folder, a folder or a name on the Hub), or a "
+        description="reward of a response: a reward model (output_dir of a run, a folder or a name on the Hub), or a "
         "Python function, `file.py:name`"
     )
-    max_new_tokens: int = Field(64, ge=1, description="most tokens of a response, its end included")
-    temperature: float = Field(1.0, gt=0, description="of the draws; the losses are those of this distribution")
-    epochs: int = Field(1, ge=1, description="how often the responses of a step are learned from")
-    minibatches: int = Field(1, ge=1, description="updates an epoch, each on its share of the responses")
-    clip: float = Field(0.2, gt=0, description="by how much the ratio of new and old probabilities may leave 1")
-    kl_coefficient: float = Field(0.05, ge=0, description="how dear it is to leave the model that the run starts from")
-    missing_eos_penalty: float = Field(0.0, ge=0, description="taken from the reward of a response without an end")
-    mask_truncated: bool = Field(False, description="responses without an end are not learned from")
-    chunk_tokens: int = Field(2048, ge=1, description="tokens whose logits are in memory at once, on a device")
+    max_new_tokens: int = Field(64, ge=1, description="longest response, end token included")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature; the losses use the same distribution")
+    epochs: int = Field(1, ge=1, description="passes over the responses of a step")
+    minibatches: int = Field(1, ge=1, description="optimizer updates per pass")
+    clip: float = Field(0.2, gt=0, description="clipping range of the probability ratio")
+    kl_coefficient: float = Field(0.05, ge=0, description="weight of the KL penalty against the reference model")
+    missing_eos_penalty: float = Field(0.0, ge=0, description="penalty on the reward of a response without an end")
+    mask_truncated: bool = Field(False, description="ignore responses without an end token in the loss")
+    chunk_tokens: int = Field(2048, ge=1, description="tokens per device whose logits are in memory at once")
 
     @property
     def updates(self) -> int:
@@ -66,65 +64,65 @@ class PolicyConfig(ResponseConfig):
         """Parts of a batch that get an update each."""
         return self.minibatches
 
-    def parts(self, record: R.Record) -> list[Any]:
-        """The prompt; see ``ResponseConfig``."""
-        return [PromptReader(self.columns, as_messages=False).read(record)]
+    def parts(self, record: Record) -> list[Any]:
+        """The prompt."""
+        return [PromptReader(self.columns).read(record)]
 
 
 class PPOConfig(PolicyConfig):
-    """Learn from rewards by proximal policy optimisation, with a value of every token."""
+    """Proximal policy optimisation, with a value function."""
 
     with_values = True
 
     type: Literal["ppo"] = Field("ppo", description="objective")
-    epochs: int = Field(4, ge=1, description="how often the responses of a step are learned from")
+    epochs: int = Field(4, ge=1, description="passes over the responses of a step")
     kl_target: float | None = Field(
-        None, gt=0, description="nats a response that the KL is kept at, by changing kl_coefficient; null: it stays"
+        None, gt=0, description="target KL in nats per response, by adapting kl_coefficient; null: constant coefficient"
     )
-    kl_horizon: int = Field(10_000, ge=1, description="responses after which kl_coefficient may be a fifth off")
-    discount: float = Field(1.0, gt=0, le=1, description="gamma of the advantages")
-    decay: float = Field(0.95, ge=0, le=1, description="lambda of the advantages")
-    value_coefficient: float = Field(0.1, gt=0, description="weight of the values' loss")
-    value_clip: float | None = Field(0.2, gt=0, description="by how much a value may move at once; null: any")
+    kl_horizon: int = Field(10_000, ge=1, description="time scale of adapting kl_coefficient, responses")
+    discount: float = Field(1.0, gt=0, le=1, description="gamma of generalised advantage estimation")
+    decay: float = Field(0.95, ge=0, le=1, description="lambda of generalised advantage estimation")
+    value_coefficient: float = Field(0.1, gt=0, description="weight of the value loss")
+    value_clip: float | None = Field(0.2, gt=0, description="clipping range of the values; null: no clipping")
 
 
 class GroupConfig(PolicyConfig):
-    """Keys of the objectives that compare the responses to one prompt with each other."""
+    """Settings of the objectives that compare the responses to the same prompt."""
 
-    group_size: int = Field(8, ge=2, description="responses a prompt")
+    group_size: int = Field(8, ge=2, description="responses per prompt")
 
     @property
     def responses_per_prompt(self) -> int:
-        """Of one step."""
+        """Group size."""
         return self.group_size
 
 
 class GRPOConfig(GroupConfig):
-    """Learn from rewards, each against the group of responses to its prompt; no values."""
+    """Group relative policy optimisation: rewards relative to the responses to the same prompt."""
 
     type: Literal["grpo"] = Field("grpo", description="objective")
-    clip_above: float | None = Field(None, gt=0, description="clip where the ratio grows; default: clip")
+    clip_above: float | None = Field(None, gt=0, description="upper clipping range of the ratio; default: clip")
     scale_rewards: bool = Field(True, description="divide by the group's standard deviation; false: Dr. GRPO")
     mean_over: Literal["responses", "tokens"] = Field(
-        "responses", description="each response alike, or each token (DAPO)"
+        "responses", description="equal weight of responses, or of tokens (DAPO)"
     )
 
 
 class RLOOConfig(GroupConfig):
-    """Learn from rewards, each against the others of its prompt (leave one out); no values."""
+    """REINFORCE leave-one-out: rewards relative to the other responses to the same prompt."""
 
     type: Literal["rloo"] = Field("rloo", description="objective")
-    group_size: int = Field(4, ge=2, description="responses a prompt")
+    group_size: int = Field(4, ge=2, description="responses per prompt")
 
 
 class Response(NamedTuple):
-    """What was written to a prompt.
+    """A generated response.
 
     Attributes:
-        prompt: its tokens.
-        tokens: of the response, with the one that ended it.
-        log_probs: of these tokens, as they were drawn.
-        ended: whether it ended by itself.
+        prompt: tokens of the prompt.
+        tokens: tokens of the response, end token included.
+        log_probs: log-probabilities of these tokens when they were sampled.
+        ended: the response has an end token.
     """
 
     prompt: list[int]
@@ -135,56 +133,50 @@ class Response(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Policy(ResponseTask):
-    """``ppo_policy_loss`` and ``ppo_value_loss``, ``grpo_loss`` or ``rloo_loss`` on responses of the model's own.
+    """``ppo_policy_loss`` and ``ppo_value_loss``, ``grpo_loss`` or ``rloo_loss`` on the model's own responses.
 
     Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences"; Ouyang et al. 2022, "InstructGPT"; Shao
-    et al. 2024, "DeepSeekMath"; Ahmadian et al. 2024, "Back to Basics". Dropout is off: with it, the ratio of new and
-    old probabilities would not begin at 1.
+    et al. 2024, "DeepSeekMath"; Ahmadian et al. 2024, "Back to Basics". Dropout is off, so that the first ratio of new
+    and old probabilities is 1.
     """
 
     config: PolicyConfig
 
-    @cached_property
+    @property
     def end_id(self) -> int:
         """The token that ends a response."""
-        end = special_id(self.tokenizer, "sep") if self.two_sided else find_special(self.tokenizer, "eos")
-        assert end is not None, "a ResponseEncoder has refused such a tokenizer"
-        return end
+        return self.encoder.end_id
+
+    @property
+    def target_length(self) -> int | None:
+        """Longest response of an encoder-decoder, tokens."""
+        return self.config.max_new_tokens if self.two_sided else None
 
     @property
     def carried(self) -> dict[str, Any] | None:
-        """What goes from step to step beside the model, as it begins: a KL coefficient that adapts."""
+        """Initial value of an adaptive KL coefficient."""
         c = self.config
         if isinstance(c, PPOConfig) and c.kl_target is not None:
             return {KL_COEFFICIENT: np.float32(c.kl_coefficient)}
         return None
 
     def model(self, config: TransformerConfig) -> nn.Module:
-        """The model with its language-model head, for PPO with a value beside it."""
-        return with_value(config) if self.config.with_values else build_model(config)
+        """The language model, for PPO with a value head."""
+        return with_value(config) if self.config.with_values else super().model(config)
 
-    def rows(self, data: Sequence[R.Record]) -> Rows:
-        """One row a prompt.
-
-        Raises:
-            UserError: if no row can be used.
-        """
-        c, T = self.config, self.sequence_length
-        longest = T if self.two_sided else T - c.max_new_tokens
-        tally = Tally(c.bad_rows, len(data))
-        reader = PromptReader(c.columns, choose_template(c.chat_template, self.tokenizer) is not None)
+    def rows(self, data: Sequence[Record]) -> Rows:
+        """One row per prompt; raises ``UserError`` if no row can be used."""
+        c, tally = self.config, Tally(self.config.bad_rows, len(data))
+        longest = self.sequence_length - (0 if self.two_sided else c.max_new_tokens)
+        reader = PromptReader(c.columns, self.encoder.writer is not None)
         prompts = encode_prompts(self.encoder, data, reader, tally, longest)
-        tally.report()
         examples: list[Example] = [
             {"input_ids": np.array(ids, np.int32), ROW: number} for number, (_, ids) in enumerate(prompts)
         ]
-        rows = ExampleRows(examples, T, {"input_ids": 0, ROW: -1})
-        rows.left_out = tally.left_out
-        rows.records = [record for record, _ in prompts]
-        return rows
+        return self.table(examples, tally, [record for record, _ in prompts], {ROW: -1})
 
     def shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """The largest arrays that a step learns from."""
+        """The largest arrays of a training batch."""
         T = self.sequence_length
         target = self.config.max_new_tokens if self.two_sided else T
         names = {"input_ids": T, "attention_mask": T, "labels": target}
@@ -196,55 +188,53 @@ class Policy(ResponseTask):
         return found | {"scores": jax.ShapeDtypeStruct((rows,), np.dtype(np.float32))}
 
     def batch(self, responses: Sequence[Response]) -> Batch:
-        """What the model reads and is asked for, all of one length: a multiple of 64, so that few shapes compile."""
-        texts = [Encoded(r.prompt, r.tokens, [self._learned(r)] * len(r.tokens)) for r in responses]
-        if self.two_sided:
-            start = special_id(self.tokenizer, self.start)
-            examples = [two_sided_example([text], start) for text in texts]
-        else:
-            examples = [causal_example([text]) for text in texts]
-        rows: list[dict[str, Any]] = [{name: np.asarray(array)[0] for name, array in e.items()} for e in examples]
-        for row, text, response in zip(rows, texts, responses, strict=True):
-            row["sampler_log_probs"] = np.zeros(len(row["labels"]), np.float32)
-            first = 0 if self.two_sided else len(text.prompt) - 1
-            row["sampler_log_probs"][first : first + len(text.response)] = response.log_probs
-        lengths = dict.fromkeys(("labels", "decoder_input_ids", "sampler_log_probs"), self.config.max_new_tokens)
-        fill = {**FILL, "sampler_log_probs": 0.0}
-        table = ExampleRows(rows, self.sequence_length, fill, lengths if self.two_sided else None)
+        """Inputs and labels of the responses, padded to a multiple of 64 so that few shapes are compiled."""
+        rows: list[dict[str, Any]] = []
+        for response in responses:
+            if self.two_sided:
+                row, first = two_sided_row(response.prompt, response.tokens, self.start_id), 0
+            else:
+                text = Encoded(response.prompt, response.tokens, [True] * len(response.tokens))
+                row, first = causal_row(text), len(response.prompt) - 1
+            if self.config.mask_truncated and not response.ended:
+                row["labels"] = np.full_like(row["labels"], F.IGNORE)
+            sampled = np.zeros(np.size(row["labels"]), np.float32)
+            sampled[first : first + len(response.tokens)] = response.log_probs
+            rows.append({**row, "sampler_log_probs": sampled})
+        names = ("labels", "decoder_input_ids", "sampler_log_probs") if self.two_sided else ()
+        lengths = dict.fromkeys(names, self.config.max_new_tokens)
+        table = ExampleRows(rows, self.sequence_length, {**FILL, "sampler_log_probs": 0.0}, lengths)
         return table.take(np.arange(len(rows)))
 
-    def _learned(self, response: Response) -> bool:
-        return response.ended or not self.config.mask_truncated
-
     def log_probs_and_values(self, model: nn.Module, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
-        """``[B, T]`` of the response's tokens at the temperature of the draws, 0 elsewhere, and the values before them.
+        """Log-probabilities ``[B, T]`` of the response's tokens at the sampling temperature, 0 elsewhere, and values.
 
-        A pure function, jitted by the caller; values are None where the model has none.
+        Jitted by the caller; values ``[B, T]``, before each token, are None for a model without a value head.
         """
         inputs = {name: batch[name] for name in INPUTS if name in batch}
         valued = hasattr(model, "hidden_head_and_values")
         method = "hidden_head_and_values" if valued else "hidden_and_head"
-        hidden, head, *values = apply_model(model, params, inputs, None, method)
+        hidden, head, *values = apply(model, params, inputs, None, method)
         if (t := self.config.temperature) != 1:
-            # The bias is not multiplied by the states, so it is scaled by itself.
+            # The bias is not multiplied by the hidden states, so it is scaled separately.
             hidden, head = hidden / t, replace(head, bias=None if head.bias is None else head.bias / t)
-        tokens = self.config.chunk_tokens * shards("batch") * shards("length")
-        log_probs = F.chunked_token_log_probs(hidden, head, batch["labels"], chunk_tokens=tokens)
+        chunk = global_chunk(self.config.chunk_tokens)
+        log_probs = F.chunked_token_log_probs(hidden, head, batch["labels"], chunk_tokens=chunk)
         return log_probs, values[0] if values else None
 
     def experience(
         self, model: nn.Module, params: Any, batch: Batch, carried: Mapping[str, jax.Array] | None
     ) -> tuple[Batch, dict[str, jax.Array], Any]:
-        """What the responses say of each token, before the model learns from them.
+        """Old log-probabilities, advantages and returns, before the first update.
 
         Args:
             model: the policy.
-            params: that wrote the responses.
-            batch: ``batch``, with ``scores [B]`` and ``reference_log_probs [B, T]``.
-            carried: from the step before.
+            params: of the policy that generated the responses.
+            batch: result of ``batch``, with ``scores [B]`` and ``reference_log_probs [B, T]``.
+            carried: from the previous step.
 
         Returns:
-            Further columns of the batch, means over the responses to be logged, and what goes to the next step.
+            Further columns of the batch, means over the responses to be logged, and ``carried`` for the next step.
         """
         c, mask = self.config, batch["labels"] != F.IGNORE
         old, values = self.log_probs_and_values(model, params, batch)
@@ -277,7 +267,7 @@ class Policy(ResponseTask):
         return columns, stats, carried
 
     def loss(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> LossSums:
-        """Sums over the tokens, or the responses, of a part of the experience."""
+        """Sums over the tokens or the responses of a minibatch."""
         c, mask = self.config, batch["labels"] != F.IGNORE
         log_probs, values = self.log_probs_and_values(model, params, batch)
         old, advantages = batch["old_log_probs"], batch["advantages"]
@@ -289,17 +279,9 @@ class Policy(ResponseTask):
                 objective = policy.total + c.value_coefficient * value.total
                 further = {"value_loss": value.total}
             case GRPOConfig():
-                policy = F.grpo_loss(
-                    log_probs,
-                    old,
-                    advantages,
-                    mask,
-                    clip=c.clip,
-                    clip_above=c.clip_above,
-                    reference_log_probs=batch["reference_log_probs"],
-                    kl_coefficient=c.kl_coefficient,
-                    mean_over=c.mean_over,
-                )
+                options = c.model_dump(include={"clip", "clip_above", "kl_coefficient", "mean_over"})
+                reference = batch["reference_log_probs"]
+                policy = F.grpo_loss(log_probs, old, advantages, mask, reference_log_probs=reference, **options)
                 objective, further = policy.total, {}
             case _:
                 policy = F.rloo_loss(log_probs, old, advantages, mask, clip=c.clip)

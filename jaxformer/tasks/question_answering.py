@@ -1,7 +1,7 @@
-"""Extractive question answering: the span of a context that answers a question, or that there is none."""
+"""Extractive question answering: find the span of a context that answers a question, if there is one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -17,61 +17,55 @@ from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
 from jaxformer.tasks import metrics
 from jaxformer.tasks import records as R
-from jaxformer.tasks.base import Batch, LossSums, Report, Rows, Task, TaskSchema
-from jaxformer.tokenizers import PreTrainedTokenizer, encode_batch, encode_with_offsets
+from jaxformer.tasks.base import Batch, LossSums, Report, Rows, Task
+from jaxformer.tokenizers import encode_batch, encode_with_offsets
 
 
 class Answer(NamedTuple):
-    """An answer and the character of the context where it begins."""
+    """An answer and the character of the context at which it starts."""
 
     text: str
     start: int
 
 
-class QuestionAnsweringConfig(TaskSchema):
+class QuestionAnsweringConfig(R.SupervisedConfig):
     """Find the span of a context that answers a question."""
 
-    architectures = ("encoder", "decoder", "encoder_decoder")
-    reads = "records"
     unit = "windows"
-    special_tokens = ("pad", "cls", "sep")
 
     type: Literal["question_answering"] = Field("question_answering", description="objective")
     question_column: str = Field("question", description="column with the question")
-    context_column: str = Field("context", description="column with the text that may hold the answer")
+    context_column: str = Field("context", description="column with the text that may contain the answer")
     answers_column: str = Field(
         "answers", description="column with the answers: {text: [...], answer_start: [...]} or a list of {text, start}"
     )
-    id_column: str | None = Field("id", description="column that names a record in the predictions, where it has one")
+    id_column: str | None = Field("id", description="column with the id of a record in the predictions")
     stride: int = Field(128, ge=0, description="tokens that neighbouring windows of a long context share")
-    max_question_tokens: int = Field(64, ge=1, description="longer questions are cut off behind so many tokens")
-    max_answer_tokens: int = Field(30, ge=1, description="longest answer to predict")
+    max_question_tokens: int = Field(64, ge=1, description="longer questions are truncated")
+    max_answer_tokens: int = Field(30, ge=1, description="longest predicted answer, tokens")
     null_threshold: float | None = Field(
-        0.0, description="no answer is predicted if its score exceeds the best span's by more; null: always answer"
+        0.0, description='lead over the best span at which "no answer" is predicted; null: never'
     )
 
     def texts(self, record: R.Record) -> list[str]:
-        """The question and the context; what a tokenizer is trained on."""
+        """The question and the context."""
         return [
             R.text(record, self.question_column, "question_column"),
             R.text(record, self.context_column, "context_column"),
         ]
 
     def answers_of(self, record: R.Record) -> list[Answer]:
-        """The right answers; none if the context does not answer the question.
+        """The correct answers; none if the question cannot be answered.
 
         Raises:
-            UserError: They are not of the two forms, or do not stand where they are said to.
+            UserError: neither of the two formats, or an answer is not found at its start.
         """
         value = R.column(record, self.answers_column, "answers_column")
         try:
             if isinstance(value, dict):
                 starts = value["answer_start"] if "answer_start" in value else value["start"]
-                answers = [Answer(str(text), int(start)) for text, start in zip(value["text"], starts, strict=True)]
-            else:
-                answers = [
-                    Answer(str(a["text"]), int(a["start"] if "start" in a else a["answer_start"])) for a in value
-                ]
+                value = [{"text": text, "start": start} for text, start in zip(value["text"], starts, strict=True)]
+            answers = [Answer(str(a["text"]), int(a["start"] if "start" in a else a["answer_start"])) for a in value]
         except (KeyError, TypeError, ValueError):
             raise UserError(
                 f"{R.where(record)}: column {self.answers_column!r} (task.answers_column) is {value!r:.80}, expected "
@@ -82,20 +76,20 @@ class QuestionAnsweringConfig(TaskSchema):
             if start < 0 or context[start : start + len(text)] != text or not text.strip():
                 found = context[max(start, 0) : max(start, 0) + len(text)]
                 raise UserError(
-                    f"{R.where(record)}: the answer {text!r} is said to begin at character {start} of the context, "
-                    f"where {found!r} stands: mend its start, or remove the record"
+                    f"{R.where(record)}: the answer {text!r} should start at character {start} of the context, "
+                    f"which has {found!r} there: fix its start, or remove the record"
                 )
         return answers
 
 
 class Window(NamedTuple):
-    """A part of a context together with its question.
+    """A part of a context with its question.
 
     Attributes:
-        record: Number of the record.
-        inputs: `[CLS] question [SEP] part [SEP]`.
-        begin: Position of the first token of the part.
-        offsets: Characters `[start, end)` of the context for each token of the part.
+        record: number of the record.
+        inputs: ``[CLS] question [SEP] part [SEP]``.
+        begin: position of the first token of the part.
+        offsets: characters ``[start, end)`` of the context for each token of the part.
     """
 
     record: int
@@ -106,16 +100,13 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class QuestionAnswering(Task):
-    """``-(log p_start[s] + log p_end[e]) / 2``, summed over windows; ``(0, 0)``, the ``[CLS]``, says "not in here".
+    """``-(log p_start[s] + log p_end[e]) / 2``, summed over windows; ``(0, 0)``, the ``[CLS]``, means "no answer".
 
-    A context that is too long is cut into windows that overlap by ``stride`` tokens. The model's output has
+    A long context is split into windows that overlap by ``stride`` tokens. The model's output has
     ``start_logits`` and ``end_logits [B, T]``. Source: Devlin et al. 2019, "BERT", sections 4.2 and 4.3.
     """
 
     config: QuestionAnsweringConfig
-    tokenizer: PreTrainedTokenizer
-    sequence_length: int
-    train_records: Sequence[R.Record] = field(repr=False)
 
     def __post_init__(self) -> None:
         c = self.config
@@ -128,7 +119,7 @@ class QuestionAnswering(Task):
             )
 
     def windows(self, data: Sequence[R.Record]) -> list[Window]:
-        """The windows of all records in order, at least one each."""
+        """The windows of all records in order, at least one per record."""
         texts = [self.config.texts(record) for record in data]
         questions = encode_batch(self.tokenizer, [question for question, _ in texts])
         contexts = encode_with_offsets(self.tokenizer, [context for _, context in texts])
@@ -147,26 +138,23 @@ class QuestionAnswering(Task):
         return windows
 
     def span_labels(self, window: Window, answers: Sequence[Answer]) -> tuple[int, int]:
-        """First and last token of the first answer if all of it is in the window, else ``(0, 0)``.
-
-        They are the tokens that hold its first and its last character other than blanks.
-        """
+        """First and last token of the first answer, without surrounding spaces; ``(0, 0)`` if the window cuts it."""
         if not answers:
             return 0, 0
         text, start = answers[0]
         first = start + len(text) - len(text.lstrip())
         last = start + len(text.rstrip()) - 1
-        held = [[i for i, (a, b) in enumerate(window.offsets) if a <= at < b] for at in (first, last)]
-        if not held[0] or not held[1]:
+        containing = [[i for i, (a, b) in enumerate(window.offsets) if a <= at < b] for at in (first, last)]
+        if not all(containing):
             return 0, 0
-        return window.begin + held[0][0], window.begin + held[1][-1]
+        return window.begin + containing[0][0], window.begin + containing[1][-1]
 
     def model(self, config: TransformerConfig) -> nn.Module:
-        """The body with a head that gives each token a start and an end score."""
+        """The backbone with a start and an end score for each token."""
         return heads.QuestionAnswering(config)
 
     def rows(self, data: Sequence[R.Record]) -> Rows:
-        """One row a window."""
+        """One row per window."""
         answers = [self.config.answers_of(record) for record in data]
         examples: list[Example] = []
         for window in self.windows(data):
@@ -177,10 +165,6 @@ class QuestionAnswering(Task):
             examples.append({**window.inputs, **labels})
         fill = {"context_mask": 0, "start_positions": F.IGNORE, "end_positions": F.IGNORE}
         return ExampleRows(examples, self.sequence_length, R.encoder_fill(self.tokenizer) | fill)
-
-    def features(self, batch: Batch, generators: list[np.random.Generator], rows: Rows) -> Batch:
-        """The rows as they are."""
-        return batch
 
     def loss(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> LossSums:
         """Mean of the cross-entropies of start and end, summed over windows, nats."""
@@ -196,7 +180,7 @@ class QuestionAnswering(Task):
     def predict(self, model: nn.Module, params: Any, batch: Batch) -> dict[str, jax.Array]:
         """The best span of each window, ``start``, ``end`` and ``score [B]``, and the score of ``[CLS]``, ``null``.
 
-        The score of a span is the sum of its start and end logits; it lies in the context and has at most
+        The score of a span is the sum of its start and end logits; spans are in the context and have at most
         ``max_answer_tokens``.
         """
         output = R.apply(model, params, batch, None)
@@ -205,7 +189,7 @@ class QuestionAnswering(Task):
         return {"start": start, "end": end, "score": score, "null": starts[:, 0] + ends[:, 0]}
 
     def report(self, data: Sequence[R.Record], outputs: dict[str, np.ndarray]) -> Report:
-        """Exact match and F1 of SQuAD, and a prediction a record: the best span of all its windows, or none."""
+        """Exact match and F1 of SQuAD, and for each record the best span of all its windows, or no answer."""
         windows = self.windows(data)
         of_record: list[list[int]] = [[] for _ in data]
         for row, window in enumerate(windows):
@@ -236,22 +220,16 @@ class QuestionAnswering(Task):
 def best_spans(
     starts: jax.Array, ends: jax.Array, allowed: jax.Array, longest: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The span ``s <= e < s + longest`` of allowed tokens with the greatest ``starts[s] + ends[e]``, a row each.
+    """The span ``s <= e < s + longest`` of allowed tokens with the greatest ``starts[s] + ends[e]``, for each row.
 
-    Args:
-        starts: ``[B, T]`` float32.
-        ends: ``[B, T]`` float32.
-        allowed: ``[B, T]`` bool; the tokens between s and e are not looked at.
-        longest: tokens of the longest span.
-
-    Returns:
-        s, e and the sum, each ``[B]``; where no token is allowed the sum is below ``MASKED``.
+    ``starts`` and ``ends`` are ``[B, T]`` float32, ``allowed [B, T]`` bool; tokens between s and e are not checked.
+    Returns s, e and the sum, each ``[B]``; where no token is allowed the sum is below ``MASKED``.
     """
     T = starts.shape[1]
     longest = min(longest, T)
     starts, ends = (jnp.where(allowed, logits, F.MASKED) for logits in (starts, ends))
     padded = jnp.pad(ends, ((0, 0), (0, longest)), constant_values=F.MASKED)
-    # [B, T, longest]: the span from s to s + d. Not [B, T, T], of which most is too long.
+    # [B, T, longest]: the span from s to s + d. Most of [B, T, T] would be too long.
     sums = starts[..., None] + jnp.stack([padded[:, d : d + T] for d in range(longest)], axis=-1)
     flat = sums.reshape(sums.shape[0], -1)
     best = jnp.argmax(flat, axis=-1).astype(jnp.int32)

@@ -1,33 +1,127 @@
-"""What the tasks on records share: columns of a record, labels, inputs of an encoder, a call of the model."""
+"""Tasks on records: columns of a record, unusable rows, labels, inputs of an encoder."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from pydantic import Field
 
+from jaxformer.data.example_rows import Example
 from jaxformer.schema import UserError
 from jaxformer.tasks import base
-from jaxformer.tasks.base import Batch
+from jaxformer.tasks.base import Batch, Task, TaskSchema
 from jaxformer.tokenizers import PreTrainedTokenizer, special_id
 
+logger = logging.getLogger(__name__)
 Record = Mapping[str, Any]
-# What of a batch a model takes; the rest is labels.
+# Columns of a batch that are inputs of a model; the others are labels.
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "decoder_input_ids", "example_ids")
+BadRows = Literal["report", "error"]
+MOST_NAMED = 3  # rows that a warning names for each reason
+
+
+class SupervisedConfig(TaskSchema):
+    """Base class of the objectives on records with a classification head."""
+
+    architectures = ("encoder", "decoder", "encoder_decoder")
+    reads = "records"
+    special_tokens = ("pad", "cls", "sep")
+
+
+class LabelledConfig(SupervisedConfig):
+    """Base class of the objectives with named classes."""
+
+    labels: list[str] | None = Field(None, description="class names; default: those of the training data, sorted")
+
+    def with_labels(self, labels: Sequence[str]) -> Self:
+        """The configuration with the class names found in the data, where it names none."""
+        return self.model_copy(update={"labels": list(labels)}) if labels and self.labels is None else self
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledTask(Task):
+    """Base class of the objectives with named classes."""
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {label: number for number, label in enumerate(self.labels)}
+
+    def label_number(self, label: str, record: Record) -> int:
+        """The number of a class, else a ``UserError`` that names the record and the labels."""
+        if label not in self._numbers:
+            known = ", ".join(self.labels)
+            raise UserError(f"{where(record)}: label {label!r} is not one of {known}: add it to task.labels or fix it")
+        return self._numbers[label]
 
 
 def where(record: Record) -> str:
-    """File and line of a record, for errors."""
+    """File and line of a record, for messages."""
     return str(getattr(record, "where", "a record"))
 
 
+class BadRow(Exception):  # noqa: N818  a property of the data, not an error of the program
+    """Reason why a row cannot be used."""
+
+
+@dataclass
+class Tally:
+    """Counts of the rows of a split that are skipped or truncated.
+
+    Attributes:
+        policy: ``report`` skips an unusable row and warns, ``error`` stops at the first.
+        total: rows read.
+        left_out: file and line of each skipped row, and the reason.
+        cut: file and line of each row with a truncated response.
+    """
+
+    policy: BadRows = "report"
+    total: int = 0
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    cut: list[str] = field(default_factory=list)
+
+    def leave_out(self, record: Record, reason: str) -> None:
+        """Skips a row; raises ``UserError`` if the policy is ``error``."""
+        if self.policy == "error":
+            raise UserError(f"{where(record)}: {reason}; fix the row, or set task.bad_rows to report")
+        self.left_out.append((where(record), reason))
+
+    def report(self, context: str = "") -> None:
+        """Logs a warning for each reason; raises ``UserError`` if no row is left."""
+        if self.total and len(self.left_out) == self.total:
+            place, reason = self.left_out[0]
+            raise UserError(f"none of the {self.total:,} rows can be used, the first is {place}: {reason}")
+        reasons: dict[str, list[str]] = {}
+        for place, reason in self.left_out:
+            reasons.setdefault(reason, []).append(place)
+        for reason, places in reasons.items():
+            logger.warning(f"skipped {len(places):,} of {self.total:,} rows: {reason} ({_few(places)})")
+        if self.cut:
+            logger.warning(f"truncated {len(self.cut):,} of {self.total:,} responses{context} ({_few(self.cut)})")
+
+
+def _few(places: Sequence[str]) -> str:
+    more = f" and {len(places) - MOST_NAMED:,} more" if len(places) > MOST_NAMED else ""
+    return "; ".join(places[:MOST_NAMED]) + more
+
+
+def check_length(task: Task, shortest: int) -> None:
+    """Refuses rows too short for the special tokens and one token of each text."""
+    T = task.sequence_length
+    if shortest > T:
+        raise UserError(f"{task.config.type}: the sequence length is {T}, expected at least {shortest}; raise it")
+
+
 def column(record: Record, name: str, key: str) -> Any:
-    """The value in the column ``name``, which the configuration gives under ``task.KEY``.
+    """The value in the column ``name``, which is configured as ``task.KEY``.
 
     Raises:
-        UserError: The record has no such column, or null in it.
+        UserError: the record has no such column, or null in it.
     """
     if name not in record:
         found = ", ".join(map(str, record)) or "none"
@@ -38,11 +132,7 @@ def column(record: Record, name: str, key: str) -> Any:
 
 
 def text(record: Record, name: str, key: str) -> str:
-    """The text in a column.
-
-    Raises:
-        UserError: There is none.
-    """
+    """The text in a column, else a ``UserError``."""
     value = column(record, name, key)
     if not isinstance(value, str):
         raise UserError(f"{where(record)}: column {name!r} (task.{key}) holds {type(value).__name__}, expected text")
@@ -50,11 +140,7 @@ def text(record: Record, name: str, key: str) -> str:
 
 
 def items(record: Record, name: str, key: str) -> list[str]:
-    """The list of texts in a column.
-
-    Raises:
-        UserError: It is no list, or holds something else than text.
-    """
+    """The list of texts in a column, else a ``UserError``."""
     value = column(record, name, key)
     if not isinstance(value, list | tuple | np.ndarray) or not all(isinstance(item, str) for item in value):
         raise UserError(f"{where(record)}: column {name!r} (task.{key}) is {value!r:.60}, expected a list of texts")
@@ -62,47 +148,23 @@ def items(record: Record, name: str, key: str) -> list[str]:
 
 
 def find_labels(configured: Sequence[str] | None, found: Iterable[str]) -> tuple[str, ...]:
-    """The names of the classes: as configured, else those of the training records, sorted (as numbers if all are).
+    """Class names: as configured, else those of the training records, sorted (as numbers if all are).
 
     Raises:
-        UserError: A configured name occurs twice.
+        UserError: a configured name is repeated.
     """
     if configured is not None:
         if len(set(configured)) < len(configured):
             raise UserError(f"task.labels is {list(configured)}, expected each label once")
         return tuple(configured)
     names = set(found)
-    if all(name.isdecimal() for name in names):
-        return tuple(sorted(names, key=int))
-    return tuple(sorted(names))
-
-
-def label_number(numbers: Mapping[str, int], label: str, record: Record) -> int:
-    """The number of a class.
-
-    Raises:
-        UserError: It is not among the labels; names the record and the labels.
-    """
-    if label not in numbers:
-        known = ", ".join(numbers)
-        raise UserError(f"{where(record)}: label {label!r} is none of {known}: add it to task.labels or mend the data")
-    return numbers[label]
-
-
-def check_length(sequence_length: int, smallest: int, task: str) -> None:
-    """Refuses rows too short for the special tokens of a task and one token beside each.
-
-    Raises:
-        UserError: ``sequence_length`` is below ``smallest``.
-    """
-    if sequence_length < smallest:
-        raise UserError(f"{task}: the sequence length is {sequence_length}, expected at least {smallest}; raise it")
+    return tuple(sorted(names, key=int if all(name.isdecimal() for name in names) else None))
 
 
 def pair_lengths(first: int, second: int, budget: int) -> tuple[int, int]:
-    """How many tokens of two texts fit into ``budget``: the longer one gives up its last token, until both fit.
+    """Lengths of two texts truncated to ``budget`` tokens in all, from the longer one (at a tie the second) first.
 
-    At a tie it is the second (``longest_first`` of Hugging Face).
+    The ``longest_first`` truncation of Hugging Face.
     """
     if first + second <= budget:
         return first, second
@@ -113,9 +175,9 @@ def pair_lengths(first: int, second: int, budget: int) -> tuple[int, int]:
 def encoder_input(
     tokenizer: PreTrainedTokenizer, first: Sequence[int], second: Sequence[int] | None, length: int
 ) -> Batch:
-    """``[CLS] first [SEP]`` or ``[CLS] first [SEP] second [SEP]``, at most ``length`` tokens, and ``token_type_ids``.
+    """``[CLS] first [SEP]`` or ``[CLS] first [SEP] second [SEP]``, truncated to ``length``, and ``token_type_ids``.
 
-    Types are 0 up to the first ``[SEP]`` and 1 behind it (Devlin et al. 2019, "BERT", section 3).
+    Types are 0 up to the first ``[SEP]`` and 1 after it (Devlin et al. 2019, "BERT", section 3).
     """
     cls, sep = special_id(tokenizer, "cls"), special_id(tokenizer, "sep")
     if second is None:
@@ -129,7 +191,7 @@ def encoder_input(
 
 
 def encoder_fill(tokenizer: PreTrainedTokenizer) -> dict[str, int | float]:
-    """What padding holds under the names of ``encoder_input``, and ``labels`` of -100."""
+    """Padding values of the columns of ``encoder_input``, and of ``labels``."""
     return {"input_ids": special_id(tokenizer, "pad"), "token_type_ids": 0, "labels": -100}
 
 
@@ -139,11 +201,24 @@ def apply(model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | 
     return base.apply(model, params, inputs, dropout_key, method)
 
 
+def stack_rows(rows: Sequence[Mapping[str, Any]], fill: Mapping[str, int | float]) -> Example:
+    """Columns ``[n, longest]`` of the rows, padded with ``fill``, and the ``attention_mask`` of ``input_ids``."""
+    found: Example = {}
+    for name in rows[0]:
+        arrays = [row[name] for row in rows]
+        column = np.full((len(rows), max(map(len, arrays))), fill[name], np.int32)
+        for padded, array in zip(column, arrays, strict=True):
+            padded[: len(array)] = array
+        found[name] = column
+    sizes = np.array([len(row["input_ids"]) for row in rows])
+    return {**found, "attention_mask": (np.arange(sizes.max()) < sizes[:, None]).astype(np.int32)}
+
+
 def pad_tokens(array: jax.Array, length: int, value: int) -> jax.Array:
-    """``[B, T]`` to ``[B, length]``: batches are of different lengths, and the caller joins their outputs."""
+    """Pads ``[B, T]`` to ``[B, length]``, so that the outputs of batches of different lengths can be concatenated."""
     return jnp.pad(array, ((0, 0), (0, length - array.shape[1])), constant_values=value)
 
 
 def rounded(values: np.ndarray) -> list[float]:
-    """Numbers for a JSON file, with six digits behind the point."""
+    """Numbers for a JSON file, rounded to six decimals."""
     return [round(float(value), 6) for value in values]

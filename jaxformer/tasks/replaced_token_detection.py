@@ -1,4 +1,4 @@
-"""Replaced token detection (ELECTRA): a small generator fills in hidden tokens, the model tells which are not real."""
+"""Replaced token detection (ELECTRA): a small generator fills masked tokens, the model detects the wrong ones."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,28 +11,31 @@ from flax import linen as nn
 from pydantic import Field
 
 from jaxformer import functional as F
-from jaxformer.data.piece_rows import PieceRows, split_pieces
+from jaxformer.data.piece_rows import PieceRows
 from jaxformer.data.token_cache import TokenCache
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.masked_lm import Discriminator
 from jaxformer.tasks.base import Batch, LossSums, Rows, Task, apply, chunked_cross_entropy
 from jaxformer.tasks.masked_lm import Masking, MaskingConfig, join, make_masking, masked_features
-from jaxformer.tokenizers import PreTrainedTokenizer, find_special, special_id
+from jaxformer.tasks.packing import pieces_of
+from jaxformer.tokenizers import find_special
 
 
 class ReplacedTokenDetectionConfig(MaskingConfig):
-    """Tell which tokens a generator replaced."""
+    """Detect the tokens replaced by a generator."""
 
     architectures = ("encoder",)
     special_tokens: ClassVar = ("pad", "cls", "sep", "mask")
 
     type: Literal["replaced_token_detection"] = Field("replaced_token_detection", description="objective")
-    generator_size: float = Field(0.25, gt=0, le=1, description="width of the generator, as a share of the model's")
-    discriminator_weight: float = Field(50.0, gt=0, description="of the detection loss beside the generator's")
+    generator_size: float = Field(0.25, gt=0, le=1, description="width of the generator relative to the model")
+    discriminator_weight: float = Field(
+        50.0, gt=0, description="weight of the detection loss; the generator's loss has weight 1"
+    )
 
 
 def generator_config(config: TransformerConfig, share: float) -> TransformerConfig:
-    """The generator: as deep as the model, ``share`` as wide, with as many heads as fit, the model's token embedding.
+    """The generator's configuration: depth and token embedding of the model, ``share`` of its width and heads.
 
     Clark et al. 2020, section 3.2: a quarter to a half of the width works best.
     """
@@ -50,7 +53,7 @@ def generator_config(config: TransformerConfig, share: float) -> TransformerConf
 
 
 def sample_replacements(logits: jax.Array, keys: jax.Array) -> jax.Array:
-    """A token for each place from ``softmax(logits)``, ``[B, M, V]`` to ``[B, M]``; one key per example.
+    """Draws a token for each position from ``softmax(logits)``, ``[B, M, V]`` to ``[B, M]``; one key per example.
 
     >>> keys = jax.random.split(jax.random.key(0), 1)
     >>> sample_replacements(jnp.array([[[0.0, 90.0], [90.0, 0.0]]]), keys)
@@ -59,26 +62,24 @@ def sample_replacements(logits: jax.Array, keys: jax.Array) -> jax.Array:
     return jax.vmap(lambda key, rows: jax.random.categorical(key, rows))(keys, logits)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ReplacedTokenDetection(Task):
     """``L_generator + weight * L_discriminator``, both as means (Clark et al. 2020, section 2).
 
-    ``L_generator`` is the cross-entropy of the hidden tokens, ``L_discriminator`` the binary cross-entropy of "was this
-    token replaced" over all real tokens. No gradient flows from the discriminator through the sampled tokens. A sampled
-    token that happens to be the true one counts as not replaced.
+    ``L_generator`` is the cross-entropy of the masked tokens, ``L_discriminator`` the binary cross-entropy of "was this
+    token replaced" over all real tokens. No gradient flows through the sampled tokens. A sampled token that equals the
+    true one counts as not replaced.
     """
 
     config: ReplacedTokenDetectionConfig
-    tokenizer: PreTrainedTokenizer
-    sequence_length: int
 
     @cached_property
     def masking(self) -> Masking:
-        """How tokens are hidden."""
+        """Settings of ``mask_tokens``."""
         return make_masking(self.config, self.tokenizer, 1.0, 0.0)
 
     def model(self, config: TransformerConfig) -> nn.Module:
-        """The discriminator, with the generator beside it."""
+        """Discriminator and generator."""
         return Discriminator(config, generator_config(config, self.config.generator_size))
 
     def rows(self, data: TokenCache) -> PieceRows:
@@ -86,20 +87,16 @@ class ReplacedTokenDetection(Task):
         return PieceRows(data, lambda n: (n + 2,), (self.sequence_length,), find_special(self.tokenizer, "eos"))
 
     def features(self, batch: Batch, generators: list[np.random.Generator], rows: Rows) -> Batch:
-        """As for masked language modelling, every hidden token being the mask token."""
-        cls_id, sep_id = special_id(self.tokenizer, "cls"), special_id(self.tokenizer, "sep")
-        texts = [
-            join([[piece] for piece in split_pieces(tokens, segments)], cls_id, sep_id, self.sequence_length)
-            for tokens, segments in zip(batch["tokens"], batch["segment_ids"], strict=True)
-        ]
+        """As for masked language modelling; every masked token is the mask token."""
+        rows_of_pieces = [[[piece] for piece in pieces] for pieces in pieces_of(batch)]
+        texts = [join(pieces, self.tokenizer, self.sequence_length) for pieces in rows_of_pieces]
         return masked_features(texts, self.masking, generators)
 
     def loss(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> LossSums:
         """Both losses summed over the batch, nats; the weight is the number of real tokens.
 
-        The generator's sum is divided by the share of hidden tokens, which makes it a mean over those when it is
-        divided by all tokens: every row hides ``round(rate * tokens)``. Special tokens, of which none is hidden, count
-        among all tokens and lower that mean by their share.
+        The generator's sum is divided by the masking rate, so that dividing by all real tokens makes it a mean over the
+        masked ones. Special tokens, which are never masked, lower that mean by their share.
         """
         c, labels = self.config, batch["labels"]
         inputs = {name: array for name, array in batch.items() if name != "labels"}
@@ -108,33 +105,25 @@ class ReplacedTokenDetection(Task):
 
         # Sampling has no gradient, so none flows back to the generator.
         replaced, is_replaced = self._replace(batch, F.head_logits(hidden, head), dropout_key)
-        body = {"input_ids": replaced, "segment_ids": batch["segment_ids"]}
-        if "example_ids" in batch:
-            body["example_ids"] = batch["example_ids"]
-        logits = apply(model, params, body, dropout_key).logits
+        kept: Batch = {name: inputs[name] for name in ("segment_ids", "example_ids") if name in inputs}
+        logits = apply(model, params, {**kept, "input_ids": replaced}, dropout_key).logits
         real = batch["segment_ids"] > 0
         detection, tokens = F.binary_cross_entropy(logits, jnp.where(real, is_replaced, F.IGNORE))
-        generator_sum = generator.total / c.rate
-        objective = generator_sum + c.discriminator_weight * detection
-        right = ((logits > 0) == is_replaced) & real
-        metrics = {
-            "loss": objective,
-            "generator_loss": generator_sum,
-            "detection_loss": detection,
-            "detection_accuracy": right.sum(dtype=jnp.float32),
-        }
-        return LossSums(objective, tokens, metrics)
+        metrics = {"generator_loss": generator.total / c.rate, "detection_loss": detection}
+        objective = metrics["generator_loss"] + c.discriminator_weight * detection
+        right = (((logits > 0) == is_replaced) & real).sum(dtype=jnp.float32)
+        return LossSums(objective, tokens, {"loss": objective, **metrics, "detection_accuracy": right})
 
     def _replace(self, batch: Batch, logits: jax.Array, dropout_key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """The text with the generator's tokens at the hidden places, and where they differ from the true ones."""
+        """The text with the generator's tokens at the masked positions, and where they differ from the true ones."""
         labels, positions = batch["labels"], batch["masked_positions"]
-        # An evaluation replaces the same every time.
+        # An evaluation draws the same tokens every time.
         key = F.purpose_key(0, "replace") if dropout_key is None else jax.random.fold_in(dropout_key, 1)
         examples = batch["example_ids"] if "example_ids" in batch else jnp.arange(len(labels))
         sampled = sample_replacements(logits, F.example_keys(key, examples))
         trained = labels != F.IGNORE
         rows = jnp.arange(len(labels))[:, None]
-        # Places that only fill up the row are sent past its end, where a write is dropped.
+        # Positions of padding are sent past the end of the row, where a write is dropped.
         places = jnp.where(trained, positions, batch["input_ids"].shape[1])
         replaced = batch["input_ids"].at[rows, places].set(sampled, mode="drop")
         is_replaced = jnp.zeros(replaced.shape, bool).at[rows, places].set(sampled != labels, mode="drop")

@@ -1,16 +1,20 @@
-"""Prompts and responses: found in a row, turned into tokens, with the tokens that are the response's."""
+"""Prompts and responses as tokens, with the tokens that are learned."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from functools import cached_property
+from typing import Any
 
 import numpy as np
+from pydantic import Field
 
+from jaxformer import functional as F
+from jaxformer.data.example_rows import Example, ExampleRows
 from jaxformer.schema import UserError
-from jaxformer.tasks.bad_rows import BadRow, Tally
-from jaxformer.tasks.dialogue import NO_ANSWERS, ChatWriter, Message, choose_template
-from jaxformer.tasks.records import Record
+from jaxformer.tasks.base import Task, TaskSchema
+from jaxformer.tasks.chat_template import ChatWriter, Message, choose_template
+from jaxformer.tasks.records import BadRow, BadRows, Record, Tally, where
+from jaxformer.tasks.row_readers import Answered, Pair, PromptReader
 from jaxformer.tokenizers import (
     PreTrainedTokenizer,
     encode,
@@ -21,29 +25,7 @@ from jaxformer.tokenizers import (
     special_id,
 )
 
-RowFormat = Literal["auto", "alpaca", "completion", "messages"]
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "messages": ("messages",),
-    "completion": ("prompt", "completion"),
-    "alpaca": ("instruction", "output"),
-}
-# The format of Stanford's Alpaca (Taori et al. 2023), character by character.
-ALPACA = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:"
-)
-ALPACA_WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
-    "response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
-)
-
-
-class Answered(NamedTuple):
-    """A prompt and its response, both text or both messages; the prompt's messages are not learned."""
-
-    prompt: str | list[Message]
-    response: str | list[Message]
+FILL = {"input_ids": 0, "decoder_input_ids": 0, "labels": F.IGNORE}  # of padding
 
 
 @dataclass(frozen=True)
@@ -51,9 +33,9 @@ class Encoded:
     """A prompt and its response as tokens.
 
     Attributes:
-        prompt: ids before the first that is to be learned; an encoder's input, its end included.
-        response: ids from there on, its end included.
-        learned: which ids of ``response`` are to be learned; all but those between two answers of a dialogue.
+        prompt: ids before the first learned one; an encoder's input, end token included.
+        response: the other ids, end token included.
+        learned: which ids of ``response`` are learned; all but those between two answers of a dialogue.
     """
 
     prompt: list[int]
@@ -61,125 +43,43 @@ class Encoded:
     learned: list[bool]
 
 
-def alpaca_prompt(instruction: str, context: str = "") -> str:
-    """The prompt of an Alpaca row.
-
-    >>> alpaca_prompt("Add.", "1 2").splitlines()[2:]
-    ['### Instruction:', 'Add.', '', '### Input:', '1 2', '', '### Response:']
-    """
-    # Not str.format, which would read braces in the text.
-    template = ALPACA_WITH_INPUT if context.strip() else ALPACA
-    return _filled(template, {"instruction": instruction, "input": context})
+def causal_row(text: Encoded) -> Example:
+    """Inputs of a decoder, and the labels shifted left by one, -100 where nothing is learned."""
+    ids = np.array([*text.prompt, *text.response], np.int32)
+    learned = np.array([False] * len(text.prompt) + text.learned)
+    return {"input_ids": ids[:-1], "labels": np.where(learned[1:], ids[1:], F.IGNORE).astype(np.int32)}
 
 
-def alpaca_message(instruction: str, context: str = "") -> str:
-    """The same as what a user says: the instruction, and its input below a blank line.
-
-    >>> alpaca_message("Add.", "1 2"), alpaca_message("Add.", " ")
-    ('Add.\\n\\n1 2', 'Add.')
-    """
-    return f"{instruction}\n\n{context}" if context.strip() else instruction
-
-
-def _filled(template: str, values: Mapping[str, str]) -> str:
-    pieces = template.split("{")
-    return pieces[0] + "".join(values[p[: p.index("}")]] + p[p.index("}") + 1 :] for p in pieces[1:])
+def two_sided_row(prompt: list[int], response: list[int], start: int) -> Example:
+    """Inputs and labels of an encoder-decoder."""
+    return {
+        "input_ids": np.array(prompt, np.int32),
+        "decoder_input_ids": np.array([start, *response[:-1]], np.int32),
+        "labels": np.array(response, np.int32),
+    }
 
 
-class ColumnReader:
-    """Finds the columns of a row.
-
-    Args:
-        columns: the data's names of columns by ours, where they differ.
-        as_messages: whether what has a template of its own as text becomes messages, for a chat template to write.
-    """
-
-    def __init__(self, columns: Mapping[str, str], as_messages: bool) -> None:
-        self._columns, self._as_messages = columns, as_messages
-
-    def _name(self, name: str) -> str:
-        return self._columns.get(name, name)
-
-    def _value(self, record: Record, name: str) -> Any:
-        return record.get(self._name(name))
-
-    def _text(self, record: Record, name: str) -> str:
-        value = self._value(record, name)
-        if not isinstance(value, str):
-            kind = "nothing" if value is None else type(value).__name__
-            raise BadRow(f"column {self._name(name)!r} holds {kind}, expected text")
-        return value
-
-    def _instruction(self, record: Record) -> str | list[Message]:
-        """The prompt of an Alpaca row."""
-        context = "" if self._value(record, "input") is None else self._text(record, "input")
-        instruction = self._text(record, "instruction")
-        if not self._as_messages:
-            return alpaca_prompt(instruction, context)
-        return [{"role": "user", "content": alpaca_message(instruction, context)}]
-
-
-class RowReader(ColumnReader):
-    """Finds prompt and response in a row.
-
-    Args:
-        form: which columns a row has; ``auto``: the first that fits of messages, prompt and completion, Alpaca's.
-        columns: the data's names of columns by ours, where they differ.
-        as_messages: whether Alpaca's rows become dialogues.
-    """
-
-    def __init__(self, form: RowFormat, columns: Mapping[str, str], as_messages: bool = False) -> None:
-        super().__init__(columns, as_messages)
-        self._form = form
-
-    def form_of(self, record: Record) -> str:
-        """Which of the formats a row has.
-
-        Raises:
-            BadRow: if it has none of them.
-        """
-        if self._form != "auto":
-            return self._form
-        for form, names in COLUMNS.items():
-            if all(self._value(record, name) is not None for name in names):
-                return form
-        if isinstance(record.get("error"), str):
-            raise BadRow("it holds an error of the command that made the file")
-        wanted = ", or ".join(" and ".join(map(self._name, names)) for names in COLUMNS.values())
-        raise BadRow(f"a column is missing, expected {wanted}")
-
-    def read(self, record: Record) -> Answered:
-        """Prompt and response of a row.
-
-        Raises:
-            BadRow: if a column is missing, holds no text, or the response is empty.
-        """
-        form = self.form_of(record)
-        if form == "messages":
-            return Answered([], self._value(record, "messages"))
-        if form == "completion":
-            prompt, response = self._value(record, "prompt"), self._value(record, "completion")
-            if isinstance(prompt, list | tuple) and isinstance(response, list | tuple):
-                return Answered(list(prompt), list(response))
-            prompt, response = self._text(record, "prompt"), self._text(record, "completion")
-        else:
-            prompt, response = self._instruction(record), self._text(record, "output")
-        if not response.strip():
-            raise BadRow("the response is empty")
-        return Answered(prompt, response if isinstance(prompt, str) else [{"role": "assistant", "content": response}])
+def read_rows(records: Sequence[Record], read: Callable[[Record], Any], tally: Tally) -> list[tuple[Record, Any]]:
+    """The usable records, each with the result of ``read``."""
+    found = []
+    for record in records:
+        try:
+            found.append((record, read(record)))
+        except BadRow as reason:
+            tally.leave_out(record, str(reason))
+    return found
 
 
 class ResponseEncoder:
-    """Turns prompts and responses into tokens, for a decoder or an encoder-decoder.
+    """Encodes prompts and responses for a decoder or an encoder-decoder.
 
-    The prompt's tokens are those that the prompt alone has, as generation will meet it, behind what the tokenizer puts
-    before a text; the response ends with the end-of-text token. A dialogue is what its chat template writes, in which
-    special tokens are read as such.
+    The prompt's tokens are those of the prompt alone, as in generation, after the tokenizer's prefix; the response ends
+    with the end-of-text token. A dialogue is rendered by its chat template, and its special tokens are encoded as such.
 
     Args:
-        tokenizer: of the run.
+        tokenizer: of the model.
         chat_template: ``task.chat_template``.
-        two_sided: for an encoder-decoder: the prompt has an end of its own.
+        two_sided: the model is an encoder-decoder, so that the prompt has an end token.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizer, chat_template: str | None, two_sided: bool = False) -> None:
@@ -189,98 +89,72 @@ class ResponseEncoder:
         end = special_id(tokenizer, "sep") if two_sided else find_special(tokenizer, "eos")
         if end is None:
             raise UserError("the tokenizer has no end-of-text token, expected one to end a response with")
-        self._end = end
+        self.end_id = end
 
-    def encode(
-        self, records: Sequence[Record], read: Callable[[Record], Answered], tally: Tally
-    ) -> list[Encoded | None]:
-        """What each row becomes, None for rows that cannot be used, which the tally then has."""
-        texts: dict[int, tuple[str, str]] = {}
-        dialogues: dict[int, tuple[list[Message], int]] = {}
-        for number, record in enumerate(records):
-            try:
-                answered = read(record)
-                if isinstance(answered.prompt, str):
-                    assert isinstance(answered.response, str)
-                    texts[number] = answered.prompt, answered.response
-                else:
-                    dialogues[number] = self._messages(answered)
-            except BadRow as reason:
-                tally.leave_out(record, str(reason))
-        found: list[Encoded | None] = [None] * len(records)
-        for number, encoded in zip(texts, self._texts(list(texts.values())), strict=True):
-            found[number] = encoded
-        for number, (messages, first) in dialogues.items():
-            try:
-                found[number] = self._dialogue(messages, first)
-            except BadRow as reason:
-                tally.leave_out(records[number], str(reason))
-            except UserError as error:
-                if str(error) == NO_ANSWERS:
-                    raise
-                tally.leave_out(records[number], str(error))
-        return found
+    def encode(self, rows: Sequence[tuple[Record, Answered]], tally: Tally) -> list[Encoded | None]:
+        """The tokens of each row, None for unusable rows."""
+        texts = {number: (str(p), str(r)) for number, (_, (p, r)) in enumerate(rows) if isinstance(p, str)}
+        found: dict[int, Encoded] = dict(zip(texts, self._texts(list(texts.values())), strict=True))
+        for number, (record, answered) in enumerate(rows):
+            if number not in texts:
+                writer = self.chat_writer()
+                try:
+                    found[number] = self._dialogue(answered, writer)
+                except BadRow as reason:
+                    tally.leave_out(record, str(reason))
+        return [found.get(number) for number in range(len(rows))]
 
     def chat_writer(self) -> ChatWriter:
-        """What writes dialogues.
-
-        Raises:
-            UserError: if there is no template.
-        """
+        """The renderer of dialogues, else a ``UserError``."""
         if self.writer is None:
-            raise UserError(
-                "the rows are dialogues but the tokenizer has no chat template: set task.chat_template, "
-                "for instance to human_assistant"
-            )
+            advice = "set task.chat_template, for instance to human_assistant"
+            raise UserError(f"the rows are dialogues but the tokenizer has no chat template: {advice}")
         return self.writer
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of prompts, as generation meets them; an encoder's with its end."""
+        """The ids of prompts as in generation; an encoder's with its end token."""
         return [self._prompt(ids) for ids in encode_batch(self.tokenizer, texts)]
 
-    def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of what a dialogue's next answer follows, likewise.
+    def chat_prompt(self, messages: list[Message]) -> list[int]:
+        """The ids before the answer to these messages.
 
         Raises:
-            UserError: if there is no template, or it refuses the dialogue.
+            BadRow: not a list of messages, or the template rejects them.
+            UserError: there is no template.
         """
+        return self._chat_ids(self.chat_writer().checked(messages))
+
+    def _chat_ids(self, messages: list[Message]) -> list[int]:
         ids, _ = encode_marked(self.tokenizer, self.chat_writer().prompt(messages))
-        return [*ids, self._end] if self.two_sided else ids
+        return [*ids, self.end_id] if self.two_sided else ids
 
     def _prompt(self, ids: list[int]) -> list[int]:
-        return [*ids, self._end] if self.two_sided else [*prefix_ids(self.tokenizer), *ids]
-
-    def _messages(self, answered: Answered) -> tuple[list[Message], int]:
-        messages = self.chat_writer().checked([*answered.prompt, *answered.response])
-        first = len(answered.prompt)
-        if not any(message["role"] == "assistant" for message in messages[first:]):
-            raise BadRow("the dialogue has no answer of the assistant")
-        if self.two_sided:  # the encoder reads all before the last answer
-            last = max(n for n, message in enumerate(messages) if message["role"] == "assistant")
-            return messages[: last + 1], last
-        return messages, first
+        return [*ids, self.end_id] if self.two_sided else [*prefix_ids(self.tokenizer), *ids]
 
     def _texts(self, pairs: list[tuple[str, str]]) -> list[Encoded]:
-        encode = partial(encode_batch, self.tokenizer)
-        prompts = encode([prompt for prompt, _ in pairs])
-        responses = encode([response for _, response in pairs])
-        wholes = encode([prompt + response for prompt, response in pairs])
+        columns = ([p for p, _ in pairs], [r for _, r in pairs], [p + r for p, r in pairs])
         found = []
-        for prompt, response, whole in zip(prompts, responses, wholes, strict=True):
+        for prompt, response, whole in zip(*(encode_batch(self.tokenizer, c) for c in columns), strict=True):
             if not self.two_sided and whole[: len(prompt)] == prompt:
                 response = whole[len(prompt) :]
-            found.append(Encoded(self._prompt(prompt), [*response, self._end], [True] * (len(response) + 1)))
+            found.append(self._answer(self._prompt(prompt), response))
         return found
 
-    def _dialogue(self, messages: list[Message], first: int) -> Encoded:
-        assert self.writer is not None
-        if self.two_sided:
-            response = encode(self.tokenizer, messages[-1]["content"])
-            return Encoded(self.chat_prompt(messages[:-1]), [*response, self._end], [True] * (len(response) + 1))
-        written = self.writer.write(messages, first)
-        ids, offsets = encode_marked(self.tokenizer, written.text)
-        # A token is learned if it has a character of an answer.
-        spans = np.array(written.learned)
+    def _answer(self, prompt: list[int], response: list[int]) -> Encoded:
+        return Encoded(prompt, [*response, self.end_id], [True] * (len(response) + 1))
+
+    def _dialogue(self, answered: Answered, writer: ChatWriter) -> Encoded:
+        messages, first = writer.checked([*answered.prompt, *answered.response]), len(answered.prompt)
+        answers = [n for n, message in enumerate(messages) if n >= first and message["role"] == "assistant"]
+        if not answers:
+            raise BadRow("the dialogue has no answer of the assistant")
+        if self.two_sided:  # the encoder reads everything before the last answer
+            response = encode(self.tokenizer, messages[answers[-1]]["content"])
+            return self._answer(self._chat_ids(messages[: answers[-1]]), response)
+        rendered = writer.write(messages, first)
+        ids, offsets = encode_marked(self.tokenizer, rendered.text)
+        # A token is learned if it contains a character of an answer.
+        spans = np.array(rendered.learned)
         starts, ends = np.array(offsets).T
         learned = ((starts[:, None] < spans[:, 1]) & (ends[:, None] > spans[:, 0]) & (ends > starts)[:, None]).any(1)
         if not learned.any():
@@ -289,30 +163,136 @@ class ResponseEncoder:
         return Encoded(ids[:start], ids[start:], learned[start:].tolist())
 
 
-def too_long(longest: int) -> str:
-    """Why a row is left out whose prompt does not fit."""
-    return f"the prompt is longer than the context of {longest} tokens"
+def check_prompt(ids: Sequence[int], longest: int) -> None:
+    """Raises ``BadRow`` if a prompt is longer than ``longest`` tokens."""
+    if len(ids) > longest:
+        raise BadRow(f"the prompt is longer than the context of {longest} tokens")
 
 
-def fitted(
-    encoded: Encoded, prompt_length: int, response_length: int | None, record: Record, tally: Tally
-) -> Encoded | None:
-    """What of it fits: the response is cut at its end, which then is not learned; None if the prompt alone is too long.
+def encode_prompts(
+    encoder: ResponseEncoder, records: Sequence[Record], reader: PromptReader, tally: Tally, longest: int
+) -> list[tuple[Record, list[int]]]:
+    """The usable rows with the ids of their prompts, at most ``longest`` tokens, as in generation.
 
-    Args:
-        encoded: of a row.
-        prompt_length: tokens there are for the prompt, or without ``response_length`` for both.
-        response_length: tokens there are for the response.
-        record: the row.
-        tally: notes what was cut or left out.
+    Raises:
+        UserError: there are dialogues and no chat template.
     """
-    room = prompt_length - len(encoded.prompt) if response_length is None else response_length
-    longest = prompt_length - 1 if response_length is None else prompt_length
-    if len(encoded.prompt) > longest:
-        tally.leave_out(record, too_long(longest))
-        return None
-    if len(encoded.response) <= room:
-        return encoded
-    if any(encoded.learned[room:]):
-        tally.cut.append(str(getattr(record, "where", "a record")))
-    return Encoded(encoded.prompt, encoded.response[:room], encoded.learned[:room])
+    rows = read_rows(records, reader.read, tally)
+    texts = iter(encoder.prompts([prompt for _, prompt in rows if isinstance(prompt, str)]))
+    usable = []
+    for record, prompt in rows:
+        try:
+            ids = next(texts) if isinstance(prompt, str) else encoder.chat_prompt(prompt)
+            check_prompt(ids, longest)
+            if not ids:
+                raise BadRow("the prompt has no tokens")
+            usable.append((record, ids))
+        except BadRow as reason:
+            tally.leave_out(record, str(reason))
+    return usable
+
+
+class ResponseConfig(TaskSchema):
+    """Settings of the objectives whose rows contain prompts, responses or dialogues."""
+
+    reads = "records"
+    scored = False
+
+    columns: dict[str, str] = Field({}, description="column names of the data that differ: {prompt: question}")
+    chat_template: str | None = Field(
+        None, description="template of dialogues: Jinja, or human_assistant; default: the tokenizer's"
+    )
+    bad_rows: BadRows = Field("report", description="unusable rows: report: skip them with a warning; error: stop")
+
+    @property
+    def dialogue_template(self) -> str | None:
+        """The configured chat template."""
+        return self.chat_template
+
+    def parts(self, record: Record) -> Sequence[Any]:
+        """Prompt and responses, each a text or messages; raises ``BadRow`` if the record cannot be used."""
+        raise NotImplementedError
+
+    def texts(self, record: Record) -> list[str]:
+        """The texts of a record, none of an unusable one; raises a ``UserError`` for it if ``bad_rows`` is error."""
+        found = []
+        for _, parts in read_rows([record], self.parts, Tally(self.bad_rows)):
+            for part in parts:
+                messages = [{"content": part}] if isinstance(part, str) else part
+                found += [message.get("content") for message in messages if isinstance(message, dict)]
+        return [text for text in found if isinstance(text, str)]
+
+
+@dataclass(frozen=True, eq=False)
+class ResponseTask(Task):
+    """Base class of the objectives on responses of a decoder or an encoder-decoder."""
+
+    @cached_property
+    def encoder(self) -> ResponseEncoder:
+        """Text to tokens."""
+        return ResponseEncoder(self.tokenizer, self.config.chat_template, self.two_sided)
+
+    @property
+    def target_length(self) -> int | None:
+        """Longest response of an encoder-decoder, tokens; None for a decoder, whose rows have the prompt too."""
+        return (self.config.longest_target or self.sequence_length) if self.two_sided else None
+
+    @property
+    def room(self) -> int:
+        """Tokens of a row: a decoder's last label is not an input."""
+        return self.sequence_length + (not self.two_sided)
+
+    def fitted(self, encoded: Encoded, record: Record, tally: Tally) -> Encoded | None:
+        """``encoded`` with the response truncated to fit, its end not learned; None if the prompt alone is too long."""
+        target = self.target_length
+        try:
+            check_prompt(encoded.prompt, self.room - (target is None))
+        except BadRow as reason:
+            tally.leave_out(record, str(reason))
+            return None
+        room = self.room - len(encoded.prompt) if target is None else target
+        if any(encoded.learned[room:]):
+            tally.cut.append(where(record))
+        return Encoded(encoded.prompt, encoded.response[:room], encoded.learned[:room])
+
+    def encode_pairs(
+        self, records: Sequence[Record], read: Callable[[Record], Pair], tally: Tally
+    ) -> list[tuple[Record, Pair]]:
+        """The usable rows, each with the tokens of its two sides."""
+        rows = read_rows(records, read, tally)
+        for side in Pair._fields:
+            encoded = self.encoder.encode([(record, pair._asdict()[side]) for record, pair in rows], tally)
+            kept = []
+            for (record, pair), one in zip(rows, encoded, strict=True):
+                if one is not None and (fits := self.fitted(one, record, tally)) is not None:
+                    kept.append((record, pair._replace(**{side: fits})))
+            rows = kept
+        tally.cut[:] = dict.fromkeys(tally.cut)  # a pair with two truncated sides counts once
+        usable = []
+        for record, pair in rows:
+            if pair.chosen == pair.rejected:
+                tally.leave_out(record, "chosen and rejected are equal after truncation")
+            else:
+                usable.append((record, pair))
+        return usable
+
+    def table(
+        self,
+        examples: Sequence[Example],
+        tally: Tally,
+        records: Sequence[Record] | None = None,
+        fill: dict[str, float] | None = None,
+        stacked: Sequence[str] = (),
+    ) -> ExampleRows:
+        """The rows of a split, with the skipped ones; logs what was skipped and truncated.
+
+        Raises:
+            UserError: no row is left.
+        """
+        target = self.target_length
+        tally.report(f" to fit {target or self.sequence_length} tokens")
+        lengths = {name: target for name in ("decoder_input_ids", "decoder_segment_ids", "labels") if target}
+        fills = {**FILL, "segment_ids": 0, "decoder_segment_ids": 0, **(fill or {})}
+        rows = ExampleRows(examples, self.sequence_length, fills, lengths, stacked=stacked)
+        rows.left_out, rows.records = tally.left_out, records
+        return rows

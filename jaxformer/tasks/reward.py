@@ -1,4 +1,4 @@
-"""Reward modelling: a score for a response, so that the preferred one of two has the higher score."""
+"""Reward modelling: score responses so that the preferred one of a pair has the higher score."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,48 +12,31 @@ from flax import linen as nn
 from pydantic import Field
 
 from jaxformer import functional as F
-from jaxformer.data.example_rows import ExampleRows
 from jaxformer.models import heads
 from jaxformer.models.config import TransformerConfig
-from jaxformer.tasks import records as R
-from jaxformer.tasks.bad_rows import BadRow, Tally
-from jaxformer.tasks.base import Batch, LossSums, Report, Rows, Task
-from jaxformer.tasks.dialogue import choose_template
-from jaxformer.tasks.preferences import PairReader, encode_pairs, flat_inputs, pair_report, whole_example
-from jaxformer.tasks.response_task import ResponseConfig
-from jaxformer.tasks.responses import ResponseEncoder
-from jaxformer.tokenizers import PreTrainedTokenizer
+from jaxformer.tasks.base import Batch, LossSums, Report, Rows
+from jaxformer.tasks.preferences import PreferenceConfig, flat_inputs, pair_report
+from jaxformer.tasks.records import BadRow, Record, Tally, apply, stack_rows
+from jaxformer.tasks.responses import FILL, ResponseEncoder, ResponseTask
+from jaxformer.tasks.row_readers import Pair, PairReader
 
 INPUTS = ("input_ids", "attention_mask")
 
 
-class PreferenceConfig(ResponseConfig):
-    """Keys that the objectives on preference pairs share."""
-
-    unit = "examples"
-
-    def parts(self, record: R.Record) -> list[Any]:
-        """Prompt and both responses; see ``ResponseConfig``."""
-        pair = PairReader(self.columns, as_messages=False).read(record)
-        return [pair.chosen.prompt, pair.chosen.response, pair.rejected.response]
-
-
 class RewardConfig(PreferenceConfig):
-    """Score responses as people preferred them."""
+    """Learn to score responses from preferences."""
 
     architectures = ("decoder", "encoder_decoder")
     special_tokens = ("pad",)
 
     type: Literal["reward"] = Field("reward", description="objective")
-    margin_column: str | None = Field(None, description="column with how much better the preferred response is")
-    centring: float = Field(0.0, ge=0, description="weight of (sum of both scores)^2, which keeps them around 0: 0.01")
+    margin_column: str | None = Field(None, description="column with the minimum difference of the scores")
+    centring: float = Field(
+        0.0, ge=0, description="weight of (sum of both scores)^2, which keeps them near 0; 0.01 for instance"
+    )
 
-    def margin_of(self, record: R.Record) -> float:
-        """How much better the preferred response is known to be.
-
-        Raises:
-            BadRow: if the column holds no number.
-        """
+    def margin_of(self, record: Record) -> float:
+        """The margin of a pair; raises ``BadRow`` if it is not a number."""
         if self.margin_column is None:
             return 0.0
         try:
@@ -61,60 +44,61 @@ class RewardConfig(PreferenceConfig):
         except (TypeError, ValueError):
             margin = float("nan")
         if not np.isfinite(margin):
-            raise BadRow(f"column {self.margin_column!r} (task.margin_column) holds no number")
+            raise BadRow(f"column {self.margin_column!r} (task.margin_column) is not a number")
         return margin
 
 
 @dataclass(frozen=True, eq=False)
-class Reward(Task):
+class Reward(ResponseTask):
     """``-log s(r(chosen) - r(rejected) - margin)``, summed over pairs: ``functional.bradley_terry_loss``.
 
-    The score is that of a classifier with one class: read at the last real token, which has seen the whole text.
-
-    Args:
-        config: Columns, margin and centring.
-        tokenizer: Has an end of text and a padding token, which users of the model pad with.
-        sequence_length: Most tokens of prompt and response.
+    The score is that of a classifier with one class, read at the last real token.
     """
 
     config: RewardConfig
-    tokenizer: PreTrainedTokenizer
-    sequence_length: int
 
     @cached_property
     def encoder(self) -> ResponseEncoder:
-        """Text to tokens."""
+        """Text to tokens; the model reads prompt and response as one text, whatever its architecture."""
         return ResponseEncoder(self.tokenizer, self.config.chat_template)
 
+    @property
+    def target_length(self) -> None:
+        """Prompt and response share a row."""
+        return None
+
+    @property
+    def room(self) -> int:
+        """Tokens of prompt and response."""
+        return self.sequence_length
+
     def model(self, config: TransformerConfig) -> nn.Module:
-        """The body with one score."""
+        """The backbone with one score."""
         return heads.SequenceClassifier(config, 1)
 
-    def rows(self, data: Sequence[R.Record]) -> Rows:
-        """One row a pair.
+    def rows(self, data: Sequence[Record]) -> Rows:
+        """One row per pair, ``input_ids [2, T]``, the preferred response first.
 
         Raises:
-            UserError: if no row can be used.
+            UserError: no row can be used.
         """
-        c, T = self.config, self.sequence_length
-        tally = Tally(c.bad_rows, len(data))
-        reader = PairReader(c.columns, choose_template(c.chat_template, self.tokenizer) is not None)
+        tally = Tally(self.config.bad_rows, len(data))
+        reader = PairReader(self.config.columns, self.encoder.writer is not None)
 
-        def read(record: R.Record) -> Any:
-            c.margin_of(record)
+        def read(record: Record) -> Pair:
+            self.config.margin_of(record)  # refuses the record early
             return reader.read(record)
 
-        pairs = encode_pairs(self.encoder, data, read, tally, T, None)
-        tally.report(f" to fit {T} tokens")
-        examples = [{**whole_example(pair, T), "margin": c.margin_of(record)} for record, pair in pairs]
-        rows = ExampleRows(examples, T, {"input_ids": 0, "margin": 0.0})
-        rows.left_out = tally.left_out
-        rows.records = [record for record, _ in pairs]
-        return rows
+        pairs = self.encode_pairs(data, read, tally)
+        examples = []
+        for record, pair in pairs:
+            texts = [{"input_ids": [*text.prompt, *text.response]} for text in pair]
+            examples.append({**stack_rows(texts, FILL), "margin": self.config.margin_of(record)})
+        return self.table(examples, tally, [record for record, _ in pairs], {"margin": 0.0})
 
     def _scores(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Any:
-        """Scores ``[B, 2]``, and which rows are pairs; a row of padding has zeros."""
-        logits = R.apply(model, params, flat_inputs(batch, INPUTS), dropout_key).logits[:, 0].reshape(-1, 2)
+        """Scores ``[B, 2]``, zeros in padding rows, and weights, 1 for pairs and 0 for padding rows."""
+        logits = apply(model, params, flat_inputs(batch, INPUTS), dropout_key).logits[:, 0].reshape(-1, 2)
         real = jnp.any(batch["attention_mask"] == 1, axis=(1, 2))
         return jnp.where(real[:, None], logits, 0.0), real.astype(jnp.float32)
 
@@ -122,11 +106,10 @@ class Reward(Task):
         """Sums over the pairs."""
         scores, weights = self._scores(model, params, batch, dropout_key)
         chosen, rejected = scores[:, 0], scores[:, 1]
-        plain = jnp.sum(weights * F.bradley_terry_loss(chosen, rejected, batch["margin"]))
-        objective = plain
-        if self.config.centring:
-            losses = F.bradley_terry_loss(chosen, rejected, batch["margin"], centring=self.config.centring)
-            objective = jnp.sum(weights * losses)
+        objective, plain = (
+            jnp.sum(weights * F.bradley_terry_loss(chosen, rejected, batch["margin"], centring=centring))
+            for centring in (self.config.centring, 0.0)
+        )
         metrics = {
             "loss": plain,
             "pair_accuracy": jnp.sum(weights * (chosen > rejected)),
@@ -139,6 +122,6 @@ class Reward(Task):
         """``scores [B, 2]``."""
         return {"scores": self._scores(model, params, batch, None)[0]}
 
-    def report(self, data: Sequence[R.Record], outputs: dict[str, np.ndarray]) -> Report:
-        """How often the preferred response has the higher score, and the scores of every pair."""
+    def report(self, data: Sequence[Record], outputs: dict[str, np.ndarray]) -> Report:
+        """Accuracy and margin of the scores, and the scores of every pair."""
         return pair_report("score", data, outputs["scores"])

@@ -1,9 +1,9 @@
-"""Sequence classification: a label, several labels or a number for a text or a pair of texts."""
+"""Sequence classification and regression: labels or a number for a text or a pair of texts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,54 +18,44 @@ from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
 from jaxformer.tasks import metrics
 from jaxformer.tasks import records as R
-from jaxformer.tasks.base import Batch, LossSums, Report, Rows, Task, TaskSchema
-from jaxformer.tokenizers import PreTrainedTokenizer, encode_batch
+from jaxformer.tasks.base import Batch, LossSums, Report, Rows
+from jaxformer.tokenizers import encode_batch
 
 
-class SequenceClassificationConfig(TaskSchema):
-    """Label a text or a pair of texts."""
+class SequenceClassificationConfig(R.LabelledConfig):
+    """Predict labels or a number for a text or a pair of texts."""
 
-    architectures = ("encoder", "decoder", "encoder_decoder")
-    reads = "records"
     unit = "examples"
-    special_tokens = ("pad", "cls", "sep")
 
     type: Literal["sequence_classification"] = Field("sequence_classification", description="objective")
     text_column: str = Field("text", description="column with the text")
-    text_pair_column: str | None = Field(None, description="column with a second text, for instance the hypothesis")
+    text_pair_column: str | None = Field(None, description="column with the second text of a pair")
     label_column: str = Field("label", description="column with the label, a list of labels, or the number")
-    labels: list[str] | None = Field(None, description="names of the classes; else those of the training data, sorted")
     problem: Literal["single_label", "multi_label", "regression"] = Field(
-        "single_label", description="one class a text, any number of classes a text, or a number"
+        "single_label", description="one class per text, any number of classes per text, or a number"
     )
     class_weights: dict[str, float] | Literal["balanced"] | None = Field(
-        None, description="weight of each class in the loss; balanced: examples / (classes * examples of the class)"
+        None, description="weights of the classes in the loss; balanced: examples / (classes * examples of the class)"
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over the classes")
-
-    def with_labels(self, labels: Sequence[str]) -> Self:
-        """The configuration with the class names that were found in the data, where it has none of its own."""
-        return self.model_copy(update={"labels": list(labels)}) if labels and self.labels is None else self
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability mass spread evenly over the classes")
 
     @property
     def problem_type(self) -> str:
-        """The problem in the terms of transformers."""
+        """As transformers names it."""
         return self.problem if self.problem == "regression" else f"{self.problem}_classification"
 
     @property
     def weighting(self) -> str:
-        """Class weights make the weight of a loss another number than that of the examples."""
+        """With class weights, the weight of a loss is not the number of examples."""
         return " by class weight" if self.class_weights else ""
 
     def texts(self, record: R.Record) -> list[str]:
-        """The texts of a record; what a tokenizer is trained on."""
-        names = [(self.text_column, "text_column")]
-        if self.text_pair_column is not None:
-            names.append((self.text_pair_column, "text_pair_column"))
-        return [R.text(record, name, key) for name, key in names]
+        """The texts of a record."""
+        pairs = ((self.text_column, "text_column"), (self.text_pair_column, "text_pair_column"))
+        return [R.text(record, name, key) for name, key in pairs if name is not None]
 
     def labels_of(self, record: R.Record) -> list[str]:
-        """The labels of a record as text; one unless the problem is ``multi_label``."""
+        """The labels of a record as text; exactly one unless the problem is ``multi_label``."""
         value = R.column(record, self.label_column, "label_column")
         if self.problem == "multi_label":
             if not isinstance(value, list | tuple | np.ndarray):
@@ -92,30 +82,25 @@ class SequenceClassificationConfig(TaskSchema):
 
 
 @dataclass(frozen=True, eq=False)
-class SequenceClassification(Task):
-    """Cross-entropy of the label, of each label by itself, or the squared error of the number.
+class SequenceClassification(R.LabelledTask):
+    """Cross-entropy of the label, binary cross-entropy of each label, or squared error of the number.
 
-    The model's output has ``logits [B, C]``: a class each, or one number (regression).
+    The model's output has ``logits [B, C]``, C 1 for regression.
     """
 
     config: SequenceClassificationConfig
-    tokenizer: PreTrainedTokenizer
-    sequence_length: int
-    train_records: Sequence[R.Record] = field(repr=False)
 
     def __post_init__(self) -> None:
         c = self.config
-        R.check_length(self.sequence_length, 3 if c.text_pair_column is None else 5, c.type)
+        R.check_length(self, 3 if c.text_pair_column is None else 5)
         if c.problem != "single_label" and (c.class_weights is not None or c.label_smoothing):
-            raise UserError(
-                f"task.problem is {c.problem!r}, which takes no class_weights or label_smoothing: leave them out"
-            )
+            raise UserError(f"task.problem is {c.problem!r}, without class_weights and label_smoothing: leave them out")
         if c.problem == "regression" and c.labels is not None:
             raise UserError(f"task.problem is 'regression' but task.labels is {c.labels}: leave it out")
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """Names of the classes by number; none for regression."""
+        """Class names by number; none for regression."""
         c = self.config
         if c.problem == "regression":
             return ()
@@ -125,34 +110,29 @@ class SequenceClassification(Task):
         return labels
 
     @cached_property
-    def _numbers(self) -> dict[str, int]:
-        return {label: number for number, label in enumerate(self.labels)}
-
-    @cached_property
     def class_weights(self) -> np.ndarray | None:
-        """``[C]`` float32, or None if all classes count the same."""
+        """``[C]`` float32, or None for equal weights."""
         c = self.config
         if c.class_weights is None:
             return None
         if c.class_weights == "balanced":
-            numbers = [R.label_number(self._numbers, c.labels_of(record)[0], record) for record in self.train_records]
+            numbers = [self.label_number(c.labels_of(record)[0], record) for record in self.train_records]
             counts = np.bincount(numbers, minlength=len(self.labels))
             if not counts.all():
                 missing = self.labels[int(np.argmin(counts))]
                 raise UserError(f"task.class_weights is 'balanced' but no training record has the label {missing!r}")
             return (len(numbers) / (len(self.labels) * counts)).astype(np.float32)
         if set(c.class_weights) != set(self.labels):
-            raise UserError(
-                f"task.class_weights has the labels {sorted(c.class_weights)}, expected {sorted(self.labels)}"
-            )
+            found = sorted(c.class_weights)
+            raise UserError(f"task.class_weights has the labels {found}, expected {sorted(self.labels)}")
         return np.array([c.class_weights[label] for label in self.labels], np.float32)
 
     def model(self, config: TransformerConfig) -> nn.Module:
-        """The body with a classification head."""
+        """The backbone with a classification head."""
         return heads.SequenceClassifier(config, len(self.labels) or 1, self.labels)
 
     def rows(self, data: Sequence[R.Record]) -> Rows:
-        """One row a record."""
+        """One row per record."""
         texts = [self.config.texts(record) for record in data]
         ids = [encode_batch(self.tokenizer, column) for column in zip(*texts, strict=True)]
         examples: list[Example] = []
@@ -166,19 +146,15 @@ class SequenceClassification(Task):
     def _answer(self, record: R.Record) -> Example:
         if self.config.problem == "regression":
             return {"labels": self.config.target_of(record), "label_weights": 1.0}
-        numbers = [R.label_number(self._numbers, label, record) for label in self.config.labels_of(record)]
+        numbers = [self.label_number(label, record) for label in self.config.labels_of(record)]
         if self.config.problem == "single_label":
             return {"labels": numbers[0]}
         several = np.zeros(len(self.labels), np.int32)
         several[numbers] = 1
         return {"labels": several}
 
-    def features(self, batch: Batch, generators: list[np.random.Generator], rows: Rows) -> Batch:
-        """The rows as they are."""
-        return batch
-
     def loss(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> LossSums:
-        """Sums over the examples; with class weights the weight is the sum of those of the labels."""
+        """Sums over the examples; the weight is the sum of the labels' class weights."""
         logits = R.apply(model, params, batch, dropout_key).logits
         c = self.config
         if c.problem == "regression":
@@ -197,11 +173,11 @@ class SequenceClassification(Task):
     def predict(self, model: nn.Module, params: Any, batch: Batch) -> dict[str, jax.Array]:
         """``scores [B, C]``: probabilities of the classes, or the number."""
         logits = R.apply(model, params, batch, None).logits.astype(jnp.float32)
-        kinds = {"single_label": jax.nn.softmax, "multi_label": jax.nn.sigmoid, "regression": lambda x: x}
-        return {"scores": kinds[self.config.problem](logits)}
+        functions = {"single_label": jax.nn.softmax, "multi_label": jax.nn.sigmoid, "regression": lambda x: x}
+        return {"scores": functions[self.config.problem](logits)}
 
     def report(self, data: Sequence[R.Record], outputs: dict[str, np.ndarray]) -> Report:
-        """Metrics and, an example each, the texts, the label, what was predicted and the probabilities."""
+        """Metrics, and for each example texts, label, prediction and probabilities."""
         c, scores = self.config, outputs["scores"]
         names = [n for n in (c.text_column, c.text_pair_column) if n is not None]
         shown = [{name: record[name] for name in names} for record in data]

@@ -1,27 +1,23 @@
-"""Span corruption (T5): spans of text are cut out, each leaving a sentinel, and the decoder tells what they were."""
+"""Span corruption (T5): spans of a text are replaced by sentinels; the decoder predicts the spans."""
 
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-import jax
 import numpy as np
-from flax import linen as nn
 from pydantic import Field
 
-from jaxformer.data.piece_rows import PieceRows, split_pieces
+from jaxformer.data.piece_rows import PieceRows
 from jaxformer.data.token_cache import TokenCache
-from jaxformer.families import build_model
-from jaxformer.models.config import TransformerConfig
-from jaxformer.tasks.base import Batch, LossSums, Rows, Task, TaskSchema, token_loss
-from jaxformer.tasks.packing import packed_pairs
-from jaxformer.tokenizers import PreTrainedTokenizer, Role, find_special, sentinel_ids, special_id
+from jaxformer.tasks.base import Batch, Rows, Task, TaskSchema
+from jaxformer.tasks.packing import packed_pairs, pieces_of
+from jaxformer.tokenizers import find_special, sentinel_ids, special_id
 
-SENTINELS = 100  # as many as T5's vocabulary has
+SENTINELS = 100  # as in the vocabulary of T5
 
 
 class SpanCorruptionConfig(TaskSchema):
-    """Tell the spans that were cut out of the text."""
+    """Predict the spans removed from a text."""
 
     architectures = ("encoder_decoder",)
     reads = "text"
@@ -29,19 +25,19 @@ class SpanCorruptionConfig(TaskSchema):
     sentinels: ClassVar = SENTINELS
 
     type: Literal["span_corruption"] = Field("span_corruption", description="objective")
-    rate: float = Field(0.15, gt=0, lt=1, description="share of the tokens that are cut out")
-    mean_span: float = Field(3.0, ge=1, description="mean length of a span that is cut out, tokens")
+    rate: float = Field(0.15, gt=0, lt=1, description="share of removed tokens")
+    mean_span: float = Field(3.0, ge=1, description="mean length of a removed span, tokens")
     target_length: int | None = Field(
-        None, ge=2, description="longest target of a row, tokens; default: what a row of one whole text needs"
+        None, ge=2, description="length of the decoder's rows, tokens; default: as needed for one text that fills a row"
     )
-    chunk_tokens: int = Field(2048, ge=1, description="tokens whose logits are in memory at once, on a device")
+    chunk_tokens: int = Field(2048, ge=1, description="tokens per device whose logits are in memory at once")
 
 
 def span_counts(length: int, rate: float, mean_span: float) -> tuple[int, int]:
-    """How many tokens are cut out of ``length``, and in how many spans; the same for every text of that length.
+    """Numbers of tokens and of spans removed from a text of ``length`` tokens.
 
-    ``round(rate * length)``, at least 1 and not all, in ``round(tokens / mean_span)`` spans, at least 1 and so few that
-    a kept token stands before each (Raffel et al. 2020, section 3.1.4, and the code published with it).
+    ``round(rate * length)`` tokens, at least 1 and not all, in ``round(tokens / mean_span)`` spans, at least 1 and few
+    enough for a kept token before each (Raffel et al. 2020, section 3.1.4, and the code published with it).
 
     >>> span_counts(100, 0.15, 3.0)
     (15, 5)
@@ -51,7 +47,7 @@ def span_counts(length: int, rate: float, mean_span: float) -> tuple[int, int]:
 
 
 def corrupted_lengths(length: int, rate: float, mean_span: float) -> tuple[int, int]:
-    """Tokens of input and target that ``corrupt_spans`` makes of a text of ``length`` tokens, ends included.
+    """Lengths of the input and target of ``corrupt_spans`` for a text of ``length`` tokens, end tokens included.
 
     >>> corrupted_lengths(568, 0.15, 3.0)  # T5: 512 tokens in, 114 out
     (512, 114)
@@ -61,7 +57,7 @@ def corrupted_lengths(length: int, rate: float, mean_span: float) -> tuple[int, 
 
 
 def random_segmentation(total: int, parts: int, generator: np.random.Generator) -> np.ndarray:
-    """``total`` things in order, cut into ``parts`` that are not empty: their sizes, every cutting equally probable."""
+    """Sizes of ``parts`` non-empty segments of ``total`` items; every segmentation is equally probable."""
     cuts = np.sort(generator.choice(total - 1, parts - 1, replace=False)) + 1
     return np.diff(cuts, prepend=0, append=total)
 
@@ -75,94 +71,61 @@ def corrupt_spans(
     rate: float = 0.15,
     mean_span: float = 3.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts spans out of a text: input ``a <0> d <1> </s>`` and target ``<0> b c <1> e f </s>`` for ``a b c d e f``.
+    """Replaces spans by sentinels: input ``a <0> d <1> </s>``, target ``<0> b c <1> e f </s>`` for ``a b c d e f``.
 
-    The text begins with a kept token and ends with a span, as in the code published with the paper; so the target needs
-    no sentinel behind its last span.
+    The text begins with a kept token and ends with a span, as in the code published with the paper, so that the target
+    needs no sentinel after its last span.
 
-    Raffel et al. 2020, "Exploring the Limits of Transfer Learning", section 3.1.4.
-
-    Args:
-        tokens: ``[T]``, at least 2.
-        generator: what is drawn from.
-        sentinel_ids: one for each span, in order.
-        end_id: behind input and target.
-        rate: share of the tokens to be cut out.
-        mean_span: mean length of a span.
-
-    Returns:
-        Input and target, of the lengths ``corrupted_lengths`` says.
+    ``tokens`` are ``[T]``, at least 2; input and target have ``corrupted_lengths``. Raffel et al. 2020, "Exploring the
+    Limits of Transfer Learning", section 3.1.4.
     """
     noise, spans = span_counts(len(tokens), rate, mean_span)
     kept_sizes = random_segmentation(len(tokens) - noise, spans, generator)
     cut_sizes = random_segmentation(noise, spans, generator)
     sizes = np.ravel(np.stack([kept_sizes, cut_sizes], axis=1))
     parts = np.split(tokens, np.cumsum(sizes)[:-1])
-    inputs, targets = [], []
-    for number in range(spans):
-        sentinel = np.array([sentinel_ids[number]], tokens.dtype)
-        inputs += [parts[2 * number], sentinel]
-        targets += [sentinel, parts[2 * number + 1]]
+    sentinels = [np.array([sentinel], tokens.dtype) for sentinel in sentinel_ids[:spans]]
+    inputs = [array for both in zip(parts[::2], sentinels, strict=True) for array in both]
+    targets = [array for both in zip(sentinels, parts[1::2], strict=True) for array in both]
     end = np.array([end_id], tokens.dtype)
     return np.concatenate([*inputs, end]), np.concatenate([*targets, end])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SpanCorruption(Task):
-    """``-log p(spans cut out | the text without them)``, summed over the tokens of the target.
+    """``-log p(removed spans | the text without them)``, summed over the tokens of the target.
 
-    Rows hold several texts where they fit, each with sentinels of its own and no attention between them.
+    Rows hold several texts where they fit, each with its own sentinels and no attention between them.
     """
 
     config: SpanCorruptionConfig
-    tokenizer: PreTrainedTokenizer
-    sequence_length: int
-    start: Role = "pad"
 
     @cached_property
     def target_length(self) -> int:
-        """Places of the decoder."""
-        c, T = self.config, self.sequence_length
-        if c.target_length is not None:
-            return c.target_length
+        """Length of the decoder's rows."""
+        if self.config.target_length is not None:
+            return self.config.target_length
         length = 2
-        while self._lengths(length + 1)[0] <= T:
+        while self._lengths(length + 1)[0] <= self.sequence_length:
             length += 1
         return self._lengths(length)[1]
 
     def _lengths(self, length: int) -> tuple[int, int]:
         return corrupted_lengths(length, self.config.rate, self.config.mean_span)
 
-    def model(self, config: TransformerConfig) -> nn.Module:
-        """The encoder-decoder with its language-model head."""
-        return build_model(config)
-
     def rows(self, data: TokenCache) -> PieceRows:
-        """Texts that fit after they are corrupted: their lengths then are known ahead."""
+        """Texts that fit after corruption; their lengths are known in advance."""
         limits = (self.sequence_length, self.target_length)
         return PieceRows(data, self._lengths, limits, find_special(self.tokenizer, "eos"), smallest=2)
 
     def features(self, batch: Batch, generators: list[np.random.Generator], rows: Rows) -> Batch:
-        """``input_ids``, ``segment_ids``, ``decoder_input_ids``, ``decoder_segment_ids`` and ``labels``."""
-        c, end_id = self.config, special_id(self.tokenizer, "sep")
-        pairs = []
-        for tokens, segments, generator in zip(batch["tokens"], batch["segment_ids"], generators, strict=True):
-            pairs.append(
-                [
-                    corrupt_spans(
-                        piece,
-                        generator,
-                        sentinel_ids=sentinel_ids(self.tokenizer),
-                        end_id=end_id,
-                        rate=c.rate,
-                        mean_span=c.mean_span,
-                    )
-                    for piece in split_pieces(tokens, segments)
-                ]
-            )
-        start_id = special_id(self.tokenizer, self.start)
-        return packed_pairs(pairs, self.sequence_length, self.target_length, start_id)
-
-    def loss(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> LossSums:
-        """Cross-entropy summed over the targets, nats."""
-        return token_loss(model, params, batch, dropout_key, chunk_tokens=self.config.chunk_tokens)
+        """The columns of ``packed_pairs``."""
+        settings: dict[str, Any] = {
+            "sentinel_ids": sentinel_ids(self.tokenizer),
+            "end_id": special_id(self.tokenizer, "sep"),
+            "rate": self.config.rate,
+            "mean_span": self.config.mean_span,
+        }
+        rows_of_pieces = zip(pieces_of(batch), generators, strict=True)
+        pairs = [[corrupt_spans(piece, g, **settings) for piece in pieces] for pieces, g in rows_of_pieces]
+        return packed_pairs(pairs, self.sequence_length, self.target_length, self.start_id)

@@ -1,10 +1,10 @@
-"""Token classification: a tag for each word, or each character, of a sentence."""
+"""Token classification: a tag for each word or character of a sentence."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,32 +19,24 @@ from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
 from jaxformer.tasks import metrics
 from jaxformer.tasks import records as R
-from jaxformer.tasks.base import Batch, LossSums, Report, Rows, Task, TaskSchema
-from jaxformer.tokenizers import PreTrainedTokenizer, encode_with_offsets
+from jaxformer.tasks.base import Batch, LossSums, Report, Rows
+from jaxformer.tokenizers import encode_with_offsets
 
 OUTSIDE = "O"
 
 
-class TokenClassificationConfig(TaskSchema):
-    """Tag the words or the characters of a sentence."""
+class TokenClassificationConfig(R.LabelledConfig):
+    """Tag the words or characters of a sentence."""
 
-    architectures = ("encoder", "decoder", "encoder_decoder")
-    reads = "records"
-    special_tokens = ("pad", "cls", "sep")
     labels_tokens = True
 
     type: Literal["token_classification"] = Field("token_classification", description="objective")
-    words_column: str = Field("words", description="column with the list of words (or characters, with joined)")
+    words_column: str = Field("words", description="column with the list of words (with joined: characters)")
     tags_column: str = Field("tags", description="column with the list of their tags")
-    labels: list[str] | None = Field(None, description="names of the tags; else those of the training data, sorted")
     joined: bool = Field(
-        False, description="the words are the single characters of a text, blanks included, which is tokenised whole"
+        False, description="the words are the characters of a text, spaces included; the text is tokenised as a whole"
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over the tags")
-
-    def with_labels(self, labels: Sequence[str]) -> Self:
-        """The configuration with the class names that were found in the data, where it has none of its own."""
-        return self.model_copy(update={"labels": list(labels)}) if labels and self.labels is None else self
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability mass spread evenly over the tags")
 
     def words_of(self, record: R.Record) -> list[str]:
         """The words of a record."""
@@ -55,23 +47,23 @@ class TokenClassificationConfig(TaskSchema):
         return words
 
     def tags_of(self, record: R.Record) -> list[str]:
-        """The tags of a record, one a word."""
+        """The tags of a record, one per word."""
         tags, words = R.items(record, self.tags_column, "tags_column"), self.words_of(record)
         if len(tags) != len(words):
-            raise UserError(f"{R.where(record)} has {len(tags)} tags for {len(words)} words, expected one a word")
+            raise UserError(f"{R.where(record)} has {len(tags)} tags for {len(words)} words, expected one per word")
         return tags
 
     def texts(self, record: R.Record) -> list[str]:
-        """The sentence; what a tokenizer is trained on."""
+        """The sentence."""
         return [("" if self.joined else " ").join(self.words_of(record))]
 
 
 class Aligned(NamedTuple):
-    """A sentence as tokens.
+    """A tokenised sentence.
 
     Attributes:
-        ids: without special tokens, as many as fit.
-        spans: ``(token, first, end)``: this token has the tag of the word ``first`` and speaks for ``[first, end)``.
+        ids: without special tokens, truncated.
+        spans: ``(token, first, end)``: the token has the tag of the word ``first`` and stands for ``[first, end)``.
     """
 
     ids: list[int]
@@ -79,43 +71,35 @@ class Aligned(NamedTuple):
 
 
 def inside(tag: str) -> str:
-    """The tag that goes on with the entity of ``tag``: ``I-X`` for ``B-X``."""
+    """The tag that continues the entity of ``tag``: ``I-X`` for ``B-X``."""
     return f"I-{tag[2:]}" if tag.startswith("B-") else tag
 
 
 @dataclass(frozen=True, eq=False)
-class TokenClassification(Task):
+class TokenClassification(R.LabelledTask):
     """Cross-entropy of the tags, summed over the tokens that have one.
 
-    Words are tokenised one by one, each but the first behind a blank, and the first token with more than blanks has the
-    word's tag. With ``joined`` the text is tokenised whole and a token has the tag of its first character that is no
-    blank and that no earlier token has (a byte-level token may be a part of a character). The model's output has
-    ``logits [B, T, C]``.
+    Words are tokenised one by one, each but the first after a space; the first token that is not a space has the word's
+    tag. With ``joined`` the text is tokenised as a whole, and a token has the tag of its first character that no
+    earlier token covers (a byte-level token may be part of a character). The model's output has ``logits [B, T, C]``.
     """
 
     config: TokenClassificationConfig
-    tokenizer: PreTrainedTokenizer
-    sequence_length: int
-    train_records: Sequence[R.Record] = field(repr=False)
 
     def __post_init__(self) -> None:
-        R.check_length(self.sequence_length, 3, self.config.type)
+        R.check_length(self, 3)
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """Names of the tags by number."""
+        """The tags by number."""
         found = (tag for record in self.train_records for tag in self.config.tags_of(record))
         labels = R.find_labels(self.config.labels, found)
         if len(labels) < 2:
             raise UserError(f"the training records have the tags {list(labels)}, expected at least two")
         return labels
 
-    @cached_property
-    def _numbers(self) -> dict[str, int]:
-        return {label: number for number, label in enumerate(self.labels)}
-
     def align(self, data: Sequence[R.Record]) -> list[Aligned]:
-        """The sentences as tokens."""
+        """The tokenised sentences."""
         sentences = [self.config.words_of(record) for record in data]
         return self._align_characters(sentences) if self.config.joined else self._align_words(sentences)
 
@@ -149,24 +133,20 @@ class TokenClassification(Task):
         return aligned
 
     def model(self, config: TransformerConfig) -> nn.Module:
-        """The body with a classification head for each token."""
+        """The backbone with a classification head for each token."""
         return heads.TokenClassifier(config, len(self.labels), self.labels)
 
     def rows(self, data: Sequence[R.Record]) -> Rows:
-        """One row a record."""
+        """One row per record."""
         examples = []
         for record, sentence in zip(data, self.align(data), strict=True):
-            numbers = [R.label_number(self._numbers, tag, record) for tag in self.config.tags_of(record)]
+            numbers = [self.label_number(tag, record) for tag in self.config.tags_of(record)]
             inputs = R.encoder_input(self.tokenizer, sentence.ids, None, self.sequence_length)
             labels = np.full(len(inputs["input_ids"]), F.IGNORE, np.int32)
             for token, first, _ in sentence.spans:
-                labels[token + 1] = numbers[first]  # behind [CLS]
+                labels[token + 1] = numbers[first]  # after [CLS]
             examples.append({**inputs, "labels": labels})
         return ExampleRows(examples, self.sequence_length, R.encoder_fill(self.tokenizer))
-
-    def features(self, batch: Batch, generators: list[np.random.Generator], rows: Rows) -> Batch:
-        """The rows as they are."""
-        return batch
 
     def loss(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> LossSums:
         """Cross-entropy summed over the tokens that have a tag, nats."""
@@ -182,7 +162,7 @@ class TokenClassification(Task):
         return {"predicted": R.pad_tokens(predicted, self.sequence_length, 0)}
 
     def report(self, data: Sequence[R.Record], outputs: dict[str, np.ndarray]) -> Report:
-        """Metrics over words (or characters); those that were cut off count as predicted to be ``O``."""
+        """Metrics over words (or characters); the prediction for truncated ones is ``O``."""
         tags = [self.config.tags_of(record) for record in data]
         predicted = [
             self.tags_from(sentence, row[1:], self.config.words_of(record))
@@ -193,7 +173,7 @@ class TokenClassification(Task):
             {words: list(record[words]), "tags": tags_, "predicted": predicted_}
             for record, tags_, predicted_ in zip(data, tags, predicted, strict=True)
         ]
-        # "O" may be predicted for what was cut off without being a tag of the data.
+        # "O" is the prediction for truncated words even if it is not a tag of the data.
         names = self.labels if OUTSIDE in self.labels else (*self.labels, OUTSIDE)
         numbers = {name: number for number, name in enumerate(names)}
         right, ours = (np.array([numbers[tag] for tag in chain.from_iterable(p)], int) for p in (tags, predicted))
@@ -203,18 +183,18 @@ class TokenClassification(Task):
     def tags_from(self, sentence: Aligned, predicted: np.ndarray, words: Sequence[str]) -> list[str]:
         """Tags of the words (or characters) from the number of each token's tag.
 
-        Of the characters of a token the first has its tag and the others go on with that entity; a blank between
-        tokens is inside an entity if the next character goes on with that of the one before it.
+        The first character of a token has its tag, the others continue that entity; a space between tokens is inside an
+        entity if the next character continues that of the previous one.
         """
         tags = [OUTSIDE] * len(words)
         for token, first, end in sentence.spans:
             tags[first] = self.labels[int(predicted[token])]
             tags[first + 1 : end] = [inside(tags[first])] * (end - first - 1)
         if self.config.joined:
-            spoken = {i for _, first, end in sentence.spans for i in range(first, end)}
+            covered = {i for _, first, end in sentence.spans for i in range(first, end)}
             for i in range(len(words) - 1, -1, -1):
-                if i not in spoken and 0 < i < len(words) - 1 and tags[i + 1].startswith("I-"):
-                    before = next((tags[j] for j in range(i - 1, -1, -1) if j in spoken), OUTSIDE)
+                if i not in covered and 0 < i < len(words) - 1 and tags[i + 1].startswith("I-"):
+                    before = next((tags[j] for j in range(i - 1, -1, -1) if j in covered), OUTSIDE)
                     if inside(before) == tags[i + 1]:
                         tags[i] = tags[i + 1]
         return tags

@@ -14,9 +14,8 @@ from jaxformer.models.partition import on_mesh
 from jaxformer.parallel.batch import local_rows, put_batch
 from jaxformer.parallel.mesh import RULES, replicated
 from jaxformer.schema import UserError
-from jaxformer.tasks import Report
-from jaxformer.tasks.base import TaskSchema
-from jaxformer.tasks.picture import confusion_picture
+from jaxformer.tasks.base import Report, TaskSchema
+from jaxformer.tasks.confusion_matrix import confusion_matrix_plot
 from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.initial_state import start_frozen
 from jaxformer.training.reference_log_probs import fill_reference
@@ -125,7 +124,7 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     write_atomically(files[0], "".join(line + "\n" for line in lines))
     if report.confusion is not None:
         files.append(folder / CONFUSION)
-        confusion_picture(report.labels, report.confusion, files[1])
+        confusion_matrix_plot(report.labels, report.confusion, files[1])
     return files
 
 

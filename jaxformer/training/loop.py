@@ -19,7 +19,7 @@ from jaxformer.models import Decoder
 from jaxformer.parallel.hosts import is_first
 from jaxformer.parallel.mesh import replicated
 from jaxformer.schema import UserError
-from jaxformer.tasks import Report
+from jaxformer.tasks.base import Report
 from jaxformer.tokenizers import decode, encode, find_special
 from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.console import Display, number

@@ -19,7 +19,7 @@ from jaxformer.hub.pretrained import read_config, untie_by
 from jaxformer.hub.repository import Repository
 from jaxformer.hub.weights import open_weights
 from jaxformer.models.config import TransformerConfig
-from jaxformer.tasks import Bound, build_task
+from jaxformer.tasks import build_task
 from jaxformer.tokenizers import PreTrainedTokenizer, open_tokenizer
 from jaxformer.training.adapter import Adapter
 from jaxformer.training.checkpoint import Checkpoints
@@ -53,7 +53,7 @@ def open_run(folder: Path) -> SavedRun:
     check_run(folder)
     config = parse_config(read_yaml(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
     tokenizer = open_tokenizer(folder, str(folder))
-    task = build_task(config.task, Bound(tokenizer, config.model, config.sequence_length, config.data.layout, ()))
+    task = build_task(config.task, tokenizer, config.model, config.sequence_length, config.data.layout, ())
     return SavedRun(config, tokenizer, task.model(config.model), task.labels)
 
 

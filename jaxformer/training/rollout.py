@@ -17,7 +17,7 @@ from jaxformer.models.partition import on_mesh
 from jaxformer.parallel.batch import put_batch
 from jaxformer.parallel.mesh import RULES, replicated
 from jaxformer.schema import UserError
-from jaxformer.tasks import Batch, Report
+from jaxformer.tasks.base import Batch, Report
 from jaxformer.tasks.policy import ROW, Policy, Response
 from jaxformer.tokenizers import decode, special_id
 from jaxformer.training.adapter import WHOLE

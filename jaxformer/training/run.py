@@ -26,8 +26,8 @@ from jaxformer.parallel.batch import local_rows
 from jaxformer.parallel.mesh import check_batch, check_length, make_mesh
 from jaxformer.parallel.strategy import AXIS_NAME, DeviceStep
 from jaxformer.schema import UserError
-from jaxformer.tasks import Bound, Task, build_task
-from jaxformer.tasks.dialogue import choose_template
+from jaxformer.tasks import Task, build_task
+from jaxformer.tasks.chat_template import choose_template
 from jaxformer.tasks.metrics import check_installed
 from jaxformer.tasks.policy import Policy
 from jaxformer.tokenizers import (
@@ -118,7 +118,7 @@ class Run:
         c = self.config
         records = self.splits.train if c.task.reads == "records" else ()
         teacher = None if self.teacher is None else self.teacher.config
-        return build_task(c.task, Bound(self.tokenizer, c.model, c.sequence_length, c.data.layout, records, teacher))
+        return build_task(c.task, self.tokenizer, c.model, c.sequence_length, c.data.layout, records, teacher)
 
     @cached_property
     def mesh(self) -> Mesh:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxformer.functional import purpose_key
-from jaxformer.tasks import Batch, LossSums, Policy, Task
+from jaxformer.tasks import Policy
+from jaxformer.tasks.base import Batch, LossSums, Task
 from jaxformer.training.adapter import Division
 from jaxformer.training.state import TrainState
 

@@ -18,7 +18,7 @@ from jaxformer.hub.tokenizer import AutoTokenizer
 from jaxformer.hub.weights import open_weights
 from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
-from jaxformer.tasks import WithTeacher
+from jaxformer.tasks.distillation import WithTeacher
 from jaxformer.tokenizers import PreTrainedTokenizer
 from jaxformer.training.adapter import Adapter
 from jaxformer.training.checkpoint import Checkpoints

@@ -11,7 +11,7 @@ import jax
 from flax.traverse_util import flatten_dict
 
 from jaxformer.parallel.mesh import ParallelConfig, make_mesh, parameter_shardings
-from jaxformer.tasks import Bound, build_task
+from jaxformer.tasks import build_task
 from jaxformer.training.sources import load_config
 from jaxformer.training.state import abstract_params
 from tests.tasks.tiny import WITH_MASK
@@ -25,7 +25,7 @@ def shardings(name):
     """``{parameter: [shape, mesh axes of each dimension]}``."""
     # BERT's vocabulary of 30,522 is even, GPT-2's 50,304 and the others are multiples of more.
     config = load_config(ROOT / "configs" / f"{name}.yaml", ["tokenizer={type: byte}"])
-    task = build_task(config.task, Bound(WITH_MASK, config.model, config.sequence_length, "packed", ()))
+    task = build_task(config.task, WITH_MASK, config.model, config.sequence_length, "packed", ())
     boxed = abstract_params(task.model(config.model))
     found = flatten_dict(parameter_shardings(boxed, make_mesh(ParallelConfig(fsdp=2, tensor=2))), sep="/")
     shapes = flatten_dict(nn.unbox(boxed), sep="/")

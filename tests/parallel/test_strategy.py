@@ -10,7 +10,7 @@ import pytest
 from jaxformer.data.loader import example_generator
 from jaxformer.parallel.mesh import ParallelConfig, make_mesh
 from jaxformer.parallel.strategy import AXIS_NAME, DeviceStep
-from jaxformer.tasks import TASKS, Bound, build_task
+from jaxformer.tasks import TASKS, build_task
 from jaxformer.training.state import abstract_state, init_state
 from jaxformer.training.step import make_train_step
 from tests.tasks.tiny import WITH_MASK, cache_of, config_of
@@ -39,7 +39,7 @@ def objective(family):
     )
     # A few tokens' logits at once, so that the loss comes in several chunks on every device.
     task = TASKS[FAMILIES[family]](chunk_tokens=24)
-    return model, build_task(task, Bound(WITH_MASK, model, LENGTH, "packed", ()))
+    return model, build_task(task, WITH_MASK, model, LENGTH, "packed", ())
 
 
 @functools.cache

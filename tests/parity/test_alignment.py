@@ -8,11 +8,18 @@ import numpy as np
 import pytest
 
 from jaxformer.hub.tokenizer import AutoTokenizer
-from jaxformer.tasks.bad_rows import Tally
-from jaxformer.tasks.responses import Answered, ResponseEncoder
+from jaxformer.tasks.records import Tally
+from jaxformer.tasks.responses import ResponseEncoder
+from jaxformer.tasks.row_readers import Answered
 from tests.golden import alignment, tokenizers
 
 pytestmark = pytest.mark.parity
+CHAT = [
+    {"role": "user", "content": "the cat?"},
+    {"role": "assistant", "content": "sat on"},
+    {"role": "user", "content": "and"},
+    {"role": "assistant", "content": "the mat "},
+]
 
 CHAT = [
     {"role": "user", "content": "the cat?"},
@@ -76,7 +83,7 @@ def test_answers_of_a_dialogue_are_those_that_transformers_marks(name, tmp_path)
     learned = {}
     for template in filter(None, (marked, plain)):
         encoder = ResponseEncoder(ours, template)
-        (found,) = encoder.encode([{}], lambda _: Answered([], CHAT), Tally())
+        (found,) = encoder.encode([({}, Answered([], CHAT))], Tally())
         assert found.prompt + found.response == expected["input_ids"]
         learned[template] = [*[0] * len(found.prompt), *map(int, found.learned)]
     assert learned[marked] == expected["assistant_masks"]

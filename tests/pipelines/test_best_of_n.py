@@ -219,7 +219,7 @@ def test_the_output_is_what_instruction_reads(maker, file, tmp_path):
     rows = task.rows(data)
     bad = [line for line, record in enumerate(found, 1) if "error" in record]
     assert [(where, reason) for where, reason in rows.left_out] == [
-        (f"{tmp_path / 'out.jsonl'}, line {line}", "it holds an error of the command that made the file")
+        (f"{tmp_path / 'out.jsonl'}, line {line}", "the row is an error of the command that wrote the file")
         for line in bad
     ]
     batch = rows.take(np.arange(rows.num_rows))

@@ -6,9 +6,9 @@ import optax
 from jaxformer.families import build_model, model_config
 from jaxformer.models import TransformerConfig
 from jaxformer.tasks import CausalLM, CausalLMConfig
-from jaxformer.training.state import abstract_params
+from tests.tasks.tiny import random_params
 
-TASK = CausalLM(CausalLMConfig(), 8)
+TASK = CausalLM(CausalLMConfig(), None, 8)
 
 
 def test_features_of_a_packed_row_by_hand():
@@ -34,14 +34,10 @@ def test_features_of_a_stream_row_by_hand():
 def test_loss_equals_optax_on_the_models_logits():
     keys = {"vocab_size": 11, "hidden_size": 8, "num_layers": 1, "num_heads": 2, "max_length": 8}
     model = build_model(TransformerConfig(**model_config(keys)))
-    random = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda leaf: jnp.asarray(random.normal(0, 0.3, leaf.shape), jnp.float32),
-        jax.tree.map(lambda box: box.unbox(), abstract_params(model), is_leaf=lambda x: hasattr(x, "unbox")),
-    )
+    params = random_params(model)
     ids = jax.random.randint(jax.random.key(1), (3, 8), 0, 11)
     labels = jnp.where(ids % 3 == 0, -100, ids)
-    task = CausalLM(CausalLMConfig(z_loss=0.01, chunk_tokens=5), 8)
+    task = CausalLM(CausalLMConfig(z_loss=0.01, chunk_tokens=5), None, 8)
     sums = jax.jit(lambda params: task.loss(model, params, {"input_ids": ids, "labels": labels}, None))(params)
     logits = jax.jit(model.apply)({"params": params}, ids).logits
     kept = labels != -100

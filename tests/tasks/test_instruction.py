@@ -6,18 +6,15 @@ import re
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from jaxformer.data.formats import Row
 from jaxformer.schema import UserError
 from jaxformer.tasks import Instruction, InstructionConfig
-from jaxformer.tasks.bad_rows import BadRow
-from jaxformer.tasks.dialogue import split_dialogue
-from jaxformer.tasks.instruction import first_fit
-from jaxformer.tasks.responses import RowReader, alpaca_prompt
+from jaxformer.tasks.chat_template import split_dialogue
+from jaxformer.tasks.records import BadRow
+from jaxformer.tasks.row_readers import alpaca_prompt
 from jaxformer.tokenizers import decode, special_id
 from tests.tasks.tiny import SEP, TOKENIZER, bytes_of, config_of, generators, on_device, random_params
 
@@ -121,15 +118,15 @@ def test_the_template_of_human_and_assistant():
     assert text == f"\n\nHuman: q\n\nAssistant: rs{SPECIAL}\n\nHuman: t\n\nAssistant: u"
     assert decode(TOKENIZER, learned(batch)) == " rs u"
     assert [m["content"] for m in split_dialogue(text.replace(SPECIAL, ""))] == ["q", "rs", "t", "u"]
-    with pytest.raises(BadRow, match="does not begin with a blank line and Human:"):
+    with pytest.raises(BadRow, match="does not begin with an empty line and Human:"):
         split_dialogue("Hello")
 
 
 def test_templates_that_cannot_work():
     for template, message in (
-        ("{% if %}", "the chat template fails or refuses the dialogue"),
-        ("plain", "task.chat_template is 'plain', expected a Jinja text or one of human_assistant"),
-        ("{{ 1 }}", "the chat template writes nothing for an assistant's message, expected its content"),
+        ("{% if %}", "the chat template fails or rejects the dialogue"),
+        ("plain", "task.chat_template is 'plain', expected a Jinja template or one of human_assistant"),
+        ("{{ 1 }}", "the chat template renders nothing for an assistant's message, expected its content"),
         ("{{ messages | length }}", "the chat template does not write a dialogue turn by turn"),
     ):
         with pytest.raises(UserError, match=re.escape(message)):
@@ -153,14 +150,14 @@ BAD = [
 REASONS = [
     "the response is empty",
     "a column is missing, expected messages, or prompt and completion, or instruction and output",
-    "column 'completion' holds int, expected text",
+    "column 'completion' contains int, expected text",
     "expected a list of messages with role and content",
-    "message 1 has no role and content of text",
+    "message 1 has no text in role or content",
     "the dialogue has no answer of the assistant",
     "an answer is empty",
-    f"a message holds the special token {SPECIAL}",
+    f"a message contains the special token {SPECIAL}",
     "the prompt is longer than the context of 12 tokens",
-    "column 'input' holds int, expected text",
+    "column 'input' contains int, expected text",
 ]
 
 
@@ -170,10 +167,10 @@ def test_rows_that_cannot_be_used_are_named_and_counted(caplog):
     with caplog.at_level(logging.WARNING):
         rows = task.rows([*BAD, good])
     assert sorted(rows.left_out) == sorted((f"a.jsonl, line {n}", reason) for n, reason in enumerate(REASONS, 1))
-    assert "left out 1 of 11 rows: the response is empty (a.jsonl, line 1)" in caplog.text
+    assert "skipped 1 of 11 rows: the response is empty (a.jsonl, line 1)" in caplog.text
     assert learned(rows.take(np.arange(1))) == [ord("c"), SEP] and rows.num_rows == 1
     for bad, reason in zip(BAD, REASONS, strict=True):
-        with pytest.raises(UserError, match=r"; mend the row, or set task\.bad_rows to report") as error:
+        with pytest.raises(UserError, match=r"; fix the row, or set task\.bad_rows to report") as error:
             make(chat_template=MARKED, bad_rows="error").rows([bad, good])
         assert str(error.value).startswith(f"{bad.where}: {reason}")
         assert task.config.texts(bad) == [] or reason == REASONS[8] or "messages" in bad
@@ -186,27 +183,9 @@ def test_a_long_answer_is_cut_and_its_end_not_learned(caplog):
         batch = taken(make(6, packed=False), [row(1, prompt="ab", completion="cdefghij")])
     assert batch["input_ids"].tolist() == [bytes_of("abcdef")]
     assert learned(batch) == bytes_of("cdefg")
-    assert "cut 1 of 1 responses to fit 6 tokens (a.jsonl, line 1)" in caplog.text
+    assert "truncated 1 of 1 responses to fit 6 tokens (a.jsonl, line 1)" in caplog.text
     # One that fits to the last token is not cut.
     assert learned(taken(make(6, packed=False), [row(1, prompt="ab", completion="cdef")])) == [*b"cdef", SEP]
-
-
-def test_the_format_can_be_said():
-    both = {"prompt": "p", "completion": "c", "instruction": "i", "output": "o"}
-    assert RowReader("auto", {}).read(both) == ("p", "c")
-    assert RowReader("alpaca", {}).read(both).response == "o"
-    with pytest.raises(BadRow, match="column 'prompt' holds nothing, expected text"):
-        RowReader("completion", {}).read({"completion": "c"})
-
-
-def test_examples_fit_into_rows():
-    random = np.random.default_rng(0)
-    sizes = [tuple(pair) for pair in random.integers(1, 9, (60, 2)).tolist()]
-    rows = first_fit(sizes, (10, 12))
-    assert sorted(number for row in rows for number in row) == list(range(60))
-    totals = np.array([np.sum([sizes[number] for number in row], axis=0) for row in rows])
-    assert (totals <= (10, 12)).all()
-    assert len(rows) <= 11 / 9 * max(sum(a for a, _ in sizes) / 10, sum(b for _, b in sizes) / 12) + 4
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])
@@ -234,19 +213,6 @@ def test_packed_and_single_examples_have_one_loss_and_gradient(kind):
         assert weight == 9
         results.append((objective, gradient))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *results)
-
-
-def test_loss_equals_optax():
-    task = make(packed=False)
-    model = task.model(config_of("gpt2"))
-    params = random_params(model)
-    batch = on_device(taken(task, [{"prompt": "ab", "completion": "cd"}, {"prompt": "e", "completion": "f"}], 3))
-    sums = jax.jit(lambda p: task.loss(model, p, batch, None))(params)
-    logits = jax.jit(model.apply)({"params": params}, batch["input_ids"], batch["attention_mask"]).logits
-    kept = batch["labels"] != -100
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(kept, batch["labels"], 0))
-    np.testing.assert_allclose(sums.objective, jnp.sum(losses, where=kept), rtol=1e-5)
-    assert sums.weight == 5
 
 
 def test_alpaca_rows_are_dialogues_where_a_template_is_set():

@@ -7,23 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from jaxformer.data import TrainBatches
 from jaxformer.tasks.masked_lm import MaskedLanguageModelling, MaskedLMConfig, Masking, join, make_masking, mask_tokens
-from jaxformer.tokenizers import TokenizerConfig, add_special_tokens, encode, train_tokenizer
-from tests.tasks.tiny import (
-    CLS,
-    MASK,
-    SEP,
-    VOCABULARY,
-    WITH_MASK,
-    bytes_of,
-    cache_of,
-    config_of,
-    features,
-    generators,
-    on_device,
-    random_params,
-)
+from tests.tasks.tiny import CLS, MASK, SEP, WITH_MASK, cache_of, config_of, features, on_device, random_params
 
 TEXT = np.arange(1000, 1200)
 
@@ -77,49 +62,10 @@ def test_shares_of_mask_random_and_kept():
     assert (abs(drawn[10:] - n * 0.01) < 5 * np.sqrt(n * 0.01)).all() and drawn[:10].sum() == 0
 
 
-@pytest.mark.parametrize(("mask_share", "random_share"), [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0)])
-def test_shares_of_all_or_nothing(mask_share, random_share):
-    inputs, hidden = hide(TEXT, np.ones(200), masking(0.5, mask_share, random_share))
-    assert len(hidden) == 100
-    expected = {(1.0, 0.0): {3}, (0.0, 1.0): set(range(10, 20)), (0.0, 0.0): set(TEXT[hidden])}
-    assert set(inputs[hidden]) == expected[mask_share, random_share]
-
-
 def test_random_tokens_are_never_special():
     masking = make_masking(MaskedLMConfig(), WITH_MASK, 0.0, 1.0)
     assert masking.random_ids.tolist() == list(range(256)), "not <|endoftext|>, <pad>, <s>, <mask> nor a sentinel"
     assert masking.mask_id == MASK
-
-
-def test_special_tokens_and_padding_are_never_touched():
-    task = make(T=32, rate=0.9, mask_share=0.5, random_share=0.5)
-    cache = cache_of("hello", "you there", "a long text of many letters")
-    for seed in range(20):
-        batch = features(task, cache, [0, 1, 2, 3], seed)
-        plain = [CLS, *bytes_of("hello"), SEP, CLS, *bytes_of("you there"), SEP, CLS]
-        special = np.isin(batch["input_ids"], [CLS, SEP]) & (batch["segment_ids"] > 0)
-        assert special[0].tolist() == [token > 255 for token in plain] + [False] * 12 + [True]
-        for row in range(4):
-            hidden = batch["masked_positions"][row][batch["labels"][row] >= 0]
-            assert not special[row, hidden].any() and (batch["segment_ids"][row, hidden] > 0).all()
-        assert (batch["input_ids"][batch["segment_ids"] == 0] == 0).all()
-        assert (batch["labels"][batch["labels"] >= 0] < 256).all()
-
-
-def test_what_is_hidden_is_a_function_of_seed_epoch_and_example():
-    cache = cache_of(*["the same twenty bytes"] * 8)
-    task = make(T=24, rate=0.5)
-    rows = task.rows(cache)
-    assert rows.num_rows == 8
-
-    def inputs(seed, step, size=8):
-        return TrainBatches(rows, size, seed, task.features)[step]["input_ids"]
-
-    np.testing.assert_array_equal(inputs(0, 0), inputs(0, 0))
-    np.testing.assert_array_equal(inputs(0, 0), np.concatenate([inputs(0, 0, 4), inputs(0, 1, 4)]))
-    # Two epochs of eight examples with one and the same text, and another seed: 24 corruptions, no two alike.
-    drawn = np.concatenate([inputs(0, 0), inputs(0, 1), inputs(1, 0)])
-    assert len(np.unique(drawn, axis=0)) == 24
 
 
 def test_features_of_a_packed_row_by_hand():
@@ -137,21 +83,9 @@ def test_features_of_a_packed_row_by_hand():
     assert batch["input_ids"].tolist() == [text.tolist()]
 
 
-def test_a_row_of_padding_hides_nothing():
-    batch = features(make(), cache_of("abc"), [0, 5])
-    assert batch["labels"][1].tolist() == [-100, -100]
-    assert not batch["segment_ids"][1].any() and not batch["input_ids"][1].any()
-
-
-def test_a_text_of_one_token_is_hidden():
-    batch = features(make(mask_share=1.0, random_share=0.0), cache_of("x"))
-    assert batch["input_ids"][0, :3].tolist() == [CLS, MASK, SEP]
-    assert batch["labels"].tolist() == [[120, -100]]
-
-
 def test_join_by_hand():
-    text = join([[np.array([5, 6]), np.array([7])], [np.array([8])]], 1, 2, 11)
-    assert text.tokens.tolist() == [1, 5, 6, 2, 7, 2, 1, 8, 2, 0, 0]
+    text = join([[np.array([5, 6]), np.array([7])], [np.array([8])]], WITH_MASK, 11)
+    assert text.tokens.tolist() == [CLS, 5, 6, SEP, 7, SEP, CLS, 8, SEP, 0, 0]
     assert text.segment_ids.tolist() == [1, 1, 1, 1, 1, 1, 2, 2, 2, 0, 0]
     assert text.token_types.tolist() == [0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0]
     assert text.special.tolist() == [True, False, False, True, False, True, True, False, True, True, True]
@@ -181,33 +115,6 @@ def test_a_word_ends_at_a_special_token():
     tokens, maskable = np.array([1, 1000, 1001, 2, 1002, 1003, 2]), [0, 1, 1, 0, 1, 1, 0]
     seen = {tuple(hide(tokens, maskable, masking(0.5, 1.0, 0.0, starts), seed)[1].tolist()) for seed in range(20)}
     assert seen == {(1, 2), (4, 5)}
-
-
-@pytest.mark.parametrize(("kind", "size"), [("wordpiece", 560), ("bpe", 300)])
-def test_whole_words_of_a_tokenizer(kind, size):
-    text = "whichever tokenizer learned other words from other texts hides these letter by letter or not at all"
-    text += " ##" * (kind == "bpe")  # in WordPiece each # is a word
-    learned = train_tokenizer(TokenizerConfig(type=kind, vocab_size=size), ["the other words of the text ## " * 9])
-    tokenizer = add_special_tokens(learned, ("pad", "cls", "sep", "mask"))
-    ids = encode(tokenizer, text)
-    task = MaskedLanguageModelling(
-        MaskedLMConfig(whole_words=True, rate=0.4, mask_share=1.0, random_share=0.0), tokenizer, len(ids) + 2
-    )
-    rows = task.rows(cache_of())
-    whole = some = 0
-    for generator in generators(20):
-        row = {"tokens": np.array([ids]), "segment_ids": np.ones((1, len(ids)), int), "row_ids": np.zeros(1, int)}
-        batch = task.features(row, [generator], rows)
-        hidden = np.isin(np.arange(len(ids)), batch["masked_positions"][batch["labels"] >= 0] - 1)
-        assert 0 < hidden.sum() <= round(0.4 * len(ids))
-        # Words are cut at blanks, by the text alone.
-        word = np.cumsum([tokenizer.decode([i]).startswith(" ") for i in ids])
-        for number in range(word[-1] + 1):
-            part = hidden[word == number]
-            assert part.all() or not part.any()
-            whole += part.all() and len(part) > 1
-            some += len(part) > 1
-    assert 0 < whole < some, "words of several tokens were hidden, and not all of them"
 
 
 def test_sentence_pairs_by_hand():
@@ -252,17 +159,6 @@ def test_the_second_text_is_of_another_document():
                 assert 0 < len(second) <= whole - len(first)
                 taken.add((letter, second[0]))
     assert taken == {(x, y) for x in "abc" for y in "abc" if x != y}
-
-
-@pytest.mark.parametrize("kind", ["next_sentence", "sentence_order"])
-def test_half_of_the_pairs_stand_as_they_stood(kind):
-    task = make(sentence_pairs=kind)
-    cache = cache_of("abcdefgh", "QRSTUVWXYZ")
-    rows = task.rows(cache)
-    batch = rows.take(np.zeros(1000, int))
-    labels = task.features(batch, generators(1000), rows)["pair_labels"]
-    assert set(labels) == {0, 1}
-    assert abs(labels.sum() - 500) < 5 * np.sqrt(250)
 
 
 def test_more_than_all_tokens_cannot_be_shared_out():
@@ -334,16 +230,3 @@ def test_loss_with_pairs_by_hand():
     right = sum(int(np.argmax(row)) == int(label) for row, label in zip(logits, batch["pair_labels"], strict=True))
     assert sums.metrics["pair_accuracy"] == 4 * right
     assert_gradients_equal(gradient, expected_gradient)
-
-
-def test_packed_texts_do_not_see_each_other():
-    task = make(T=24, mask_share=1.0, random_share=0.0)
-    model = task.model(config_of("bert", vocab_size=VOCABULARY))
-    params = random_params(model)
-    both, alone = (features(task, cache_of(*texts)) for texts in (("abcdef", "xyz"), ("abcdef", "uvw")))
-    same = {name: jnp.asarray(both[name]) for name in ("input_ids", "segment_ids")}
-    other = same | {"input_ids": jnp.where(same["segment_ids"] == 2, alone["input_ids"], same["input_ids"])}
-    assert not np.array_equal(same["input_ids"], other["input_ids"])
-    one, two = (model.apply({"params": params}, **inputs).logits[0] for inputs in (same, other))
-    np.testing.assert_allclose(one[:8], two[:8], atol=1e-5)
-    assert np.abs(one[8:13] - two[8:13]).max() > 1e-2

@@ -14,7 +14,7 @@ DATA = [
 
 
 def make(length=6):
-    return MultipleChoice(MultipleChoiceConfig(), TOKENIZER, length, DATA)
+    return MultipleChoice(MultipleChoiceConfig(), TOKENIZER, length, train_records=DATA)
 
 
 def batch_of(rows):
@@ -24,11 +24,7 @@ def batch_of(rows):
 def test_inputs_by_hand():
     batch = batch_of(3)
     assert batch["input_ids"].shape == (3, 3, 6)
-    assert batch["input_ids"][0].tolist() == [
-        [CLS, 113, SEP, 97, SEP, PAD],
-        [CLS, 113, SEP, 98, 99, SEP],
-        [PAD] * 6,
-    ]
+    assert batch["input_ids"][0].tolist() == [[CLS, 113, SEP, 97, SEP, PAD], [CLS, 113, SEP, 98, 99, SEP], [PAD] * 6]
     assert batch["attention_mask"].sum(-1).tolist() == [[5, 6, 0], [5, 5, 5], [0, 0, 0]]
     assert batch["token_type_ids"][0].tolist() == [[0, 0, 0, 1, 1, 0], [0, 0, 0, 1, 1, 1], [0] * 6]
     assert batch["labels"].tolist() == [1, 0, -100]

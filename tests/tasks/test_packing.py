@@ -1,7 +1,6 @@
 import numpy as np
-import pytest
 
-from jaxformer.tasks.packing import packed_pairs
+from jaxformer.tasks.packing import best_fit, packed_pairs
 
 
 def pair(source, target):
@@ -20,6 +19,11 @@ def test_pairs_by_hand():
     assert {array.dtype for array in batch.values()} == {np.dtype(np.int32)}
 
 
-def test_what_does_not_fit_is_never_cut_off_unseen():
-    with pytest.raises(ValueError, match=r"broadcast"):
-        packed_pairs([[pair([1, 2, 3], [4])]], 2, 2, start_id=0)
+def test_examples_fit_into_rows():
+    random = np.random.default_rng(0)
+    sizes = [tuple(pair) for pair in random.integers(1, 9, (60, 2)).tolist()]
+    rows = best_fit(sizes, (10, 12))
+    assert sorted(number for row in rows for number in row) == list(range(60))
+    totals = np.array([np.sum([sizes[number] for number in row], axis=0) for row in rows])
+    assert (totals <= (10, 12)).all()
+    assert len(rows) <= 11 / 9 * max(sum(a for a, _ in sizes) / 10, sum(b for _, b in sizes) / 12) + 4

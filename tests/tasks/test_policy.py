@@ -8,7 +8,7 @@ from flax.linen import unbox
 
 from jaxformer.families import model_config
 from jaxformer.models import TransformerConfig
-from jaxformer.tasks import TASKS, Bound, build_task
+from jaxformer.tasks import TASKS, build_task
 from jaxformer.tasks.policy import ROW, Response
 from jaxformer.tokenizers import TokenizerConfig, add_special_tokens, find_special, special_id, train_tokenizer
 
@@ -26,7 +26,7 @@ RESPONSES = [
 def make(kind, architecture="decoder", **keys):
     family = "t5" if architecture == "encoder_decoder" else "gpt2"
     config = TransformerConfig(**model_config({"type": family, **SIZES}))
-    task = build_task(TASKS[kind](reward="r.py:f", max_new_tokens=8, **keys), Bound(TOKENIZER, config, 32))
+    task = build_task(TASKS[kind](reward="r.py:f", max_new_tokens=8, **keys), TOKENIZER, config, 32)
     model = task.model(config)
     params = unbox(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2), int))["params"])
     return task, model, params
@@ -65,8 +65,9 @@ def test_a_batch_of_two_sides():
     assert batch["sampler_log_probs"][0, :4].tolist() == [-1, -2, -3, 0]
 
 
-def test_masked_truncated_responses_teach_nothing():
-    task, *_ = make("grpo", group_size=2, mask_truncated=True)
+@pytest.mark.parametrize("architecture", ["decoder", "encoder_decoder"])
+def test_masked_truncated_responses_teach_nothing(architecture):
+    task, *_ = make("grpo", architecture, group_size=2, mask_truncated=True)
     labels = task.batch(RESPONSES)["labels"]
     assert (labels[1] == -100).all() and (labels[0] != -100).any()
 

@@ -11,7 +11,7 @@ from jaxformer import functional as F
 from jaxformer.data.formats import Row
 from jaxformer.schema import UserError
 from jaxformer.tasks import DPO, DPOConfig, Reward, RewardConfig
-from jaxformer.tasks.preferences import PairReader
+from jaxformer.tasks.row_readers import PairReader
 from jaxformer.tokenizers import decode, special_id
 from tests.tasks.tiny import SEP, TOKENIZER, bytes_of, config_of, on_device, random_params
 
@@ -109,7 +109,7 @@ REFUSED = [
     ),
     ({"prompt": "a", "chosen": 1, "rejected": 2}, "prompt, chosen and rejected are not all text or all messages"),
     ({"prompt": "x" * 17, "chosen": "b", "rejected": "c"}, "the prompt is longer than the context of 16 tokens"),
-    ({"prompt": "x" * 8, "chosen": "y" * 20, "rejected": "y" * 21}, "chosen and rejected are equal as far as they fit"),
+    ({"prompt": "x" * 8, "chosen": "y" * 20, "rejected": "y" * 21}, "chosen and rejected are equal after truncation"),
     ({"chosen": "b", "rejected": "c"}, "a dialogue has no line that begins with Assistant:"),
     (
         {"chosen": "a\n\nAssistant: b", "rejected": "c\n\nAssistant: b"},
@@ -128,18 +128,16 @@ def test_pairs_that_cannot_be_used_are_named_and_counted(caplog):
     with caplog.at_level(logging.WARNING):
         rows = task.rows([*data, row(99, prompt="ab", chosen="c" * 20, rejected="d" * 20)])
     assert sorted(rows.left_out) == sorted((f"a.jsonl, line {n}", reason) for n, (_, reason) in enumerate(REFUSED, 1))
-    assert (
-        rows.num_rows == 1 and "left out 1 of 15 rows: chosen and rejected are equal (a.jsonl, line 2)" in caplog.text
-    )
+    assert rows.num_rows == 1 and "skipped 1 of 15 rows: chosen and rejected are equal (a.jsonl, line 2)" in caplog.text
     # A pair of which both sides are cut counts once; so does the one that is equal thereafter.
-    assert "cut 2 of 15 responses" in caplog.text
+    assert "truncated 2 of 15 responses" in caplog.text
     for record, (_, reason) in zip(data, REFUSED, strict=True):
         with pytest.raises(UserError) as error:
             dpo(chat_template="human_assistant", bad_rows="error").rows([record])
-        assert str(error.value).startswith(f"{record.where}: {reason}; mend the row")
+        assert str(error.value).startswith(f"{record.where}: {reason}; fix the row")
     with pytest.raises(UserError, match=r"none of the 1 rows can be used, the first is a\.jsonl, line 2: chosen and"):
         task.rows(data[1:2])
-    with pytest.raises(UserError, match=r"column 'm' \(task\.margin_column\) holds no number"):
+    with pytest.raises(UserError, match=r"column 'm' \(task\.margin_column\) is not a number"):
         reward(margin_column="m", bad_rows="error").rows([{**PAIRS[0], "m": "much"}])
 
 

@@ -1,10 +1,7 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from jaxformer.models import init_cache
 from jaxformer.tasks.prefix_lm import PrefixLM, PrefixLMConfig
 from tests.tasks.tiny import PAD, SEP, WITH_MASK, bytes_of, cache_of, config_of, features, random_params
 
@@ -113,25 +110,3 @@ def test_packed_texts_equal_their_texts_one_by_one():
     for number, batch in enumerate(alone):
         single = score(batch)[0, :3]
         np.testing.assert_allclose(logits[3 * number : 3 * number + 3], single, atol=1e-4)
-
-
-def test_loss_equals_optax_on_the_models_logits():
-    task = make(T=12, chunk_tokens=5)
-    model = task.model(config_of("gpt2"))
-    params = random_params(model)
-    batch = features(task, cache_of("abcdefg", "xyz", "hello"))
-    sums = jax.jit(lambda batch: task.loss(model, params, batch, None))(batch)
-    kept = batch["labels"] >= 0
-    losses = optax.softmax_cross_entropy_with_integer_labels(
-        scorer(model, params)(batch), jnp.where(kept, batch["labels"], 0)
-    )
-    np.testing.assert_allclose(sums.metrics["loss"], jnp.sum(losses * kept), rtol=1e-5)
-    assert sums.weight == kept.sum() > 0
-
-
-def test_a_cache_has_no_prefix():
-    model = make().model(config_of("gpt2"))
-    params, row = random_params(model), one_row(2, [11, 12, 13])
-    cache = init_cache(model.config, 1, 8)
-    with pytest.raises(ValueError, match=r"prefix_mask and a cache are both given, expected one"):
-        model.apply({"params": params}, row["input_ids"], cache=cache, prefix_mask=row["prefix_mask"])

@@ -4,9 +4,9 @@ import pytest
 
 from jaxformer.data.formats import Row
 from jaxformer.schema import UserError
-from jaxformer.tasks.bad_rows import BadRow, Tally
-from jaxformer.tasks.prompts import PromptReader, encode_prompts
-from jaxformer.tasks.responses import ResponseEncoder, RowReader, alpaca_prompt
+from jaxformer.tasks.records import BadRow, Tally
+from jaxformer.tasks.responses import ResponseEncoder, encode_prompts, read_rows
+from jaxformer.tasks.row_readers import PromptReader, RowReader, alpaca_prompt
 from tests.tasks.tiny import SEP, TOKENIZER, bytes_of
 
 SYSTEM, USER, AGAIN = (
@@ -42,14 +42,14 @@ REFUSED = [
     ({"text": "a"}, "there is no prompt, expected a column messages, prompt, instruction, chosen"),
     ({"prompt": " "}, "the prompt is empty"),
     ({"prompt": []}, "the prompt is empty"),
-    ({"prompt": 3}, "column 'prompt' holds int, expected text or a list of messages"),
+    ({"prompt": 3}, "column 'prompt' contains int, expected text or a list of messages"),
     ({"prompt": [USER, GOOD]}, "the prompt ends with an answer"),
     ({"messages": [GOOD]}, "the dialogue has no message to answer"),
-    ({"messages": "a"}, "column 'messages' holds str, expected text or a list of messages"),
-    ({"messages": [USER, {"role": "user"}]}, "message 2 has no role and content of text"),
-    ({"messages": [{"role": "user", "content": "a<pad>"}]}, "a message holds the special token <pad>"),
+    ({"messages": "a"}, "column 'messages' contains str, expected text or a list of messages"),
+    ({"messages": [USER, {"role": "user"}]}, "message 2 has no text in role or content"),
+    ({"messages": [{"role": "user", "content": "a<pad>"}]}, "a message contains the special token <pad>"),
     ({"instruction": ""}, "the instruction is empty"),
-    ({"instruction": "a", "input": 3}, "column 'input' holds int, expected text"),
+    ({"instruction": "a", "input": 3}, "column 'input' contains int, expected text"),
     ({"chosen": "a", "rejected": "b"}, "a dialogue has no line that begins with Assistant:"),
     ({"chosen": f"{HUMAN} a", "rejected": "\n\nHuman: r\n\nAssistant: b"}, "the two dialogues differ before their"),
     ({"chosen": [USER, GOOD], "rejected": [AGAIN, BAD]}, "the two dialogues differ before their last message"),
@@ -65,7 +65,7 @@ def test_prompts_that_cannot_be_used_are_named():
     found = dict(tally.left_out)
     for number, (_, reason) in enumerate(REFUSED):
         assert found[f"a, line {number}"].startswith(reason)
-    with pytest.raises(UserError, match=r"a, line 2: the prompt is empty; mend the row"):
+    with pytest.raises(UserError, match=r"a, line 2: the prompt is empty; fix the row"):
         encode_prompts(encoder, data[2:3], PromptReader({}, as_messages=True), Tally("error"), 30)
     with pytest.raises(UserError, match="the rows are dialogues but the tokenizer has no chat template"):
         encode_prompts(ResponseEncoder(TOKENIZER, None), [{"prompt": [USER]}], PromptReader({}, False), Tally(), 30)
@@ -82,7 +82,7 @@ def test_prompts_are_those_of_the_objectives():
         assert found[0][1] == [*b"ab", *end]
         assert found[1][1] == [*bytes_of("\n\nHuman: q\n\nAssistant:"), *end]
         rows = [{"prompt": "ab", "completion": "c"}, *data[1:]]
-        answered = encoder.encode(rows, RowReader("auto", {}).read, Tally())
+        answered = encoder.encode(read_rows(rows, RowReader("auto", {}).read, Tally()), Tally())
         assert [ids for _, ids in found] == [encoded.prompt for encoded in answered]
 
 

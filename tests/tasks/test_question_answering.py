@@ -24,7 +24,7 @@ def record(context, *answers, question="q?", **more):
 
 def make(data=(), length=9, tokenizer=TOKENIZER, **settings):
     settings = {"stride": 2, "max_question_tokens": 2, **settings}
-    return QuestionAnswering(QuestionAnsweringConfig(**settings), tokenizer, length, data)
+    return QuestionAnswering(QuestionAnsweringConfig(**settings), tokenizer, length, train_records=data)
 
 
 LONG = record("abcdefghij", "ef", id="x7")
@@ -197,7 +197,7 @@ def test_answers_in_both_forms():
 
 def test_what_is_refused():
     row = Row(record("abc") | {"answers": {"text": ["b"], "answer_start": [0]}}, "a:1", "a.jsonl, line 1")
-    with pytest.raises(UserError, match=r"line 1: the answer 'b' is said to begin at character 0 .* where 'a' stands"):
+    with pytest.raises(UserError, match=r"line 1: the answer 'b' should start at character 0 .* which has 'a' there"):
         make().rows([row])
     with pytest.raises(UserError, match=r"column 'answers' \(task.answers_column\) is 'b', expected"):
         make().rows([record("abc") | {"answers": "b"}])

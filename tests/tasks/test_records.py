@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 
 from jaxformer.data.formats import Row
@@ -39,8 +38,6 @@ def test_errors_name_file_and_line():
         R.column(row, "null", "key")
     with pytest.raises(UserError, match=r"column 'words' \(task.key\) is \['a', 1\], expected a list of texts"):
         R.items(row, "words", "key")
-    with pytest.raises(UserError, match=r"a.jsonl, line 4: label 'c' is none of a, b: add it to task.labels"):
-        R.label_number({"a": 0, "b": 1}, "c", row)
 
 
 def test_labels_are_sorted_as_numbers_if_they_are():
@@ -49,7 +46,3 @@ def test_labels_are_sorted_as_numbers_if_they_are():
     assert R.find_labels(["z", "a"], ["q"]) == ("z", "a")
     with pytest.raises(UserError, match=r"task.labels is \['a', 'a'\], expected each label once"):
         R.find_labels(["a", "a"], [])
-
-
-def test_outputs_are_padded_to_one_length():
-    assert R.pad_tokens(np.array([[1, 2]]), 4, 7).tolist() == [[1, 2, 7, 7]]

@@ -17,7 +17,7 @@ from jaxformer.training.optimizer import OptimizerConfig, build_optimizer
 from jaxformer.training.state import abstract_state, init_state
 from jaxformer.training.step import make_eval_step, make_train_step
 
-TASK = CausalLM(CausalLMConfig(chunk_tokens=32), 8)
+TASK = CausalLM(CausalLMConfig(chunk_tokens=32), None, 8)
 # SGD, since Adam's normalisation would hide a gradient that is off by a factor.
 SGD = optax.sgd(0.5)
 ONE_DEVICE = jax.devices()[:1]

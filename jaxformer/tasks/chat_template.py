@@ -1,15 +1,15 @@
-"""Dialogues as text: the chat template of a tokenizer, and which characters of its text are the assistant's."""
+"""Chat templates: a dialogue as text, and the characters of it that are the assistant's."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxformer.schema import UserError
-from jaxformer.tasks.bad_rows import BadRow
+from jaxformer.tasks.records import BadRow
 from jaxformer.tokenizers import PreTrainedTokenizer, named_special_tokens, special_tokens
 
 Message = dict[str, str]
-# Templates by name, for tokenizers that bring none. The first is the form of Anthropic's HH-RLHF dialogues (Bai et al.
-# 2022), each answer ended by the tokenizer's end of text.
+# Named templates for tokenizers without one. The first is the format of Anthropic's HH-RLHF (Bai et al. 2022) with the
+# end-of-text token after each answer.
 TEMPLATES = {
     "human_assistant": (
         "{%- for message in messages %}"
@@ -20,60 +20,58 @@ TEMPLATES = {
     )
 }
 NO_ANSWERS = (
-    "the chat template does not write a dialogue turn by turn, so that what the assistant says cannot be told; put "
+    "the chat template does not write a dialogue turn by turn, so the assistant's text cannot be located; put "
     "{% generation %} and {% endgeneration %} around it, or set task.chat_template"
 )
 ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def choose_template(configured: str | None, tokenizer: PreTrainedTokenizer) -> str | None:
-    """The template that ``task.chat_template`` names or spells out, else the tokenizer's, else None.
+    """The template that ``task.chat_template`` names or contains; default: the tokenizer's, which may be None.
 
     Raises:
-        UserError: if it is neither a name nor a Jinja text.
+        UserError: neither a name nor a Jinja template.
     """
     if configured is None:
         return tokenizer.chat_template
     if configured not in TEMPLATES and "{" not in configured:
         raise UserError(
-            f"task.chat_template is {configured!r}, expected a Jinja text or one of {', '.join(TEMPLATES)}; "
-            "leave it out to take the tokenizer's"
+            f"task.chat_template is {configured!r}, expected a Jinja template or one of {', '.join(TEMPLATES)}; "
+            "leave it out to use the tokenizer's"
         )
     return TEMPLATES.get(configured, configured)
 
 
-class Written(NamedTuple):
-    """A dialogue as text, and the characters ``[start, end)`` of it that are to be learned."""
+class RenderedDialogue(NamedTuple):
+    """A dialogue as text, and the character spans ``[start, end)`` to be learned."""
 
     text: str
     learned: list[tuple[int, int]]
 
 
 class ChatWriter:
-    """Writes dialogues by a chat template.
+    """Renders dialogues with a chat template.
 
-    The assistant's part of the text is what the template puts into ``{% generation %}`` blocks. A template without such
-    blocks is asked for the dialogue turn by turn: an answer is what it adds to what it writes before that answer.
+    The assistant's text is what the template puts into ``{% generation %}`` blocks. A template without such blocks
+    renders the dialogue turn by turn: an answer is what it adds to the text before that answer.
 
-    Args:
-        template: the Jinja text.
-        tokenizer: whose end-of-text token and other special tokens the template may write.
-
-    Raises:
-        UserError: if the template does not work at all.
+    Special tokens are variables of the template. A template that cannot render a dialogue is a ``UserError``.
     """
 
     def __init__(self, template: str, tokenizer: PreTrainedTokenizer) -> None:
         self._template = template
         self._special = special_tokens(tokenizer)
         self._variables: dict[str, Any] = named_special_tokens(tokenizer)
-        # What fails here is the template's fault, what fails later the dialogue's.
-        sample = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        if not any(end > start for start, end in self.write(sample).learned):
-            raise UserError("the chat template writes nothing for an assistant's message, expected its content")
+        # An error here is the template's fault, a later one the dialogue's.
+        try:
+            learned = self.write([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]).learned
+        except BadRow as error:
+            raise UserError(str(error)) from error
+        if not any(end > start for start, end in learned):
+            raise UserError("the chat template renders nothing for an assistant's message, expected its content")
 
-    def _render(self, messages: Sequence[Message], prompt: bool, mark: bool = False) -> Written:
-        """What the template writes; with ``mark``, the characters within its ``{% generation %}`` blocks."""
+    def _render(self, messages: Sequence[Message], prompt: bool, mark: bool = False) -> RenderedDialogue:
+        """The rendered text; with ``mark``, the spans of its ``{% generation %}`` blocks."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
@@ -86,24 +84,24 @@ class ChatWriter:
             )
         except Exception as error:  # a template can raise anything
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"the chat template fails or refuses the dialogue: {reason[:200]}") from error
-        return Written(texts[0], [tuple(span) for span in spans[0]] if spans else [])
+            raise BadRow(f"the chat template fails or rejects the dialogue: {reason[:200]}") from error
+        return RenderedDialogue(texts[0], [tuple(span) for span in spans[0]] if spans else [])
 
     def prompt(self, messages: Sequence[Message]) -> str:
-        """The text that an answer to these messages follows."""
+        """The text before the answer to these messages; raises ``BadRow`` if the template rejects the dialogue."""
         return self._render(messages, True).text
 
-    def write(self, messages: Sequence[Message], first: int = 0) -> Written:
+    def write(self, messages: Sequence[Message], first: int = 0) -> RenderedDialogue:
         """The whole dialogue; the assistant's messages from number ``first`` on are to be learned.
 
         Raises:
-            BadRow: if the template refuses the dialogue.
-            UserError: if it neither marks the assistant's text nor writes a dialogue turn by turn.
+            BadRow: the template rejects the dialogue.
+            UserError: the template neither marks the assistant's text nor renders a dialogue turn by turn.
         """
         whole = self._render(messages, False, mark=True)
         if whole.learned:
             begin = len(self._before(messages, first, whole.text)) if first else 0
-            return Written(whole.text, [span for span in whole.learned if span[0] >= begin])
+            return whole._replace(learned=[span for span in whole.learned if span[0] >= begin])
         learned = []
         for number in range(first, len(messages)):
             if messages[number]["role"] == "assistant":
@@ -112,10 +110,10 @@ class ChatWriter:
                 if not (after.startswith(before) and whole.text.startswith(after)):
                     raise UserError(NO_ANSWERS)
                 learned.append((len(before), len(after)))
-        return Written(whole.text, learned)
+        return RenderedDialogue(whole.text, learned)
 
     def _before(self, messages: Sequence[Message], number: int, whole: str) -> str:
-        """What the template writes before the answer of this number."""
+        """The text before the message of this number."""
         before = self.prompt(messages[:number])
         if not whole.startswith(before):
             raise UserError(NO_ANSWERS)
@@ -125,7 +123,7 @@ class ChatWriter:
         """Messages with a role and a text each.
 
         Raises:
-            BadRow: if they are none, or a text holds a special token, which it would be read as.
+            BadRow: not a list of messages, or a text contains a special token, which would be encoded as such.
         """
         if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
             raise BadRow("expected a list of messages with role and content")
@@ -133,24 +131,24 @@ class ChatWriter:
         for number, message in enumerate(messages, 1):
             role, text = (message.get(k) if isinstance(message, Mapping) else None for k in ("role", "content"))
             if not isinstance(role, str) or not isinstance(text, str):
-                raise BadRow(f"message {number} has no role and content of text")
+                raise BadRow(f"message {number} has no text in role or content")
             if role == "assistant" and not text.strip():
                 raise BadRow("an answer is empty")
             special = next((token for token in self._special if token in text), None)
             if special is not None:
-                raise BadRow(f"a message holds the special token {special}")
+                raise BadRow(f"a message contains the special token {special}")
             found.append({"role": role, "content": text})
         return found
 
 
 def split_dialogue(text: str) -> list[Message]:
-    """The messages of a dialogue written as ``\\n\\nHuman: ...\\n\\nAssistant: ...``.
+    """The messages of a dialogue in the format ``\\n\\nHuman: ...\\n\\nAssistant: ...``.
 
     >>> split_dialogue("\\n\\nHuman: Hi\\n\\nAssistant: Hello.")
     [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello.'}]
 
     Raises:
-        BadRow: if it does not begin so.
+        BadRow: another format.
     """
     messages: list[Message] = []
     for part in text.split("\n\n"):
@@ -162,5 +160,5 @@ def split_dialogue(text: str) -> list[Message]:
         elif part:
             break
     if not messages:
-        raise BadRow("the dialogue does not begin with a blank line and Human:")
+        raise BadRow("the dialogue does not begin with an empty line and Human:")
     return [{"role": message["role"], "content": message["content"].strip()} for message in messages]

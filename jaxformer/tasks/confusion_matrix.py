@@ -1,4 +1,4 @@
-"""A picture of a confusion matrix."""
+"""Plot of a confusion matrix."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +12,10 @@ MOST_NUMBERED_CELLS = 25  # classes up to which a cell has room for its count
 MOST_TICKS = 60
 
 
-def confusion_picture(labels: Sequence[str], matrix: np.ndarray, path: str | Path) -> None:
-    """Draws ``matrix [true class, predicted class]`` as a PNG: the shade is the share of the true class.
+def confusion_matrix_plot(labels: Sequence[str], matrix: np.ndarray, path: str | Path) -> None:
+    """Writes ``matrix [true class, predicted class]`` as a PNG; the shade is the share of the true class.
 
-    Names are drawn in the first installed font that has all their characters. If none has, classes are numbered from 0
-    in the order of ``labels`` and the picture says so, rather than drawing boxes.
+    Without an installed font for all characters of the labels, classes are numbered from 0 in the order of ``labels``.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -51,11 +50,11 @@ def confusion_picture(labels: Sequence[str], matrix: np.ndarray, path: str | Pat
 
 
 def _font_for(text: str) -> Any | None:
-    """A font that has every character of the text: matplotlib's own, else the first by name; None if none has."""
+    """A font with every character of the text: matplotlib's own, else the first by name, else None."""
     manager = need("matplotlib.font_manager")
     wanted = {ord(character) for character in text if not character.isspace()}
     default = manager.findfont(manager.FontProperties())
-    # "Last Resort" has a box with the name of its script for every character there is.
+    # "Last Resort" has a box for every character.
     fonts = [
         entry
         for entry in manager.fontManager.ttflist
@@ -64,7 +63,6 @@ def _font_for(text: str) -> Any | None:
     others = sorted({entry.fname for entry in fonts})
     for file in (default, *others):
         try:
-            # A collection (.ttc) is read by its first face.
             characters = need("matplotlib.ft2font").FT2Font(file).get_charmap()
         except (OSError, RuntimeError):
             continue

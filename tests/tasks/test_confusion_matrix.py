@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from jaxformer.tasks import picture
+from jaxformer.tasks import confusion_matrix
 
 
 @pytest.fixture
 def drawn(monkeypatch, tmp_path):
     """Draws a picture and gives the figure, whose texts can be read."""
     figures = []
-    original = picture.need
+    original = confusion_matrix.need
 
     def need(module):
         found = original(module)
@@ -23,10 +23,10 @@ def drawn(monkeypatch, tmp_path):
 
         return Kept
 
-    monkeypatch.setattr(picture, "need", need)
+    monkeypatch.setattr(confusion_matrix, "need", need)
 
     def draw(labels, matrix):
-        picture.confusion_picture(labels, matrix, tmp_path / "a.png")
+        confusion_matrix.confusion_matrix_plot(labels, matrix, tmp_path / "a.png")
         assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
         return figures[-1].axes[0]
 
@@ -45,15 +45,15 @@ def test_names_and_counts(drawn):
 
 
 def test_names_that_no_font_has_are_numbers(drawn, monkeypatch):
-    monkeypatch.setattr(picture, "_font_for", lambda text: None)
+    monkeypatch.setattr(confusion_matrix, "_font_for", lambda text: None)
     axes = drawn(["정치", "경제"], np.eye(2, dtype=int))
     assert names(axes) == ["0", "1"]
     assert axes.get_title() == "classes are numbered in the order of the labels"
 
 
 def test_a_font_is_found_only_if_it_has_every_character():
-    assert picture._font_for("entailment é") is not None
-    assert picture._font_for("\U000e0fff") is None, "no character; only the font of last resort has a box for it"
+    assert confusion_matrix._font_for("entailment é") is not None
+    assert confusion_matrix._font_for("\U000e0fff") is None, "not a character; only the fallback font has a box for it"
 
 
 def test_many_classes_have_fewer_names(drawn):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jaxformer.cli import data_command
+from jaxformer.cli import run as run_command
 from jaxformer.training.row_preview import passages, rows_of, show_rows
 from tests.training.helpers import make_run, tiny_keys
 
@@ -79,9 +79,11 @@ def test_the_command(tmp_path, capsys):
         f"model: {{hidden_size: 8, num_heads: 2, num_layers: 1, max_length: 16}}\ntokenizer: {{type: byte}}\n"
         f"data: {{path: {path}, validation_fraction: 0}}\ntask: {{type: instruction}}\n"
     )
-    assert data_command(["--config", str(config), "--show", "1", "task.packed=false", "training.batch_size=8"]) == 0
+    assert (
+        run_command("data", ["--config", str(config), "--show", "1", "task.packed=false", "training.batch_size=8"]) == 0
+    )
     out = " ".join(capsys.readouterr().out.split())
     assert "10 examples to train on, 9 rows of instruction" in out and "a[[b<|endoftext|>]]" in out
     assert "skipped 1 of 10 rows: the response is empty" in out and "line 10" in out
-    assert data_command(["--config", str(config), "task.bad_rows=error"]) == 2
+    assert run_command("data", ["--config", str(config), "task.bad_rows=error"]) == 2
     assert "line 10: the response is empty; fix the row" in capsys.readouterr().err

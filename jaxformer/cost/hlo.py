@@ -318,7 +318,13 @@ def group_size(attributes: str, devices: int) -> int:
     """
     pairs = re.search(r"source_target_pairs=\{(\{[\d,{}]*\})\}", attributes)
     if pairs:
-        return _ring_size({int(a): int(b) for a, b in re.findall(r"\{(\d+),(\d+)\}", pairs.group(1))})
+        target = {int(a): int(b) for a, b in re.findall(r"\{(\d+),(\d+)\}", pairs.group(1))}
+        # All are rings of one size, or one line of devices, which is followed from its beginning.
+        device = next((device for device in target if device not in target.values()), min(target))
+        passed = {device}
+        while (device := target.get(device, device)) not in passed:
+            passed.add(device)
+        return len(passed)
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
     if listed:
         return len(listed.group(1).split(","))
@@ -334,18 +340,3 @@ def group_size(attributes: str, devices: int) -> int:
         axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh.group(2))
         return math.prod(int(part) if part else sizes[name] for name, part in axes)
     return devices
-
-
-def _ring_size(target: dict[int, int]) -> int:
-    """Devices on the longest path along the pairs, a ring or a line."""
-    longest = 1
-    left = set(target)
-    starts = sorted(left, key=lambda device: device in target.values())
-    for start in starts:
-        size, device = 1, start
-        while device in left:
-            left.discard(device)
-            device = target[device]
-            size += device != start
-        longest = max(longest, size)
-    return longest

@@ -40,11 +40,6 @@ def kind_of(path: Path | str) -> str | None:
     return next((kind for kind, suffixes in SUFFIXES.items() if suffix in suffixes), None)
 
 
-def is_glob(path: str) -> bool:
-    """Whether `path` is a pattern rather than something that exists."""
-    return _has_wildcard(path) and not Path(path).exists()
-
-
 def _has_wildcard(part: str) -> bool:
     return any(character in part for character in "*?[")
 
@@ -67,7 +62,7 @@ def find_files(path: str, kind: str | None) -> list[NamedFile]:
         found = [file for file in walk(given) if kind_of(file.path) in kinds]
         wanted = ", ".join(suffix for k in kinds for suffix in SUFFIXES[k])
         what = f"holds no file that ends in {wanted}; a glob such as {path}/**/* takes files of any name"
-    elif is_glob(str(given)):
+    elif _has_wildcard(str(given)):
         found, what = _expand(str(given)), "no file matches this pattern"
     else:
         raise UserError(f"no such file or folder: {path}{_suggestion(given)}")

@@ -143,15 +143,12 @@ def read_stdlib(file: NamedFile, text_column: Columns) -> Iterator[Document]:
         return
 
 
-class HuggingFaceSource(NamedTuple):
-    """A dataset of the `datasets` library: its training part and, if it brings one, its validation part."""
+def open_huggingface(path: str) -> tuple[Any, Any | None]:
+    """The training split of a dataset and its validation split, if it has one.
 
-    train: Any
-    validation: Any | None
-
-
-def open_huggingface(path: str) -> HuggingFaceSource:
-    """Opens a `save_to_disk` folder, or whatever `datasets.load_dataset` takes; `name:config` names a configuration."""
+    Args:
+        path: a `save_to_disk` folder, or whatever `datasets.load_dataset` takes; `name:config` names a configuration.
+    """
     import datasets  # half a second, for those only who use it
 
     try:
@@ -165,11 +162,11 @@ def open_huggingface(path: str) -> HuggingFaceSource:
             f"cannot open {path} as a Hugging Face dataset: {type(error).__name__}: {_first_line(error)}"
         ) from error
     if not isinstance(opened, datasets.DatasetDict):
-        return HuggingFaceSource(opened, None)
+        return opened, None
     if "train" not in opened:
         raise UserError(f"the dataset {path} has no split 'train', only {', '.join(opened)}")
     names = (name for name in ("validation", "valid", "dev", "test") if name in opened)
-    return HuggingFaceSource(opened["train"], next((opened[name] for name in names), None))
+    return opened["train"], next((opened[name] for name in names), None)
 
 
 def is_saved_dataset(folder: Path) -> bool:

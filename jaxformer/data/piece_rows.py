@@ -54,7 +54,7 @@ class PieceRows:
         smallest: int = 1,
     ) -> None:
         self._cache = cache
-        pieces = list(_plan(_documents(cache, eos_id), _Fit(lengths, limits), pieces_per_row, smallest))
+        pieces = list(_plan(_documents(cache, eos_id), lengths, limits, pieces_per_row, smallest))
         rows, self._starts, self._stops, self._documents = np.array(pieces, np.int64).reshape(-1, 4).T
         self.num_rows = int(rows[-1]) + 1 if len(rows) else 0
         self._first = np.searchsorted(rows, np.arange(self.num_rows + 1))
@@ -118,51 +118,38 @@ def _documents(cache: TokenCache, eos_id: int | None) -> Iterator[tuple[int, int
         yield start, stop - ended
 
 
-class _Fit:
-    """How long a piece may be, by what is left of a row."""
-
-    def __init__(self, lengths: Lengths, limits: tuple[int, ...]) -> None:
-        self.limits = limits
-        table = [lengths(1)]
-        while all(length <= limit for length, limit in zip(table[-1], limits, strict=True)):
-            table.append(lengths(len(table) + 1))
-        # Column k: what pieces of 1, 2, ... tokens take up of limit k.
-        self._columns = np.array(table, np.int64).T
-        self._lengths = table
-
-    def longest(self, room: list[int]) -> int:
-        """Tokens of the longest piece that fits, 0 if none does."""
-        pairs = zip(self._columns, room, strict=True)
-        return min(int(np.searchsorted(column, left, side="right")) for column, left in pairs)
-
-    def cost(self, size: int) -> tuple[int, ...]:
-        """What a piece of `size` tokens takes up."""
-        return self._lengths[size - 1]
-
-
 def _plan(
-    documents: Iterator[tuple[int, int]], fit: _Fit, pieces_per_row: int | None, smallest: int
+    documents: Iterator[tuple[int, int]],
+    lengths: Lengths,
+    limits: tuple[int, ...],
+    pieces_per_row: int | None,
+    smallest: int,
 ) -> Iterator[tuple[int, int, int, int]]:
     """The pieces in order: row, start, stop, document."""
-    row, room, pieces = 0, list(fit.limits), 0
+    table = [lengths(1)]
+    while all(length <= limit for length, limit in zip(table[-1], limits, strict=True)):
+        table.append(lengths(len(table) + 1))
+    # Column k: how much of limit k pieces of 1, 2, ... tokens need.
+    columns = np.array(table, np.int64).T
+    row, room, pieces = 0, list(limits), 0
     for document, (start, stop) in enumerate(documents):
         while stop - start >= smallest:
-            longest = fit.longest(room)
+            fitting = zip(columns, room, strict=True)
+            longest = min(int(np.searchsorted(column, left, side="right")) for column, left in fitting)
             size = _cut(stop - start, longest, max(SHORTEST_PIECE, smallest))
             full = pieces_per_row is not None and pieces >= pieces_per_row
             if pieces and (full or not size):
-                row, room, pieces = row + 1, list(fit.limits), 0
+                row, room, pieces = row + 1, list(limits), 0
                 continue
             if longest < smallest:
-                limits = " and ".join(str(limit) for limit in fit.limits)
                 raise UserError(
-                    f"a row of {limits} tokens, special tokens included, holds no piece of {smallest}: "
-                    "raise training.sequence_length (or task.target_length)"
+                    f"a row of {' and '.join(map(str, limits))} tokens, special tokens included, holds no piece of "
+                    f"{smallest}: raise training.sequence_length (or task.target_length)"
                 )
             # In so short a row even the shortest piece is a large part; but no token may be left that fits nowhere.
             size = size or _cut(stop - start, longest, smallest) or longest
             yield row, start, start + size, document
-            room = [left - used for left, used in zip(room, fit.cost(size), strict=True)]
+            room = [left - used for left, used in zip(room, table[size - 1], strict=True)]
             start, pieces = start + size, pieces + 1
 
 

@@ -7,14 +7,14 @@ import jax
 import numpy as np
 from pydantic import Field
 
-from jaxformer.pipelines.base_pipeline import Pipeline, PipelineOptions, apply, require_text
+from jaxformer.pipelines.base_pipeline import Pipeline, apply, require_text
 from jaxformer.pipelines.batching import Row
-from jaxformer.schema import UserError
+from jaxformer.schema import Schema, UserError
 
 Pooling = Literal["mean", "first", "last"]
 
 
-class FeatureOptions(PipelineOptions):
+class FeatureOptions(Schema):
     """Options of feature extraction."""
 
     pooling: Pooling | None = Field(None, description="one vector a text: the mean of its states, the first, the last")
@@ -42,7 +42,7 @@ class FeatureExtraction(Pipeline):
     Special tokens are among the states, padding is not.
     """
 
-    Options: ClassVar[type[PipelineOptions]] = FeatureOptions
+    Options: ClassVar[type[Any]] = FeatureOptions
     per_token = True
 
     def encode(self, items: Sequence[Any], options: Any) -> list[list[Row]]:
@@ -70,7 +70,7 @@ class FeatureExtraction(Pipeline):
         return states if options.return_tensors else states.tolist()
 
 
-class SimilarityOptions(PipelineOptions):
+class SimilarityOptions(Schema):
     """Options of sentence similarity."""
 
     pooling: Pooling | None = Field(
@@ -88,7 +88,7 @@ class SentenceSimilarity(Pipeline):
     model's ``1_Pooling/config.json`` says; of an encoder-decoder the encoder's states are used.
     """
 
-    Options: ClassVar[type[PipelineOptions]] = SimilarityOptions
+    Options: ClassVar[type[Any]] = SimilarityOptions
     per_token = True
     takes = "{'source_sentence': ..., 'sentences': [...]}"
 
@@ -104,13 +104,10 @@ class SentenceSimilarity(Pipeline):
         return [[float(a @ b) for b in second] for a in first]
 
     def _vectors(self, texts: Sequence[str], options: Any) -> list[np.ndarray]:
-        found = []
-        size = self.window_size
-        for start in range(0, len(texts), size):
-            some = [require_text(text, "a sentence") for text in texts[start : start + size]]
-            found += [
-                unit(pooled(states, self.pooling(options))) for states in self.run(self._rows(some, options), options)
-            ]
+        found, pooling = [], self.pooling(options)
+        for start in range(0, len(texts), self.window_size):
+            some = [require_text(text, "a sentence") for text in texts[start : start + self.window_size]]
+            found += [unit(pooled(states, pooling)) for states in self.run(self._rows(some, options), options)]
         return found
 
     def pooling(self, options: Any) -> str:

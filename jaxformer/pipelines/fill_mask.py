@@ -8,12 +8,12 @@ import numpy as np
 from pydantic import Field
 
 from jaxformer import functional as F
-from jaxformer.pipelines.base_pipeline import Pipeline, PipelineOptions, require_text
+from jaxformer.pipelines.base_pipeline import Pipeline, require_text
 from jaxformer.pipelines.batching import Row
-from jaxformer.schema import UserError
+from jaxformer.schema import Schema, UserError
 
 
-class Options(PipelineOptions):
+class Options(Schema):
     """Options of fill-mask."""
 
     top_k: int = Field(5, ge=1, description="tokens to return for each mask")
@@ -28,7 +28,7 @@ class FillMask(Pipeline):
     gives, as in ``transformers``.
     """
 
-    Options: ClassVar[type[PipelineOptions]] = Options
+    Options: ClassVar[type[Any]] = Options
     per_token = True
 
     def prepare(self) -> None:

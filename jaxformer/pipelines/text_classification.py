@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from pydantic import Field
 
-from jaxformer.pipelines.base_pipeline import Pipeline, PipelineOptions, apply, require_text, softmax
+from jaxformer.pipelines.base_pipeline import Pipeline, apply, require_text, softmax
 from jaxformer.pipelines.batching import Row
-from jaxformer.schema import UserError
+from jaxformer.schema import Schema, UserError
 
 FUNCTIONS = {
     "softmax": softmax,
@@ -18,7 +18,7 @@ FUNCTIONS = {
 }
 
 
-class Options(PipelineOptions):
+class Options(Schema):
     """Options of text classification."""
 
     top_k: int | None = Field(1, ge=1, description="labels to return, the likeliest first; null: all")
@@ -36,7 +36,7 @@ class TextClassification(Pipeline):
     ``transformers``; with ``top_k`` every result is a list, the likeliest first.
     """
 
-    Options: ClassVar[type[PipelineOptions]] = Options
+    Options: ClassVar[type[Any]] = Options
     takes = "a text or {'text': ..., 'text_pair': ...}"
 
     def encode(self, items: Sequence[Any], options: Any) -> list[list[Row]]:

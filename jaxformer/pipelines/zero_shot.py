@@ -7,12 +7,12 @@ import jax
 import numpy as np
 from pydantic import Field, field_validator
 
-from jaxformer.pipelines.base_pipeline import Pipeline, PipelineOptions, apply, require_text, softmax
+from jaxformer.pipelines.base_pipeline import Pipeline, apply, require_text, softmax
 from jaxformer.pipelines.batching import Row
-from jaxformer.schema import UserError
+from jaxformer.schema import Schema, UserError
 
 
-class Options(PipelineOptions):
+class Options(Schema):
     """Options of zero-shot classification."""
 
     candidate_labels: list[str] = Field([], description="classes, a list or one text with commas between them")
@@ -43,7 +43,7 @@ class ZeroShotClassification(Pipeline):
     the classes; with ``multi_label``, or one class, with the logit of contradiction.
     """
 
-    Options: ClassVar[type[PipelineOptions]] = Options
+    Options: ClassVar[type[Any]] = Options
 
     def __call__(self, inputs: Any, candidate_labels: Any = None, **options: Any) -> Any:
         """As of every pipeline; the classes may be given by place."""

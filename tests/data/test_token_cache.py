@@ -130,13 +130,11 @@ def test_a_failed_build_leaves_nothing(tokenizer, tmp_path):
 
 
 def test_a_full_disk_is_told(tokenizer, tmp_path, monkeypatch):
-    def append(file, array):
+    def encode(tokenizer, texts):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(token_cache, "_append", append)
-    with pytest.raises(
-        UserError, match=r"disk full while writing the token cache in .*: make room, or set data.cache_dir"
-    ):
+    monkeypatch.setattr(token_cache, "encode_batch", encode)
+    with pytest.raises(UserError, match=r"cannot write the token cache in .*: disk full; make room, or set data.cache"):
         build_cache(corpus_of("ab"), "train", tokenizer, tmp_path)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 

@@ -40,12 +40,7 @@ class TrainBatches:
     """
 
     def __init__(
-        self,
-        rows: Rows,
-        batch_size: int,
-        seed: int,
-        transform: Transform | None = None,
-        keep: np.ndarray | None = None,
+        self, rows: Rows, batch_size: int, seed: int, transform: Transform | None = None, keep: np.ndarray | None = None
     ) -> None:
         if rows.shortage is not None:
             raise UserError(f"the training data has {rows.shortage}")

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jaxformer.data.config import DataConfig
+from jaxformer.data.corpus import no_data
 from jaxformer.data.formats import Row
 from jaxformer.data.sources import fingerprint, in_validation, open_sources, sampled
 from jaxformer.schema import UserError
@@ -55,9 +56,7 @@ def open_records(config: DataConfig) -> Records:
         train = list(sampled(train, len(train), config))
         split = [split, config.max_examples, config.sample_seed]
     if not train:
-        raise UserError(f"no record to train on in {source.name}: check data.path, or lower data.validation_fraction")
+        raise no_data("record", "train", source.name)
     if validation is not None and not validation:
-        raise UserError(
-            f"no record for validation in {source.name}: raise data.validation_fraction or set data.validation_path"
-        )
+        raise no_data("record", "validation", source.name)
     return Records(source.name, fingerprint(source, split), train, validation)

@@ -119,7 +119,12 @@ def _answers(
     check_column: bool,
 ) -> list[bytes]:
     """The rows of JSON for a window."""
-    inputs = [_read(read, line) for line in window]
+    inputs: list[Any] = []
+    for line in window:
+        try:
+            inputs.append(line.value if isinstance(line.value, UserError) else read(line))
+        except UserError as error:
+            inputs.append(error)
     good = [item for item in inputs if not isinstance(item, UserError)]
     if check_column and not good:
         # No good line and some without the column: the name of the column is wrong, not the lines.
@@ -135,13 +140,6 @@ def _answers(
         text = json.dumps(record, ensure_ascii=False, default=lambda array: array.tolist())
         rows.append(text.encode("utf-8", "replace") + b"\n")
     return rows
-
-
-def _read(read: Callable[[Line], Any], line: Line) -> Any:
-    try:
-        return line.value if isinstance(line.value, UserError) else read(line)
-    except UserError as error:
-        return error
 
 
 def about_path(out: Path) -> Path:

@@ -11,11 +11,7 @@ from jaxformer.pipelines.base_pipeline import Pipeline, apply, require_text, sof
 from jaxformer.pipelines.batching import Row
 from jaxformer.schema import Schema, UserError
 
-FUNCTIONS = {
-    "softmax": softmax,
-    "sigmoid": lambda logits: 1 / (1 + np.exp(-logits)),
-    "none": lambda logits: logits,
-}
+FUNCTIONS = {"softmax": softmax, "sigmoid": lambda logits: 1 / (1 + np.exp(-logits)), "none": lambda logits: logits}
 
 
 class Options(Schema):

@@ -78,20 +78,13 @@ class ZeroShotClassification(Pipeline):
             texts += [text] * len(labels)
             hypotheses += [options.hypothesis_template.format(label) for label in labels]
             counts.append(len(labels))
-        rows = iter(self._cut(texts, hypotheses))
+        found = self.tokenize(texts, hypotheses, truncation=False)
+        if any(len(row) > self.longest for row in found):
+            limit = f"{self.longest} tokens, hypothesis included"
+            self.say_once("truncated", f"{self.task}: a text was truncated to {limit}. This is said once.")
+            found = self.tokenize(texts, hypotheses, truncation="only_first", max_length=self.longest)
+        rows = iter(found)
         return [[next(rows) for _ in range(count)] for count in counts]
-
-    def _cut(self, texts: list[str], hypotheses: list[str]) -> list[Row]:
-        """The rows of pairs; of a pair that is too long the text is cut, never the class."""
-        rows = self.tokenize(texts, hypotheses, truncation=False)
-        if any(len(row) > self.longest for row in rows):
-            self.say_once(
-                "truncated",
-                f"{self.task}: with a class a text is longer than the {self.longest} tokens that the model reads: "
-                "what is behind is left out. This is said once.",
-            )
-            rows = self.tokenize(texts, hypotheses, truncation="only_first", max_length=self.longest)
-        return rows
 
     @staticmethod
     def forward(model: Any, params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:

@@ -30,16 +30,8 @@ from tests.pipelines import tiny
 ENDS = list(range(0, 300, 2))
 OPTIONS = {"max_new_tokens": 6, "eos_token_id": ENDS}
 USER, ANSWER = {"role": "user", "content": "rain fell"}, {"role": "assistant", "content": "six years"}
-PROMPTS = [
-    "the old mill",
-    "by a river",
-    "Ann said it",
-    "hills",
-    "past hills over",
-    "rain",
-    "good work",
-    "nobody in six",
-]
+PROMPTS = ["the old mill", "by a river", "Ann said it", "hills"]
+PROMPTS += ["past hills over", "rain", "good work", "nobody in six"]
 FUNCTION = """
 def closest(prompts, completions, wish, **kwargs):
     return [-abs(len(text) - int(length)) for text, length in zip(completions, wish)]
@@ -129,7 +121,7 @@ def test_bad_lines_are_errors_in_place(maker, file, tmp_path):
     assert done.lines == len(found) == 21
     reasons = {
         3: "it is not JSON",
-        10: "the prompt has 200 tokens, expected at most the 122 that max_new_tokens=6 leaves",
+        10: "the prompt has 200 tokens, expected 1 to 122, which leaves room for max_new_tokens=6",
         13: "there is no prompt, only the columns text",
         18: "the prompt is empty",
     }

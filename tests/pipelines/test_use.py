@@ -180,12 +180,7 @@ MISTAKES = {
     "no mask": ({}, "words", "rain fell", r"the text has no \[MASK\], expected one in place of a word"),
     "no question": ({}, "spans", "rain", r"the input is 'rain', expected \{'question'"),
     "no context": ({}, "spans", QUESTION | {"context": " "}, "the context is empty, expected a text"),
-    "a stride": (
-        {"doc_stride": 40},
-        "spans",
-        QUESTION,
-        "doc_stride is 40, expected less than max_seq_len, 32 tokens",
-    ),
+    "a stride": ({"doc_stride": 40}, "spans", QUESTION, "doc_stride is 40, expected less than max_seq_len, 32 tokens"),
     "a long question": (
         {"doc_stride": 8},
         "spans",

@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _is_chat(pipe: Any, options: argparse.Namespace) -> bool:
-    """Whether prompts are messages: as asked, else where the tokenizer has a chat template."""
+    """Returns whether prompts are messages: as given, else if the tokenizer has a chat template."""
     able = pipe.task == "text-generation" and pipe.tokenizer.chat_template is not None
     if options.chat and not able:
         raise UserError(f"--chat is given and {options.model} has no chat template, expected --plain")
@@ -162,7 +162,7 @@ class _Writer:
             self.said = [*item, {"role": "assistant", "content": text}]
 
     def _pieces(self, item: Any) -> Iterator[Any]:
-        """The pieces of a text; beam search gives the whole text at once."""
+        """The pieces of a text; beam search gives the whole text."""
         from jaxformer.generation import Piece
 
         if self.pipe.options.num_beams == 1:

@@ -31,7 +31,7 @@ class StepCost:
         parameters: bytes of the parameters.
         optimizer: bytes of the rest of the state: the optimizer's statistics and the average of the weights.
         activations: bytes of everything the step needs besides: activations, gradients, copies.
-        peak: bytes in use at once, at most; the three above, the batch and the program itself.
+        peak: maximum of the bytes in use: the three above, the batch and the program itself.
         model_flops: floating-point operations by the formula of ``training/flops.py``.
         flops: those of the matrix products that the program executes, recomputation included.
         moved: bytes read from and written to main memory.
@@ -68,11 +68,11 @@ class StepCost:
         """Upper bound on the share of the peak that the model's FLOPs can reach (MFU).
 
         ``model FLOPs / peak / max(compute, memory, network)``: a roofline (Williams et al. 2009) with a third roof. It
-        takes each part of the chip at the data sheet's speed, all of them at work all the time and at once. It leaves
+        takes each part of the chip at the data sheet's speed, all of them busy all the time. It leaves
         out what makes a real step slower: matrix products that do not fill the units, vector arithmetic, operands read
         more than once, the latency of collectives, collectives that can use only some of the links, and waiting. It may
         be above 1: the model's FLOPs count all scores (Chowdhery et al. 2022, appendix B), and a kernel skips those
-        that nobody may see.
+        that are masked.
         """
         return self.model_flops / PEAK_FLOPS[chip.device_kind] / max(self.times(chip).values())
 

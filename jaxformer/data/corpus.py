@@ -17,7 +17,7 @@ Split = Literal["train", "validation"]
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents that are read when they are asked for, never all at once.
+    """Documents that are read one at a time.
 
     Attributes:
         name: For people.

@@ -1,4 +1,4 @@
-"""Finding, opening and fingerprinting the files of a corpus."""
+"""Finds, opens and fingerprints the files of a corpus."""
 
 import contextlib
 import difflib
@@ -28,7 +28,7 @@ REMEMBERED_SIZE = 64 * 2**20
 
 
 class NamedFile(NamedTuple):
-    """A file and the name of it that does not depend on where the corpus lies."""
+    """A file and its name, which does not depend on the location of the corpus."""
 
     name: str
     path: Path
@@ -115,7 +115,7 @@ def _expand(pattern: str) -> list[NamedFile]:
 
 
 def _suggestion(missing: Path) -> str:
-    """What the user may have meant: near names in the deepest folder that exists."""
+    """A hint for a missing path: similar names in the deepest folder that exists."""
     parent, name = missing.absolute(), ""
     while not parent.is_dir() and parent != parent.parent:
         parent, name = parent.parent, parent.name

@@ -10,7 +10,7 @@ from jaxformer.data.token_cache import TokenCache
 from jaxformer.data.token_rows import Batch, kept
 from jaxformer.schema import UserError
 
-# What a piece of so many tokens takes up, for instance on the side of the encoder and of the decoder; each number must
+# Lengths that a piece of n tokens needs, for instance in the encoder and in the decoder; each number must
 # not fall as the piece grows.
 Lengths = Callable[[int], tuple[int, ...]]
 # A document is not cut so that a piece is shorter than this, if a row holds two such pieces: it would have little
@@ -23,7 +23,7 @@ class PieceRows:
 
     The objective says by `lengths` what it makes of a piece of n tokens, special tokens included, and by `limits` how
     much of that a row holds. Rows are filled in the order of the text; a document that does not fit in what is left of
-    a row is cut there. The end-of-text id that the cache holds behind each document is left out.
+    a row is cut there. The end-of-text id after each document is left out.
 
     Batches have `tokens` [B, R], `segment_ids` [B, R], which numbers the pieces of a row from 1 (0 is padding), and
     `row_ids` [B], the numbers of the rows. Documents of fewer than `smallest` tokens are left out.
@@ -33,7 +33,7 @@ class PieceRows:
         lengths: What a piece becomes.
         limits: What a row holds of each of `lengths`.
         eos_id: The tokenizer's end of text.
-        pieces_per_row: At most so many pieces in a row; None: as many as fit.
+        pieces_per_row: Most pieces in a row; None: as many as fit.
         smallest: Tokens the objective needs at least.
 
     Raises:
@@ -86,7 +86,7 @@ class PieceRows:
         If there is only one document it is a piece of that.
         """
         first, last = self._documents[self._first[row]], self._documents[self._first[row + 1] - 1]
-        # The pieces stand in the order of their documents, so those to be left out stand together.
+        # Pieces are in the order of their documents, so those to be left out are neighbors.
         low, high = np.searchsorted(self._documents, [first, last + 1])
         if high - low == len(self._starts):
             low = high = 0
@@ -101,7 +101,7 @@ def split_pieces(tokens: np.ndarray, segment_ids: np.ndarray) -> list[np.ndarray
 
 
 def pack(texts: list[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Texts one behind the other in a row of `length`, padded with 0, and their numbers from 1 (0 is padding)."""
+    """Texts concatenated in a row of `length`, padded with 0, and their numbers from 1 (0 is padding)."""
     tokens, segments = np.zeros(length, np.int32), np.zeros(length, np.int32)
     place = 0
     for number, text in enumerate(texts, 1):
@@ -111,7 +111,7 @@ def pack(texts: list[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _documents(cache: TokenCache, eos_id: int | None) -> Iterator[tuple[int, int]]:
-    """Where the text of each document begins and ends."""
+    """Start and end of the text of each document."""
     offsets = cache.offsets.tolist()
     for start, stop in itertools.pairwise(offsets):
         ended = stop > start and eos_id is not None and int(cache.tokens[stop - 1]) == eos_id
@@ -154,7 +154,7 @@ def _plan(
 
 
 def _cut(rest: int, longest: int, shortest: int) -> int:
-    """Tokens of the next piece of a text of `rest`: all; or so many that both parts have at least `shortest`; or 0."""
+    """Tokens of the next piece of a text of `rest`: all, or as many as leave both parts at least `shortest`, or 0."""
     if rest <= longest:
         return rest
     size = min(longest, rest - shortest)

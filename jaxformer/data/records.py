@@ -31,7 +31,7 @@ def open_records(config: DataConfig) -> Records:
     """Reads the records that `config` describes.
 
     Validation is `validation_path`, or what the dataset brings, or the rows whose name hashes to below
-    `validation_fraction`. Of what is left for training, `max_examples` are drawn.
+    `validation_fraction`. `max_examples` of the remaining rows are drawn for training.
 
     Raises:
         UserError: A path does not exist or has no rows, a row cannot be read (file and line are named), or a split

@@ -1,4 +1,4 @@
-"""Where data comes from: its kind found out, its files found, a reader of its documents or rows, and its identity."""
+"""Sources of data: their kind, their files, a reader of documents or rows, and their identity."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ Item = TypeVar("Item")
 
 
 class Source(NamedTuple):
-    """What the kinds of source have in common: documents or rows to read, and what identifies them."""
+    """A source of any kind: a reader of documents or rows, and its identity."""
 
     kind: str
     name: str
@@ -58,13 +58,13 @@ def fingerprint(source: Source, split: object) -> str:
 
 
 def in_validation(name: str, fraction: float) -> bool:
-    """Whether the document or row of this name hashes to below `fraction`."""
+    """Returns whether the name of a document or row hashes to below `fraction`."""
     # sha256, because Python's own hash differs from process to process.
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 < fraction
 
 
 def sampled(items: Iterable[Item], count: int, config: DataConfig) -> Iterator[Item]:
-    """Those of the `count` items that `max_examples` and `sample_seed` choose, in their order; all if that is more."""
+    """The `max_examples` of `count` items drawn with `sample_seed`, in their order; all if there are fewer."""
     if config.max_examples is None or config.max_examples >= count:
         yield from items
         return
@@ -86,7 +86,7 @@ def _kind(config: DataConfig) -> str:
             if config.validation_path is not None:
                 raise UserError("data.validation_path is set but data.path is not: set both")
             return "python_stdlib"
-        raise UserError(f"data.source is {config.source!r} but data.path is not set: say where the corpus lies")
+        raise UserError(f"data.source is {config.source!r} but data.path is not set: set it to the files of the corpus")
     if config.source == "python_stdlib":
         raise UserError(f"data.source is 'python_stdlib', which takes no data.path, but got {config.path!r}")
     if config.source != "auto":
@@ -125,7 +125,7 @@ def _stdlib(config: DataConfig) -> Source:
 
 
 def _huggingface(path: str | Sequence[str], config: DataConfig, form: Form) -> tuple[Source, Source | None]:
-    """One dataset, or several behind one another; validation is that of those which bring one."""
+    """One dataset or several, concatenated; validation is that of those that have one."""
     opened = [(name, formats.open_huggingface(name)) for name in _listed(path)]
     train = [_dataset(data, name, config, form) for name, (data, _) in opened]
     brought = [(name, data) for name, (_, data) in opened if data is not None]

@@ -1,4 +1,4 @@
-"""Tokenise a split once, into memory-mapped files that every later run of the same corpus and tokenizer finds again."""
+"""Tokenizes a split once, into memory-mapped files that later runs with the same corpus and tokenizer reuse."""
 
 import contextlib
 import errno
@@ -22,7 +22,7 @@ from jaxformer.schema import UserError
 from jaxformer.tokenizers import PreTrainedTokenizer, encode_batch, find_special, fingerprint, vocabulary_size
 
 FORMAT = 1  # part of every key: raise it when the files below change their meaning
-# Characters in memory at once, and in one piece of a long document. A tokenizer takes some 200 bytes for each.
+# Characters in memory, and in one piece of a long document. A tokenizer takes some 200 bytes for each.
 CHUNK_CHARACTERS = 1 << 20
 PIECE_CHARACTERS = 1 << 18
 # Where a long document may be cut: before a single blank (or line end) between two words. The byte-level word splitter
@@ -39,7 +39,7 @@ class TokenCache:
 
     Attributes:
         path: Folder of the cache.
-        tokens: All documents, one behind the other; uint16 or uint32.
+        tokens: All documents, concatenated; uint16 or uint32.
         offsets: Where each document begins, and at the end the number of tokens: `num_documents + 1` int64 values.
     """
 

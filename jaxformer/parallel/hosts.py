@@ -25,7 +25,7 @@ from jaxformer.schema import UserError
 NOTICE_S = 30.0  # between two notices of a process that waits for the others
 GOODBYE_S = 5.0  # what another process gets to answer
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-_AGAIN = "start all processes again with the same command to go on from the last checkpoint"
+_AGAIN = "start all processes again with the same command to resume from the last checkpoint"
 
 
 def find_cluster(environ: Mapping[str, str]) -> dict[str, Any] | None:
@@ -82,7 +82,7 @@ def start(limit_s: float, notice_s: float = NOTICE_S) -> None:
         raise UserError(f"the other processes cannot be joined: {' '.join(str(error).split())[:300]}") from None
     if jax.process_count() > 1:
         _WATCH.start(arguments.get("coordinator_address", "").rpartition(":")[0])
-        # A barrier, so that no process ends before the others can be told.
+        # A barrier, so that no process ends before all are connected.
         from_first(lambda: b"")
 
 
@@ -113,7 +113,7 @@ def _patience(arguments: Mapping[str, Any], limit_s: float, notice_s: float) -> 
 
 
 def is_first() -> bool:
-    """Whether this is the process that prints and writes."""
+    """Returns whether this is the process that prints and writes."""
     return jax.process_index() == 0
 
 

@@ -184,15 +184,15 @@ class Pipeline(ABC):
     takes: ClassVar[str] = "a text"
 
     def is_one(self, inputs: Any, options: Any) -> bool:
-        """Whether that is a single input, rather than many."""
+        """Returns whether this is a single input."""
         return isinstance(inputs, str | Mapping)
 
     def of_one(self, result: Any, inputs: Any, given: Mapping[str, Any]) -> Any:
-        """What a call with a single input returns."""
+        """The return value of a call with a single input."""
         return result
 
     def of_list(self, results: list[Any]) -> Any:
-        """What a call with a list returns."""
+        """The return value of a call with a list."""
         return results
 
     def _results(self, items: Iterable[Any], options: Any) -> Iterator[Any]:

@@ -55,7 +55,7 @@ class Settings:
         others: also write the texts that did not win.
         keep_truncated: texts that did not end may win.
         validation_fraction: leave out the rows that a run with this ``data.validation_fraction`` holds out.
-        batch_size: texts generated at once.
+        batch_size: texts in a batch.
         options: of ``generate``.
     """
 

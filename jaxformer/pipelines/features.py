@@ -93,7 +93,7 @@ class SentenceSimilarity(Pipeline):
     takes = "{'source_sentence': ..., 'sentences': [...]}"
 
     def __call__(self, inputs: Any, sentences: Any = None, **options: Any) -> Any:
-        """As of every pipeline; the sentences to compare with may be given by place."""
+        """The cosines of one input or of many; the sentences may be the second argument."""
         if sentences is None:
             return super().__call__(inputs, **options)
         if isinstance(inputs, str):
@@ -111,10 +111,10 @@ class SentenceSimilarity(Pipeline):
         return found
 
     def pooling(self, options: Any) -> str:
-        """How states become a vector.
+        """The pooling of states into a vector.
 
         Raises:
-            UserError: in a way that is not done here.
+            UserError: the model's own pooling is not supported.
         """
         name = options.pooling or self.opened.pooling or "mean"
         if name not in ("mean", "first", "last"):
@@ -152,7 +152,7 @@ class SentenceSimilarity(Pipeline):
 
 
 def _sentences(item: Any) -> list[str]:
-    """The sentence, and behind it those it is compared with."""
+    """The sentence, followed by those it is compared with."""
     if isinstance(item, Mapping) and isinstance(item.get("inputs"), Mapping):
         item = item["inputs"]
     if not isinstance(item, Mapping) or not {"source_sentence", "sentences"} <= item.keys():

@@ -16,23 +16,23 @@ NEW_TOKENS = 256
 
 
 class GenerationOptions(GenerationConfig):
-    """Options of a pipeline that writes: those of ``generate``, and some of its own."""
+    """Options of a pipeline that generates text: those of ``generate`` and its own."""
 
-    max_new_tokens: int = Field(NEW_TOKENS, ge=0, description="most tokens to write; if not given, what fits")
+    max_new_tokens: int = Field(NEW_TOKENS, ge=0, description="most new tokens; default: as many as fit")
     max_length: int | None = Field(
-        None, ge=1, description="in place of max_new_tokens: with the prompt, or start token"
+        None, ge=1, description="in place of max_new_tokens: length with the prompt or start token"
     )
-    seed: int = Field(0, ge=0, description="of the draws; a text depends on its prompt and the seed alone")
+    seed: int = Field(0, ge=0, description="random seed; a text depends on its prompt and the seed only")
     weights: Literal["float32", "bfloat16", "int8"] | None = Field(
-        None, description="of the pipeline: what its weights are kept as"
+        None, description="type in which the weights are stored; an option of the pipeline, not of a call"
     )
     cache_dtype: Literal["float32", "bfloat16", "int8"] | None = Field(
-        None, description="what keys and values are kept as"
+        None, description="type in which keys and values are cached"
     )
 
 
 class GenerationPipeline(Pipeline):
-    """Base of the pipelines that write."""
+    """Base of the pipelines that generate text."""
 
     Options: ClassVar[type[Any]] = GenerationOptions
     # Generation is slow: a small window returns results sooner.
@@ -40,7 +40,7 @@ class GenerationPipeline(Pipeline):
     own_defaults: ClassVar[Mapping[str, Any]] = {}
 
     def prepare(self) -> None:
-        """Lays the parameters out as decoding reads them, once."""
+        """Converts the parameters to the layout of decoding, once."""
         self.params = prepare(self.model, self.params, self.given.get("weights"))
 
     @property
@@ -121,7 +121,7 @@ class GenerationPipeline(Pipeline):
         return found
 
     def pieces(self, item: Any, **options: Any) -> Iterator[Piece]:
-        """One input's text while it is written; the tokens are those of a call.
+        """Streams the text of one input; the tokens are those of a call.
 
         Args:
             item: an input.
@@ -143,7 +143,7 @@ class GenerationPipeline(Pipeline):
         )
 
     def config(self, room: int, options: Any) -> GenerationConfig:
-        """The options of ``generate`` for rows that have room for so many tokens."""
+        """The options of ``generate`` for rows with room for that many tokens."""
         names = GenerationConfig.model_fields
         chosen = {name: getattr(options, name) for name in names} | {"max_new_tokens": room, **self.forced(options)}
         chosen["min_new_tokens"] = min(chosen["min_new_tokens"], room)

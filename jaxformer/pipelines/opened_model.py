@@ -65,20 +65,10 @@ def open_model(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Opened:
-    """The model, its parameters and its tokenizer.
+    """The model ``name`` with its parameters and its tokenizer; the arguments are those of ``pipeline``.
 
-    Args:
-        name: the output folder of a run, a folder in the Hugging Face format, ``owner/name`` on the Hub, a model, or a
-            pair of a model and its parameters.
-        kind: the kind of model wanted (``sequence_classification``, ``causal_lm``, ... as in ``jaxformer.hub.kinds``);
-            ``body`` takes the body of any model. Default: the kind it is.
-        params: the parameters of a model given as such.
-        tokenizer: a tokenizer, or what to open it from; default: the model's own.
-        dtype: of parameters and computation, ``float32`` or ``bfloat16``; default: the run's, else float32.
-        revision: branch, tag or commit on the Hub.
-        token: access token of the Hub.
-        cache_dir: where downloads are kept.
-        local_files_only: use what the cache has, ask nobody.
+    ``kind`` is the kind of model wanted, as in ``jaxformer.hub.kinds`` (``causal_lm``, ...);
+    ``body`` takes the body of any model. Default: the model's own kind.
 
     Raises:
         UserError: there is no such model, it has no trained head of that kind, or no tokenizer.
@@ -129,7 +119,7 @@ def _refuse_missing_folder(name: str) -> None:
 
 def _refuse(name: str, found: str, wanted: str, why: str) -> UserError:
     """The error for a model without the head that is wanted."""
-    able = ", ".join(tasks_of(found)) or "none of the tasks here"
+    able = ", ".join(tasks_of(found)) or "no task"
     for_what = " or ".join(tasks_of(wanted)[:2]) if wanted != "body" else "it"
     return UserError(
         f"{name} has no trained head {wanted}: {why}; expected a model trained for {for_what}; this one can do: {able}"
@@ -137,7 +127,7 @@ def _refuse(name: str, found: str, wanted: str, why: str) -> UserError:
 
 
 def use_of(kind: str, family: str) -> str:
-    """What a model of this kind is used as: one with BERT's two heads as its first, a discriminator as a body."""
+    """The kind that a pre-trained model is used as: BERT as its first head, a discriminator as a body."""
     if kind != "pre_training":
         return kind
     return "body" if family == "electra" else "masked_lm"
@@ -170,7 +160,7 @@ def _given(model: nn.Module, params: Any, tokenizer: Any, kind: str | None) -> O
 
 
 def _run(folder: Path, kind: str | None) -> Opened:
-    # Only those who open a run wait for what trains one.
+    # Imported here: slow, and only needed for a run.
     from jaxformer.training.export import load_run
     from jaxformer.training.sources import CHECKPOINTS, CONFIG_FILE
 
@@ -201,7 +191,7 @@ def _hub(repository: Repository, kind: str | None, with_tokenizer: bool, dtype: 
     tokenizer = None
     if with_tokenizer:
         r = repository
-        options = {"revision": r.revision, "token": r.token, "cache_dir": r.cache_dir}
+        options: dict[str, Any] = {"revision": r.revision, "token": r.token, "cache_dir": r.cache_dir}
         tokenizer = AutoTokenizer.from_pretrained(r.name, local_files_only=r.local_files_only, **options)
     model, _, loaded, hf = read_checkpoint(repository, wanted, dtype=dtype or "float32")
     params, sentences = unflatten_dict(loaded.params, sep="/"), wanted == "body"
@@ -225,7 +215,7 @@ def _hub(repository: Repository, kind: str | None, with_tokenizer: bool, dtype: 
 
 
 def _pooling(repository: Repository) -> str | None:
-    """How a sentence encoder's states become one vector, where it says so; in its own words if not known here."""
+    """The pooling of a sentence encoder, None if not given; under its own name if not supported."""
     said = repository.find_json(POOLING_FILE)
     if said is None:
         return None

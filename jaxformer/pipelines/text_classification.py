@@ -17,9 +17,9 @@ FUNCTIONS = {"softmax": softmax, "sigmoid": lambda logits: 1 / (1 + np.exp(-logi
 class Options(Schema):
     """Options of text classification."""
 
-    top_k: int | None = Field(1, ge=1, description="labels to return, the likeliest first; null: all")
+    top_k: int | None = Field(1, ge=1, description="labels to return, the most likely first; null: all")
     function_to_apply: Literal["default", "softmax", "sigmoid", "none"] | None = Field(
-        None, description="from logits to scores; default: none for a regression, sigmoid where labels stand alone"
+        None, description="from logits to scores; default: none for regression, sigmoid for independent labels"
     )
     truncation: bool = Field(True, description="cut a text that is too long")
     max_length: int | None = Field(None, ge=1, description="tokens of a text; default: what the model reads")
@@ -58,7 +58,7 @@ class TextClassification(Pipeline):
 
     @property
     def default_function(self) -> str:
-        """What turns the logits into scores: what the model was trained with."""
+        """The function from logits to scores that the model was trained with."""
         if self.opened.problem == "regression":
             return "none"
         alone = self.opened.problem == "multi_label_classification" or self.model.num_labels == 1

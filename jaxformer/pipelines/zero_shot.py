@@ -46,7 +46,7 @@ class ZeroShotClassification(Pipeline):
     Options: ClassVar[type[Any]] = Options
 
     def __call__(self, inputs: Any, candidate_labels: Any = None, **options: Any) -> Any:
-        """As of every pipeline; the classes may be given by place."""
+        """The result of one input or of many; the classes may be the second argument."""
         if candidate_labels is not None:
             options["candidate_labels"] = candidate_labels
         return super().__call__(inputs, **options)

@@ -151,17 +151,6 @@ def check_same(facts: Mapping[str, str]) -> None:
         )
 
 
-def finish() -> None:
-    """Tells the other processes that this one ends normally."""
-    _WATCH.finish()
-
-
-def give_up(code: int, error: str) -> None:
-    """Ends all processes of the run because of an error in this one; returns only where it is the only one."""
-    if jax.distributed.is_initialized() and jax.process_count() > 1:
-        _WATCH.give_up(code, error)
-
-
 def wait_for_notice() -> None:
     """Waits after a failed exchange: the death of another process, which explains it, may be reported."""
     if jax.distributed.is_initialized() and jax.process_count() > 1:
@@ -240,13 +229,15 @@ class _Watch:
                 continue  # the one that ended
 
     def finish(self) -> None:
-        """Sends an empty message: the end of the connection is not an error."""
+        """Tells the others, by an empty message, that this process ends normally."""
         with self._lock:
             self._done = True
             self._tell("")
 
-    def give_up(self, code: int, error: str) -> NoReturn:
-        """Tells the others the error and ends this process."""
+    def give_up(self, code: int, error: str) -> None:
+        """Ends all processes of the run because of an error in this one; returns only where it is the only one."""
+        if not jax.distributed.is_initialized() or jax.process_count() == 1:
+            return
         with self._lock:
             self._done = True
             self._tell(f"{_me()} stopped: {error}")
@@ -262,3 +253,4 @@ def _me() -> str:
 
 
 _WATCH = _Watch()
+finish, give_up = _WATCH.finish, _WATCH.give_up

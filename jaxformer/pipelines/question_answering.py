@@ -47,10 +47,11 @@ class QuestionAnswering(Pipeline):
             return super().__call__({"question": question, "context": context}, **options)
         if not isinstance(question, list | tuple):
             raise UserError(f"question-answering got no question, expected {self.takes}, or question= and context=")
-        contexts = [context] * len(question) if isinstance(context, str) else context
-        if not isinstance(contexts, list | tuple) or len(contexts) != len(question):
-            got = len(contexts) if isinstance(contexts, list | tuple) else "no list of"
-            raise UserError(f"got {len(question)} questions and {got} contexts, expected one for each, or one for all")
+        contexts = [context] * len(question) if isinstance(context, str) else context or []
+        if len(contexts) != len(question):
+            raise UserError(
+                f"got {len(question)} questions and {len(contexts)} contexts, expected one for each, or one for all"
+            )
         pairs = [{"question": q, "context": c} for q, c in zip(question, contexts, strict=True)]
         return super().__call__(pairs, **options)
 

@@ -108,13 +108,6 @@ def test_the_best_of_what_generate_draws(folder, maker, tmp_path):
     assert seen == {0, 1}
 
 
-def test_one_text_is_what_generate_writes(folder, tmp_path):
-    file, out = write(tmp_path / "in.jsonl", [{"prompt": prompt} for prompt in PROMPTS[:3]]), tmp_path / "out.jsonl"
-    best_of_n(make(folder, n=1, keep_truncated=True, others=True), file, out)
-    texts = [record["completions"] for record in records(out)]
-    assert texts == [drawn(folder, prompt, line, 1)[1].text for line, prompt in enumerate(PROMPTS[:3], 1)]
-
-
 def test_bad_lines_are_errors_in_place(maker, file, tmp_path):
     done = best_of_n(maker, file, tmp_path / "out.jsonl")
     found = records(tmp_path / "out.jsonl")

@@ -166,11 +166,6 @@ def kill_and_compare(tmp_path, kills, steps):
 
 
 @pytest.mark.slow
-def test_killed_at_random_steps_the_run_ends_as_if_it_never_was(tmp_path):
-    kill_and_compare(tmp_path, kills=2, steps=400)
-
-
-@pytest.mark.slow
 def test_killed_ten_times(tmp_path):
     kill_and_compare(tmp_path, kills=10, steps=1500)
 

@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from jaxformer.commands.options import EXIT_SIGNAL, add_model, parse_options, start_display
+from jaxformer.commands.options import add_model, parse_options, report_lines, start_display
 
 SUMMARY = "Generate n texts for each prompt of a file and keep the one with the highest score."
 
@@ -52,7 +52,6 @@ def run(options: argparse.Namespace) -> int:
     from jaxformer.generation.best_of_n import summarise
     from jaxformer.pipelines.best_of_n import BestOfN, Settings, best_of_n
     from jaxformer.pipelines.resumable import check_file
-    from jaxformer.training.console import duration
 
     display = start_display(options.debug)
     file, out = Path(options.file).expanduser(), Path(options.out).expanduser()
@@ -72,11 +71,8 @@ def run(options: argparse.Namespace) -> int:
     start = time.monotonic()
     with display.counting(f"best of {settings.n}", "lines") as progress:
         done = best_of_n(maker, file, out, progress)
-    if done.stopped_by is not None:
-        display.say(f"{done.stopped_by}: stopped after line {done.lines:,} of {out}; run the same command to resume")
-        return EXIT_SIGNAL[done.stopped_by]
-    earlier = f", {done.earlier:,} were there already" if done.earlier else ""
-    display.say(f"{done.lines - done.earlier:,} lines in {duration(time.monotonic() - start)}{earlier}")
+    if code := report_lines(done, out, display, start):
+        return code
     found = summarise(out)
     if done.errors:
         display.say(f'{done.errors:,} of {done.lines:,} lines have no answer, see their "error"')
@@ -90,7 +86,6 @@ def run(options: argparse.Namespace) -> int:
     if not found.kept:
         return 1
     display.say(
-        f"written: {out}; next: python train.py --config configs/assistant/best.yaml model.pretrained={options.model} "
-        f"data.path={out}"
+        f"next: python train.py --config configs/assistant/best.yaml model.pretrained={options.model} data.path={out}"
     )
     return 0

@@ -3,7 +3,6 @@
 import argparse
 import socket
 import threading
-from typing import Any
 
 from jaxformer.commands.options import add_model, add_task, parse_options, start_display
 from jaxformer.schema import UserError
@@ -21,7 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serves the page until Ctrl-C and returns the exit code."""
-
     from jaxformer.demo.page import build_page, launch_options, load_gradio
     from jaxformer.pipelines import pipeline
 
@@ -33,16 +31,11 @@ def run(options: argparse.Namespace) -> int:
     page = build_page(pipe)
     _, address, _ = page.launch(**launch_options(options.host, options.port))
     display.say(f"{pipe.task} with {pipe.name}: {address} (Ctrl-C stops it)")
-    wait(page)
-    return 0
-
-
-def wait(page: Any) -> None:
-    """Returns when Ctrl-C was pressed, with the server closed."""
     try:
         threading.Event().wait()
     except KeyboardInterrupt:
         page.close(verbose=False)
+    return 0
 
 
 def check_address(host: str, port: int | None) -> None:

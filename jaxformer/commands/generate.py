@@ -44,8 +44,8 @@ def run(options: argparse.Namespace) -> int:
         raise UserError("--prompt and --file are both given, expected one of them")
     prompts = None
     if options.file is not None:
-        kind = check_file(Path(options.file).expanduser())
-        prompts = _file(options, kind)
+        path = Path(options.file).expanduser()
+        prompts = _read_prompts(path, check_file(path), options.text_column)
     pipe: Any = pipeline(None, options.model, dtype=options.dtype, **parse_options(options.options))
     if not hasattr(pipe, "pieces"):
         raise UserError(
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _is_chat(pipe: Any, options: argparse.Namespace) -> bool:
-    """Whether prompts are messages: as asked, else where the tokenizer has a chat template."""
+    """Returns whether prompts are messages: as given, else if the tokenizer has a chat template."""
     able = pipe.task == "text-generation" and pipe.tokenizer.chat_template is not None
     if options.chat and not able:
         raise UserError(f"--chat is given and {options.model} has no chat template, expected --plain")
@@ -75,11 +75,10 @@ def _is_chat(pipe: Any, options: argparse.Namespace) -> bool:
     return bool(able and not options.plain)
 
 
-def _file(options: argparse.Namespace, kind: str) -> Iterator[Any]:
+def _read_prompts(path: Path, kind: str, column: str) -> Iterator[Any]:
     """The prompts of a file; a bad line is an error that names it."""
     from jaxformer.data.lines import read_lines
 
-    path, column = Path(options.file).expanduser(), options.text_column
     for line in read_lines(path, kind):
         found = line.value
         if isinstance(found, dict):
@@ -163,7 +162,7 @@ class _Writer:
             self.said = [*item, {"role": "assistant", "content": text}]
 
     def _pieces(self, item: Any) -> Iterator[Any]:
-        """The pieces of a text; beam search gives the whole text at once."""
+        """The pieces of a text; beam search gives the whole text."""
         from jaxformer.generation import Piece
 
         if self.pipe.options.num_beams == 1:

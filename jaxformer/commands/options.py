@@ -1,13 +1,16 @@
 """Options and output that several commands share."""
 
 import argparse
+import time
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxformer.pipelines.task_names import ALIASES, TASKS
 from jaxformer.schema import UserError
 
 if TYPE_CHECKING:
+    from jaxformer.pipelines.resumable import Done
     from jaxformer.training.console import Display
 
 EXIT_USER_ERROR = 2
@@ -54,6 +57,25 @@ def parse_options(given: list[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             options[key] = value
     return options
+
+
+def report_lines(done: "Done", out: Path, display: "Display", start: float) -> int:
+    """Says how many lines were written; returns the exit code of a signal, 0 at the end of the input.
+
+    Args:
+        done: the end of the run over the file.
+        out: the file written.
+        display: of the command.
+        start: ``time.monotonic()`` at the beginning.
+    """
+    from jaxformer.training.console import duration
+
+    if done.stopped_by is not None:
+        display.say(f"{done.stopped_by}: stopped after line {done.lines:,} of {out}; run the same command to resume")
+        return EXIT_SIGNAL[done.stopped_by]
+    earlier = f", {done.earlier:,} were there already" if done.earlier else ""
+    display.say(f"{done.lines - done.earlier:,} lines in {duration(time.monotonic() - start)}{earlier}; written: {out}")
+    return 0
 
 
 def start_display(debug: bool) -> "Display":

@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from jaxformer.commands.options import EXIT_SIGNAL, add_model, add_task, parse_options, start_display
+from jaxformer.commands.options import add_model, add_task, parse_options, report_lines, start_display
 
 SUMMARY = "Run a model over a file and write one line of JSON for each line of it."
 
@@ -24,7 +24,6 @@ def run(options: argparse.Namespace) -> int:
     from jaxformer.pipelines import pipeline
     from jaxformer.pipelines.predict import predict
     from jaxformer.pipelines.resumable import check_file
-    from jaxformer.training.console import duration
 
     display = start_display(options.debug)
     file, out = Path(options.file).expanduser(), Path(options.out).expanduser()
@@ -39,11 +38,8 @@ def run(options: argparse.Namespace) -> int:
     start = time.monotonic()
     with display.counting(pipe.task, "lines") as progress:
         done = predict(pipe, file, out, options.text_column, progress)
-    if done.stopped_by is not None:
-        display.say(f"{done.stopped_by}: stopped after line {done.lines:,} of {out}; run the same command to resume")
-        return EXIT_SIGNAL[done.stopped_by]
-    earlier = f", {done.earlier:,} were there already" if done.earlier else ""
-    failed = f'; {done.errors:,} of {done.lines:,} failed, see their "error"' if done.errors else ""
-    took = duration(time.monotonic() - start)
-    display.say(f"{done.lines - done.earlier:,} lines in {took}{earlier}{failed}; written: {out}")
-    return 1 if done.errors else 0
+    code = report_lines(done, out, display, start)
+    if code == 0 and done.errors:
+        display.say(f'{done.errors:,} of {done.lines:,} lines failed, see their "error"')
+        return 1
+    return code

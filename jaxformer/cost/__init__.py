@@ -1,1 +1,1 @@
-"""What a training step costs: a dry run from shapes, and compiling for accelerators that need not be here."""
+"""Cost of a training step: a dry run from shapes, and compilation for accelerators that are not present."""

@@ -1,4 +1,4 @@
-"""What a training step would cost on accelerators that nobody has here: compiled for them, not run."""
+"""The cost of a training step on accelerators that are not on this machine: compiled for them, not run."""
 
 import re
 import time
@@ -31,7 +31,7 @@ class StepCost:
         parameters: bytes of the parameters.
         optimizer: bytes of the rest of the state: the optimizer's statistics and the average of the weights.
         activations: bytes of everything the step needs besides: activations, gradients, copies.
-        peak: bytes in use at once, at most; the three above, the batch and the program itself.
+        peak: maximum of the bytes in use: the three above, the batch and the program itself.
         model_flops: floating-point operations by the formula of ``training/flops.py``.
         flops: those of the matrix products that the program executes, recomputation included.
         moved: bytes read from and written to main memory.
@@ -68,17 +68,17 @@ class StepCost:
         """Upper bound on the share of the peak that the model's FLOPs can reach (MFU).
 
         ``model FLOPs / peak / max(compute, memory, network)``: a roofline (Williams et al. 2009) with a third roof. It
-        takes each part of the chip at the data sheet's speed, all of them at work all the time and at once. It leaves
+        takes each part of the chip at the data sheet's speed, all of them busy all the time. It leaves
         out what makes a real step slower: matrix products that do not fill the units, vector arithmetic, operands read
         more than once, the latency of collectives, collectives that can use only some of the links, and waiting. It may
         be above 1: the model's FLOPs count all scores (Chowdhery et al. 2022, appendix B), and a kernel skips those
-        that nobody may see.
+        that are masked.
         """
         return self.model_flops / PEAK_FLOPS[chip.device_kind] / max(self.times(chip).values())
 
 
 def shape_run(config: RunConfig, devices: Sequence[jax.Device]) -> Run:
-    """A run of which only shapes are true: its batches come from a made-up text, and no data is read.
+    """A run with the right shapes whose batches come from a made-up text; no data is read.
 
     Raises:
         UserError: if batches or rows do not divide evenly over the devices.
@@ -93,7 +93,7 @@ def shape_run(config: RunConfig, devices: Sequence[jax.Device]) -> Run:
 
 
 def step_cost(run: Run) -> StepCost:
-    """Compiles the training step for the devices of the run and reads what it costs on one of them."""
+    """Compiles the training step for the devices of the run and returns its cost on one of them."""
     lowered = run.lowered()
     start = time.perf_counter()
     compiled = lowered.compile()
@@ -101,11 +101,9 @@ def step_cost(run: Run) -> StepCost:
     memory, text = compiled.memory_analysis(), compiled.as_text()
     assert memory is not None and text is not None, "XLA:TPU says both"
     program = parse_program(text)
-    parameters = _bytes_on_one((run.abstract.params, run.abstract_frozen))
-    used = [run.abstract.opt_state, run.abstract.ema]
     return StepCost(
-        parameters=parameters,
-        optimizer=sum(map(_bytes_on_one, used)),
+        parameters=_bytes_on_one((run.abstract.params, run.abstract_frozen)),
+        optimizer=_bytes_on_one((run.abstract.opt_state, run.abstract.ema)),
         activations=memory.temp_size_in_bytes,
         peak=memory.argument_size_in_bytes
         + memory.output_size_in_bytes
@@ -122,7 +120,7 @@ def step_cost(run: Run) -> StepCost:
 
 
 def attention_flops(run: Run, program: Program) -> float:
-    """Floating-point operations of the attention kernels in one step, at least: of the scores that anybody may see."""
+    """Floating-point operations of the attention kernels in one step, at least: those of scores that are not masked."""
     c = run.config.model
     share = visible_share(run.config.sequence_length, c.architecture != "encoder", c.window)
     total = 0.0
@@ -140,7 +138,7 @@ def _bytes_on_one(tree: Any) -> int:
 
 
 def compile_for(config: RunConfig, target: str, display: Display) -> dict[str, str]:
-    """Compiles the run's training step for ``CHIP:TOPOLOGY`` and says what it costs on each chip.
+    """Compiles the run's training step for ``CHIP:TOPOLOGY`` and returns its cost on each chip.
 
     Raises:
         UserError: if the target is not known or libtpu is not installed, the configuration does not divide over the
@@ -176,7 +174,7 @@ def too_large(run: Run, chip: Chip, target: str, need: str) -> UserError:
 
 
 def xla_need(error: str) -> str:
-    """What a program needs that XLA:TPU refused, in its numbers, which are GiB.
+    """The memory in GiB that a program needs, from XLA:TPU's error.
 
     >>> xla_need("the total memory required for HLO temporaries (23.39G) exceeds available HBM (15.75G).")
     '23.39 GiB where XLA has 15.75 GiB, 7.64 GiB too much'
@@ -198,7 +196,7 @@ def gib(size: float) -> str:
 
 
 def report(run: Run, chip: Chip, cost: StepCost) -> dict[str, str]:
-    """The cost of a step in a few lines, all but the first two for one chip."""
+    """The cost of a step as lines by name, all but the first two for one chip."""
     c = run.config
     axes = " x ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
     busy = ", ".join(f"{name} {1000 * seconds:,.0f} ms" for name, seconds in cost.times(chip).items())

@@ -1,4 +1,4 @@
-"""What a run would cost, worked out from shapes alone: no parameter is made and no step is run."""
+"""The cost of a run, from shapes alone: no parameter is created and no step is run."""
 
 import time
 from typing import Any
@@ -12,7 +12,7 @@ from jaxformer.training.flops import peak_flops
 from jaxformer.training.run import Run, size_of
 from jaxformer.training.sources import CHECKPOINTS
 
-# A training step reaches about this share of a device's matrix-product peak; used only to guess a time.
+# Typical share of a device's matrix-product peak that a training step reaches; only for the estimated time.
 TYPICAL_USE = 0.4
 
 
@@ -28,14 +28,6 @@ def matmul_flops(devices: int) -> float:
     return 3 * 2 * 2048**3 / (time.perf_counter() - start) / devices
 
 
-def step_memory(run: Run) -> tuple[int, int]:
-    """Bytes a device needs for state and batch, and for everything else during a step, from the compiled step."""
-    compiled = run.lowered().compile()
-    analysis = compiled.memory_analysis()
-    assert analysis is not None, "every backend JAX compiles for analyses its memory"
-    return analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
-
-
 def plan(run: Run) -> dict[str, str]:
     """The run in a few lines: devices, parameters, batch, tokens, memory, steps and time."""
     c, mesh = run.config, run.mesh
@@ -44,7 +36,9 @@ def plan(run: Run) -> dict[str, str]:
     tokens_per_step = t.batch_size * c.sequence_length
     per_device = t.batch_size // batch_devices(mesh) // t.accumulate
     batches = run.train_batches
-    state, temporary = step_memory(run)
+    memory = run.lowered().compile().memory_analysis()
+    assert memory is not None, "every backend of JAX analyses its memory"
+    state, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     peak = peak_flops(devices[0])
     speed = (peak or matmul_flops(len(devices))) * TYPICAL_USE * len(devices)
     flops = run.flops_per_step

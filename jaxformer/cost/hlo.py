@@ -69,8 +69,8 @@ class Instruction:
         types: of the arrays it gives.
         opcode: what it does.
         operands: names of the instructions it reads.
-        arguments: what stands in the parentheses behind the opcode, as written.
-        attributes: all that stands behind them, as written.
+        arguments: the text in the parentheses after the opcode.
+        attributes: the text after the parentheses.
         root: whether it is what the computation returns.
     """
 
@@ -95,7 +95,7 @@ class Computation(dict[str, Instruction]):
 
     @property
     def root(self) -> Instruction:
-        """What it returns."""
+        """The instruction that is returned."""
         return next(instruction for instruction in self.values() if instruction.root)
 
 
@@ -114,9 +114,9 @@ class Program:
     devices: int = 1
 
     def executed(self) -> "Iterator[Executed]":
-        """Every instruction that is reached, with how often it runs; a computation called twice comes twice.
+        """Every instruction that runs, with how often; those of a computation called twice appear twice.
 
-        A loop whose number of turns is not a constant, and each branch of a conditional, counts as run once.
+        A loop without a constant trip count, and each branch of a conditional, counts as run once.
         """
         return self._executed(self.entry, 1, self.entry)
 
@@ -128,7 +128,7 @@ class Program:
                 continue  # its start has run what it names
             turns = trip_count(instruction, computation, self.computations) if instruction.opcode == "while" else 1
             for called in instruction.called:
-                # What is fused belongs to where it is called: there one collective may be several fusions.
+                # The parts of a fusion belong to its caller, where one collective may be several fusions.
                 inner = owner if instruction.opcode == "fusion" else called
                 yield from self._executed(called, times * (turns or 1), inner)
 
@@ -138,7 +138,7 @@ class Executed(NamedTuple):
 
     Attributes:
         instruction: which.
-        computation: where it stands.
+        computation: the one that contains it.
         times: how often it runs in one run of the program, on each device.
         owner: the computation that schedules it: its own, or of a fusion's parts that of the fusion.
         fused: whether it is a part of a fusion.
@@ -152,7 +152,7 @@ class Executed(NamedTuple):
 
     @property
     def operand_types(self) -> list[ArrayType]:
-        """Of all arrays it reads."""
+        """Types of all arrays that it reads."""
         return [one for name in self.instruction.operands for one in self.computation[name].types]
 
 
@@ -168,28 +168,20 @@ def parse_program(text: str) -> Program:
             current = program.computations[header.group(2)] = Computation()
             program.entry = header.group(2) if header.group(1) else program.entry
             continue
-        found = _INSTRUCTION.match(line)
-        if found:
-            instruction = _parse_instruction(found.group(2), found.group(3), bool(found.group(1)))
-            if instruction is not None:
-                current[instruction.name] = instruction
+        if found := _INSTRUCTION.match(line):
+            root, name, rest = found.groups()
+            # A tuple's type is in parentheses, which also occur in layouts, so they are counted.
+            end = _closing(rest, 0) if rest.startswith("(") else rest.find(" ")
+            if opcode := _OPCODE.match(rest, end):
+                close = _closing(rest, opcode.end() - 1)
+                arguments, types = rest[opcode.end() : close - 1], array_types(rest[:end])
+                operands = _NAME.findall(arguments)
+                current[name] = Instruction(name, types, opcode[1], operands, arguments, rest[close:], bool(root))
     return program
 
 
-def _parse_instruction(name: str, text: str, root: bool) -> Instruction | None:
-    # A tuple's type stands in parentheses, which also stand in layouts, so they are counted.
-    end = _closing(text, 0) if text.startswith("(") else text.find(" ")
-    opcode = _OPCODE.match(text, end)
-    if opcode is None:
-        return None
-    close = _closing(text, opcode.end() - 1)
-    arguments = text[opcode.end() : close - 1]
-    operands = _NAME.findall(arguments)
-    return Instruction(name, array_types(text[:end]), opcode.group(1), operands, arguments, text[close:], root)
-
-
 def _closing(text: str, start: int) -> int:
-    """The place behind the parenthesis that closes the one at ``start``."""
+    """The position after the parenthesis that closes the one at ``start``."""
     depth = 0
     for place in re.finditer(r"[()]", text[start:]):
         depth += 1 if place.group() == "(" else -1
@@ -199,7 +191,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def trip_count(loop: Instruction, computation: Computation, computations: Mapping[str, Computation]) -> int | None:
-    """How often the body of a loop runs; None if that is not a constant.
+    """Trip count of a loop; None if it is not a constant.
 
     XLA:CPU and XLA:GPU write it down. XLA:TPU does not: there it is read from the condition, ``counter < constant``,
     and the counter's first value, 0 where that is not written beside the loop; the counters of JAX's loops go up by 1.
@@ -227,7 +219,7 @@ def trip_count(loop: Instruction, computation: Computation, computations: Mappin
 
 
 def _constant(instruction: Instruction | None, computation: Computation) -> int | None:
-    """The whole number an instruction gives, where it is a constant or a copy of one."""
+    """The integer of a constant or of a copy of one, else None."""
     while instruction is not None and instruction.opcode in ("copy", "bitcast"):
         instruction = computation.get(instruction.operands[0])
     if instruction is None or instruction.opcode != "constant" or not re.fullmatch(r"-?\d+", instruction.arguments):
@@ -236,7 +228,7 @@ def _constant(instruction: Instruction | None, computation: Computation) -> int 
 
 
 def exchanges(program: Program) -> list[Executed]:
-    """Every collective where it is run, once.
+    """Every collective that runs, once.
 
     A synchronous one and a pair of ``-start`` and ``-done`` are one. So is what XLA:TPU overlaps with computation: it
     writes one collective into several fusions, which share its channel.
@@ -250,7 +242,7 @@ def exchanges(program: Program) -> list[Executed]:
 
 
 def is_reduce_scatter(run: Executed) -> bool:
-    """Whether an all-reduce is one in truth: XLA:TPU writes it as a fusion with a slice of the all-reduce's result."""
+    """Whether an all-reduce is a reduce-scatter: XLA:TPU writes it as a fusion with a slice of its result."""
     if run.instruction.opcode != "all-reduce" or not run.fused:
         return False
     return sum(t.bytes for t in run.computation.root.types) < sum(t.bytes for t in run.operand_types)
@@ -307,7 +299,7 @@ def collectives(text: str) -> list[Collective]:
 
 
 def group_size(attributes: str, devices: int) -> int:
-    """How many devices one collective joins, in each of the ways XLA writes groups.
+    """Number of devices of a collective, in each notation that XLA uses.
 
     >>> group_size("replica_groups={{0,1},{2,3}}", 4), group_size("replica_groups=[2,4]<=[8]", 8)
     (2, 4)
@@ -318,7 +310,13 @@ def group_size(attributes: str, devices: int) -> int:
     """
     pairs = re.search(r"source_target_pairs=\{(\{[\d,{}]*\})\}", attributes)
     if pairs:
-        return _ring_size({int(a): int(b) for a, b in re.findall(r"\{(\d+),(\d+)\}", pairs.group(1))})
+        target = {int(a): int(b) for a, b in re.findall(r"\{(\d+),(\d+)\}", pairs.group(1))}
+        # All are rings of one size, or one line of devices, which is followed from its beginning.
+        device = next((device for device in target if device not in target.values()), min(target))
+        passed = {device}
+        while (device := target.get(device, device)) not in passed:
+            passed.add(device)
+        return len(passed)
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
     if listed:
         return len(listed.group(1).split(","))
@@ -334,18 +332,3 @@ def group_size(attributes: str, devices: int) -> int:
         axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh.group(2))
         return math.prod(int(part) if part else sizes[name] for name, part in axes)
     return devices
-
-
-def _ring_size(target: dict[int, int]) -> int:
-    """Devices on the longest path along the pairs, a ring or a line."""
-    longest = 1
-    left = set(target)
-    starts = sorted(left, key=lambda device: device in target.values())
-    for start in starts:
-        size, device = 1, start
-        while device in left:
-            left.discard(device)
-            device = target[device]
-            size += device != start
-        longest = max(longest, size)
-    return longest

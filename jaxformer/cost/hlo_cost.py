@@ -1,4 +1,4 @@
-"""What a compiled program executes on one device: matrix-product FLOPs and bytes moved to and from its memory.
+"""Cost of a compiled program on one device: matrix-product FLOPs and bytes moved to and from its memory.
 
 XLA's own ``cost_analysis()`` counts the body of a loop once, whatever the number of its turns: measured on XLA:CPU and
 XLA:TPU in jax 0.10.2, a scan over 8 layers has the FLOPs of one over 4. A train step is such loops (layers, accumulated
@@ -72,7 +72,7 @@ def _dot_flops(dot: Instruction, computation: Computation) -> int:
 
 
 def _convolution_flops(convolution: Instruction, computation: Computation) -> int:
-    """Of the positions a window takes, those in the padding or between dilated inputs multiply nothing."""
+    """FLOPs of a convolution; positions of the window in padding or between dilated inputs do not count."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", convolution.attributes)
     assert labels is not None, "every convolution names its dimensions"
     left = dict(zip(labels.group(1), computation[convolution.operands[0]].types[0].shape, strict=True))
@@ -112,7 +112,7 @@ def hbm_bytes(program: Program) -> float:
 
 
 def _received(run: Executed) -> list[ArrayType]:
-    """What a collective writes; in a fusion that slices it, the fusion does."""
+    """The arrays that a collective writes; none in a fusion that slices the result, which is written by the fusion."""
     if is_reduce_scatter(run):
         return []
     # The tuple of a start: its operands, what is received, its context; of an all-reduce only what is received.

@@ -12,7 +12,7 @@ from jaxformer.schema import UserError
 
 
 class Chip(NamedTuple):
-    """What the data sheet says of one chip beside its peak FLOP/s (``training/flops.py``).
+    """Data sheet of one chip, except its peak FLOP/s (``training/flops.py``).
 
     Attributes:
         device_kind: JAX's name of it.
@@ -38,7 +38,7 @@ _FORM = "CHIP:TOPOLOGY, for instance v5e:16x16, v5p:4x4x4 or v6e:16x16"
 
 
 def described_devices(name: str) -> tuple[Chip, list[jax.Device]]:
-    """The chip and the devices of a topology that nobody needs to have, ``v5e:16x16``.
+    """The chip and the described devices of a topology such as ``v5e:16x16``.
 
     Raises:
         UserError: if the chip or the topology is not known, or libtpu, which knows them, is not installed.

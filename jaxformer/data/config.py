@@ -1,4 +1,4 @@
-"""What a run trains on and how it is laid out in rows."""
+"""Configuration of the data: the corpus and its layout in rows."""
 
 import os
 from pathlib import Path
@@ -28,7 +28,7 @@ class DataConfig(Schema):
         "text", description="column (JSON key) with the text; with a list every one of them is a document"
     )
     max_examples: int | None = Field(
-        None, ge=1, description="train on at most so many examples (documents or rows), drawn with sample_seed"
+        None, ge=1, description="most training examples (documents or rows), drawn with sample_seed"
     )
     sample_seed: int = Field(42, ge=0, description="seed of the choice of max_examples")
     validation_fraction: float = Field(

@@ -17,7 +17,7 @@ Split = Literal["train", "validation"]
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents that are read when they are asked for, never all at once.
+    """Documents that are read one at a time.
 
     Attributes:
         name: For people.
@@ -31,11 +31,6 @@ class Corpus:
     fingerprint: str
     readers: Mapping[str, Reader]
 
-    @property
-    def has_validation(self) -> bool:
-        """Whether anything was set apart for validation."""
-        return "validation" in self.readers
-
     def documents(self, split: Split) -> Iterator[Document]:
         """The documents of a split, in the same order every time. Empty documents are left out.
 
@@ -48,12 +43,17 @@ class Corpus:
             if document.text:
                 found = True
                 yield document
-        if not found and split == "validation":
-            raise UserError(
-                f"no text for validation in {self.name}: raise data.validation_fraction or set data.validation_path"
-            )
         if not found:
-            raise UserError(f"no text to train on in {self.name}: check data.path, or lower data.validation_fraction")
+            raise no_data("text", split, self.name)
+
+
+def no_data(what: str, split: Split, name: str) -> UserError:
+    """The error for a split without text or records."""
+    if split == "validation":
+        return UserError(
+            f"no {what} for validation in {name}: raise data.validation_fraction or set data.validation_path"
+        )
+    return UserError(f"no {what} to train on in {name}: check data.path, or lower data.validation_fraction")
 
 
 def open_corpus(config: DataConfig) -> Corpus:
@@ -70,14 +70,14 @@ def open_corpus(config: DataConfig) -> Corpus:
         corpus = Corpus(source.name, fingerprint(source, validation.identity), readers)
     if config.max_examples is None:
         return corpus
-    train = partial(_sampled_documents, corpus.readers["train"], config)
+    read = corpus.readers["train"]
+
+    def train() -> Iterator[Document]:
+        count = sum(1 for document in read() if document.text)
+        return sampled((document for document in read() if document.text), count, config)
+
     print_ = fingerprint(source, [corpus.fingerprint, config.max_examples, config.sample_seed])
     return Corpus(corpus.name, print_, {**corpus.readers, "train": train})
-
-
-def _sampled_documents(read: Reader, config: DataConfig) -> Iterator[Document]:
-    count = sum(1 for document in read() if document.text)
-    return sampled((document for document in read() if document.text), count, config)
 
 
 def _with_split(source: Source, config: DataConfig) -> Corpus:

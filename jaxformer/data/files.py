@@ -1,4 +1,4 @@
-"""Finding, opening and fingerprinting the files of a corpus."""
+"""Finds, opens and fingerprints the files of a corpus."""
 
 import contextlib
 import difflib
@@ -28,7 +28,7 @@ REMEMBERED_SIZE = 64 * 2**20
 
 
 class NamedFile(NamedTuple):
-    """A file and the name of it that does not depend on where the corpus lies."""
+    """A file and its name, which does not depend on the location of the corpus."""
 
     name: str
     path: Path
@@ -38,11 +38,6 @@ def kind_of(path: Path | str) -> str | None:
     """The kind of corpus that the suffix tells, or None."""
     suffix = Path(str(path).removesuffix(".gz")).suffix.lower()
     return next((kind for kind, suffixes in SUFFIXES.items() if suffix in suffixes), None)
-
-
-def is_glob(path: str) -> bool:
-    """Whether `path` is a pattern rather than something that exists."""
-    return _has_wildcard(path) and not Path(path).exists()
 
 
 def _has_wildcard(part: str) -> bool:
@@ -67,7 +62,7 @@ def find_files(path: str, kind: str | None) -> list[NamedFile]:
         found = [file for file in walk(given) if kind_of(file.path) in kinds]
         wanted = ", ".join(suffix for k in kinds for suffix in SUFFIXES[k])
         what = f"holds no file that ends in {wanted}; a glob such as {path}/**/* takes files of any name"
-    elif is_glob(str(given)):
+    elif _has_wildcard(str(given)):
         found, what = _expand(str(given)), "no file matches this pattern"
     else:
         raise UserError(f"no such file or folder: {path}{_suggestion(given)}")
@@ -120,7 +115,7 @@ def _expand(pattern: str) -> list[NamedFile]:
 
 
 def _suggestion(missing: Path) -> str:
-    """What the user may have meant: near names in the deepest folder that exists."""
+    """A hint for a missing path: similar names in the deepest folder that exists."""
     parent, name = missing.absolute(), ""
     while not parent.is_dir() and parent != parent.parent:
         parent, name = parent.parent, parent.name

@@ -1,4 +1,4 @@
-"""Reading rows and documents out of text, JSON lines, CSV, Parquet and Hugging Face datasets, one at a time."""
+"""Reads rows and documents of text, JSON lines, CSV, Parquet and Hugging Face datasets, one at a time."""
 
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -134,7 +134,7 @@ def stdlib_files() -> list[NamedFile]:
 
 
 def read_stdlib(file: NamedFile, text_column: Columns) -> Iterator[Document]:
-    """As `read_text`, but a file that is not UTF-8 is left out: nobody can mend the standard library."""
+    """Like `read_text`, but a file that is not UTF-8 is left out: a user cannot correct the standard library."""
     with reading(file.path) as stream:
         data = stream.read()
     try:
@@ -143,15 +143,12 @@ def read_stdlib(file: NamedFile, text_column: Columns) -> Iterator[Document]:
         return
 
 
-class HuggingFaceSource(NamedTuple):
-    """A dataset of the `datasets` library: its training part and, if it brings one, its validation part."""
+def open_huggingface(path: str) -> tuple[Any, Any | None]:
+    """The training split of a dataset and its validation split, if it has one.
 
-    train: Any
-    validation: Any | None
-
-
-def open_huggingface(path: str) -> HuggingFaceSource:
-    """Opens a `save_to_disk` folder, or whatever `datasets.load_dataset` takes; `name:config` names a configuration."""
+    Args:
+        path: a `save_to_disk` folder, or whatever `datasets.load_dataset` takes; `name:config` names a configuration.
+    """
     import datasets  # half a second, for those only who use it
 
     try:
@@ -165,15 +162,15 @@ def open_huggingface(path: str) -> HuggingFaceSource:
             f"cannot open {path} as a Hugging Face dataset: {type(error).__name__}: {_first_line(error)}"
         ) from error
     if not isinstance(opened, datasets.DatasetDict):
-        return HuggingFaceSource(opened, None)
+        return opened, None
     if "train" not in opened:
         raise UserError(f"the dataset {path} has no split 'train', only {', '.join(opened)}")
     names = (name for name in ("validation", "valid", "dev", "test") if name in opened)
-    return HuggingFaceSource(opened["train"], next((opened[name] for name in names), None))
+    return opened["train"], next((opened[name] for name in names), None)
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Whether `datasets` wrote the folder with `save_to_disk`."""
+    """Returns whether `datasets` wrote the folder with `save_to_disk`."""
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
@@ -188,7 +185,7 @@ def read_huggingface_rows(dataset: Any, name: str, columns: Columns | None = Non
 
 
 def _require_column(wanted: Columns | None, columns: Sequence[str], where: str) -> list[str]:
-    """Those of the wanted columns that are there, at least one; with None all that are there."""
+    """The wanted columns that exist, at least one; with None all columns."""
     names = columns if wanted is None else [wanted] if isinstance(wanted, str) else wanted
     present = [name for name in names if name in columns]
     if not present and wanted is not None:

@@ -1,4 +1,4 @@
-"""The lines of a file one at a time; a line that cannot be read is an error in its place."""
+"""Reads the lines of a file one at a time; a bad line is an error in its place."""
 
 import csv
 import json

@@ -40,12 +40,7 @@ class TrainBatches:
     """
 
     def __init__(
-        self,
-        rows: Rows,
-        batch_size: int,
-        seed: int,
-        transform: Transform | None = None,
-        keep: np.ndarray | None = None,
+        self, rows: Rows, batch_size: int, seed: int, transform: Transform | None = None, keep: np.ndarray | None = None
     ) -> None:
         if rows.shortage is not None:
             raise UserError(f"the training data has {rows.shortage}")
@@ -72,7 +67,7 @@ class TrainBatches:
         return self._transform(batch, generators, self.rows)
 
     def phase(self, epoch: int) -> int:
-        """By how many tokens the rows of an epoch are shifted (in the stream layout): a function of seed and epoch."""
+        """Offset in tokens of the rows of an epoch in the stream layout, a function of seed and epoch."""
         return _bits(self._seed, _PHASE, epoch) % self.rows.num_phases
 
     @property
@@ -81,7 +76,7 @@ class TrainBatches:
         return self.rows.num_rows / self.batch_size
 
     def epoch(self, step: int) -> float:
-        """How many times the split has been read when batch `step` is about to be."""
+        """Number of times the split has been read before batch `step`."""
         return step / self.steps_per_epoch
 
 

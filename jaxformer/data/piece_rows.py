@@ -10,7 +10,7 @@ from jaxformer.data.token_cache import TokenCache
 from jaxformer.data.token_rows import Batch, kept
 from jaxformer.schema import UserError
 
-# What a piece of so many tokens takes up, for instance on the side of the encoder and of the decoder; each number must
+# Lengths that a piece of n tokens needs, for instance in the encoder and in the decoder; each number must
 # not fall as the piece grows.
 Lengths = Callable[[int], tuple[int, ...]]
 # A document is not cut so that a piece is shorter than this, if a row holds two such pieces: it would have little
@@ -23,7 +23,7 @@ class PieceRows:
 
     The objective says by `lengths` what it makes of a piece of n tokens, special tokens included, and by `limits` how
     much of that a row holds. Rows are filled in the order of the text; a document that does not fit in what is left of
-    a row is cut there. The end-of-text id that the cache holds behind each document is left out.
+    a row is cut there. The end-of-text id after each document is left out.
 
     Batches have `tokens` [B, R], `segment_ids` [B, R], which numbers the pieces of a row from 1 (0 is padding), and
     `row_ids` [B], the numbers of the rows. Documents of fewer than `smallest` tokens are left out.
@@ -33,7 +33,7 @@ class PieceRows:
         lengths: What a piece becomes.
         limits: What a row holds of each of `lengths`.
         eos_id: The tokenizer's end of text.
-        pieces_per_row: At most so many pieces in a row; None: as many as fit.
+        pieces_per_row: Most pieces in a row; None: as many as fit.
         smallest: Tokens the objective needs at least.
 
     Raises:
@@ -54,7 +54,7 @@ class PieceRows:
         smallest: int = 1,
     ) -> None:
         self._cache = cache
-        pieces = list(_plan(_documents(cache, eos_id), _Fit(lengths, limits), pieces_per_row, smallest))
+        pieces = list(_plan(_documents(cache, eos_id), lengths, limits, pieces_per_row, smallest))
         rows, self._starts, self._stops, self._documents = np.array(pieces, np.int64).reshape(-1, 4).T
         self.num_rows = int(rows[-1]) + 1 if len(rows) else 0
         self._first = np.searchsorted(rows, np.arange(self.num_rows + 1))
@@ -86,7 +86,7 @@ class PieceRows:
         If there is only one document it is a piece of that.
         """
         first, last = self._documents[self._first[row]], self._documents[self._first[row + 1] - 1]
-        # The pieces stand in the order of their documents, so those to be left out stand together.
+        # Pieces are in the order of their documents, so those to be left out are neighbors.
         low, high = np.searchsorted(self._documents, [first, last + 1])
         if high - low == len(self._starts):
             low = high = 0
@@ -101,7 +101,7 @@ def split_pieces(tokens: np.ndarray, segment_ids: np.ndarray) -> list[np.ndarray
 
 
 def pack(texts: list[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Texts one behind the other in a row of `length`, padded with 0, and their numbers from 1 (0 is padding)."""
+    """Texts concatenated in a row of `length`, padded with 0, and their numbers from 1 (0 is padding)."""
     tokens, segments = np.zeros(length, np.int32), np.zeros(length, np.int32)
     place = 0
     for number, text in enumerate(texts, 1):
@@ -111,63 +111,50 @@ def pack(texts: list[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _documents(cache: TokenCache, eos_id: int | None) -> Iterator[tuple[int, int]]:
-    """Where the text of each document begins and ends."""
+    """Start and end of the text of each document."""
     offsets = cache.offsets.tolist()
     for start, stop in itertools.pairwise(offsets):
         ended = stop > start and eos_id is not None and int(cache.tokens[stop - 1]) == eos_id
         yield start, stop - ended
 
 
-class _Fit:
-    """How long a piece may be, by what is left of a row."""
-
-    def __init__(self, lengths: Lengths, limits: tuple[int, ...]) -> None:
-        self.limits = limits
-        table = [lengths(1)]
-        while all(length <= limit for length, limit in zip(table[-1], limits, strict=True)):
-            table.append(lengths(len(table) + 1))
-        # Column k: what pieces of 1, 2, ... tokens take up of limit k.
-        self._columns = np.array(table, np.int64).T
-        self._lengths = table
-
-    def longest(self, room: list[int]) -> int:
-        """Tokens of the longest piece that fits, 0 if none does."""
-        pairs = zip(self._columns, room, strict=True)
-        return min(int(np.searchsorted(column, left, side="right")) for column, left in pairs)
-
-    def cost(self, size: int) -> tuple[int, ...]:
-        """What a piece of `size` tokens takes up."""
-        return self._lengths[size - 1]
-
-
 def _plan(
-    documents: Iterator[tuple[int, int]], fit: _Fit, pieces_per_row: int | None, smallest: int
+    documents: Iterator[tuple[int, int]],
+    lengths: Lengths,
+    limits: tuple[int, ...],
+    pieces_per_row: int | None,
+    smallest: int,
 ) -> Iterator[tuple[int, int, int, int]]:
     """The pieces in order: row, start, stop, document."""
-    row, room, pieces = 0, list(fit.limits), 0
+    table = [lengths(1)]
+    while all(length <= limit for length, limit in zip(table[-1], limits, strict=True)):
+        table.append(lengths(len(table) + 1))
+    # Column k: how much of limit k pieces of 1, 2, ... tokens need.
+    columns = np.array(table, np.int64).T
+    row, room, pieces = 0, list(limits), 0
     for document, (start, stop) in enumerate(documents):
         while stop - start >= smallest:
-            longest = fit.longest(room)
+            fitting = zip(columns, room, strict=True)
+            longest = min(int(np.searchsorted(column, left, side="right")) for column, left in fitting)
             size = _cut(stop - start, longest, max(SHORTEST_PIECE, smallest))
             full = pieces_per_row is not None and pieces >= pieces_per_row
             if pieces and (full or not size):
-                row, room, pieces = row + 1, list(fit.limits), 0
+                row, room, pieces = row + 1, list(limits), 0
                 continue
             if longest < smallest:
-                limits = " and ".join(str(limit) for limit in fit.limits)
                 raise UserError(
-                    f"a row of {limits} tokens, special tokens included, holds no piece of {smallest}: "
-                    "raise training.sequence_length (or task.target_length)"
+                    f"a row of {' and '.join(map(str, limits))} tokens, special tokens included, holds no piece of "
+                    f"{smallest}: raise training.sequence_length (or task.target_length)"
                 )
             # In so short a row even the shortest piece is a large part; but no token may be left that fits nowhere.
             size = size or _cut(stop - start, longest, smallest) or longest
             yield row, start, start + size, document
-            room = [left - used for left, used in zip(room, fit.cost(size), strict=True)]
+            room = [left - used for left, used in zip(room, table[size - 1], strict=True)]
             start, pieces = start + size, pieces + 1
 
 
 def _cut(rest: int, longest: int, shortest: int) -> int:
-    """Tokens of the next piece of a text of `rest`: all; or so many that both parts have at least `shortest`; or 0."""
+    """Tokens of the next piece of a text of `rest`: all, or as many as leave both parts at least `shortest`, or 0."""
     if rest <= longest:
         return rest
     size = min(longest, rest - shortest)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jaxformer.data.config import DataConfig
+from jaxformer.data.corpus import no_data
 from jaxformer.data.formats import Row
 from jaxformer.data.sources import fingerprint, in_validation, open_sources, sampled
 from jaxformer.schema import UserError
@@ -30,7 +31,7 @@ def open_records(config: DataConfig) -> Records:
     """Reads the records that `config` describes.
 
     Validation is `validation_path`, or what the dataset brings, or the rows whose name hashes to below
-    `validation_fraction`. Of what is left for training, `max_examples` are drawn.
+    `validation_fraction`. `max_examples` of the remaining rows are drawn for training.
 
     Raises:
         UserError: A path does not exist or has no rows, a row cannot be read (file and line are named), or a split
@@ -55,9 +56,7 @@ def open_records(config: DataConfig) -> Records:
         train = list(sampled(train, len(train), config))
         split = [split, config.max_examples, config.sample_seed]
     if not train:
-        raise UserError(f"no record to train on in {source.name}: check data.path, or lower data.validation_fraction")
+        raise no_data("record", "train", source.name)
     if validation is not None and not validation:
-        raise UserError(
-            f"no record for validation in {source.name}: raise data.validation_fraction or set data.validation_path"
-        )
+        raise no_data("record", "validation", source.name)
     return Records(source.name, fingerprint(source, split), train, validation)

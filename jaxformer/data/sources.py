@@ -1,4 +1,4 @@
-"""Where data comes from: its kind found out, its files found, a reader of its documents or rows, and its identity."""
+"""Sources of data: their kind, their files, a reader of documents or rows, and their identity."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ Item = TypeVar("Item")
 
 
 class Source(NamedTuple):
-    """What the kinds of source have in common: documents or rows to read, and what identifies them."""
+    """A source of any kind: a reader of documents or rows, and its identity."""
 
     kind: str
     name: str
@@ -40,7 +40,6 @@ def open_sources(config: DataConfig, form: Form) -> tuple[Source, Source | None]
     if form == "rows" and kind not in (*formats.ROW_READERS, "huggingface"):
         wanted = ", ".join((*formats.ROW_READERS, "huggingface"))
         raise UserError(f"this task reads records, rows with columns, but data is of the kind {kind!r}: give {wanted}")
-    validation: Source | None = None
     if kind == "python_stdlib":
         return _stdlib(config), None
     assert config.path is not None
@@ -49,10 +48,8 @@ def open_sources(config: DataConfig, form: Form) -> tuple[Source, Source | None]
         if config.validation_path is not None:
             validation, _ = _huggingface(config.validation_path, config, form)
         return source, validation
-    source = _files(kind, config.path, config, form)
-    if config.validation_path is not None:
-        validation = _files(kind, config.validation_path, config, form)
-    return source, validation
+    validation = None if config.validation_path is None else _files(kind, config.validation_path, config, form)
+    return _files(kind, config.path, config, form), validation
 
 
 def fingerprint(source: Source, split: object) -> str:
@@ -61,13 +58,13 @@ def fingerprint(source: Source, split: object) -> str:
 
 
 def in_validation(name: str, fraction: float) -> bool:
-    """Whether the document or row of this name hashes to below `fraction`."""
+    """Returns whether the name of a document or row hashes to below `fraction`."""
     # sha256, because Python's own hash differs from process to process.
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 < fraction
 
 
 def sampled(items: Iterable[Item], count: int, config: DataConfig) -> Iterator[Item]:
-    """Those of the `count` items that `max_examples` and `sample_seed` choose, in their order; all if that is more."""
+    """The `max_examples` of `count` items drawn with `sample_seed`, in their order; all if there are fewer."""
     if config.max_examples is None or config.max_examples >= count:
         yield from items
         return
@@ -82,10 +79,6 @@ def _listed(path: str | Sequence[str]) -> list[str]:
     return [path] if isinstance(path, str) else list(path)
 
 
-def _title(path: str | Sequence[str]) -> str:
-    return ", ".join(_listed(path))
-
-
 def _kind(config: DataConfig) -> str:
     """The kind of source, found out if it is "auto"."""
     if config.path is None:
@@ -93,18 +86,18 @@ def _kind(config: DataConfig) -> str:
             if config.validation_path is not None:
                 raise UserError("data.validation_path is set but data.path is not: set both")
             return "python_stdlib"
-        raise UserError(f"data.source is {config.source!r} but data.path is not set: say where the corpus lies")
+        raise UserError(f"data.source is {config.source!r} but data.path is not set: set it to the files of the corpus")
     if config.source == "python_stdlib":
         raise UserError(f"data.source is 'python_stdlib', which takes no data.path, but got {config.path!r}")
     if config.source != "auto":
         return config.source
+    title = ", ".join(_listed(config.path))
     saved = [formats.is_saved_dataset(Path(path).expanduser()) for path in _listed(config.path)]
     if all(saved):
         return "huggingface"
     if any(saved):
-        raise UserError(f"data.path mixes saved datasets with other files: {_title(config.path)}; give one kind")
+        raise UserError(f"data.path mixes saved datasets with other files: {title}; give one kind")
     kinds = {kind_of(file.path) for file in find_all_files(config.path, None)}
-    title = _title(config.path)
     if kinds == {None}:
         raise UserError(f"cannot tell the kind of {title} by its suffix: set data.source, for example to 'text'")
     if len(kinds) > 1:
@@ -115,12 +108,11 @@ def _kind(config: DataConfig) -> str:
 
 def _files(kind: str, path: str | Sequence[str], config: DataConfig, form: Form) -> Source:
     files = find_all_files(path, kind)
+    name, identity = ", ".join(_listed(path)), _file_identity(files, config)
     if form == "rows":
-        rows = partial(_read_all, formats.ROW_READERS[kind], files, None)
-        return Source(kind, _title(path), rows, [_file_identity(files, config), "rows"])
+        return Source(kind, name, partial(_read_all, formats.ROW_READERS[kind], files, None), [identity, "rows"])
     read = partial(_read_all, formats.READERS[kind], files, config.text_column)
-    identity = [_file_identity(files, config), config.text_column if kind != "text" else None]
-    return Source(kind, _title(path), read, identity)
+    return Source(kind, name, read, [identity, config.text_column if kind != "text" else None])
 
 
 def _stdlib(config: DataConfig) -> Source:
@@ -133,36 +125,36 @@ def _stdlib(config: DataConfig) -> Source:
 
 
 def _huggingface(path: str | Sequence[str], config: DataConfig, form: Form) -> tuple[Source, Source | None]:
-    """One dataset, or several behind one another; validation is that of those which bring one."""
+    """One dataset or several, concatenated; validation is that of those that have one."""
     opened = [(name, formats.open_huggingface(name)) for name in _listed(path)]
-    train = [_dataset(part.train, name, config, form) for name, part in opened]
-    brought = [(name, part.validation) for name, part in opened if part.validation is not None]
+    train = [_dataset(data, name, config, form) for name, (data, _) in opened]
+    brought = [(name, data) for name, (_, data) in opened if data is not None]
     validation = [_dataset(data, f"{name} (validation)", config, form) for name, data in brought]
     return _joined(train), _joined(validation) if validation else None
 
 
 def _dataset(dataset: Any, name: str, config: DataConfig, form: Form) -> Source:
-    if form == "rows":
-        read: Reader = partial(formats.read_huggingface_rows, dataset, name)
-        return Source("huggingface", name, read, [_dataset_identity(dataset, read, config), "rows"])
-    read = partial(_dataset_documents, dataset, name, config.text_column)
-    return Source("huggingface", name, read, [_dataset_identity(dataset, read, config), config.text_column])
+    column = config.text_column
 
+    def read() -> Iterator[Any]:
+        if form == "rows":
+            return formats.read_huggingface_rows(dataset, name)
+        return formats.documents_of(formats.read_huggingface_rows(dataset, name, column), column)
 
-def _dataset_documents(dataset: Any, name: str, text_column: formats.Columns) -> Iterator[formats.Document]:
-    return formats.documents_of(formats.read_huggingface_rows(dataset, name, text_column), text_column)
+    identity = [_dataset_identity(dataset, read, config), "rows" if form == "rows" else column]
+    return Source("huggingface", name, read, identity)
 
 
 def _joined(sources: Sequence[Source]) -> Source:
     if len(sources) == 1:
         return sources[0]
     name = ", ".join(source.name for source in sources)
-    read = partial(_chained, [source.read for source in sources])
-    return Source(sources[0].kind, name, read, [source.identity for source in sources])
-
-
-def _chained(readers: Sequence[Reader]) -> Iterator[Any]:
-    return chain.from_iterable(read() for read in readers)
+    return Source(
+        sources[0].kind,
+        name,
+        lambda: chain.from_iterable(source.read() for source in sources),
+        [source.identity for source in sources],
+    )
 
 
 def _dataset_identity(dataset: Any, read: Reader, config: DataConfig) -> list[str]:

@@ -1,5 +1,6 @@
-"""Tokenise a split once, into memory-mapped files that every later run of the same corpus and tokenizer finds again."""
+"""Tokenizes a split once, into memory-mapped files that later runs with the same corpus and tokenizer reuse."""
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -10,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -21,7 +22,7 @@ from jaxformer.schema import UserError
 from jaxformer.tokenizers import PreTrainedTokenizer, encode_batch, find_special, fingerprint, vocabulary_size
 
 FORMAT = 1  # part of every key: raise it when the files below change their meaning
-# Characters in memory at once, and in one piece of a long document. A tokenizer takes some 200 bytes for each.
+# Characters in memory, and in one piece of a long document. A tokenizer takes some 200 bytes for each.
 CHUNK_CHARACTERS = 1 << 20
 PIECE_CHARACTERS = 1 << 18
 # Where a long document may be cut: before a single blank (or line end) between two words. The byte-level word splitter
@@ -38,7 +39,7 @@ class TokenCache:
 
     Attributes:
         path: Folder of the cache.
-        tokens: All documents, one behind the other; uint16 or uint32.
+        tokens: All documents, concatenated; uint16 or uint32.
         offsets: Where each document begins, and at the end the number of tokens: `num_documents + 1` int64 values.
     """
 
@@ -98,16 +99,13 @@ def build_cache(
         finally:
             lock.release()
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        why, todo = ("disk full", "make room, or ") if full else (error.strerror or str(error), "")
+        raise UserError(
+            f"cannot write the token cache in {folder}: {why}; {todo}set data.cache_dir to another folder"
+        ) from error
     except NotImplementedError as error:
         raise UserError(f"{folder} cannot lock files: set data.cache_dir to a local folder") from error
-
-
-def _unwritable(folder: Path, error: OSError) -> UserError:
-    todo = "set data.cache_dir to another folder"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"disk full while writing the token cache in {folder}: make room, or {todo}")
-    return UserError(f"cannot write the token cache in {folder}: {error.strerror or error}; {todo}")
 
 
 def _open(target: Path) -> TokenCache | None:
@@ -116,9 +114,8 @@ def _open(target: Path) -> TokenCache | None:
         meta = json.loads((target / "meta.json").read_text())
         dtype = np.dtype(meta["dtype"])
         sizes = {"tokens.bin": meta["num_tokens"] * dtype.itemsize, "offsets.bin": (meta["num_documents"] + 1) * 8}
-        for name, size in sizes.items():
-            if (target / name).stat().st_size != size:
-                return None
+        if any((target / name).stat().st_size != size for name, size in sizes.items()):
+            return None
         tokens = np.memmap(target / "tokens.bin", dtype=dtype, mode="r")
         offsets = np.memmap(target / "offsets.bin", dtype=np.int64, mode="r")
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
@@ -151,17 +148,14 @@ def _build(
 
 
 def _remove_abandoned(target: Path) -> None:
-    """Removes what builders left that were killed: their lock is free."""
+    """Removes the folders of builders that were killed, whose lock is free."""
     for temporary in target.parent.glob("*.tmp"):
-        if temporary.stem == target.name:  # ours: we hold the lock
-            shutil.rmtree(temporary)
-            continue
-        lock = FileLock(temporary.with_suffix(".lock"))
-        try:
-            with lock.acquire(timeout=0):
-                shutil.rmtree(temporary, ignore_errors=True)
-        except Timeout:
-            continue
+        # A lock of this builder's own key is held, and free for it alone.
+        lock = (
+            contextlib.nullcontext() if temporary.stem == target.name else FileLock(temporary.with_suffix(".lock"), 0)
+        )
+        with contextlib.suppress(Timeout), lock:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 class _Piece(NamedTuple):
@@ -180,7 +174,7 @@ def _write(
     end = find_special(tokenizer, "eos")
     num_tokens = num_documents = num_bytes = length = 0
     with (folder / "tokens.bin").open("wb") as tokens, (folder / "offsets.bin").open("wb") as offsets:
-        _append(offsets, np.zeros(1, np.int64))
+        offsets.write(np.zeros(1, np.int64).tobytes())
         for chunk in _chunks(documents):
             parts: list[list[int]] = []
             ends: list[int] = []
@@ -195,8 +189,8 @@ def _write(
                     length += 1
                 num_tokens, length = num_tokens + length, 0
                 ends.append(num_tokens)
-            _append(tokens, np.concatenate([np.asarray(part, dtype) for part in parts]))
-            _append(offsets, np.asarray(ends, np.int64))
+            tokens.write(np.concatenate([np.asarray(part, dtype) for part in parts]).tobytes())
+            offsets.write(np.asarray(ends, np.int64).tobytes())
             num_documents += len(ends)
             if progress is not None:
                 progress(num_documents, num_bytes)
@@ -205,10 +199,6 @@ def _write(
             file.flush()
             os.fsync(file.fileno())
     return {"dtype": dtype.name, "num_tokens": num_tokens, "num_documents": num_documents}
-
-
-def _append(file: BinaryIO, array: np.ndarray) -> None:
-    file.write(array.tobytes())
 
 
 def _chunks(documents: Iterable[Document]) -> Iterator[list[_Piece]]:

@@ -42,23 +42,30 @@ def make_rows(cache: TokenCache, layout: Literal["packed", "stream"], T: int) ->
     return PackedRows(cache, T) if layout == "packed" else StreamRows(cache, T)
 
 
-class PackedRows:
-    """Documents packed one behind the other and cut into rows, with what keeps them apart.
+class _CacheRows:
+    """Rows of T + 1 tokens of a token cache."""
+
+    num_phases = 1
+    records: Sequence[Any] | None = None
+    left_out: Sequence[tuple[str, str]] = ()
+
+    def __init__(self, cache: TokenCache, T: int) -> None:
+        self._cache, self._stride, self.row_length = cache, T, T + 1
+        # Enough for all `num_tokens - 1` transitions; the last row may be incomplete.
+        self.num_rows = -(-(cache.num_tokens - 1) // T)
+        self.shortage: str | None = None
+        if cache.num_tokens <= T:
+            need = f"expected at least one row of {T + 1}: use more text or shorter sequences"
+            self.shortage = f"{cache.num_tokens} tokens, {need}"
+
+
+class PackedRows(_CacheRows):
+    """Documents packed one after the other and cut into rows, with segment ids that separate them.
 
     Row r holds the tokens [r T, r T + T] of the split. Batches have `tokens`, `segment_ids` (the pieces of documents in
     a row numbered from 1; 0 is padding, which only the end of the last row has) and `position_ids` (from 0 in each
     piece).
     """
-
-    def __init__(self, cache: TokenCache, T: int) -> None:
-        self._cache = cache
-        self._stride = T
-        self.num_rows = _rows_of_all(cache.num_tokens, T)
-        self.num_phases = 1
-        self.records: Sequence[Any] | None = None
-        self.left_out: Sequence[tuple[str, str]] = ()
-        self.shortage = _shortage(cache.num_tokens, T + 1)
-        self.row_length = T + 1
 
     def take(self, indices: np.ndarray, phases: np.ndarray | None = None, keep: np.ndarray | None = None) -> Batch:
         """The rows `indices`; documents are packed the same way in every epoch, whatever `phases` says."""
@@ -81,7 +88,7 @@ class PackedRows:
         }
 
 
-class StreamRows:
+class StreamRows(_CacheRows):
     """One contiguous text cut into rows, whatever documents it consists of, as nanoGPT reads it.
 
     In evaluation row r holds the tokens [r T, r T + T]; `valid` is False on the padding at the end of the last row. In
@@ -91,15 +98,8 @@ class StreamRows:
     """
 
     def __init__(self, cache: TokenCache, T: int) -> None:
-        self._cache = cache
-        self._stride = T
-        self.num_tokens = cache.num_tokens
-        self.num_rows = _rows_of_all(cache.num_tokens, T)
+        super().__init__(cache, T)
         self.num_phases = T
-        self.records: Sequence[Any] | None = None
-        self.left_out: Sequence[tuple[str, str]] = ()
-        self.shortage = _shortage(cache.num_tokens, T + 1)
-        self.row_length = T + 1
 
     def take(self, indices: np.ndarray, phases: np.ndarray | None = None, keep: np.ndarray | None = None) -> Batch:
         """The rows `indices`, each shifted by its phase in training."""
@@ -109,7 +109,7 @@ class StreamRows:
         if phases is None:
             tokens, valid = _read(self._cache.tokens, starts, self.row_length, is_row)
             return {"tokens": tokens, "valid": valid}
-        starts = np.clip(starts - phases, 0, self.num_tokens - self.row_length)
+        starts = np.clip(starts - phases, 0, self._cache.num_tokens - self.row_length)
         return {"tokens": _read(self._cache.tokens, starts, self.row_length, is_row)[0]}
 
 
@@ -117,17 +117,6 @@ def kept(indices: np.ndarray, keep: np.ndarray | None) -> np.ndarray:
     """``indices[keep]``; all of them if `keep` is None."""
     indices = np.asarray(indices, np.int64)
     return indices if keep is None else indices[keep]
-
-
-def _rows_of_all(num_tokens: int, T: int) -> int:
-    """How many rows hold all `num_tokens - 1` transitions, the last row perhaps in part."""
-    return -(-(num_tokens - 1) // T)
-
-
-def _shortage(num_tokens: int, row_length: int) -> str | None:
-    if num_tokens >= row_length:
-        return None
-    return f"{num_tokens} tokens, expected at least one row of {row_length}: use more text or shorter sequences"
 
 
 def _read(stored: np.ndarray, starts: np.ndarray, length: int, is_row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""What the page of each task shows for what was typed: plain values, from the pipeline's own answers."""
+"""The values that the page of each task shows, from the pipeline's results."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +24,7 @@ def filled(text: str | None, what: str) -> str:
 
 
 def uncut(pipe: Pipeline) -> dict[str, bool]:
-    """Refuses a text that is too long, unless the pipeline was opened with another choice: a page shows no warning."""
+    """Options that refuse a text that is too long, unless ``truncation`` was given: the page shows no warnings."""
     return {} if "truncation" in pipe.given else {"truncation": False}
 
 
@@ -40,7 +40,7 @@ def measured(pipe: Pipeline, text: str, second: str | None = None) -> list[list[
 
 
 def marked(text: str, spans: Sequence[tuple[str, int, int]]) -> list[tuple[str, str | None]]:
-    """The text in parts, each with its label or None; of spans that overlap the first counts.
+    """The text in parts, each with its label or None; of overlapping spans the first is kept.
 
     >>> marked("in Oslo", [("LOC", 3, 7)])
     [('in ', None), ('Oslo', 'LOC')]
@@ -90,7 +90,7 @@ def unmasked(pipe: Pipeline, text: str) -> dict[str, float]:
 
 
 def _summed(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """The scores by text; tokens that are written alike are one."""
+    """The scores by text, summed over tokens with the same text."""
     scores: dict[str, float] = {}
     for text, score in pairs:
         scores[text] = scores.get(text, 0.0) + score
@@ -112,7 +112,7 @@ def compared(pipe: Pipeline, source: str, sentences: str) -> list[list[Any]]:
 
 
 def as_similarity(pipe: Pipeline) -> Pipeline:
-    """The pipeline that compares sentences, with the model of one that gives features."""
+    """The sentence-similarity pipeline with the model of a feature-extraction pipeline."""
     if pipe.task == "sentence-similarity":
         return pipe
     options = {key: value for key, value in pipe.given.items() if key in ("pooling", "truncation", "max_length")}
@@ -122,14 +122,14 @@ def as_similarity(pipe: Pipeline) -> Pipeline:
 
 
 def rewritten(pipe: Pipeline, text: str, beams: float, most: float) -> str:
-    """What an encoder-decoder writes."""
+    """The text that an encoder-decoder generates."""
     options = {"num_beams": int(beams), "max_new_tokens": int(most), "do_sample": False} | uncut(pipe)
     (answer,) = pipe(filled(text, "the text"), num_return_sequences=1, **options)
     return str(next(iter(answer.values())))
 
 
 def drawing(temperature: float, top_p: float, most: float, seed: float) -> dict[str, Any]:
-    """What was set on the page, as options; the likeliest token each time at a temperature of 0."""
+    """The settings of the page as options; a temperature of 0 is greedy decoding."""
     options: dict[str, Any] = {"max_new_tokens": int(most), "seed": int(seed), "num_beams": 1}
     if temperature == 0:
         return options | {"do_sample": False}
@@ -137,13 +137,13 @@ def drawing(temperature: float, top_p: float, most: float, seed: float) -> dict[
 
 
 def written(pipe: Any, text: str, *settings: float) -> Iterator[str]:
-    """The text and what is written behind it so far."""
+    """The text and its continuation so far."""
     for new in growing(pipe, text, drawing(*settings)):
         yield text + new
 
 
 def replied(pipe: Any, message: str, history: Sequence[Mapping[str, Any]], *settings: float) -> Iterator[str]:
-    """What the assistant has said so far."""
+    """The assistant's message so far."""
     said = [{"role": turn["role"], "content": plain(turn["content"])} for turn in history]
     said.append({"role": "user", "content": filled(message, "the message")})
     yield from growing(pipe, said, drawing(*settings))

@@ -1,6 +1,6 @@
-"""The page itself: a heading, the task's panel, and one line where something is amiss."""
+"""The web page: a heading and the panel of the task."""
 
-import functools
+import contextlib
 import html
 import inspect
 import os
@@ -26,7 +26,7 @@ footer { display: none !important; }
 
 
 def load_gradio() -> Any:
-    """Gradio, told beforehand to send nothing to its makers and to keep no record of what is typed.
+    """Imports gradio with its analytics and its history of runs switched off.
 
     Raises:
         UserError: it is not installed.
@@ -43,13 +43,13 @@ def load_gradio() -> Any:
 
 
 def name_of(pipe: Pipeline) -> str:
-    """The model's name, of a folder its last part."""
+    """The model's name; of a folder, the last part of its path."""
     folder = Path(pipe.name).expanduser()
     return folder.resolve().name if folder.is_dir() else pipe.name
 
 
 def facts(pipe: Pipeline) -> str:
-    """What stands under the heading: task, family, size, and how much the model reads."""
+    """The line under the heading: task, family, size, and maximum length."""
     from jaxformer.training.state import count_parameters
 
     config = pipe.model.config
@@ -57,39 +57,25 @@ def facts(pipe: Pipeline) -> str:
     return f"{pipe.task} · {config.type} · {size:,} parameters · {config.dtype} · up to {pipe.longest:,} tokens"
 
 
-def shown(function: Callable[..., Any], gr: Any) -> Callable[..., Any]:
-    """The function, with a user's mistake as one line on the page."""
+def _handler(function: Callable[..., Any], pipe: Pipeline, gr: Any) -> Callable[..., Any]:
+    """The function of the page's values alone; a ``UserError`` becomes one line on the page."""
 
-    def line(error: UserError) -> Exception:
-        found: Exception = gr.Error(html.escape(str(error), quote=False), print_exception=False)
-        return found
+    @contextlib.contextmanager
+    def one_line() -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from None
 
-    @functools.wraps(function)
     def plain(*values: Any) -> Any:
-        try:
-            return function(*values)
-        except UserError as error:
-            raise line(error) from None
+        with one_line():
+            return function(pipe, *values)
 
-    @functools.wraps(function)
     def stream(*values: Any) -> Iterator[Any]:
-        try:
-            yield from function(*values)
-        except UserError as error:
-            raise line(error) from None
+        with one_line():
+            yield from function(pipe, *values)
 
     return stream if inspect.isgeneratorfunction(function) else plain
-
-
-def _bound(function: Callable[..., Any], pipe: Pipeline) -> Callable[..., Any]:
-    """The function of the values alone."""
-    if not inspect.isgeneratorfunction(function):
-        return lambda *values: function(pipe, *values)
-
-    def stream(*values: Any) -> Iterator[Any]:
-        yield from function(pipe, *values)
-
-    return stream
 
 
 def build_page(pipe: Pipeline) -> Any:
@@ -109,7 +95,7 @@ def build_page(pipe: Pipeline) -> Any:
 
 
 def _panel(gr: Any, pipe: Pipeline) -> None:
-    """What is filled in to the left, the answer to the right."""
+    """Inputs on the left, the answer on the right."""
     panel = panel_of(pipe)
     streams = inspect.isgeneratorfunction(panel.answer)
     with gr.Row():
@@ -124,8 +110,8 @@ def _panel(gr: Any, pipe: Pipeline) -> None:
                     settings = panel.sets(gr, pipe)
         with gr.Column():
             found = panel.shows(gr, pipe)
-    answer = shown(_bound(panel.answer, pipe), gr)
-    # Enter in the last box of one line is the button too; in larger ones it is a new line.
+    answer = _handler(panel.answer, pipe, gr)
+    # Enter in a box of one line also submits; in larger boxes it is a new line.
     events = [button.click, *[box.submit for box in given if isinstance(box, gr.Textbox)]]
     event = gr.on(events, answer, [*given, *settings], found, api_name="answer", concurrency_limit=1)
     if stop is not None:
@@ -134,11 +120,11 @@ def _panel(gr: Any, pipe: Pipeline) -> None:
 
 def _chat(gr: Any, pipe: Pipeline) -> None:
     """A conversation, for a model whose tokenizer has a chat template."""
-    # What ChatInterface calls must be on the page before it.
+    # The additional inputs of ChatInterface must be on the page before it.
     with gr.Accordion("Options", open=False):
         settings = drawing(gr, pipe)
     gr.ChatInterface(
-        shown(_bound(answers.replied, pipe), gr),
+        _handler(answers.replied, pipe, gr),
         chatbot=gr.Chatbot(label="Conversation", height=480, render_markdown=False, buttons=["copy"]),
         textbox=gr.Textbox(placeholder="Type a message", show_label=False, container=False),
         additional_inputs=settings,
@@ -148,9 +134,9 @@ def _chat(gr: Any, pipe: Pipeline) -> None:
 
 
 def launch_options(host: str, port: int | None) -> dict[str, Any]:
-    """How the page is served: here alone, quietly, with nothing from elsewhere; without a port 7860 or the next."""
+    """The arguments of ``launch``: no sharing, no external resources; without a port, 7860 or the next free one."""
     gr = load_gradio()
-    # A font that gradio itself serves, in the weights that it has whole: of the semibold letters are missing.
+    # Served by gradio itself, in the weights that are complete: its semibold lacks letters.
     sans = gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700))
     hues = {"primary_hue": "indigo", "secondary_hue": "indigo", "neutral_hue": "slate"}
     return {

@@ -1,4 +1,4 @@
-"""The components of each task's page: what is filled in, what is shown, and the function between them."""
+"""The inputs and outputs of each task's page, and the function between them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 from jaxformer.demo import answers
 from jaxformer.pipelines import Pipeline
 
-# Labels that are shown of many.
+# Most labels shown.
 MOST_LABELS = 10
-# New tokens unless the model is short, or something else was asked for.
+# Default of the slider for new tokens, less for a short model.
 NEW_TOKENS = 256
 
 
@@ -16,11 +16,11 @@ class Panel(NamedTuple):
     """A task's page.
 
     Attributes:
-        asks: makes the components to fill in, from ``gradio`` and the pipeline.
-        sets: makes those of them that stand folded under the others, with values that do; None without.
-        shows: makes the components that show the answer.
-        answer: from the pipeline and the values filled in to the values shown; a generator shows one after the other.
-        verb: what the button says.
+        asks: makes the inputs, from ``gradio`` and the pipeline.
+        shows: makes the outputs.
+        answer: from the pipeline and the values of the inputs to those of the outputs; a generator streams them.
+        sets: makes the inputs under "Options", which have defaults; None for none.
+        verb: label of the button.
     """
 
     asks: Callable[[Any, Any], list[Any]]
@@ -37,16 +37,19 @@ def panel_of(pipe: Pipeline) -> Panel:
     return PANELS[pipe.task]
 
 
-def _box(gr: Any, label: str, hint: str, lines: int = 4) -> Any:
-    return gr.Textbox(label=label, placeholder=hint, lines=lines, max_lines=20)
+def _boxes(*boxes: tuple[str, str, int]) -> Callable[[Any, Any], list[Any]]:
+    """Makes text boxes from a label, a hint, in which ``{mask}`` is the mask token, and a number of lines."""
+    return lambda gr, pipe: [
+        gr.Textbox(label=label, placeholder=hint.format(mask=pipe.tokenizer.mask_token), lines=lines, max_lines=20)
+        for label, hint, lines in boxes
+    ]
 
 
-def _text(gr: Any, pipe: Any) -> list[Any]:
-    return [_box(gr, "Text", "Type or paste a text")]
-
-
-def _second(gr: Any, pipe: Any) -> list[Any]:
-    return [_box(gr, "Second text", "Only for models that read pairs of texts", 2)]
+_text = _boxes(("Text", "Type or paste a text", 4))
+_second = _boxes(("Second text", "Only for models that read pairs of texts", 2))
+_masked = _boxes(("Text", "A text with {mask} in place of a word", 4))
+_question = _boxes(("Text", "The text that holds the answer", 8), ("Question", "A question about the text", 1))
+_sentences = _boxes(("Sentence", "A sentence", 2), ("Compared with", "Other sentences, one a line", 6))
 
 
 def _labels(gr: Any, pipe: Any) -> list[Any]:
@@ -57,7 +60,7 @@ def _table(*columns: str) -> Callable[[Any, Any], list[Any]]:
     """Makes a table of the answer."""
     numbers = {"score", "cosine", "value"}
     types = ["number" if column in numbers else "str" for column in columns]
-    # Numbers stay in sight beside long texts.
+    # Numbers keep their width beside long texts.
     room = 100 - 25 * (len(columns) - 1)
     widths = [f"{room if number == 0 else 25}%" for number in range(len(columns))]
     return lambda gr, pipe: [
@@ -79,31 +82,12 @@ def _marked(*columns: str) -> Callable[[Any, Any], list[Any]]:
     return lambda gr, pipe: [gr.HighlightedText(label="Found", show_legend=False), *table(gr, pipe)]
 
 
-def _masked(gr: Any, pipe: Any) -> list[Any]:
-    mask = pipe.tokenizer.mask_token
-    return [_box(gr, "Text", f"A text with {mask} in place of a word")]
-
-
-def _question(gr: Any, pipe: Any) -> list[Any]:
-    return [
-        _box(gr, "Text", "The text that holds the answer", 8),
-        _box(gr, "Question", "What shall be looked up in it?", 1),
-    ]
-
-
 def _classes(gr: Any, pipe: Any) -> list[Any]:
     given = ", ".join(pipe.options.candidate_labels)
     return [
         *_text(gr, pipe),
         gr.Textbox(label="Labels", placeholder="sport, politics, science", value=given),
         gr.Checkbox(label="Several labels may be right", value=pipe.options.multi_label),
-    ]
-
-
-def _sentences(gr: Any, pipe: Any) -> list[Any]:
-    return [
-        _box(gr, "Sentence", "A sentence", 2),
-        _box(gr, "Compared with", "Other sentences, one a line", 6),
     ]
 
 

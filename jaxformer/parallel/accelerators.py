@@ -1,4 +1,4 @@
-"""Which accelerators this machine has, and what libtpu must be told where there is no TPU."""
+"""Detects the accelerators of this machine, and configures libtpu where there is no TPU."""
 
 import importlib.util
 import os

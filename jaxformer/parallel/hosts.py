@@ -1,7 +1,7 @@
-"""Several processes, one run: how they find each other, agree, and learn that one of them ended.
+"""Distributed runs: processes join, exchange small values, and are told when one of them dies.
 
-A process sees only its own devices' memory. What is not an array on the mesh (a tokenizer, the choice of a checkpoint)
-comes from the first process; what all work out by themselves (the data) is compared once.
+Everything that is not an array on the mesh (a tokenizer, the choice of a checkpoint) comes from the first process; what
+every process computes by itself (the data) is compared once.
 """
 
 import hashlib
@@ -25,45 +25,35 @@ from jaxformer.schema import UserError
 NOTICE_S = 30.0  # between two notices of a process that waits for the others
 GOODBYE_S = 5.0  # what another process gets to answer
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-_AGAIN = "start all processes again with the same command to go on from the last checkpoint"
+_AGAIN = "start all processes again with the same command to resume from the last checkpoint"
 
 
 def find_cluster(environ: Mapping[str, str]) -> dict[str, Any] | None:
-    """What ``jax.distributed.initialize`` needs: the address given, nothing where JAX finds it, None for one process.
+    """The arguments of ``jax.distributed.initialize``, empty where JAX finds them; None for a single process.
 
     Raises:
-        UserError: if the address is given in part, or is no address.
+        UserError: if the address is incomplete or malformed.
     """
     given = {name: environ[name] for name in (ADDRESS, COUNT, INDEX) if environ.get(name)}
     if given:
-        return _explicit(given)
+        missing = [name for name in (ADDRESS, COUNT, INDEX) if name not in given]
+        if missing:
+            raise UserError(
+                f"{', '.join(given)} is set and {', '.join(missing)} is not, expected all three: the address of process"
+                " 0, the number of processes, and the index of this one"
+            )
+        address, count, index = (given[name] for name in (ADDRESS, COUNT, INDEX))
+        if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
+            raise UserError(f"{COUNT} is {count!r} and {INDEX} {index!r}, expected a number and a smaller one, from 0")
+        host, _, port = address.rpartition(":")
+        if not (host and port.isdecimal()):
+            raise UserError(f"{ADDRESS} is {address!r}, expected host:port, for instance 10.0.0.1:1234")
+        all_three = {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
+        return None if count == "1" else all_three
     # srun and mpirun say how many they started; a TPU worker on Kubernetes knows the names of all.
     started = (environ.get("SLURM_STEP_NUM_TASKS", "1"), environ.get("OMPI_COMM_WORLD_SIZE", "1"))
     many = any(count.isdecimal() and int(count) > 1 for count in started)
     return {} if many or "," in environ.get("TPU_WORKER_HOSTNAMES", "") or has_tpu() else None
-
-
-def _explicit(given: Mapping[str, str]) -> dict[str, Any] | None:
-    missing = [name for name in (ADDRESS, COUNT, INDEX) if name not in given]
-    if missing:
-        raise UserError(
-            f"{', '.join(given)} is set and {', '.join(missing)} is not, expected all three: the address of process 0, "
-            "the number of processes, and which of them this is"
-        )
-    if not (given[COUNT].isdecimal() and given[INDEX].isdecimal() and int(given[INDEX]) < int(given[COUNT])):
-        raise UserError(
-            f"{COUNT} is {given[COUNT]!r} and {INDEX} {given[INDEX]!r}, expected a number and a smaller one, from 0"
-        )
-    host, colon, port = given[ADDRESS].rpartition(":")
-    if not (host and colon and port.isdecimal()):
-        raise UserError(f"{ADDRESS} is {given[ADDRESS]!r}, expected host:port, for instance 10.0.0.1:1234")
-    if given[COUNT] == "1":
-        return None
-    return {
-        "coordinator_address": given[ADDRESS],
-        "num_processes": int(given[COUNT]),
-        "process_id": int(given[INDEX]),
-    }
 
 
 def start(limit_s: float, notice_s: float = NOTICE_S) -> None:
@@ -77,7 +67,7 @@ def start(limit_s: float, notice_s: float = NOTICE_S) -> None:
     arguments = find_cluster(os.environ)
     if arguments is None:
         return
-    # It would take SIGTERM away from us; the training loop tells the others itself.
+    # It would handle SIGTERM, which the training loop does itself.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         with _patience(arguments, limit_s, notice_s):
@@ -92,13 +82,13 @@ def start(limit_s: float, notice_s: float = NOTICE_S) -> None:
         raise UserError(f"the other processes cannot be joined: {' '.join(str(error).split())[:300]}") from None
     if jax.process_count() > 1:
         _WATCH.start(arguments.get("coordinator_address", "").rpartition(":")[0])
-        # Together, so that none ends before the others can hear of it.
+        # A barrier, so that no process ends before all are connected.
         from_first(lambda: b"")
 
 
 @contextmanager
 def _patience(arguments: Mapping[str, Any], limit_s: float, notice_s: float) -> Iterator[None]:
-    """Says every so often that the process waits, and ends it at the limit: the call in the block cannot be ended."""
+    """Prints a notice at intervals and ends the process at the limit: the call in the block cannot be interrupted."""
     over = threading.Event()
     where = f" at {arguments['coordinator_address']}" if arguments else ""
     who = f"process {arguments['process_id']} of {arguments['num_processes']}" if arguments else "this process"
@@ -123,12 +113,12 @@ def _patience(arguments: Mapping[str, Any], limit_s: float, notice_s: float) -> 
 
 
 def is_first() -> bool:
-    """Whether this is the process that prints and writes."""
+    """Returns whether this is the process that prints and writes."""
     return jax.process_index() == 0
 
 
 def from_first(make: Callable[[], bytes]) -> bytes:
-    """What ``make`` returns in the first process; the others do not call it. Every process must come here."""
+    """The result of ``make`` in the first process; the others do not call it. Every process must call this."""
     if jax.process_count() == 1:
         return make()
     data = make() if is_first() else b""
@@ -138,10 +128,10 @@ def from_first(make: Callable[[], bytes]) -> bytes:
 
 
 def check_same(facts: Mapping[str, str]) -> None:
-    """Refuses processes that would do different things.
+    """Refuses processes whose values differ.
 
     Args:
-        facts: by name, what must be the same in all of them.
+        facts: values that must be the same in all of them, by name.
 
     Raises:
         UserError: naming what differs and where.
@@ -161,36 +151,22 @@ def check_same(facts: Mapping[str, str]) -> None:
         )
 
 
-def finish() -> None:
-    """Tells the other processes that this one comes to its end as it should."""
-    _WATCH.finish()
-
-
-def give_up(code: int, error: str) -> None:
-    """Ends all processes of the run because this one cannot go on; returns only where it is the only one.
-
-    Without it the others would wait in their next exchange, and this one at its end for them.
-    """
-    if jax.distributed.is_initialized() and jax.process_count() > 1:
-        _WATCH.give_up(code, error)
-
-
 def wait_for_notice() -> None:
-    """After an error of the exchange between processes: time to learn that one of them ended, which explains it."""
+    """Waits after a failed exchange: the death of another process, which explains it, may be reported."""
     if jax.distributed.is_initialized() and jax.process_count() > 1:
         time.sleep(GOODBYE_S)
 
 
 def _end(code: int, error: str) -> NoReturn:
-    # Not sys.exit: other threads, and JAX's goodbye to processes that are gone, would keep this one waiting.
+    # Not sys.exit, which would wait for other threads and for JAX's shutdown of processes that are gone.
     print(f"error: {error}", file=sys.stderr, flush=True)
     os._exit(code)
 
 
 class _Watch:
-    """Connections between the first process and each other one: that an end of one is broken tells that it died.
+    """Connections between the first process and every other one; a broken connection means that its process died.
 
-    JAX notices it after up to 100 s, by missing heartbeats, and then ends a process with a stack trace of its own.
+    JAX notices this after up to 100 s, by missing heartbeats, and then ends the process with a stack trace.
     """
 
     def __init__(self) -> None:
@@ -200,7 +176,7 @@ class _Watch:
         self._lock = threading.Lock()
 
     def start(self, host: str) -> None:
-        """Connects this process; ``host`` is where the others reach the first one, "" if that is not known."""
+        """Connects this process; ``host`` is the address of the first one, "" if not known."""
         secret = from_first(lambda: os.urandom(32))
         if is_first():
             listener = Listener(("", 0), backlog=jax.process_count(), authkey=secret)
@@ -208,7 +184,7 @@ class _Watch:
             from_first(lambda: f"{host}:{listener.address[1]}".encode())
             accepting = threading.Thread(target=self._accept, args=(listener, jax.process_count()), daemon=True)
             accepting.start()
-            # Should one not reach us, it has said so; the run goes on without its connection.
+            # A process that cannot connect has printed a warning; the run continues without its connection.
             accepting.join(GOODBYE_S)
             return
         host, _, port = from_first(lambda: b"").decode().rpartition(":")
@@ -253,18 +229,20 @@ class _Watch:
                 continue  # the one that ended
 
     def finish(self) -> None:
-        """An empty message: what follows on the connection means nothing."""
+        """Tells the others, by an empty message, that this process ends normally."""
         with self._lock:
             self._done = True
             self._tell("")
 
-    def give_up(self, code: int, error: str) -> NoReturn:
-        """Tells the others the error and ends this process."""
+    def give_up(self, code: int, error: str) -> None:
+        """Ends all processes of the run because of an error in this one; returns only where it is the only one."""
+        if not jax.distributed.is_initialized() or jax.process_count() == 1:
+            return
         with self._lock:
             self._done = True
             self._tell(f"{_me()} stopped: {error}")
         if is_first():
-            # JAX ends the others with a stack trace once the first is gone; their connections end when they are.
+            # JAX ends the others with a stack trace once the first is gone, so it waits for them.
             for listener in self._listeners:
                 listener.join(GOODBYE_S)
         _end(code, error)
@@ -275,3 +253,4 @@ def _me() -> str:
 
 
 _WATCH = _Watch()
+finish, give_up = _WATCH.finish, _WATCH.give_up

@@ -43,7 +43,7 @@ DIMENSION_KEYS = {
 
 
 class ParallelConfig(Schema):
-    """How the work is spread over devices: the product of the axes is the number of devices."""
+    """Distribution of the work over devices: the product of the axes is the number of devices."""
 
     strategy: Literal["jit", "pmap"] = Field(
         "jit",
@@ -165,7 +165,7 @@ def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
 
 
 def batch_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
-    """How an array of a batch lies on the devices: rows over data and fsdp, tokens over sequence.
+    """The sharding of an array of a batch: rows over data and fsdp, tokens over sequence.
 
     Tokens are the last of two or more dimensions. Where their number does not divide (a short batch of examples, a list
     of masked places) they are not split; no number depends on it.

@@ -1,4 +1,4 @@
-"""The one train step on many devices: jitted over a mesh, or a copy of it on each device under pmap."""
+"""The training step on several devices: jitted over a mesh, or copied to each device by pmap."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,20 +12,16 @@ from jaxformer.models.partition import on_mesh
 from jaxformer.parallel.batch import put_batch
 from jaxformer.parallel.mesh import RULES, batch_sharding, replicated
 
-# What pmap calls the devices; a step that is to run under it sums over this name.
+# pmap's name of the devices; a step under pmap sums over it.
 AXIS_NAME = "data"
 
 # (state, batch, frozen) -> (state, metrics)
 Step = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
-def _with_request(step: Step) -> Callable[[Any, Any, Any, Any], tuple[Any, Any, Any]]:
-    """The step, and the largest of the requests that the processes brought: all learn of it in the same step."""
-
-    def together(state: Any, batch: Any, frozen: Any, requests: Any) -> tuple[Any, Any, Any]:
-        return *step(state, batch, frozen), jnp.max(requests)
-
-    return together
+def _with_request(step: Step, largest: Callable[[Any], Any]) -> Callable[[Any, Any, Any, Any], tuple[Any, Any, Any]]:
+    """The step, which also returns the largest request of all processes: all receive it in the same step."""
+    return lambda state, batch, frozen, requests: (*step(state, batch, frozen), largest(requests))
 
 
 class DeviceStep:
@@ -39,7 +35,7 @@ class DeviceStep:
         """Prepares the program; it is compiled for each shape of batch when that first comes.
 
         Args:
-            step: pure, ``(state, batch, frozen) -> (state, metrics)``; the state's memory is given up to the result.
+            step: pure, ``(state, batch, frozen) -> (state, metrics)``; the state's memory is reused for the result.
             abstract: the state's shapes with their shardings.
             mesh: the devices.
             strategy: ``jit`` or ``pmap``.
@@ -50,7 +46,9 @@ class DeviceStep:
         self.processes = len({device.process_index for device in mesh.devices.flat})
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         if strategy == "pmap":
-            mapped = _with_max_over_devices(step) if self.processes > 1 else step
+            mapped = step
+            if self.processes > 1:
+                mapped = _with_request(step, lambda request: jax.lax.pmax(request, AXIS_NAME))  # type: ignore[assignment]
             axes = (None, 0, None, 0) if self.processes > 1 else (None, 0, None)
             self.program: Any = jax.pmap(
                 mapped,
@@ -61,7 +59,7 @@ class DeviceStep:
                 devices=list(mesh.devices.flat),
             )
         else:
-            traced = on_mesh(_with_request(step) if self.processes > 1 else step, mesh, RULES)
+            traced = on_mesh(_with_request(step, jnp.max) if self.processes > 1 else step, mesh, RULES)
             one = replicated(mesh)
             out = (shardings, one, one) if self.processes > 1 else (shardings, one)
             self.program = jax.jit(traced, donate_argnums=0, out_shardings=out)
@@ -94,12 +92,12 @@ class DeviceStep:
         return self.program.lower(state, batch, frozen, *([request] if self.processes > 1 else []))
 
     def __call__(self, state: Any, batch: Any, request: int = 0, frozen: Any = None) -> tuple[Any, Any, Any]:
-        """New state, metrics, and the largest ``request`` of all processes (a device's value where there are several).
+        """New state, metrics, and the largest ``request`` of all processes (an array where there are several).
 
         Args:
-            state: as ``abstract`` says; it is used up.
+            state: laid out as ``abstract``; its memory is reused.
             batch: from ``put``.
-            request: what this process wants all to know, 0 for nothing.
+            request: this process's message to all, 0 for none.
             frozen: parameters that are not trained.
         """
         if self.processes == 1:
@@ -107,21 +105,12 @@ class DeviceStep:
         if self.strategy == "pmap":
             outputs = self.program(state, batch, frozen, np.full(len(self.mesh.local_devices), request, np.int32))
             return jax.tree.map(self._of_all_processes, outputs)
-        return self.program(state, batch, frozen, self._requests(request))
-
-    def _requests(self, request: int) -> jax.Array:
-        """``[devices]``, each process's request on its own devices."""
-        sharding = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
-        return jax.make_array_from_callback((self.mesh.size,), sharding, lambda _: np.array([request], np.int32))
+        # [devices], each process's request on its own devices.
+        spread = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
+        requests = jax.make_array_from_callback((self.mesh.size,), spread, lambda _: np.array([request], np.int32))
+        return self.program(state, batch, frozen, requests)
 
     def _of_all_processes(self, array: jax.Array) -> jax.Array:
-        """pmap returns an array of this process's devices; the same values are on all others', so it is one of all."""
+        """The array over all processes, from pmap's over the devices of this one; the values are the same on all."""
         parts = [shard.data for shard in array.addressable_shards]
         return jax.make_array_from_single_device_arrays(array.shape, replicated(self.mesh), parts)
-
-
-def _with_max_over_devices(step: Step) -> Callable[[Any, Any, Any, Any], tuple[Any, Any, Any]]:
-    def together(state: Any, batch: Any, frozen: Any, request: Any) -> tuple[Any, Any, Any]:
-        return *step(state, batch, frozen), jax.lax.pmax(request, AXIS_NAME)
-
-    return together

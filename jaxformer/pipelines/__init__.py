@@ -1,4 +1,4 @@
-"""Pipelines: a task, a model, and what ``transformers.pipeline`` returns for the same texts."""
+"""Pipelines: a task and a model, with the results of ``transformers.pipeline``."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def pipeline(
     local_files_only: bool = False,
     **options: Any,
 ) -> Pipeline:
-    """A function from texts to answers, with the inputs and results of ``transformers.pipeline``.
+    """A function from texts to results, with the inputs and results of ``transformers.pipeline``.
 
     Args:
         task: ``text-classification``, ``token-classification``, ...; default: what the model was trained for.
@@ -34,13 +34,13 @@ def pipeline(
             its parameters, or a model.
         tokenizer: default: the model's own.
         params: the parameters of a model given as such.
-        batch_size: rows that the model takes at once.
+        batch_size: rows of a batch.
         dtype: of parameters and computation, ``float32`` or ``bfloat16``; default: the run's, else float32.
         revision: branch, tag or commit on the Hub.
         token: access token of the Hub.
         cache_dir: where downloads are kept.
-        local_files_only: use what the cache has, ask nobody.
-        **options: of the task, such as ``top_k=3``; a call may lay others over them.
+        local_files_only: use the cache only, without network access.
+        **options: of the task, such as ``top_k=3``; the options of a call override them.
 
     Raises:
         UserError: there is no such task, model or option, or the model has no trained head for the task.

@@ -1,4 +1,4 @@
-"""What all pipelines share: what may be given, streaming over bounded windows, batches, one jitted function a head."""
+"""The base of all pipelines: parsing of options, streaming over bounded windows, batches, one jitted function."""
 
 import sys
 import threading
@@ -19,16 +19,12 @@ from jaxformer.pipelines.opened_model import Opened
 from jaxformer.pipelines.resumable import MissingColumnError
 from jaxformer.schema import Schema, UserError, nearest
 
-# A list of so many batches gets a progress bar.
+# Batches from which on a list gets a progress bar.
 LONG = 8
 
 
 class PipelineWarning(UserWarning):
     """Something of the inputs was not used."""
-
-
-class PipelineOptions(Schema):
-    """Options of a pipeline, as given to ``pipeline(...)`` and laid over by those of a call."""
 
 
 @partial(jax.jit, static_argnames=("function", "model"))
@@ -68,21 +64,21 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 class Pipeline(ABC):
-    """From texts to answers: tokens, batches of like length, the model, and what its numbers mean.
+    """From texts to results: tokenizes, batches rows of similar length, runs the model and interprets its output.
 
     Called with one input it returns one result; with a list (or a column of a dataset) a list; with a generator or
-    another iterator it is a generator, which holds no more than a window of inputs at a time.
+    another iterator it is a generator, which holds at most one window of inputs.
 
     Attributes:
         task: its name.
-        window_batches: inputs of a window, whose rows are sorted by length together, as a number of batches.
+        window_batches: batches of a window, whose rows are sorted by length together.
         given: the options given to ``pipeline(...)``.
         options: these and the defaults of all others.
         batch_size: rows of a batch.
     """
 
     task: str
-    Options: ClassVar[type[PipelineOptions]] = PipelineOptions
+    Options: ClassVar[type[Any]] = Schema
     per_token: ClassVar[bool] = False
     window_batches: ClassVar[int] = 32
 
@@ -91,7 +87,7 @@ class Pipeline(ABC):
             raise UserError(f"batch_size is {batch_size!r}, expected 1 or more")
         self.task, self.batch_size = task, batch_size
         self.name, self.model, self.params = opened.name, opened.model, opened.params
-        # Without the parameters, which may be laid out anew: they should not be in memory twice.
+        # Without the parameters: generation keeps a copy in another layout, and they must not be in memory twice.
         self.tokenizer, self.opened = opened.tokenizer, replace(opened, params=None)
         self._lock = threading.Lock()
         self._warned: set[str] = set()
@@ -112,7 +108,7 @@ class Pipeline(ABC):
 
     @property
     def longest(self) -> int:
-        """The tokens that the model reads of a row, special ones included."""
+        """Maximum number of tokens of a row, special ones included."""
         return int(min(self.tokenizer.model_max_length, self.model.config.max_length))
 
     @property
@@ -136,8 +132,6 @@ class Pipeline(ABC):
             expected = said if first["type"] == "value_error" else f"expected {said}"
             raise UserError(f"{self.task}: {where} is {first['input']!r:.80}, {expected}") from None
 
-    # What a task says: how an input becomes rows, what the model gives, what that means.
-
     @abstractmethod
     def encode(self, items: Sequence[Any], options: Any) -> list[list[Row]]:
         """The rows of each input.
@@ -153,7 +147,7 @@ class Pipeline(ABC):
     @staticmethod
     @abstractmethod
     def forward(model: Any, params: Any, batch: Mapping[str, jax.Array]) -> Any:
-        """A tree of arrays ``[B, ...]`` for a batch; it is compiled."""
+        """The model's output for a batch, a tree of arrays ``[B, ...]``; it is compiled."""
 
     def record(self, result: Any) -> dict[str, Any]:
         """The result as one JSON object: itself if it is one, a list under ``output``."""
@@ -170,8 +164,6 @@ class Pipeline(ABC):
             raise MissingColumnError(f"there is no column {column!r}, only {found}; --text-column names another")
         return record[column]
 
-    # Calling it.
-
     def __call__(self, inputs: Any, **options: Any) -> Any:
         """The result of one input, a list of results for a list, a generator of results for an iterator."""
         parsed = self._parse(options)
@@ -181,56 +173,44 @@ class Pipeline(ABC):
             raise UserError(f"{self.task} got {_shown(inputs)}, expected {self.takes}, or a list or generator of such")
         if not hasattr(inputs, "__len__"):
             return self._results(inputs, parsed)
-        return self.of_list(list(self._with_bar(inputs, parsed)))
+        results = self._results(inputs, parsed)
+        if len(inputs) >= LONG * self.batch_size and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import track
+
+            results = iter(track(results, self.task, len(inputs), console=Console(stderr=True), transient=True))
+        return self.of_list(list(results))
 
     takes: ClassVar[str] = "a text"
 
     def is_one(self, inputs: Any, options: Any) -> bool:
-        """Whether that is a single input, rather than many."""
+        """Returns whether this is a single input."""
         return isinstance(inputs, str | Mapping)
 
     def of_one(self, result: Any, inputs: Any, given: Mapping[str, Any]) -> Any:
-        """What a call with a single input returns."""
+        """The return value of a call with a single input."""
         return result
 
     def of_list(self, results: list[Any]) -> Any:
-        """What a call with a list returns."""
+        """The return value of a call with a list."""
         return results
 
     def _results(self, items: Iterable[Any], options: Any) -> Iterator[Any]:
-        for result in self.stream(items, options):
-            if isinstance(result, UserError):
-                raise result
-            yield result
-
-    def _with_bar(self, items: Any, options: Any) -> Iterator[Any]:
-        """The results, with a bar on a terminal if there are many."""
-        if len(items) < LONG * self.batch_size or not sys.stderr.isatty():
-            yield from self._results(items, options)
-            return
-        from rich.console import Console
-        from rich.progress import track
-
-        results = self._results(items, options)
-        yield from track(results, self.task, total=len(items), console=Console(stderr=True), transient=True)
+        """The results in the order of the inputs, of which one window is in memory at a time."""
+        source = iter(items)
+        while window := list(islice(source, self.window_size)):
+            for result in self.window(window, options):
+                if isinstance(result, UserError):
+                    raise result
+                yield result
 
     @property
     def window_size(self) -> int:
         """Inputs of a window."""
         return self.window_batches * self.batch_size
 
-    def stream(self, items: Iterable[Any], options: Any = None) -> Iterator[Any]:
-        """The results in the order of the inputs, of which a window is in memory at a time.
-
-        An input that is none of this task gives its ``UserError`` in place of a result.
-        """
-        options = self.options if options is None else options
-        source = iter(items)
-        while window := list(islice(source, self.window_size)):
-            yield from self.window(window, options)
-
     def window(self, items: Sequence[Any], options: Any) -> list[Any]:
-        """The results of some inputs, whose rows are sorted by length together."""
+        """The results of some inputs, whose rows are sorted by length together; a bad input gives its ``UserError``."""
         encoded = self._encode(items, options)
         good = [rows for rows in encoded if not isinstance(rows, UserError)]
         outputs = iter(self.run([row for rows in good for row in rows], options))
@@ -243,7 +223,7 @@ class Pipeline(ABC):
         return results
 
     def _encode(self, items: Sequence[Any], options: Any) -> list[list[Row] | UserError]:
-        """The rows of each input; where that fails, of each by itself, to know which it was."""
+        """The rows of each input; if that fails, encodes each by itself to find the bad one."""
         try:
             return list(self.encode(items, options))
         except UserError as error:
@@ -252,7 +232,7 @@ class Pipeline(ABC):
             return [rows for item in items for rows in self._encode([item], options)]
 
     def run(self, rows: Sequence[Row], options: Any) -> list[Any]:
-        """What the model gives for each row."""
+        """The model's output for each row."""
 
         def forward(batch: Arrays) -> Any:
             return run_model(type(self).forward, self.model, self.params, batch)
@@ -260,13 +240,8 @@ class Pipeline(ABC):
         side, pad_id = self.tokenizer.padding_side, self.tokenizer.pad_token_id or 0
         return run_rows(rows, forward, self.batch_size, self.longest, side, pad_id, self.per_token)
 
-    # For the tasks.
-
     def tokenize(self, texts: Sequence[Any], pairs: Sequence[str] | None = None, **options: Any) -> list[Row]:
-        """A row for each text, or several with ``return_overflowing_tokens``.
-
-        Each is about its ``Encoding`` and the number of its text.
-        """
+        """One row for each text, or several; ``about`` is its ``Encoding`` and the number of the text."""
         try:
             # The library keeps truncation as a setting of the tokenizer, which calls of other threads would change.
             with self._lock:
@@ -292,7 +267,7 @@ class Pipeline(ABC):
         max_length: int | None,
         longest: int | None = None,
     ) -> list[Row]:
-        """One row a text, cut to ``max_length`` or else to ``longest``, by default what the model reads; that is said.
+        """One row for each text, truncated to ``max_length``, or with a warning to ``longest`` (default: the model's).
 
         Raises:
             UserError: a text is too long and ``truncation`` is false.
@@ -307,13 +282,11 @@ class Pipeline(ABC):
             raise UserError(
                 f"{self.task}: a text has {length} tokens, expected at most {limit}; shorten it or set truncation=True"
             )
-        # Cut on purpose if a length was given.
         if max_length is None:
             self.say_once(
                 "truncated",
-                f"{self.task}: a text has {length} tokens and the model reads {limit}: what is behind is left out "
-                "(of a pair, of the longer text). This is said once; max_length= cuts without a word, "
-                "truncation=False refuses such texts.",
+                f"{self.task}: a text of {length} tokens was truncated to {limit} (of a pair, the longer text). This "
+                "is said once; max_length= truncates without a warning, truncation=False refuses such texts.",
             )
         cut = self.tokenize(
             [texts[number] for number in long],

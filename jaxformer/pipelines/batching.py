@@ -1,6 +1,6 @@
-"""Rows of tokens in batches: of like length, padded to few shapes, their outputs in the order of the rows."""
+"""Batches of rows of similar length, padded to few shapes, with outputs in the order of the rows."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +16,9 @@ class Row:
     """One input of a model.
 
     Attributes:
-        inputs: lists of one entry a token: ``input_ids``, and ``token_type_ids`` where the model reads them.
-        places: tokens that the model's output is wanted for, empty for all.
-        about: what the result needs to know of the row.
+        inputs: lists with one entry for each token: ``input_ids``, and ``token_type_ids`` where the model reads them.
+        places: positions at which the output is wanted; empty for all.
+        about: data that the result needs, such as the tokenizer's ``Encoding``.
     """
 
     inputs: dict[str, list[int]]
@@ -30,10 +30,10 @@ class Row:
 
 
 def bucket(size: int, most: int, least: int = SHORTEST) -> int:
-    """The next of 8, 12, 16, 24, 32, 48 ... at which ``size`` fits, at most ``most``.
+    """The next of 8, 12, 16, 24, 32, 48 ... that ``size`` fits in, at most ``most``.
 
-    Every shape is a program to compile, and every token of padding is work: two shapes for each doubling keep padding
-    below a third and a model of 512 tokens at 13 programs.
+    Every shape is compiled once, and every token of padding costs time: two shapes for each doubling keep padding
+    below a third, with 13 programs for a model of 512 tokens.
 
     >>> [bucket(size, 512) for size in (3, 9, 17, 100, 500)]
     [8, 12, 24, 128, 512]
@@ -50,10 +50,9 @@ def bucket(size: int, most: int, least: int = SHORTEST) -> int:
 
 
 def in_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """The numbers of the rows, the longest first, ``batch_size`` in a batch but for one, which may have fewer.
+    """The numbers of the rows in batches of ``batch_size``, the longest first; one batch may have fewer.
 
-    Neighbours in the order of length share a batch, and the batch that is not full stands where it saves most: no other
-    way to make as few batches pads less.
+    Rows are sorted by length, and the incomplete batch is placed where it saves most padding.
 
     >>> in_batches([3, 9, 2, 8, 7], 2)
     [[1], [3, 4], [0, 2]]
@@ -64,7 +63,6 @@ def in_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
         return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
     def padded(place: int) -> int:
-        """Tokens of all batches with the small one at this place."""
         starts = [*range(0, place, batch_size), *range(place + rest, len(order), batch_size)]
         return lengths[order[place]] * rest + sum(lengths[order[start]] * batch_size for start in starts)
 
@@ -74,14 +72,14 @@ def in_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
 
 
 def place_of(row: Row, length: int, side: str) -> slice:
-    """Where a row's own tokens are in a padded row of this length."""
+    """The positions of a row's own tokens in a padded row of this length."""
     return slice(length - len(row), length) if side == "left" else slice(0, len(row))
 
 
 def collate(rows: Sequence[Row], batch_size: int, longest: int, side: str, pad_id: int) -> Arrays:
-    """The rows as arrays ``[B, T]`` of one of few shapes, with ``attention_mask``, and the places they have.
+    """The rows as arrays ``[B, T]`` with ``attention_mask``, and with ``masked_positions [B, M]`` if they have places.
 
-    The places are ``masked_positions [B, M]``. Rows that are missing to a full batch are padding but for one token.
+    ``B`` and ``T`` are rounded up by ``bucket``; added rows attend to one token of padding.
     """
     B = bucket(len(rows), batch_size, 1)
     T = bucket(max(map(len, rows)), longest)
@@ -123,26 +121,21 @@ def run_rows(
             ``[B, M, ...]``.
     """
     outputs: list[Any] = [None] * len(rows)
-    for numbers, batch, found in _ahead(rows, forward, batch_size, longest, side, pad_id):
-        length = batch["input_ids"].shape[1]
+
+    def read(numbers: list[int], length: int, found: Any) -> None:
         arrays = jax.tree.map(np.asarray, found)
         for index, number in enumerate(numbers):
             row = rows[number]
             kept = place_of(row, length, side) if not row.places else slice(0, len(row.places))
             outputs[number] = jax.tree.map(lambda x, i=index, k=kept: x[i][k] if per_token else x[i], arrays)
-    return outputs
 
-
-def _ahead(
-    rows: Sequence[Row], forward: Callable[[Arrays], Any], batch_size: int, longest: int, side: str, pad_id: int
-) -> Iterator[tuple[list[int], Arrays, Any]]:
-    """Batches with their outputs, one batch ahead: the device works on it while the last one's outputs are read."""
-    before: tuple[list[int], Arrays, Any] | None = None
+    running: list[tuple[list[int], int, Any]] = []
     for numbers in in_batches([len(row) for row in rows], batch_size):
         batch = collate([rows[number] for number in numbers], batch_size, longest, side, pad_id)
-        started = (numbers, batch, forward(batch))
-        if before is not None:
-            yield before
-        before = started
-    if before is not None:
-        yield before
+        running.append((numbers, batch["input_ids"].shape[1], forward(batch)))
+        # The device runs this batch while the outputs of the one before are read.
+        if len(running) > 1:
+            read(*running.pop(0))
+    for last in running:
+        read(*last)
+    return outputs

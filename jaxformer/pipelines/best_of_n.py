@@ -1,4 +1,4 @@
-"""From a file of prompts to a file of the best of ``n`` answers each, which ``task.type: instruction`` trains on."""
+"""Best-of-n: the best of ``n`` answers to each prompt of a file, as training data for ``task.type: instruction``."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -54,7 +54,7 @@ class Settings:
         others: also write the texts that did not win.
         keep_truncated: texts that did not end may win.
         validation_fraction: leave out the rows that a run with this ``data.validation_fraction`` holds out.
-        batch_size: texts generated at once.
+        batch_size: texts in a batch.
         options: of ``generate``.
     """
 
@@ -148,30 +148,26 @@ class BestOfN:
             wanted = "prompt" if name is None else f"column {name!r}"
             found = ", ".join(map(str, record)) or "none"
             raise MissingColumnError(f"there is no {wanted}, only the columns {found}; --prompt-column names another")
-        # Named as the readers of training data name rows, so that the same rows are held out.
+        # The name of the row in training data, so that the same rows are held out.
         row = Row(record, f"{file.name}:{line.row}", f"{file}, line {line.number}")
+        if in_validation(row.name, self.settings.validation_fraction):
+            raise UserError("it is held out for validation (--validation-fraction)")
         try:
             said = self._reader.read(record if name is None else {"prompt": record[name]})
-            return self._prompt(line.number, row, said)
+            if isinstance(said, str):
+                text, ids = said, self.encoder.prompts([said])[0]
+            elif self.encoder.writer is None:
+                raise UserError("it is a dialogue, and the model's tokenizer has no chat template to write it")
+            else:
+                text, ids = self.encoder.writer.prompt(said), self.encoder.chat_prompt(said)
         except BadRow as reason:
             raise UserError(str(reason)) from None
-
-    def _prompt(self, line: int, row: Row, said: str | list[Message]) -> Prompt:
-        if in_validation(row.name, self.settings.validation_fraction):
-            raise BadRow("it is held out for validation (--validation-fraction)")
-        if isinstance(said, str):
-            text, ids = said, self.encoder.prompts([said])[0]
-        else:
-            if self.encoder.writer is None:
-                raise BadRow("it is a dialogue, and the model's tokenizer has no chat template to write it")
-            ids = self.encoder.chat_prompt(said)
-            text = self.encoder.writer.prompt(said)
         if not 0 < len(ids) <= self.longest:
-            raise BadRow(
-                f"the prompt has {len(ids)} tokens, expected at most the {max(self.longest, 0)} that "
-                f"max_new_tokens={self.config.max_new_tokens} leaves of what is read"
+            raise UserError(
+                f"the prompt has {len(ids)} tokens, expected 1 to {max(self.longest, 0)}, which leaves room for "
+                f"max_new_tokens={self.config.max_new_tokens}"
             )
-        return Prompt(line, row, said, text, ids)
+        return Prompt(line.number, row, said, text, ids)
 
     def answer(self, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
         """The record for each prompt."""

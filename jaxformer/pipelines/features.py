@@ -7,14 +7,14 @@ import jax
 import numpy as np
 from pydantic import Field
 
-from jaxformer.pipelines.base_pipeline import Pipeline, PipelineOptions, apply, require_text
+from jaxformer.pipelines.base_pipeline import Pipeline, apply, require_text
 from jaxformer.pipelines.batching import Row
-from jaxformer.schema import UserError
+from jaxformer.schema import Schema, UserError
 
 Pooling = Literal["mean", "first", "last"]
 
 
-class FeatureOptions(PipelineOptions):
+class FeatureOptions(Schema):
     """Options of feature extraction."""
 
     pooling: Pooling | None = Field(None, description="one vector a text: the mean of its states, the first, the last")
@@ -42,7 +42,7 @@ class FeatureExtraction(Pipeline):
     Special tokens are among the states, padding is not.
     """
 
-    Options: ClassVar[type[PipelineOptions]] = FeatureOptions
+    Options: ClassVar[type[Any]] = FeatureOptions
     per_token = True
 
     def encode(self, items: Sequence[Any], options: Any) -> list[list[Row]]:
@@ -70,7 +70,7 @@ class FeatureExtraction(Pipeline):
         return states if options.return_tensors else states.tolist()
 
 
-class SimilarityOptions(PipelineOptions):
+class SimilarityOptions(Schema):
     """Options of sentence similarity."""
 
     pooling: Pooling | None = Field(
@@ -88,12 +88,12 @@ class SentenceSimilarity(Pipeline):
     model's ``1_Pooling/config.json`` says; of an encoder-decoder the encoder's states are used.
     """
 
-    Options: ClassVar[type[PipelineOptions]] = SimilarityOptions
+    Options: ClassVar[type[Any]] = SimilarityOptions
     per_token = True
     takes = "{'source_sentence': ..., 'sentences': [...]}"
 
     def __call__(self, inputs: Any, sentences: Any = None, **options: Any) -> Any:
-        """As of every pipeline; the sentences to compare with may be given by place."""
+        """The cosines of one input or of many; the sentences may be the second argument."""
         if sentences is None:
             return super().__call__(inputs, **options)
         if isinstance(inputs, str):
@@ -104,20 +104,17 @@ class SentenceSimilarity(Pipeline):
         return [[float(a @ b) for b in second] for a in first]
 
     def _vectors(self, texts: Sequence[str], options: Any) -> list[np.ndarray]:
-        found = []
-        size = self.window_size
-        for start in range(0, len(texts), size):
-            some = [require_text(text, "a sentence") for text in texts[start : start + size]]
-            found += [
-                unit(pooled(states, self.pooling(options))) for states in self.run(self._rows(some, options), options)
-            ]
+        found, pooling = [], self.pooling(options)
+        for start in range(0, len(texts), self.window_size):
+            some = [require_text(text, "a sentence") for text in texts[start : start + self.window_size]]
+            found += [unit(pooled(states, pooling)) for states in self.run(self._rows(some, options), options)]
         return found
 
     def pooling(self, options: Any) -> str:
-        """How states become a vector.
+        """The pooling of states into a vector.
 
         Raises:
-            UserError: in a way that is not done here.
+            UserError: the model's own pooling is not supported.
         """
         name = options.pooling or self.opened.pooling or "mean"
         if name not in ("mean", "first", "last"):
@@ -155,7 +152,7 @@ class SentenceSimilarity(Pipeline):
 
 
 def _sentences(item: Any) -> list[str]:
-    """The sentence, and behind it those it is compared with."""
+    """The sentence, followed by those it is compared with."""
     if isinstance(item, Mapping) and isinstance(item.get("inputs"), Mapping):
         item = item["inputs"]
     if not isinstance(item, Mapping) or not {"source_sentence", "sentences"} <= item.keys():

@@ -8,12 +8,12 @@ import numpy as np
 from pydantic import Field
 
 from jaxformer import functional as F
-from jaxformer.pipelines.base_pipeline import Pipeline, PipelineOptions, require_text
+from jaxformer.pipelines.base_pipeline import Pipeline, require_text
 from jaxformer.pipelines.batching import Row
-from jaxformer.schema import UserError
+from jaxformer.schema import Schema, UserError
 
 
-class Options(PipelineOptions):
+class Options(Schema):
     """Options of fill-mask."""
 
     top_k: int = Field(5, ge=1, description="tokens to return for each mask")
@@ -28,7 +28,7 @@ class FillMask(Pipeline):
     gives, as in ``transformers``.
     """
 
-    Options: ClassVar[type[PipelineOptions]] = Options
+    Options: ClassVar[type[Any]] = Options
     per_token = True
 
     def prepare(self) -> None:
@@ -60,7 +60,7 @@ class FillMask(Pipeline):
         found = []
         for place, scores in zip(row.places, outputs[0], strict=True):
             numbers = np.arange(len(scores)) if targets is None else targets
-            # Padding of the table, which no text can hold, is no answer.
+            # Not the padding of the embedding table.
             numbers = numbers[numbers < len(self.tokenizer)]
             best = numbers[np.argsort(-scores[numbers], kind="stable")[: options.top_k]]
             found.append([self._filled(row, place, int(token), float(scores[token])) for token in best])
@@ -69,12 +69,12 @@ class FillMask(Pipeline):
     def _filled(self, row: Row, place: int, token: int, score: float) -> dict[str, Any]:
         ids = list(row.inputs["input_ids"])
         ids[place] = token
-        # With several masks the others must stay to be seen.
+        # The other masks stay visible.
         text = self.tokenizer.decode(ids, skip_special_tokens=len(row.places) == 1)
         return {"score": score, "token": token, "token_str": self.tokenizer.decode([token]), "sequence": text}
 
     def _targets(self, targets: str | list[str]) -> np.ndarray:
-        """The numbers of the tokens to choose among; of a target that is none, its first token, which is said."""
+        """The ids of the target tokens; of a target that is not a token, its first token, with a warning."""
         numbers = []
         for target in [targets] if isinstance(targets, str) else targets:
             number = self.tokenizer.get_vocab().get(target)
@@ -84,12 +84,12 @@ class FillMask(Pipeline):
                     raise UserError(f"the target {target!r} has no token, expected a word of the vocabulary")
                 number = ids[0]
                 token = self.tokenizer.convert_ids_to_tokens(number)
-                self.say_once(target, f"the target {target!r} is no token, taken for it is its first one, {token!r}")
+                self.say_once(target, f"the target {target!r} is not a token; its first token {token!r} is used")
             numbers.append(number)
         if not numbers:
             raise UserError("targets is empty, expected at least one token")
         return np.unique(numbers)
 
     def of_list(self, results: list[Any]) -> Any:
-        """The results; a list of one is taken for its only text."""
+        """The results; of a list of one, the only result."""
         return results[0] if len(results) == 1 else results

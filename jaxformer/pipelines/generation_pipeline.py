@@ -1,4 +1,4 @@
-"""What the pipelines share that write text: options, defaults, batches of prompts."""
+"""The base of the pipelines that generate text: options, defaults, batches of prompts."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -16,48 +16,43 @@ NEW_TOKENS = 256
 
 
 class GenerationOptions(GenerationConfig):
-    """Options of a pipeline that writes: those of ``generate``, and some of its own."""
+    """Options of a pipeline that generates text: those of ``generate`` and its own."""
 
-    max_new_tokens: int = Field(NEW_TOKENS, ge=0, description="most tokens to write; if not given, what fits")
+    max_new_tokens: int = Field(NEW_TOKENS, ge=0, description="most new tokens; default: as many as fit")
     max_length: int | None = Field(
-        None, ge=1, description="in place of max_new_tokens: with the prompt, or start token"
+        None, ge=1, description="in place of max_new_tokens: length with the prompt or start token"
     )
-    seed: int = Field(0, ge=0, description="of the draws; a text depends on its prompt and the seed alone")
+    seed: int = Field(0, ge=0, description="random seed; a text depends on its prompt and the seed only")
     weights: Literal["float32", "bfloat16", "int8"] | None = Field(
-        None, description="of the pipeline: what its weights are kept as"
+        None, description="type in which the weights are stored; an option of the pipeline, not of a call"
     )
     cache_dtype: Literal["float32", "bfloat16", "int8"] | None = Field(
-        None, description="what keys and values are kept as"
+        None, description="type in which keys and values are cached"
     )
 
 
 class GenerationPipeline(Pipeline):
-    """Base of the pipelines that write."""
+    """Base of the pipelines that generate text."""
 
     Options: ClassVar[type[Any]] = GenerationOptions
-    # A window takes long: what was written is out sooner.
+    # Generation is slow: a small window returns results sooner.
     window_batches = 4
     own_defaults: ClassVar[Mapping[str, Any]] = {}
 
     def prepare(self) -> None:
-        """Lays the parameters out as decoding reads them, once."""
+        """Converts the parameters to the layout of decoding, once."""
         self.params = prepare(self.model, self.params, self.given.get("weights"))
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """The task's own, over these ``generation_config.json``'s, over these ``config.json``'s for the task."""
-        # How much is written unless asked for is a number that ``room`` may lower.
-        said = {**self.own_defaults, **self.opened.generation, **self.specific}
-        return {name: value for name, value in said.items() if name != "max_new_tokens"}
-
-    @property
-    def specific(self) -> dict[str, Any]:
-        """What ``config.json`` says of this task (``task_specific_params``), as options."""
-        said = self.task_params
-        known = {key: value for key, value in said.items() if key in self.Options.model_fields and value is not None}
-        if said.get("min_length") and "min_new_tokens" not in known:
-            known["min_new_tokens"] = max(int(said["min_length"]) - 1, 0)
-        return known
+        """The task's defaults, overridden by ``generation_config.json`` and by ``task_specific_params``."""
+        given = self.task_params
+        known = {key: value for key, value in given.items() if key in self.Options.model_fields and value is not None}
+        if given.get("min_length") and "min_new_tokens" not in known:
+            known["min_new_tokens"] = max(int(given["min_length"]) - 1, 0)
+        found = {**self.own_defaults, **self.opened.generation, **known}
+        # ``room`` may lower the default of max_new_tokens.
+        return {name: value for name, value in found.items() if name != "max_new_tokens"}
 
     @property
     def task_params(self) -> Mapping[str, Any]:
@@ -71,7 +66,7 @@ class GenerationPipeline(Pipeline):
             raise UserError(
                 "weights were given in a call, expected them where the pipeline is made: pipeline(weights=)"
             )
-        # What was not asked for must not stand against what was.
+        # Defaults must not conflict with the options given.
         eased: dict[str, Any] = {}
         if given.get("do_sample") and "num_beams" not in given:
             eased["num_beams"] = 1
@@ -85,7 +80,7 @@ class GenerationPipeline(Pipeline):
         return super()._parse({**options, **eased})
 
     def room(self, row: Row, options: Any) -> int:
-        """The most tokens to write behind a row.
+        """Maximum number of tokens to generate after a row.
 
         Raises:
             UserError: there is no room for what was asked.
@@ -109,14 +104,14 @@ class GenerationPipeline(Pipeline):
 
     @property
     def encoder_decoder(self) -> bool:
-        """Whether what is written does not stand behind the prompt."""
+        """Whether the generated tokens do not follow the prompt in one sequence."""
         return bool(self.model.config.architecture == "encoder_decoder")
 
     def run(self, rows: Sequence[Row], options: Any) -> list[Any]:
         """For each row the token ids of its texts."""
         found: list[Any] = [None] * len(rows)
         for numbers in in_batches([len(row) for row in rows], self.batch_size):
-            # The number of new tokens is one for a batch.
+            # A batch has one number of new tokens.
             rooms: dict[int, list[int]] = {}
             for number in numbers:
                 rooms.setdefault(self.room(rows[number], options), []).append(number)
@@ -126,7 +121,7 @@ class GenerationPipeline(Pipeline):
         return found
 
     def pieces(self, item: Any, **options: Any) -> Iterator[Piece]:
-        """One input's text while it is written; the tokens are those of a call.
+        """Streams the text of one input; the tokens are those of a call.
 
         Args:
             item: an input.
@@ -148,7 +143,7 @@ class GenerationPipeline(Pipeline):
         )
 
     def config(self, room: int, options: Any) -> GenerationConfig:
-        """The options of ``generate`` for rows that have room for so many tokens."""
+        """The options of ``generate`` for rows with room for that many tokens."""
         names = GenerationConfig.model_fields
         chosen = {name: getattr(options, name) for name in names} | {"max_new_tokens": room, **self.forced(options)}
         chosen["min_new_tokens"] = min(chosen["min_new_tokens"], room)
@@ -157,7 +152,7 @@ class GenerationPipeline(Pipeline):
         return GenerationConfig(**chosen)
 
     def _write(self, rows: list[Row], room: int, options: Any) -> list[list[list[int]]]:
-        # Rows that are missing to a batch of few sizes: one that ends when another does.
+        # Pads the batch to few sizes with copies of a row, which end when it does.
         filled = [*rows, *[rows[0]] * (bucket(len(rows), self.batch_size, 1) - len(rows))]
         length = max(map(len, filled))
         ids = [[0] * (length - len(row)) + row.inputs["input_ids"] for row in filled]

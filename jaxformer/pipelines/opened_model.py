@@ -1,4 +1,4 @@
-"""Opening whatever a user names as a model: a run's folder, a folder in the Hugging Face format, a name on the Hub."""
+"""Opens a model from a run's folder, a folder in the Hugging Face format, or a name on the Hub."""
 
 import difflib
 from collections.abc import Mapping
@@ -65,20 +65,10 @@ def open_model(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Opened:
-    """The model, its parameters and its tokenizer.
+    """The model ``name`` with its parameters and its tokenizer; the arguments are those of ``pipeline``.
 
-    Args:
-        name: the output folder of a run, a folder in the Hugging Face format, ``owner/name`` on the Hub, a model, or a
-            pair of a model and its parameters.
-        kind: the kind of model wanted (``sequence_classification``, ``causal_lm``, ... as in ``jaxformer.hub.kinds``);
-            ``body`` takes the body of any model. Default: the kind it is.
-        params: the parameters of a model given as such.
-        tokenizer: a tokenizer, or what to open it from; default: the model's own.
-        dtype: of parameters and computation, ``float32`` or ``bfloat16``; default: the run's, else float32.
-        revision: branch, tag or commit on the Hub.
-        token: access token of the Hub.
-        cache_dir: where downloads are kept.
-        local_files_only: use what the cache has, ask nobody.
+    ``kind`` is the kind of model wanted, as in ``jaxformer.hub.kinds`` (``causal_lm``, ...);
+    ``body`` takes the body of any model. Default: the model's own kind.
 
     Raises:
         UserError: there is no such model, it has no trained head of that kind, or no tokenizer.
@@ -93,14 +83,22 @@ def open_model(
         if Path(name).expanduser().is_dir() and not (Path(name).expanduser() / "config.json").exists():
             opened = _run(Path(name).expanduser(), kind)
         else:
-            repository = Repository(_checked(str(name)), revision, token, cache_dir, local_files_only)
+            _refuse_missing_folder(str(name))
+            repository = Repository(str(name), revision, token, cache_dir, local_files_only)
             opened = _hub(repository, kind, tokenizer is None, dtype)
     else:
         raise UserError(
             f"model is a {type(name).__name__}, expected a folder, a name on the Hub, or a model with its parameters"
         )
+    if isinstance(tokenizer, str | Path):
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     if tokenizer is not None:
-        opened = replace(opened, tokenizer=_tokenizer(tokenizer))
+        if not hasattr(tokenizer, "convert_ids_to_tokens"):
+            raise UserError(
+                f"tokenizer is a {type(tokenizer).__name__}, expected one of jaxformer.AutoTokenizer.from_pretrained, "
+                "or the name or folder to open it from"
+            )
+        opened = replace(opened, tokenizer=tokenizer)
     if dtype is not None and opened.model.config.dtype != dtype:
         config = opened.model.config.model_copy(update={"dtype": dtype})
         opened = replace(opened, model=opened.model.clone(config=config))
@@ -109,35 +107,19 @@ def open_model(
     return replace(opened, params=jax.tree.map(lambda x: jax.device_put(cast(x)), opened.params))
 
 
-def _checked(name: str) -> str:
-    """The name, if it may be one on the Hub or is a folder that exists.
-
-    Raises:
-        UserError: it is plainly a path, and nothing is there.
-    """
+def _refuse_missing_folder(name: str) -> None:
+    """Refuses a name that can only be a path and does not exist."""
     path = Path(name).expanduser()
     if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         folder = next((parent for parent in path.absolute().parents if parent.is_dir()), Path("/"))
         near = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=3)
         hint = f"near names in {folder}: {', '.join(near)}" if near else "check the path"
         raise UserError(f"no such folder: {name}, expected a run's folder or one in the Hugging Face format; {hint}")
-    return name
-
-
-def _tokenizer(tokenizer: Any) -> PreTrainedTokenizer:
-    if isinstance(tokenizer, str | Path):
-        return AutoTokenizer.from_pretrained(tokenizer)
-    if not hasattr(tokenizer, "convert_ids_to_tokens"):
-        raise UserError(
-            f"tokenizer is a {type(tokenizer).__name__}, expected one of jaxformer.AutoTokenizer.from_pretrained, or "
-            "what to open it from"
-        )
-    return tokenizer
 
 
 def _refuse(name: str, found: str, wanted: str, why: str) -> UserError:
     """The error for a model without the head that is wanted."""
-    able = ", ".join(tasks_of(found)) or "none of the tasks here"
+    able = ", ".join(tasks_of(found)) or "no task"
     for_what = " or ".join(tasks_of(wanted)[:2]) if wanted != "body" else "it"
     return UserError(
         f"{name} has no trained head {wanted}: {why}; expected a model trained for {for_what}; this one can do: {able}"
@@ -145,7 +127,7 @@ def _refuse(name: str, found: str, wanted: str, why: str) -> UserError:
 
 
 def use_of(kind: str, family: str) -> str:
-    """What a model of this kind is used as: one with BERT's two heads as its first, a discriminator as a body."""
+    """The kind that a pre-trained model is used as: BERT as its first head, a discriminator as a body."""
     if kind != "pre_training":
         return kind
     return "body" if family == "electra" else "masked_lm"
@@ -178,7 +160,7 @@ def _given(model: nn.Module, params: Any, tokenizer: Any, kind: str | None) -> O
 
 
 def _run(folder: Path, kind: str | None) -> Opened:
-    # Only those who open a run wait for what trains one.
+    # Imported here: slow, and only needed for a run.
     from jaxformer.training.export import load_run
     from jaxformer.training.sources import CHECKPOINTS, CONFIG_FILE
 
@@ -194,33 +176,31 @@ def _run(folder: Path, kind: str | None) -> Opened:
     return Opened(str(folder), model, params, trained.tokenizer, trained.problem_type)
 
 
-def checkpoint_kind(hf: Any, heads: Any) -> str:
-    """The kind of model that the ``architectures`` of a ``config.json`` name; ``body`` if they name none."""
-    named = hf.get("architectures") or []
-    return next((kind for kind, head in heads.items() if kind != "body" and head.architecture in named), "body")
-
-
 def _hub(repository: Repository, kind: str | None, with_tokenizer: bool, dtype: str | None) -> Opened:
     described = read_config(repository)
     heads = get_family(described.config.type).hub.heads
-    found = use_of(checkpoint_kind(described.hf, heads), described.config.type)
+    named = described.hf.get("architectures") or []
+    kinds = (name for name, head in heads.items() if name != "body" and head.architecture in named)
+    found = use_of(next(kinds, "body"), described.config.type)
     wanted = found if kind is None else kind
-    # Heads of two kinds may have parameters of one name: what it was trained for counts.
+    # Not by the parameters: heads of two kinds may have the same names.
     if found not in (wanted, "body") and wanted != "body":
         raise _refuse(repository.name, found, wanted, f"its head is {found}")
     if wanted not in heads:
         raise _refuse(repository.name, found, wanted, f"{described.config.type} models have none")
-    tokenizer = AutoTokenizer.from_pretrained(**vars_of(repository)) if with_tokenizer else None
+    tokenizer = None
+    if with_tokenizer:
+        r = repository
+        options: dict[str, Any] = {"revision": r.revision, "token": r.token, "cache_dir": r.cache_dir}
+        tokenizer = AutoTokenizer.from_pretrained(r.name, local_files_only=r.local_files_only, **options)
     model, _, loaded, hf = read_checkpoint(repository, wanted, dtype=dtype or "float32")
-    if wanted == "body":
-        params = unflatten_dict(loaded.params, sep="/")
+    params, sentences = unflatten_dict(loaded.params, sep="/"), wanted == "body"
+    if sentences:
         model = Body(model.config)
-        params.pop("pooler", None)  # trained for pairs of sentences, and no part of the states
+        params.pop("pooler", None)  # trained for pairs of sentences, not a part of the states
     elif loaded.missing:
         raise _refuse(repository.name, found, wanted, f"the checkpoint has no {', '.join(loaded.missing)}")
-    else:
-        params = unflatten_dict(loaded.params, sep="/")
-    sentences = wanted == "body"
+    generation = repository.find(GENERATION_FILE) if wanted in ("causal_lm", "seq2seq_lm") else None
     return Opened(
         repository.name,
         model,
@@ -229,30 +209,13 @@ def _hub(repository: Repository, kind: str | None, with_tokenizer: bool, dtype: 
         hf.get("problem_type"),
         _pooling(repository) if sentences else None,
         (repository.find_json(SENTENCE_FILE) or {}).get("max_seq_length") if sentences else None,
-        _generation(repository) if wanted in ("causal_lm", "seq2seq_lm") else {},
+        {} if generation is None else read_generation_config(generation.parent),
         hf,
     )
 
 
-def _generation(repository: Repository) -> dict[str, Any]:
-    """What ``generation_config.json`` says, if there is one."""
-    path = repository.find(GENERATION_FILE)
-    return {} if path is None else read_generation_config(path.parent)
-
-
-def vars_of(repository: Repository) -> dict[str, Any]:
-    """The arguments of ``AutoTokenizer.from_pretrained`` for the files of a repository."""
-    return {
-        "name_or_path": repository.name,
-        "revision": repository.revision,
-        "token": repository.token,
-        "cache_dir": repository.cache_dir,
-        "local_files_only": repository.local_files_only,
-    }
-
-
 def _pooling(repository: Repository) -> str | None:
-    """How a sentence encoder's states become one vector, where it says so; in its own words if not known here."""
+    """The pooling of a sentence encoder, None if not given; under its own name if not supported."""
     said = repository.find_json(POOLING_FILE)
     if said is None:
         return None

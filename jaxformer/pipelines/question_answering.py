@@ -1,4 +1,4 @@
-"""Question answering: where the answer to a question stands in a text."""
+"""Question answering: the span of a text that answers a question."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -7,14 +7,14 @@ import jax
 import numpy as np
 from pydantic import Field
 
-from jaxformer.pipelines.base_pipeline import Pipeline, PipelineOptions, apply, require_text, softmax
+from jaxformer.pipelines.base_pipeline import Pipeline, apply, require_text, softmax
 from jaxformer.pipelines.batching import Row
-from jaxformer.schema import UserError
+from jaxformer.schema import Schema, UserError
 
 LONGEST_WINDOW, LARGEST_STRIDE = 384, 128
 
 
-class Options(PipelineOptions):
+class Options(Schema):
     """Options of question answering."""
 
     top_k: int = Field(1, ge=1, description="answers to return")
@@ -35,38 +35,33 @@ class QuestionAnswering(Pipeline):
     with the same characters the best is kept. A list of one question gives what that question gives.
     """
 
-    Options: ClassVar[type[PipelineOptions]] = Options
+    Options: ClassVar[type[Any]] = Options
     per_token = True
     takes = "{'question': ..., 'context': ...}"
 
     def __call__(self, inputs: Any = None, *, question: Any = None, context: Any = None, **options: Any) -> Any:
-        """As of every pipeline; or ``question=`` and ``context=``, of which several questions may share one context."""
+        """Takes dictionaries, or ``question=`` and ``context=``; several questions may share one context."""
         if inputs is not None:
             return super().__call__(inputs, **options)
         if isinstance(question, str):
             return super().__call__({"question": question, "context": context}, **options)
         if not isinstance(question, list | tuple):
             raise UserError(f"question-answering got no question, expected {self.takes}, or question= and context=")
-        contexts = [context] * len(question) if isinstance(context, str) else context
-        if not isinstance(contexts, list | tuple) or len(contexts) != len(question):
-            got = len(contexts) if isinstance(contexts, list | tuple) else "no list of"
+        contexts = [context] * len(question) if isinstance(context, str) else context or []
+        if len(contexts) != len(question):
             raise UserError(
-                f"there are {len(question)} questions and {got} contexts, expected one each, or one context"
+                f"got {len(question)} questions and {len(contexts)} contexts, expected one for each, or one for all"
             )
         pairs = [{"question": q, "context": c} for q, c in zip(question, contexts, strict=True)]
         return super().__call__(pairs, **options)
 
-    def is_one(self, inputs: Any, options: Any) -> bool:
-        """One dictionary; a lone text is refused by ``encode``."""
-        return isinstance(inputs, str | Mapping)
-
     def of_list(self, results: list[Any]) -> Any:
-        """The results; a list of one is taken for its only question."""
+        """The results; of a list of one, the only result."""
         return results[0] if len(results) == 1 else results
 
     @property
     def question_first(self) -> bool:
-        """Whether the question stands before the context: behind it where padding goes to the left."""
+        """Whether the question precedes the context; it follows where padding is on the left."""
         return self.tokenizer.padding_side == "right"
 
     def encode(self, items: Sequence[Any], options: Any) -> list[list[Row]]:
@@ -76,9 +71,7 @@ class QuestionAnswering(Pipeline):
         longest = min(options.max_seq_len or LONGEST_WINDOW, self.longest)
         stride = min(longest // 2, LARGEST_STRIDE) if options.doc_stride is None else options.doc_stride
         if stride >= longest:
-            raise UserError(
-                f"doc_stride is {stride}, expected less than the {longest} tokens of a window (max_seq_len)"
-            )
+            raise UserError(f"doc_stride is {stride}, expected less than max_seq_len, {longest} tokens")
         try:
             windows = self.tokenize(
                 first,
@@ -93,8 +86,8 @@ class QuestionAnswering(Pipeline):
                 raise  # each is tried by itself
             size = len(self.tokenizer(pairs[0][0], add_special_tokens=False)["input_ids"])
             raise UserError(
-                f"the question has {size} tokens, which leaves too few of the {longest} of a window for a context of "
-                f"which windows share {stride}; shorten it, lower doc_stride, or raise max_seq_len"
+                f"the question has {size} tokens, which leaves too little of a window of {longest} tokens for the "
+                f"context, of which windows share {stride}; shorten it, lower doc_stride, or raise max_seq_len"
             ) from None
         rows: list[list[Row]] = [[] for _ in items]
         for window in windows:
@@ -109,7 +102,7 @@ class QuestionAnswering(Pipeline):
 
     def result(self, item: Any, rows: Sequence[Row], outputs: Sequence[Any], options: Any) -> Any:
         """The best answers of all windows."""
-        context = _parts(item)[1]
+        context = item["context"]
         best: dict[tuple[int, int], float] = {}
         null = 1.0
         for row, (starts, ends) in zip(rows, outputs, strict=True):
@@ -129,16 +122,15 @@ class QuestionAnswering(Pipeline):
     def _spans(
         self, row: Row, starts: np.ndarray, ends: np.ndarray, options: Any
     ) -> tuple[list[tuple[tuple[int, int], float]], float]:
-        """Characters and scores of a window's best spans, and the score that there is no answer in it."""
+        """Characters and scores of a window's best spans, and the score of no answer in it."""
         encoding = row.about[0]
         of_context = np.array([text == int(self.question_first) for text in encoding.sequence_ids])
         ids = np.array(encoding.ids)
-        cls = self.tokenizer.cls_token_id
-        allowed = of_context | (ids == cls) if cls is not None else of_context
+        allowed = of_context | (ids == self.tokenizer.cls_token_id)
         first, last = (softmax(np.where(allowed, x.astype(np.float64), -10_000.0)) for x in (starts, ends))
         null = float(first[0] * last[0])
         first, last = (np.where(of_context, x, 0.0) for x in (first, last))
-        # [T, T]: a span ends where it begins or behind it, and is not too long.
+        # [T, T]: a span does not end before it begins, and is not too long.
         scores = np.tril(np.triu(np.outer(first, last)), options.max_answer_len - 1).ravel()
         # Several spans may be the same words.
         count = min(options.top_k * 4 + 10, len(scores))
@@ -152,9 +144,8 @@ class QuestionAnswering(Pipeline):
         words = encoding.word_ids[first], encoding.word_ids[last]
         if not align or None in words:
             return start, end
-        index = int(self.question_first)
-        whole = [encoding.word_to_chars(word, index) for word in words]
-        return whole[0][0] if whole[0] else start, whole[1][1] if whole[1] else end
+        first_word, last_word = (encoding.word_to_chars(word, int(self.question_first)) for word in words)
+        return first_word[0] if first_word else start, last_word[1] if last_word else end
 
     def from_record(self, record: Mapping[str, Any], column: str) -> Any:
         """The question and the context."""
@@ -162,10 +153,8 @@ class QuestionAnswering(Pipeline):
 
 
 def _parts(item: Any) -> tuple[str, str]:
-    """The question and the context."""
     if not isinstance(item, Mapping) or not {"question", "context"} <= item.keys():
-        got = f"the keys {', '.join(map(str, item))}" if isinstance(item, Mapping) else f"a {type(item).__name__}"
-        raise UserError(f"the input has {got}, expected {QuestionAnswering.takes}".replace("input has a", "input is a"))
+        raise UserError(f"the input is {item!r:.60}, expected {QuestionAnswering.takes}")
     question, context = (require_text(item[key], key) for key in ("question", "context"))
     for key, text in (("question", question), ("context", context)):
         if not text.strip():

@@ -1,4 +1,4 @@
-"""One line of JSON out for each line of a file of any size; an interrupted output is resumed where it ends."""
+"""Writes one line of JSON for each line of a file of any size; an interrupted output is resumed."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from jaxformer.data.files import kind_of
 from jaxformer.data.lines import Line, read_lines
 from jaxformer.schema import UserError
 
-# Bytes at the beginning of the input that identify it; it may have grown since.
+# Bytes at the beginning of the input that identify it; the rest may grow.
 HEAD = 1 << 16
 ERROR = b'{"error": '
 
@@ -71,7 +71,7 @@ def write_lines(
     """Writes one JSON object for each line of the input, ``{"error": "line 17: ..."}`` for a bad line.
 
     One window of lines is in memory. The output is its own record of progress: a further run with the same settings
-    resumes behind its last whole line. Windows are the same lines in every run, so that the last bits of an answer,
+    resumes after its last complete line. Windows are the same lines in every run, so that the last bits of an answer,
     which may depend on its neighbours, do too. SIGINT and SIGTERM stop after the current window.
 
     Args:
@@ -119,7 +119,12 @@ def _answers(
     check_column: bool,
 ) -> list[bytes]:
     """The rows of JSON for a window."""
-    inputs = [_read(read, line) for line in window]
+    inputs: list[Any] = []
+    for line in window:
+        try:
+            inputs.append(line.value if isinstance(line.value, UserError) else read(line))
+        except UserError as error:
+            inputs.append(error)
     good = [item for item in inputs if not isinstance(item, UserError)]
     if check_column and not good:
         # No good line and some without the column: the name of the column is wrong, not the lines.
@@ -135,13 +140,6 @@ def _answers(
         text = json.dumps(record, ensure_ascii=False, default=lambda array: array.tolist())
         rows.append(text.encode("utf-8", "replace") + b"\n")
     return rows
-
-
-def _read(read: Callable[[Line], Any], line: Line) -> Any:
-    try:
-        return line.value if isinstance(line.value, UserError) else read(line)
-    except UserError as error:
-        return error
 
 
 def about_path(out: Path) -> Path:
@@ -185,7 +183,7 @@ def _begin_or_resume(file: Path, out: Path, settings: Mapping[str, Any]) -> tupl
 
 
 def _cut_to_lines(out: Path) -> tuple[int, int]:
-    """Truncates an output behind its last whole line; returns its lines and the errors among them."""
+    """Truncates an output after its last complete line; returns its lines and the errors among them."""
     lines = errors = whole = 0
     with out.open("r+b") as stream:
         for line in stream:
@@ -211,7 +209,7 @@ def _locked(out: Path) -> Iterator[None]:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[str]]:
-    """The names of the signals that asked to stop; a second Ctrl-C stops at once."""
+    """Yields the names of the signals received; a second Ctrl-C stops immediately."""
     received: list[str] = []
 
     def note(number: int, frame: Any) -> None:

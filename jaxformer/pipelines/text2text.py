@@ -15,11 +15,11 @@ from jaxformer.schema import UserError, nearest
 class Options(GenerationOptions):
     """Options of text to text."""
 
-    min_length: int | None = Field(None, ge=0, description="in place of min_new_tokens, with the start token")
-    prefix: str | None = Field(None, description="a text before every input; default: what config.json says")
+    min_length: int | None = Field(None, ge=0, description="in place of min_new_tokens: length with the start token")
+    prefix: str | None = Field(None, description="a text before every input; default: that of config.json")
     truncation: bool = Field(True, description="cut a text that is too long")
-    src_lang: str | None = Field(None, description="translation: language of the texts")
-    tgt_lang: str | None = Field(None, description="translation: language to write")
+    src_lang: str | None = Field(None, description="translation: source language")
+    tgt_lang: str | None = Field(None, description="translation: target language")
 
 
 class Text2TextGeneration(GenerationPipeline):
@@ -65,7 +65,7 @@ class Summarization(Text2TextGeneration):
 class Translation(Text2TextGeneration):
     """``{"translation_text": ...}``, in lists as of ``text2text-generation``.
 
-    ``translation_en_to_de`` names the languages, as do ``src_lang`` and ``tgt_lang``: T5 is told them in words, as its
+    ``translation_en_to_de`` names the languages, as do ``src_lang`` and ``tgt_lang``: T5 takes them in words, as its
     ``config.json`` has them, mBART by tokens.
     """
 

@@ -7,23 +7,19 @@ import jax
 import numpy as np
 from pydantic import Field
 
-from jaxformer.pipelines.base_pipeline import Pipeline, PipelineOptions, apply, require_text, softmax
+from jaxformer.pipelines.base_pipeline import Pipeline, apply, require_text, softmax
 from jaxformer.pipelines.batching import Row
-from jaxformer.schema import UserError
+from jaxformer.schema import Schema, UserError
 
-FUNCTIONS = {
-    "softmax": softmax,
-    "sigmoid": lambda logits: 1 / (1 + np.exp(-logits)),
-    "none": lambda logits: logits,
-}
+FUNCTIONS = {"softmax": softmax, "sigmoid": lambda logits: 1 / (1 + np.exp(-logits)), "none": lambda logits: logits}
 
 
-class Options(PipelineOptions):
+class Options(Schema):
     """Options of text classification."""
 
-    top_k: int | None = Field(1, ge=1, description="labels to return, the likeliest first; null: all")
+    top_k: int | None = Field(1, ge=1, description="labels to return, the most likely first; null: all")
     function_to_apply: Literal["default", "softmax", "sigmoid", "none"] | None = Field(
-        None, description="from logits to scores; default: none for a regression, sigmoid where labels stand alone"
+        None, description="from logits to scores; default: none for regression, sigmoid for independent labels"
     )
     truncation: bool = Field(True, description="cut a text that is too long")
     max_length: int | None = Field(None, ge=1, description="tokens of a text; default: what the model reads")
@@ -36,7 +32,7 @@ class TextClassification(Pipeline):
     ``transformers``; with ``top_k`` every result is a list, the likeliest first.
     """
 
-    Options: ClassVar[type[PipelineOptions]] = Options
+    Options: ClassVar[type[Any]] = Options
     takes = "a text or {'text': ..., 'text_pair': ...}"
 
     def encode(self, items: Sequence[Any], options: Any) -> list[list[Row]]:
@@ -62,7 +58,7 @@ class TextClassification(Pipeline):
 
     @property
     def default_function(self) -> str:
-        """What turns the logits into scores: what the model was trained with."""
+        """The function from logits to scores that the model was trained with."""
         if self.opened.problem == "regression":
             return "none"
         alone = self.opened.problem == "multi_label_classification" or self.model.num_labels == 1

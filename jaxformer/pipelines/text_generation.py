@@ -1,4 +1,4 @@
-"""Text generation: how a text, or a conversation, goes on."""
+"""Text generation: the continuation of a text or a conversation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -14,11 +14,11 @@ from jaxformer.schema import UserError
 class Options(GenerationOptions):
     """Options of text generation."""
 
-    return_full_text: bool = Field(True, description="the prompt and what was written; false: the latter alone")
+    return_full_text: bool = Field(True, description="return the prompt too, not only the new text")
     prefix: str = Field("", description="a text before every prompt, which is not returned")
-    add_special_tokens: bool = Field(True, description="what the tokenizer puts around a text; not in conversations")
+    add_special_tokens: bool = Field(True, description="add the tokenizer's special tokens; not in conversations")
     continue_final_message: bool | None = Field(
-        None, description="go on with a conversation's last message; default: if it is the assistant's"
+        None, description="continue the last message of a conversation; default: if it is the assistant's"
     )
 
 
@@ -48,7 +48,10 @@ class TextGeneration(GenerationPipeline):
             rows[number] = [row]
         for number, item in enumerate(items):
             if _is_chat(item):
-                rows[number] = [Row({"input_ids": self._chat(item, options)})]
+                go_on = _goes_on(item, options)
+                template = {"add_generation_prompt": not go_on, "continue_final_message": go_on}
+                batch = self.tokenizer.apply_chat_template(item, **template)
+                rows[number] = [Row({"input_ids": list(batch["input_ids"])})]
         begin = options.bos_token_id or self.tokenizer.bos_token_id
         for row in (row for group in rows for row in group):
             if not len(row):
@@ -57,13 +60,6 @@ class TextGeneration(GenerationPipeline):
                 row.inputs["input_ids"] = [begin]
             self.room(row, options)
         return rows
-
-    def _chat(self, messages: list[dict[str, str]], options: Any) -> list[int]:
-        goes_on = _goes_on(messages, options)
-        batch = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=not goes_on, continue_final_message=goes_on
-        )
-        return list(batch["input_ids"])
 
     def result(self, item: Any, rows: Sequence[Row], outputs: Sequence[Any], options: Any) -> list[dict[str, Any]]:
         """The texts."""

@@ -7,12 +7,12 @@ import jax
 import numpy as np
 from pydantic import Field, field_validator
 
-from jaxformer.pipelines.base_pipeline import Pipeline, PipelineOptions, apply, require_text, softmax
+from jaxformer.pipelines.base_pipeline import Pipeline, apply, require_text, softmax
 from jaxformer.pipelines.batching import Row
-from jaxformer.schema import UserError
+from jaxformer.schema import Schema, UserError
 
 
-class Options(PipelineOptions):
+class Options(Schema):
     """Options of zero-shot classification."""
 
     candidate_labels: list[str] = Field([], description="classes, a list or one text with commas between them")
@@ -43,10 +43,10 @@ class ZeroShotClassification(Pipeline):
     the classes; with ``multi_label``, or one class, with the logit of contradiction.
     """
 
-    Options: ClassVar[type[PipelineOptions]] = Options
+    Options: ClassVar[type[Any]] = Options
 
     def __call__(self, inputs: Any, candidate_labels: Any = None, **options: Any) -> Any:
-        """As of every pipeline; the classes may be given by place."""
+        """The result of one input or of many; the classes may be the second argument."""
         if candidate_labels is not None:
             options["candidate_labels"] = candidate_labels
         return super().__call__(inputs, **options)
@@ -78,20 +78,13 @@ class ZeroShotClassification(Pipeline):
             texts += [text] * len(labels)
             hypotheses += [options.hypothesis_template.format(label) for label in labels]
             counts.append(len(labels))
-        rows = iter(self._cut(texts, hypotheses))
+        found = self.tokenize(texts, hypotheses, truncation=False)
+        if any(len(row) > self.longest for row in found):
+            limit = f"{self.longest} tokens, hypothesis included"
+            self.say_once("truncated", f"{self.task}: a text was truncated to {limit}. This is said once.")
+            found = self.tokenize(texts, hypotheses, truncation="only_first", max_length=self.longest)
+        rows = iter(found)
         return [[next(rows) for _ in range(count)] for count in counts]
-
-    def _cut(self, texts: list[str], hypotheses: list[str]) -> list[Row]:
-        """The rows of pairs; of a pair that is too long the text is cut, never the class."""
-        rows = self.tokenize(texts, hypotheses, truncation=False)
-        if any(len(row) > self.longest for row in rows):
-            self.say_once(
-                "truncated",
-                f"{self.task}: with a class a text is longer than the {self.longest} tokens that the model reads: "
-                "what is behind is left out. This is said once.",
-            )
-            rows = self.tokenize(texts, hypotheses, truncation="only_first", max_length=self.longest)
-        return rows
 
     @staticmethod
     def forward(model: Any, params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:

@@ -296,7 +296,7 @@ def _read_text(config: RunConfig, folder: Path, display: Display) -> tuple[PreTr
         with display.counting(f"tokenising {corpus.name} ({split})", "documents") as counter:
             return build_cache(corpus, split, tokenizer, config.data.cache_folder, counter)
 
-    validation = cache("validation") if corpus.has_validation else None
+    validation = cache("validation") if "validation" in corpus.readers else None
     return tokenizer, Splits(corpus.name, corpus.fingerprint, cache("train"), validation)
 
 

@@ -81,10 +81,7 @@ def test_ring_bytes():
         ("replica_groups={}, use", 8),
         ("replica_groups={{0,4},{1,5},{2,6},{3,7}}", 2),
         ("replica_groups=[2,4]<=[4,2]T(1,0)", 4),
-        (
-            "replica_groups=mesh['axis_0'=4,'axis_1'=1,'axis_2'=2], device_ids=([2,4]T(1,0)) {'axis_0'}, use",
-            4,
-        ),
+        ("replica_groups=mesh['axis_0'=4,'axis_1'=1,'axis_2'=2], device_ids=([2,4]T(1,0)) {'axis_0'}, use", 4),
         ("replica_groups=mesh['axis_0'=8,'axis_1'=1] {'axis_0'}, to_apply=%add", 8),
         ("replica_groups=mesh['a'=8] {'a':(2)4}", 4),
         ("replica_groups=mesh['a'=2,'b'=4] {'a','b'}", 8),

@@ -78,7 +78,7 @@ def test_a_validation_path_is_all_of_validation(folder, tmp_path_factory):
 
 def test_no_validation(folder):
     opened = open_path(folder, validation_fraction=0)
-    assert not opened.has_validation
+    assert "validation" not in opened.readers
     assert len(texts(opened, "train")) == 40
     with pytest.raises(UserError, match=r"no text for validation in .*: raise data.validation_fraction or set"):
         texts(opened, "validation")

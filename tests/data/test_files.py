@@ -33,13 +33,6 @@ def test_a_file_and_a_glob_may_have_any_suffix(tree):
     assert names(tree / "a/*.txt*") == ["c.txt.gz"]
 
 
-def test_names_do_not_depend_on_the_place_of_the_corpus(tree, tmp_path_factory):
-    moved = tmp_path_factory.mktemp("other") / "corpus"
-    before = names(tree), names(tree / "**/*.md")
-    tree.rename(moved)
-    assert (names(moved), names(moved / "**/*.md")) == before
-
-
 def test_a_file_with_a_wildcard_in_its_name_is_a_file(tmp_path):
     (tmp_path / "a[1].txt").write_text("x")
     assert names(tmp_path / "a[1].txt") == ["a[1].txt"]

@@ -46,31 +46,10 @@ def test_the_order_does_not_depend_on_the_batch_size():
 
 def test_the_order_is_what_it_always_was():
     # A change here changes every run that is resumed.
-    assert rows_of(TrainBatches(packed(), 8, seed=0), [0, 1000]).tolist() == [
-        21,
-        2,
-        13,
-        14,
-        9,
-        7,
-        17,
-        6,
-        13,
-        6,
-        15,
-        12,
-        9,
-        18,
-        19,
-        3,
-    ]
-    assert [TrainBatches(StreamRows(cache_of(101), 64), 8, seed=0).phase(epoch) for epoch in range(5)] == [
-        63,
-        53,
-        40,
-        52,
-        23,
-    ]
+    expected = [[21, 2, 13, 14, 9, 7, 17, 6], [13, 6, 15, 12, 9, 18, 19, 3]]
+    assert [rows_of(TrainBatches(packed(), 8, seed=0), [step]).tolist() for step in (0, 1000)] == expected
+    stream = TrainBatches(StreamRows(cache_of(101), 64), 8, seed=0)
+    assert [stream.phase(epoch) for epoch in range(5)] == [63, 53, 40, 52, 23]
 
 
 def test_runs_with_neighbouring_seeds_share_no_epoch():
@@ -80,15 +59,9 @@ def test_runs_with_neighbouring_seeds_share_no_epoch():
 
 def test_fewer_rows_than_a_batch():
     batches = TrainBatches(packed(num_tokens=9), 5, seed=0)
-    assert batches.steps_per_epoch == 0.4
+    assert (batches.steps_per_epoch, batches.epoch(2)) == (0.4, 5.0)
     assert np.bincount(rows_of(batches, range(2))).tolist() == [5, 5]
     assert batches[0]["tokens"].shape == (5, 5)
-
-
-def test_epochs_by_step():
-    batches = TrainBatches(packed(), 10, seed=0)
-    assert batches.steps_per_epoch == 2.5
-    assert batches.epoch(5) == 2.0
 
 
 def test_the_stream_is_cut_anew_in_every_epoch():
@@ -112,11 +85,6 @@ def test_a_text_shorter_than_one_row(rows):
     TrainBatches(packed(num_tokens=65, T=64), 8, seed=0)
 
 
-def test_the_transform_makes_the_features():
-    batches = TrainBatches(packed(), 3, seed=0, transform=lambda rows, *_: {"inputs": rows["tokens"][:, :-1]})
-    assert batches[0]["inputs"].shape == (3, 4)
-
-
 def test_the_draws_of_an_example_belong_to_seed_epoch_and_example():
     def draw(rows, generators, _):
         return {"first": rows["tokens"][:, 0], "draw": np.array([g.integers(2**62) for g in generators])}
@@ -136,8 +104,8 @@ def test_the_draws_of_an_example_belong_to_seed_epoch_and_example():
     np.testing.assert_array_equal(*evaluated)
 
 
-@pytest.mark.parametrize("start", [0, 17, 10**9])
-@pytest.mark.parametrize(("num_threads", "prefetch"), [(0, 1), (1, 1), (4, 2), (3, 8)])
+@pytest.mark.parametrize("start", [0, 10**9])
+@pytest.mark.parametrize(("num_threads", "prefetch"), [(0, 1), (4, 2), (3, 8)])
 def test_loading_changes_no_batch_whatever_the_threads(start, num_threads, prefetch):
     batches = TrainBatches(packed(), 7, seed=3)
     again = TrainBatches(packed(), 7, seed=3)

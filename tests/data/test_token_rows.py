@@ -1,11 +1,10 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxformer.data import PackedRows, StreamRows, TokenCache, make_rows
+from jaxformer.data import PackedRows, StreamRows, TokenCache
 
 
 def cache_of(*lengths):
@@ -100,8 +99,3 @@ def test_stream_rows_for_evaluation_hold_every_transition_once(num_tokens, T):
     batch = rows.take(np.arange(rows.num_rows))
     assert batch["tokens"][:, 1:][batch["valid"][:, 1:]].tolist() == list(range(1, num_tokens))
     assert batch["tokens"][:, :-1][batch["valid"][:, 1:]].tolist() == list(range(num_tokens - 1))
-
-
-@pytest.mark.parametrize(("layout", "kind"), [("packed", PackedRows), ("stream", StreamRows)])
-def test_rows_by_the_name_of_the_layout(layout, kind):
-    assert isinstance(make_rows(cache_of(5), layout, 2), kind)

@@ -52,7 +52,7 @@ def test_a_text_that_is_too_long_is_refused_unless_asked_for(pipe, tmp_path):
     with pytest.raises(UserError, match=r"a text has 3\d\d tokens, expected at most 32"):
         A.classified(pipe("text-classification"), TEXT * 30)
     cut = opened(tmp_path / "cut", "text-classification", truncation=True)
-    with pytest.warns(match="what is behind is left out"):
+    with pytest.warns(match="was truncated to"):
         A.classified(cut, TEXT * 30)
 
 

@@ -35,12 +35,7 @@ def test_rows_are_padded_on_their_side(side):
     long = Row({"input_ids": [1, 2, 3, 4]}, places=[1, 3])
     batch = collate([long, Row({"input_ids": [5, 6]}, places=[0])], 4, 100, side, 9)
     first, second = (
-        ([1, 2, 3, 4] + [9] * 4, [5, 6] + [9] * 6)
-        if side == "right"
-        else (
-            [9] * 4 + [1, 2, 3, 4],
-            [9] * 6 + [5, 6],
-        )
+        ([1, 2, 3, 4] + [9] * 4, [5, 6] + [9] * 6) if side == "right" else ([9] * 4 + [1, 2, 3, 4], [9] * 6 + [5, 6])
     )
     np.testing.assert_array_equal(batch["input_ids"], [first, second])
     np.testing.assert_array_equal(batch["attention_mask"], np.array([first, second]) != 9)

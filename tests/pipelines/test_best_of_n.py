@@ -30,16 +30,8 @@ from tests.pipelines import tiny
 ENDS = list(range(0, 300, 2))
 OPTIONS = {"max_new_tokens": 6, "eos_token_id": ENDS}
 USER, ANSWER = {"role": "user", "content": "rain fell"}, {"role": "assistant", "content": "six years"}
-PROMPTS = [
-    "the old mill",
-    "by a river",
-    "Ann said it",
-    "hills",
-    "past hills over",
-    "rain",
-    "good work",
-    "nobody in six",
-]
+PROMPTS = ["the old mill", "by a river", "Ann said it", "hills"]
+PROMPTS += ["past hills over", "rain", "good work", "nobody in six"]
 FUNCTION = """
 def closest(prompts, completions, wish, **kwargs):
     return [-abs(len(text) - int(length)) for text, length in zip(completions, wish)]
@@ -116,20 +108,13 @@ def test_the_best_of_what_generate_draws(folder, maker, tmp_path):
     assert seen == {0, 1}
 
 
-def test_one_text_is_what_generate_writes(folder, tmp_path):
-    file, out = write(tmp_path / "in.jsonl", [{"prompt": prompt} for prompt in PROMPTS[:3]]), tmp_path / "out.jsonl"
-    best_of_n(make(folder, n=1, keep_truncated=True, others=True), file, out)
-    texts = [record["completions"] for record in records(out)]
-    assert texts == [drawn(folder, prompt, line, 1)[1].text for line, prompt in enumerate(PROMPTS[:3], 1)]
-
-
 def test_bad_lines_are_errors_in_place(maker, file, tmp_path):
     done = best_of_n(maker, file, tmp_path / "out.jsonl")
     found = records(tmp_path / "out.jsonl")
     assert done.lines == len(found) == 21
     reasons = {
         3: "it is not JSON",
-        10: "the prompt has 200 tokens, expected at most the 122 that max_new_tokens=6 leaves",
+        10: "the prompt has 200 tokens, expected 1 to 122, which leaves room for max_new_tokens=6",
         13: "there is no prompt, only the columns text",
         18: "the prompt is empty",
     }

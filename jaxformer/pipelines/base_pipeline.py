@@ -80,6 +80,7 @@ class Pipeline(ABC):
     task: str
     Options: ClassVar[type[Any]] = Schema
     per_token: ClassVar[bool] = False
+    needs_offsets: ClassVar[bool] = False
     window_batches: ClassVar[int] = 32
 
     def __init__(self, task: str, opened: Opened, batch_size: int = 8, **options: Any) -> None:
@@ -95,8 +96,13 @@ class Pipeline(ABC):
         self.prepare()
         self.options = self._parse({})
 
-    def prepare(self) -> None:  # noqa: B027  # most tasks have nothing to refuse
+    def prepare(self) -> None:
         """Refuses a model or tokenizer that the task cannot use."""
+        if self.needs_offsets and not self.tokenizer.is_fast:
+            raise UserError(
+                f"{self.task} needs to know which characters a token stands for, which a "
+                f"{type(self.tokenizer).__name__} does not say; choose a model with a tokenizer.json"
+            )
 
     def __repr__(self) -> str:
         return f"pipeline({self.task!r}, model={self.name!r})"

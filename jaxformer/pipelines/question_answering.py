@@ -37,6 +37,7 @@ class QuestionAnswering(Pipeline):
 
     Options: ClassVar[type[Any]] = Options
     per_token = True
+    needs_offsets = True
     takes = "{'question': ..., 'context': ...}"
 
     def __call__(self, inputs: Any = None, *, question: Any = None, context: Any = None, **options: Any) -> Any:

@@ -38,6 +38,7 @@ class TokenClassification(Pipeline):
 
     Options: ClassVar[type[Any]] = Options
     per_token = True
+    needs_offsets = True
 
     def is_one(self, inputs: Any, options: Any) -> bool:
         """A text, or a list of words."""

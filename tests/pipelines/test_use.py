@@ -274,3 +274,11 @@ def test_a_start_token_counts_as_before(folder):
     assert pipe(TEXTS, max_length=10, min_length=10) == pipe(TEXTS, max_new_tokens=9, min_new_tokens=9)
     with pytest.raises(UserError, match=r"do_sample is true with num_beams above 1, expected one of them"):
         pipe(TEXTS, num_beams=2, do_sample=True)
+
+
+@pytest.mark.parametrize("task", ["spans", "tags"])
+def test_a_tokenizer_without_offsets_is_refused_where_they_are_needed(folder, task):
+    from transformers import ByT5Tokenizer
+
+    with pytest.raises(UserError, match=r"needs to know which characters a token stands for, which a ByT5Tokenizer"):
+        jaxformer.pipeline(model=folder(task), tokenizer=ByT5Tokenizer())

@@ -175,7 +175,7 @@ def test_a_real_sentence_encoder():
     texts = ["The river ran past the mill.", "A stream flowed by.", "The bank raised its rates. " * 60]
     first, *others = vectors(folder, texts, 256)
     pipe = jaxformer.pipeline("sentence-similarity", model=str(folder))
-    with pytest.warns(jaxformer.pipelines.PipelineWarning, match="has 362 tokens and the model reads 256"):
+    with pytest.warns(jaxformer.pipelines.PipelineWarning, match="a text of 362 tokens was truncated to 256"):
         found = pipe(texts[0], texts[1:])
     compare(found, [float(first @ other) for other in others])
     assert found[0] > found[1] + 0.2

@@ -242,7 +242,7 @@ def exchanges(program: Program) -> list[Executed]:
 
 
 def is_reduce_scatter(run: Executed) -> bool:
-    """Whether an all-reduce is a reduce-scatter: XLA:TPU writes it as a fusion with a slice of its result."""
+    """True if an all-reduce is a reduce-scatter, which XLA:TPU writes as a fusion with a slice of its result."""
     if run.instruction.opcode != "all-reduce" or not run.fused:
         return False
     return sum(t.bytes for t in run.computation.root.types) < sum(t.bytes for t in run.operand_types)

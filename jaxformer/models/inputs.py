@@ -76,6 +76,6 @@ class Inputs(NamedTuple):
         )
 
     def arrays(self) -> "Inputs":
-        """The same as JAX arrays; a tokenizer returns NumPy arrays."""
+        """Converts them to JAX arrays; a tokenizer returns NumPy arrays."""
         arrays: list[Any] = [jnp.asarray(x) if hasattr(x, "__array__") or isinstance(x, list) else x for x in self]
         return Inputs(*arrays)

@@ -177,5 +177,5 @@ def batch_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same on every device."""
+    """Sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())

@@ -104,7 +104,7 @@ class GenerationPipeline(Pipeline):
 
     @property
     def encoder_decoder(self) -> bool:
-        """Whether the generated tokens do not follow the prompt in one sequence."""
+        """True if the generated tokens do not follow the prompt in one sequence."""
         return bool(self.model.config.architecture == "encoder_decoder")
 
     def run(self, rows: Sequence[Row], options: Any) -> list[Any]:

@@ -62,7 +62,7 @@ class QuestionAnswering(Pipeline):
 
     @property
     def question_first(self) -> bool:
-        """Whether the question precedes the context; it follows where padding is on the left."""
+        """True if the question precedes the context; it follows where padding is on the left."""
         return self.tokenizer.padding_side == "right"
 
     def encode(self, items: Sequence[Any], options: Any) -> list[list[Row]]:

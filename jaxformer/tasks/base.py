@@ -100,7 +100,7 @@ class TaskSchema(Schema):
 
     @property
     def weighting(self) -> str:
-        """How the weight of a loss differs from a count, for log lines."""
+        """Note for log lines where the weight of a loss is not a count."""
         return ""
 
     def with_labels(self, labels: Sequence[str]) -> Self:

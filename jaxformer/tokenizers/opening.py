@@ -61,9 +61,9 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizer:
         file = file / FILE_NAME
     if not file.is_file():
         raise UserError(f"no tokenizer at {file}: give a {FILE_NAME} file or a folder that holds one")
-    _read_backend(file)
+    backend = _read_backend(file)
     if file.name != FILE_NAME:
-        return wrap_backend(_read_backend(file))
+        return wrap_backend(backend)
     return _open(_transformers().PreTrainedTokenizerFast, file.parent, str(file.parent))
 
 

@@ -194,7 +194,7 @@ class Checkpoints:
         return None
 
     def _can_be_read(self, step: int) -> bool:
-        """Whether a checkpoint is intact, even if its tree is not the one that was asked for."""
+        """True if a checkpoint is intact, even if its tree is not the one that was asked for."""
         try:
             self._read(step)
         except Exception:  # as in ``restore``

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxformer.families.format import Family, Format, Head, Key, Name, activation, linear, linears, lm_head, norm, same
+from jaxformer.families.format import Family, Format, Head, Key, Name, activation, rows, same
 from jaxformer.functional import sinusoidal_positions
 from jaxformer.models.config import TransformerConfig
 
@@ -101,29 +101,36 @@ KEYS = (
 )
 
 
-def names(config: TransformerConfig) -> list[Name]:
-    """Encoder and decoder, with the rows of all relatives."""
-    table = [Name("shared/embedding", "shared.weight", otherwise="encoder.embed_tokens.weight")]
-    attentions = {"encoder": {"attention": "self_attn"}, "decoder": {"attention": "self_attn"}}
-    attentions["decoder"]["cross_attention"] = "encoder_attn"
-    projections = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "out_proj"}
-    for side, kinds in attentions.items():
-        block = f"{side}.layers.{{}}."
-        table.append(Name(f"{side}/embeddings/position/embedding", f"{side}.embed_positions.weight"))
-        table += norm(f"{side}/embeddings/norm", f"{side}.layernorm_embedding")
-        table += norm(f"{side}/final_norm", f"{side}.layer_norm")
-        for ours, theirs in kinds.items():
-            table += norm(f"{side}/layers/{ours}_norm", f"{block}{theirs}_layer_norm")
-            table += linears(f"{side}/layers/{ours}/", f"{block}{theirs}.", projections)
-        table += linears(f"{side}/layers/feed_forward/", block, {"up": "fc1", "down": "fc2"})
-        table += norm(f"{side}/layers/feed_forward_norm", f"{block}final_layer_norm")
-    return table
-
-
-def generation_rows(config: TransformerConfig) -> list[Name]:
-    """The output layer; its bias is a parameter if the family trains it, else zeros that are not read."""
-    rows = lm_head("lm_head")(config)
-    return [*rows, Name("logits_bias/bias", "final_logits_bias", leading_one=True)] if config.logits_bias else rows
+SIDE = {
+    "embeddings/position": "embed_positions",
+    "embeddings/norm": "layernorm_embedding",
+    "final_norm": "layer_norm",
+}
+BLOCK = {
+    "attention_norm": "self_attn_layer_norm",
+    "attention/query": "self_attn.q_proj",
+    "attention/key": "self_attn.k_proj",
+    "attention/value": "self_attn.v_proj",
+    "attention/output": "self_attn.out_proj",
+    "feed_forward_norm": "final_layer_norm",
+    "feed_forward/up": "fc1",
+    "feed_forward/down": "fc2",
+}
+CROSS_ATTENTION = {
+    f"cross_{ours}": theirs.replace("self_attn", "encoder_attn")
+    for ours, theirs in BLOCK.items()
+    if ours.startswith("attention")
+}
+# All relatives have these rows.
+BODY = [
+    Name("shared/embedding", "shared.weight", otherwise="encoder.embed_tokens.weight"),
+    *rows(SIDE, "encoder/", "encoder."),
+    *rows(BLOCK, "encoder/layers/", "encoder.layers.{}."),
+    *rows(SIDE, "decoder/", "decoder."),
+    *rows(BLOCK | CROSS_ATTENTION, "decoder/layers/", "decoder.layers.{}."),
+]
+# The bias of the output layer is a parameter if the family trains it, else zeros that are not read.
+GENERATION = [*rows({"lm_head": "lm_head"}), Name("logits_bias/bias", "final_logits_bias", leading_one=True)]
 
 
 def sinusoids(config: TransformerConfig) -> dict[str, Any]:
@@ -134,13 +141,12 @@ def sinusoids(config: TransformerConfig) -> dict[str, Any]:
 
 def format_of(model_type: str, name: str, **constants: Any) -> Format:
     """The format of BART or a relative, whose classes begin with ``name``."""
-    classes = [*linear("pooler/dense", "classification_head.dense")]
-    classes += linear("classifier", "classification_head.out_proj")
+    classes = rows({"pooler/dense": "classification_head.dense", "classifier": "classification_head.out_proj"})
     heads = {
         "body": Head(f"{name}Model"),
-        "seq2seq_lm": Head("MarianMTModel" if name == "Marian" else f"{name}ForConditionalGeneration", generation_rows),
+        "seq2seq_lm": Head("MarianMTModel" if name == "Marian" else f"{name}ForConditionalGeneration", GENERATION),
         "sequence_classification": Head(f"{name}ForSequenceClassification", classes),
-        "question_answering": Head(f"{name}ForQuestionAnswering", linear("span_classifier", "qa_outputs")),
+        "question_answering": Head(f"{name}ForQuestionAnswering", rows({"span_classifier": "qa_outputs"})),
     }
     static = constants.get("static_position_embeddings", False)
     kinds = ("body", "seq2seq_lm") if static else tuple(heads)
@@ -149,7 +155,7 @@ def format_of(model_type: str, name: str, **constants: Any) -> Format:
     return Format(
         model_type,
         KEYS,
-        names,
+        BODY,
         {kind: heads[kind] for kind in kinds},
         prefix="model.",
         constants=constants,

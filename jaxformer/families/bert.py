@@ -2,21 +2,7 @@
 
 from typing import Any
 
-from jaxformer.families.format import (
-    QKV,
-    SIZES,
-    Family,
-    Format,
-    Head,
-    Key,
-    Name,
-    activation,
-    linear,
-    linears,
-    norm,
-    same,
-)
-from jaxformer.models.config import TransformerConfig
+from jaxformer.families.format import SIZES, Family, Format, Head, Key, Name, activation, rows, same
 
 BERT: dict[str, Any] = {
     "architecture": "encoder",
@@ -51,7 +37,7 @@ KEYS = (
 CONSTANTS = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
 ROBERTA_KEYS = (
     *(key for key in KEYS if key.ours != "max_length"),
-    Key("max_length", "max_position_embeddings", read=lambda rows: rows - 2, write=lambda length: length + 2),
+    Key("max_length", "max_position_embeddings", read=lambda size: size - 2, write=lambda length: length + 2),
 )
 DISTILBERT_KEYS = (
     Key("hidden_size", "dim"),
@@ -65,73 +51,65 @@ DISTILBERT_KEYS = (
 )
 
 
-def encoder_names(config: TransformerConfig) -> list[Name]:
-    """The rows of a BERT-style body; RoBERTa's and ELECTRA's are the same."""
-    table = [
-        Name("embeddings/token/embedding", "embeddings.word_embeddings.weight"),
-        Name("embeddings/position/embedding", "embeddings.position_embeddings.weight"),
-        Name("embeddings/token_type/embedding", "embeddings.token_type_embeddings.weight"),
-        *norm("embeddings/norm", "embeddings.LayerNorm"),
-    ]
-    block = "encoder.layer.{}."
-    return [
-        *table,
-        *linears("layers/attention/", f"{block}attention.self.", {part: part for part in QKV}),
-        *linear("layers/attention/output", f"{block}attention.output.dense"),
-        *norm("layers/attention_norm", f"{block}attention.output.LayerNorm"),
-        *linear("layers/feed_forward/up", f"{block}intermediate.dense"),
-        *linear("layers/feed_forward/down", f"{block}output.dense"),
-        *norm("layers/feed_forward_norm", f"{block}output.LayerNorm"),
-    ]
+# The backbone; RoBERTa's and ELECTRA's have the same names.
+EMBEDDINGS = {
+    "embeddings/token": "embeddings.word_embeddings",
+    "embeddings/position": "embeddings.position_embeddings",
+    "embeddings/token_type": "embeddings.token_type_embeddings",
+    "embeddings/norm": "embeddings.LayerNorm",
+}
+BLOCK = {
+    "attention/query": "attention.self.query",
+    "attention/key": "attention.self.key",
+    "attention/value": "attention.self.value",
+    "attention/output": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "feed_forward/up": "intermediate.dense",
+    "feed_forward/down": "output.dense",
+    "feed_forward_norm": "output.LayerNorm",
+}
+BODY = [*rows(EMBEDDINGS), *rows(BLOCK, "layers/", "encoder.layer.{}.")]
+DISTILBERT_BLOCK = {
+    "attention/query": "attention.q_lin",
+    "attention/key": "attention.k_lin",
+    "attention/value": "attention.v_lin",
+    "attention/output": "attention.out_lin",
+    "attention_norm": "sa_layer_norm",
+    "feed_forward/up": "ffn.lin1",
+    "feed_forward/down": "ffn.lin2",
+    "feed_forward_norm": "output_layer_norm",
+}
 
 
-def distilbert_names(config: TransformerConfig) -> list[Name]:
-    """DistilBERT renames everything."""
-    table = [
-        Name("embeddings/token/embedding", "embeddings.word_embeddings.weight"),
-        Name("embeddings/position/embedding", "embeddings.position_embeddings.weight"),
-        *norm("embeddings/norm", "embeddings.LayerNorm"),
-    ]
-    block = "transformer.layer.{}."
-    attention = {"query": "q_lin", "key": "k_lin", "value": "v_lin", "output": "out_lin"}
-    return [
-        *table,
-        *linears("layers/attention/", f"{block}attention.", attention),
-        *norm("layers/attention_norm", f"{block}sa_layer_norm"),
-        *linears("layers/feed_forward/", f"{block}ffn.", {"up": "lin1", "down": "lin2"}),
-        *norm("layers/feed_forward_norm", f"{block}output_layer_norm"),
-    ]
-
-
-def mlm_head(dense: str, norm_name: str, bias: str) -> list[Name]:
+def mlm_head(dense: str, norm: str, bias: str) -> list[Name]:
     """The rows of a masked language model's head, whose output layer is the embedding."""
-    return [
-        *linear("mlm_head/dense", dense),
-        *norm("mlm_head/norm", norm_name),
-        # In some files the bias has the name of the output layer.
-        Name("mlm_head/bias", bias, otherwise=bias.removesuffix("bias") + "decoder.bias"),
-    ]
+    # In some files the bias has the name of the output layer.
+    last = Name("mlm_head/bias", bias, otherwise=bias.removesuffix("bias") + "decoder.bias")
+    return [*rows({"mlm_head/dense": dense, "mlm_head/norm": norm}), last]
 
 
-POOLER, SPANS, CLASSES = "pooler/dense", linear("span_classifier", "qa_outputs"), linear("classifier", "classifier")
+def pooled(pooler: str, classifier: str = "classifier") -> list[Name]:
+    """The rows of a classifier behind a pooler."""
+    return rows({"pooler/dense": pooler, "classifier": classifier})
+
+
+SPANS, CLASSES = rows({"span_classifier": "qa_outputs"}), rows({"classifier": "classifier"})
 BERT_MLM = mlm_head("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias")
 BERT_FORMAT = Format(
     "bert",
     KEYS,
-    encoder_names,
+    BODY,
     {
-        "body": Head("BertModel", linear(POOLER, "pooler.dense")),
+        "body": Head("BertModel", rows({"pooler/dense": "pooler.dense"})),
         "masked_lm": Head("BertForMaskedLM", BERT_MLM),
         "pre_training": Head(
             "BertForPreTraining",
-            [*linear(POOLER, "bert.pooler.dense"), *BERT_MLM, *linear("pair_classifier", "cls.seq_relationship")],
+            [*BERT_MLM, *rows({"pooler/dense": "bert.pooler.dense", "pair_classifier": "cls.seq_relationship"})],
         ),
-        "sequence_classification": Head(
-            "BertForSequenceClassification", [*linear(POOLER, "bert.pooler.dense"), *CLASSES]
-        ),
+        "sequence_classification": Head("BertForSequenceClassification", pooled("bert.pooler.dense")),
         "token_classification": Head("BertForTokenClassification", CLASSES),
         "question_answering": Head("BertForQuestionAnswering", SPANS),
-        "multiple_choice": Head("BertForMultipleChoice", [*linear(POOLER, "bert.pooler.dense"), *CLASSES]),
+        "multiple_choice": Head("BertForMultipleChoice", pooled("bert.pooler.dense")),
     },
     prefix="bert.",
     constants=CONSTANTS,
@@ -142,21 +120,19 @@ BERT_FORMAT = Format(
 
 def roberta_format(model_type: str, name: str) -> Format:
     """The format of RoBERTa, whose classes begin with ``name``."""
-    pooler = linear(POOLER, "roberta.pooler.dense")
     return Format(
         model_type,
         ROBERTA_KEYS,
-        encoder_names,
+        BODY,
         {
-            "body": Head(f"{name}Model", linear(POOLER, "pooler.dense")),
+            "body": Head(f"{name}Model", rows({"pooler/dense": "pooler.dense"})),
             "masked_lm": Head(f"{name}ForMaskedLM", mlm_head("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")),
             "sequence_classification": Head(
-                f"{name}ForSequenceClassification",
-                [*linear(POOLER, "classifier.dense"), *linear("classifier", "classifier.out_proj")],
+                f"{name}ForSequenceClassification", pooled("classifier.dense", "classifier.out_proj")
             ),
             "token_classification": Head(f"{name}ForTokenClassification", CLASSES),
             "question_answering": Head(f"{name}ForQuestionAnswering", SPANS),
-            "multiple_choice": Head(f"{name}ForMultipleChoice", [*pooler, *CLASSES]),
+            "multiple_choice": Head(f"{name}ForMultipleChoice", pooled("roberta.pooler.dense")),
         },
         prefix="roberta.",
         constants=CONSTANTS,
@@ -165,20 +141,19 @@ def roberta_format(model_type: str, name: str) -> Format:
     )
 
 
-BEFORE_CLASSES = [*linear(POOLER, "pre_classifier"), *CLASSES]
 DISTILBERT_FORMAT = Format(
     "distilbert",
     DISTILBERT_KEYS,
-    distilbert_names,
+    [*rows(EMBEDDINGS), *rows(DISTILBERT_BLOCK, "layers/", "transformer.layer.{}.")],
     {
         "body": Head("DistilBertModel"),
         "masked_lm": Head(
             "DistilBertForMaskedLM", mlm_head("vocab_transform", "vocab_layer_norm", "vocab_projector.bias")
         ),
-        "sequence_classification": Head("DistilBertForSequenceClassification", BEFORE_CLASSES),
+        "sequence_classification": Head("DistilBertForSequenceClassification", pooled("pre_classifier")),
         "token_classification": Head("DistilBertForTokenClassification", CLASSES),
         "question_answering": Head("DistilBertForQuestionAnswering", SPANS),
-        "multiple_choice": Head("DistilBertForMultipleChoice", BEFORE_CLASSES),
+        "multiple_choice": Head("DistilBertForMultipleChoice", pooled("pre_classifier")),
     },
     prefix="distilbert.",
     constants={"sinusoidal_pos_embds": False},

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.families.format import Family, Format, Head, Key, Name, fused, linear, linears, lm_head, norm, same
+from jaxformer.families.format import Family, Format, Key, Name, decoder_heads, rows, same
 from jaxformer.models.config import TransformerConfig
 
 # The shape is that of BLOOM 560M.
@@ -40,30 +40,31 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     return {"hidden_size": config.hidden_size, "n_layer": config.num_layers, "n_head": config.num_heads}
 
 
+TABLE = {
+    "embeddings/token": "word_embeddings",
+    "embeddings/norm": "word_embeddings_layernorm",
+    "final_norm": "ln_f",
+}
+BLOCK = {
+    "attention_norm": "input_layernorm",
+    "attention/query+key+value": "self_attention.query_key_value",
+    "attention/output": "self_attention.dense",
+    "feed_forward_norm": "post_attention_layernorm",
+    "feed_forward/up": "mlp.dense_h_to_4h",
+    "feed_forward/down": "mlp.dense_4h_to_h",
+}
+
+
 def names(config: TransformerConfig) -> list[Name]:
     """Query, key and value of a head are together in one matrix, ``[N, 3, H]``."""
-    table = [Name("embeddings/token/embedding", "word_embeddings.weight")]
-    table += norm("embeddings/norm", "word_embeddings_layernorm") + norm("final_norm", "ln_f")
-    block = "h.{}."
-    table += norm("layers/attention_norm", f"{block}input_layernorm")
-    table += norm("layers/feed_forward_norm", f"{block}post_attention_layernorm")
-    table += fused("layers/attention/", f"{block}self_attention.query_key_value", groups=config.num_heads)
-    table += linear("layers/attention/output", f"{block}self_attention.dense")
-    feed_forward = {"up": "dense_h_to_4h", "down": "dense_4h_to_h"}
-    return table + linears("layers/feed_forward/", f"{block}mlp.", feed_forward)
+    return [*rows(TABLE), *rows(BLOCK, "layers/", "h.{}.", groups=config.num_heads)]
 
 
 FORMAT = Format(
     "bloom",
     KEYS,
     names,
-    {
-        "body": Head("BloomModel"),
-        "causal_lm": Head("BloomForCausalLM", lm_head("lm_head")),
-        "sequence_classification": Head("BloomForSequenceClassification", linear("classifier", "score", bias=False)),
-        "token_classification": Head("BloomForTokenClassification", linear("classifier", "classifier")),
-        "question_answering": Head("BloomForQuestionAnswering", linear("span_classifier", "qa_outputs")),
-    },
+    decoder_heads("Bloom"),
     prefix="transformer.",
     constants={"apply_residual_connection_post_layernorm": False},
     read=read,

@@ -234,7 +234,7 @@ def read_params(
     rows = [name for name in format.names(config, kind) if name.ours in ours]
     unnamed = ours.keys() - {name.ours for name in rows}
     assert not unnamed, f"the table of {format.model_type} lacks {sorted(unnamed)}"
-    body = {name.ours for name in format.body(config)}
+    body = {name.ours for name in format.body_names(config)}
     readers = {}
     for name in rows:
         try:

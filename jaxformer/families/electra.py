@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.families.bert import BERT, CLASSES, CONSTANTS, KEYS, POOLER, SPANS, encoder_names, mlm_head
-from jaxformer.families.format import QKV, Family, Format, Head, Key, Name, linear, linears, norm
+from jaxformer.families.bert import BERT, BODY, CLASSES, CONSTANTS, EMBEDDINGS, KEYS, SPANS, mlm_head, pooled
+from jaxformer.families.format import Family, Format, Head, Key, rows
 from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
 
@@ -47,36 +47,28 @@ def write_albert(config: TransformerConfig) -> dict[str, Any]:
     return {}
 
 
-def electra_names(config: TransformerConfig) -> list[Name]:
-    """BERT's rows and the projection after a narrow embedding."""
-    return [*encoder_names(config), *linear("embeddings/projection", "embeddings_project")]
-
-
-def albert_names(config: TransformerConfig) -> list[Name]:
-    """One block that all layers share."""
-    block = "encoder.albert_layer_groups.0.albert_layers.0."
-    table = [
-        Name("embeddings/token/embedding", "embeddings.word_embeddings.weight"),
-        Name("embeddings/position/embedding", "embeddings.position_embeddings.weight"),
-        Name("embeddings/token_type/embedding", "embeddings.token_type_embeddings.weight"),
-        *norm("embeddings/norm", "embeddings.LayerNorm"),
-        *linear("embeddings/projection", "encoder.embedding_hidden_mapping_in"),
-    ]
-    attention = {**{part: part for part in QKV}, "output": "dense"}
-    return [
-        *table,
-        *linears("layers/attention/", f"{block}attention.", attention),
-        *norm("layers/attention_norm", f"{block}attention.LayerNorm"),
-        *linear("layers/feed_forward/up", f"{block}ffn"),
-        *linear("layers/feed_forward/down", f"{block}ffn_output"),
-        *norm("layers/feed_forward_norm", f"{block}full_layer_layer_norm"),
-    ]
+# One block that all layers share.
+ALBERT_BLOCK = {
+    "attention/query": "attention.query",
+    "attention/key": "attention.key",
+    "attention/value": "attention.value",
+    "attention/output": "attention.dense",
+    "attention_norm": "attention.LayerNorm",
+    "feed_forward/up": "ffn",
+    "feed_forward/down": "ffn_output",
+    "feed_forward_norm": "full_layer_layer_norm",
+}
+ALBERT_BODY = [
+    *rows({**EMBEDDINGS, "embeddings/projection": "encoder.embedding_hidden_mapping_in"}),
+    *rows(ALBERT_BLOCK, "layers/", "encoder.albert_layer_groups.0.albert_layers.0."),
+]
 
 
 ELECTRA_FORMAT = Format(
     "electra",
     KEYS,
-    electra_names,
+    # The projection follows a narrow embedding.
+    [*BODY, *rows({"embeddings/projection": "embeddings_project"})],
     {
         "body": Head("ElectraModel"),
         # The generator, and the discriminator.
@@ -86,15 +78,14 @@ ELECTRA_FORMAT = Format(
         ),
         "pre_training": Head(
             "ElectraForPreTraining",
-            linears("rtd_head/", "discriminator_predictions.", {"dense": "dense", "output": "dense_prediction"}),
+            rows({"dense": "dense", "output": "dense_prediction"}, "rtd_head/", "discriminator_predictions."),
         ),
         "sequence_classification": Head(
-            "ElectraForSequenceClassification",
-            [*linear(POOLER, "classifier.dense"), *linear("classifier", "classifier.out_proj")],
+            "ElectraForSequenceClassification", pooled("classifier.dense", "classifier.out_proj")
         ),
         "token_classification": Head("ElectraForTokenClassification", CLASSES),
         "question_answering": Head("ElectraForQuestionAnswering", SPANS),
-        "multiple_choice": Head("ElectraForMultipleChoice", [*linear(POOLER, "sequence_summary.summary"), *CLASSES]),
+        "multiple_choice": Head("ElectraForMultipleChoice", pooled("sequence_summary.summary")),
     },
     prefix="electra.",
     constants=CONSTANTS,
@@ -106,20 +97,18 @@ ALBERT_MLM = mlm_head("predictions.dense", "predictions.LayerNorm", "predictions
 ALBERT_FORMAT = Format(
     "albert",
     (*KEYS, Key("embedding_size", "embedding_size")),
-    albert_names,
+    ALBERT_BODY,
     {
-        "body": Head("AlbertModel", linear(POOLER, "pooler")),
+        "body": Head("AlbertModel", rows({"pooler/dense": "pooler"})),
         "masked_lm": Head("AlbertForMaskedLM", ALBERT_MLM),
         "pre_training": Head(
             "AlbertForPreTraining",
-            [*linear(POOLER, "albert.pooler"), *ALBERT_MLM, *linear("pair_classifier", "sop_classifier.classifier")],
+            [*ALBERT_MLM, *rows({"pooler/dense": "albert.pooler", "pair_classifier": "sop_classifier.classifier"})],
         ),
-        "sequence_classification": Head(
-            "AlbertForSequenceClassification", [*linear(POOLER, "albert.pooler"), *CLASSES]
-        ),
+        "sequence_classification": Head("AlbertForSequenceClassification", pooled("albert.pooler")),
         "token_classification": Head("AlbertForTokenClassification", CLASSES),
         "question_answering": Head("AlbertForQuestionAnswering", SPANS),
-        "multiple_choice": Head("AlbertForMultipleChoice", [*linear(POOLER, "albert.pooler"), *CLASSES]),
+        "multiple_choice": Head("AlbertForMultipleChoice", pooled("albert.pooler")),
     },
     prefix="albert.",
     constants={**CONSTANTS, "num_hidden_groups": 1, "inner_group_num": 1},

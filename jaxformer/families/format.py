@@ -37,49 +37,43 @@ class Name(NamedTuple):
     otherwise: str | None = None
 
 
-def linear(
-    ours: str,
-    theirs: str,
-    *,
-    bias: bool = True,
-    transposed: bool = True,
-    part: tuple[int, int] = (0, 1),
-    groups: int = 1,
+# The last words of the paths of embeddings.
+EMBEDDINGS = ("token", "position", "token_type", "shared", "relative_bias")
+
+
+def rows(
+    table: Mapping[str, str], ours: str = "", theirs: str = "", *, transposed: bool = True, groups: int = 1
 ) -> list[Name]:
-    """The rows of a linear layer, by default a ``torch.nn.Linear``."""
-    rows = [Name(f"{ours}/kernel", f"{theirs}.weight", transposed, part, groups)]
-    return [*rows, Name(f"{ours}/bias", f"{theirs}.bias", False, part, groups)] if bias else rows
+    """The rows of a table of layers, from our paths to their names.
 
-
-def linears(ours: str, theirs: str, layers: Mapping[str, str], **options: Any) -> list[Name]:
-    """The rows of several linear layers, whose names follow these prefixes; ``options`` as in ``linear``."""
-    return [row for our, their in layers.items() for row in linear(ours + our, theirs + their, **options)]
-
-
-QKV = ("query", "key", "value")
-
-
-def fused(ours: str, theirs: str, layers: Sequence[str] = QKV, **options: Any) -> list[Name]:
-    """The rows of several linear layers of ours that are one of theirs; ``options`` as in ``linear``."""
-    count = len(layers)
-    return [row for i, layer in enumerate(layers) for row in linear(ours + layer, theirs, part=(i, count), **options)]
-
-
-def norm(ours: str, theirs: str, *, bias: bool = True) -> list[Name]:
-    """The rows of a norm; an RMS norm has no bias."""
-    rows = [Name(f"{ours}/scale", f"{theirs}.weight")]
-    return [*rows, Name(f"{ours}/bias", f"{theirs}.bias")] if bias else rows
-
-
-def lm_head(theirs: str, otherwise: str | None = None) -> Callable[[TransformerConfig], list[Name]]:
-    """The rows of an output layer without bias, none where it is tied.
+    The last word of a path says what a layer is: an embedding, a norm (scale and bias) or else linear (kernel and
+    bias). Layers of ours that are one of theirs have a plus between them. What a model lacks, such as the biases of an
+    RMS norm, may stand in the table: it is not looked for.
 
     Args:
-        theirs: its name.
-        otherwise: another name for the same values.
+        table: the layers.
+        ours: the beginning of all paths, with the slash.
+        theirs: the beginning of all names, with the dot.
+        transposed: linear layers are of ``torch.nn.Linear``, ``[out, in]``.
+        groups: as in ``Name``, of layers of ours that are one of theirs.
     """
-    row = Name("lm_head/kernel", f"{theirs}.weight", transposed=True, otherwise=otherwise)
-    return lambda config: [] if config.tie_embeddings else [row]
+    names = []
+    for layer, name in table.items():
+        *folder, last = (ours + layer).split("/")
+        words = last.split("+")
+        for index, word in enumerate(words):
+            path, weight, bias = "/".join((*folder, word)), f"{theirs}{name}.weight", f"{theirs}{name}.bias"
+            if word in EMBEDDINGS:
+                names.append(Name(f"{path}/embedding", weight))
+            elif word.endswith("norm"):
+                names += [Name(f"{path}/scale", weight), Name(f"{path}/bias", bias)]
+            else:
+                layout = ((index, len(words)), groups if len(words) > 1 else 1)
+                names += [
+                    Name(f"{path}/kernel", weight, transposed, *layout),
+                    Name(f"{path}/bias", bias, False, *layout),
+                ]
+    return names
 
 
 REQUIRED = object()
@@ -148,13 +142,27 @@ class Head(NamedTuple):
 
     Attributes:
         architecture: its class in transformers, for ``config.json``.
-        rows: the names of the head's parameters.
+        names: of the head's parameters.
         prefix: of the backbone's names, if not the family's.
     """
 
     architecture: str
-    rows: Callable[[TransformerConfig], Sequence[Name]] | Sequence[Name] = ()
+    names: Sequence[Name] = ()
     prefix: str | None = None
+
+
+def decoder_heads(
+    name: str, *, output: str = "lm_head", tokens: str = "classifier", qa_prefix: str | None = None
+) -> dict[str, Head]:
+    """The heads of a decoder, whose classes begin with ``name``; ``output`` and ``tokens`` are their last layers."""
+    spans = rows({"span_classifier": "qa_outputs"})
+    return {
+        "body": Head(f"{name}Model"),
+        "causal_lm": Head(f"{name}ForCausalLM", rows({"lm_head": output})),
+        "sequence_classification": Head(f"{name}ForSequenceClassification", rows({"classifier": "score"})),
+        "token_classification": Head(f"{name}ForTokenClassification", rows({"classifier": tokens})),
+        "question_answering": Head(f"{name}ForQuestionAnswering", spans, prefix=qa_prefix),
+    }
 
 
 @dataclass(frozen=True)
@@ -164,7 +172,7 @@ class Format:
     Attributes:
         model_type: name of the family in ``config.json``.
         keys: the table of configuration keys.
-        body: the table of parameter names of the backbone alone.
+        body: the table of parameter names of the backbone alone, which may depend on the configuration.
         heads: by kind of model.
         prefix: of the backbone's names if there is a head, with the dot.
         constants: keys of ``config.json`` that must have this value: other values are not supported.
@@ -178,7 +186,7 @@ class Format:
 
     model_type: str
     keys: tuple[Key, ...]
-    body: Callable[[TransformerConfig], list[Name]]
+    body: Sequence[Name] | Callable[[TransformerConfig], list[Name]]
     heads: Mapping[str, Head]
     prefix: str = ""
     constants: Mapping[str, Any] = field(default_factory=dict)
@@ -203,9 +211,13 @@ class Format:
 
     def names(self, config: TransformerConfig, kind: str) -> list[Name]:
         """The table of parameter names of a model of this kind."""
-        head, prefix = self.head(kind), self.prefix_of(kind)
-        rows = head.rows(config) if callable(head.rows) else head.rows
-        return [*(name._replace(theirs=prefix + name.theirs) for name in self.body(config)), *rows]
+        prefix = self.prefix_of(kind)
+        body = [name._replace(theirs=prefix + name.theirs) for name in self.body_names(config)]
+        return [*body, *self.head(kind).names]
+
+    def body_names(self, config: TransformerConfig) -> Sequence[Name]:
+        """The table of parameter names of the backbone, without a prefix."""
+        return self.body(config) if callable(self.body) else self.body
 
     def from_hf(self, hf: Mapping[str, Any], family: str) -> dict[str, Any]:
         """Keys of ``TransformerConfig`` from a ``config.json``, for the family of this name."""

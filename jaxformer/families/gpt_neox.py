@@ -7,16 +7,12 @@ from jaxformer.families.format import (
     SIZES,
     Family,
     Format,
-    Head,
     Key,
     Name,
     activation,
-    fused,
-    linear,
-    linears,
-    lm_head,
-    norm,
+    decoder_heads,
     read_rotary,
+    rows,
     write_rotary,
 )
 from jaxformer.models.config import TransformerConfig
@@ -59,29 +55,27 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     return {"rotary_pct": config.rotary_fraction, "rotary_emb_base": rotary["rope_theta"], **rotary}
 
 
+BLOCK = {
+    "attention_norm": "input_layernorm",
+    "attention/query+key+value": "attention.query_key_value",
+    "attention/output": "attention.dense",
+    "feed_forward_norm": "post_attention_layernorm",
+    "feed_forward/up": "mlp.dense_h_to_4h",
+    "feed_forward/down": "mlp.dense_4h_to_h",
+}
+
+
 def names(config: TransformerConfig) -> list[Name]:
     """Query, key and value of a head are together in one matrix, ``[N, 3, H]``."""
-    table = [Name("embeddings/token/embedding", "embed_in.weight"), *norm("final_norm", "final_layer_norm")]
-    block = "layers.{}."
-    table += norm("layers/attention_norm", f"{block}input_layernorm")
-    table += norm("layers/feed_forward_norm", f"{block}post_attention_layernorm")
-    table += fused("layers/attention/", f"{block}attention.query_key_value", groups=config.num_heads)
-    table += linear("layers/attention/output", f"{block}attention.dense")
-    feed_forward = {"up": "dense_h_to_4h", "down": "dense_4h_to_h"}
-    return table + linears("layers/feed_forward/", f"{block}mlp.", feed_forward)
+    table = rows({"embeddings/token": "embed_in", "final_norm": "final_layer_norm"})
+    return [*table, *rows(BLOCK, "layers/", "layers.{}.", groups=config.num_heads)]
 
 
 FORMAT = Format(
     "gpt_neox",
     KEYS,
     names,
-    {
-        "body": Head("GPTNeoXModel"),
-        "causal_lm": Head("GPTNeoXForCausalLM", lm_head("embed_out")),
-        "sequence_classification": Head("GPTNeoXForSequenceClassification", linear("classifier", "score", bias=False)),
-        "token_classification": Head("GPTNeoXForTokenClassification", linear("classifier", "classifier")),
-        "question_answering": Head("GPTNeoXForQuestionAnswering", linear("span_classifier", "qa_outputs")),
-    },
+    decoder_heads("GPTNeoX", output="embed_out"),
     prefix="gpt_neox.",
     constants={"attention_bias": True},
     read=read,

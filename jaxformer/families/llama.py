@@ -6,16 +6,12 @@ from jaxformer.families.format import (
     Format,
     Head,
     Key,
-    Name,
     activation,
-    linear,
-    linears,
-    lm_head,
-    norm,
+    decoder_heads,
     read_rotary,
+    rows,
     write_rotary,
 )
-from jaxformer.models.config import TransformerConfig
 
 # The shape is that of Llama 3.2 1B, so that the bare defaults are a model people know.
 DEFAULTS = {
@@ -48,36 +44,30 @@ KEYS = (
 )
 
 
-def names(config: TransformerConfig) -> list[Name]:
-    """Every kernel is a ``torch.nn.Linear`` weight, ``[out, in]``."""
-    table = [Name("embeddings/token/embedding", "embed_tokens.weight"), *norm("final_norm", "norm", bias=False)]
-    block = "layers.{}."
-    table += norm("layers/attention_norm", f"{block}input_layernorm", bias=False)
-    table += norm("layers/feed_forward_norm", f"{block}post_attention_layernorm", bias=False)
-    heads = {"query": "q_proj", "key": "k_proj", "value": "v_proj"}
-    table += linears("layers/attention/", f"{block}self_attn.", heads, bias=config.has_qkv_bias)
-    table += linear("layers/attention/output", f"{block}self_attn.o_proj", bias=False)
-    feed_forward = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
-    return table + linears("layers/feed_forward/", f"{block}mlp.", feed_forward, bias=False)
+BLOCK = {
+    "attention_norm": "input_layernorm",
+    "attention/query": "self_attn.q_proj",
+    "attention/key": "self_attn.k_proj",
+    "attention/value": "self_attn.v_proj",
+    "attention/query_norm": "self_attn.q_norm",
+    "attention/key_norm": "self_attn.k_norm",
+    "attention/output": "self_attn.o_proj",
+    "feed_forward_norm": "post_attention_layernorm",
+    "feed_forward/gate": "mlp.gate_proj",
+    "feed_forward/up": "mlp.up_proj",
+    "feed_forward/down": "mlp.down_proj",
+}
 
 
 def heads(name: str, qa_prefix: str = "transformer.") -> dict[str, Head]:
     """The classes of LLaMA and its relatives, whose names begin with ``name``."""
-    return {
-        "body": Head(f"{name}Model"),
-        "causal_lm": Head(f"{name}ForCausalLM", lm_head("lm_head")),
-        "sequence_classification": Head(f"{name}ForSequenceClassification", linear("classifier", "score", bias=False)),
-        "token_classification": Head(f"{name}ForTokenClassification", linear("classifier", "score")),
-        "question_answering": Head(
-            f"{name}ForQuestionAnswering", linear("span_classifier", "qa_outputs"), prefix=qa_prefix
-        ),
-    }
+    return decoder_heads(name, tokens="score", qa_prefix=qa_prefix)
 
 
 FORMAT = Format(
     "llama",
     KEYS,
-    names,
+    [*rows({"embeddings/token": "embed_tokens", "final_norm": "norm"}), *rows(BLOCK, "layers/", "layers.{}.")],
     heads("Llama"),
     prefix="model.",
     constants={"attention_bias": False, "mlp_bias": False},

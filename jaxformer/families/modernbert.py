@@ -11,11 +11,9 @@ from jaxformer.families.format import (
     Key,
     Name,
     activation,
-    fused,
-    linear,
-    norm,
     read_activation,
     require,
+    rows,
     write_activation,
 )
 from jaxformer.models.config import TransformerConfig
@@ -101,42 +99,34 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-def names(config: TransformerConfig) -> list[Name]:
-    """The body, with query, key and value in one matrix, and gate and up in another."""
-    block = "layers.{}."
-    table = [
-        Name("embeddings/token/embedding", "embeddings.tok_embeddings.weight"),
-        *norm("embeddings/norm", "embeddings.norm", bias=False),
-        Name("layers/attention_norm/scale", f"{block}attn_norm.weight", not_first=True),
-        *norm("layers/feed_forward_norm", f"{block}mlp_norm", bias=False),
-        *norm("final_norm", "final_norm", bias=False),
-    ]
-    return [
-        *table,
-        *fused("layers/attention/", f"{block}attn.Wqkv", bias=False),
-        *linear("layers/attention/output", f"{block}attn.Wo", bias=False),
-        *fused("layers/feed_forward/", f"{block}mlp.Wi", ("gate", "up"), bias=False),
-        *linear("layers/feed_forward/down", f"{block}mlp.Wo", bias=False),
-    ]
-
-
-def _transform(ours: str) -> list[Name]:
-    """The layer before the output layer, which has the same name in all heads."""
-    return [*linear(f"{ours}/dense", "head.dense", bias=False), *norm(f"{ours}/norm", "head.norm", bias=False)]
-
-
-CLASSES = [*_transform("pooler"), *linear("classifier", "classifier")]
+TABLE = {
+    "embeddings/token": "embeddings.tok_embeddings",
+    "embeddings/norm": "embeddings.norm",
+    "final_norm": "final_norm",
+}
+BLOCK = {
+    "attention/query+key+value": "attn.Wqkv",
+    "attention/output": "attn.Wo",
+    "feed_forward_norm": "mlp_norm",
+    "feed_forward/gate+up": "mlp.Wi",
+    "feed_forward/down": "mlp.Wo",
+}
+FIRST_NORM = Name("layers/attention_norm/scale", "layers.{}.attn_norm.weight", not_first=True)
+# The layer before the output layer, which has the same name in all heads.
+POOLER = rows({"pooler/dense": "head.dense", "pooler/norm": "head.norm"})
+MLM = rows({"mlm_head/dense": "head.dense", "mlm_head/norm": "head.norm"})
+CLASSES = [*POOLER, *rows({"classifier": "classifier"})]
 FORMAT = Format(
     "modernbert",
     KEYS,
-    names,
+    [*rows(TABLE), FIRST_NORM, *rows(BLOCK, "layers/", "layers.{}.")],
     {
         "body": Head("ModernBertModel"),
-        "masked_lm": Head("ModernBertForMaskedLM", [*_transform("mlm_head"), Name("mlm_head/bias", "decoder.bias")]),
+        "masked_lm": Head("ModernBertForMaskedLM", [*MLM, Name("mlm_head/bias", "decoder.bias")]),
         "sequence_classification": Head("ModernBertForSequenceClassification", CLASSES),
         "token_classification": Head("ModernBertForTokenClassification", CLASSES),
         "question_answering": Head(
-            "ModernBertForQuestionAnswering", [*_transform("pooler"), *linear("span_classifier", "classifier")]
+            "ModernBertForQuestionAnswering", [*POOLER, *rows({"span_classifier": "classifier"})]
         ),
         "multiple_choice": Head("ModernBertForMultipleChoice", CLASSES),
     },

@@ -3,19 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.families.format import (
-    Family,
-    Format,
-    Head,
-    Key,
-    Name,
-    activation,
-    linear,
-    linears,
-    lm_head,
-    norm,
-    require,
-)
+from jaxformer.families.format import Family, Format, Key, activation, decoder_heads, require, rows, same
 from jaxformer.models.config import TransformerConfig
 
 # The shape is that of OPT 125M.
@@ -31,8 +19,7 @@ DEFAULTS = {
 
 
 KEYS = (
-    Key("vocab_size", "vocab_size"),
-    Key("hidden_size", "hidden_size"),
+    *same("vocab_size", "hidden_size"),
     Key("num_layers", "num_hidden_layers"),
     Key("num_heads", "num_attention_heads"),
     Key("intermediate_size", "ffn_dim"),
@@ -54,31 +41,29 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     return {"word_embed_proj_dim": config.hidden_size}
 
 
-def names(config: TransformerConfig) -> list[Name]:
-    """Every kernel is a ``torch.nn.Linear`` weight, ``[out, in]``."""
-    table = [
-        Name("embeddings/token/embedding", "decoder.embed_tokens.weight"),
-        Name("embeddings/position/embedding", "decoder.embed_positions.weight"),
-        *norm("final_norm", "decoder.final_layer_norm"),
-    ]
-    block = "decoder.layers.{}."
-    table += norm("layers/attention_norm", f"{block}self_attn_layer_norm")
-    table += norm("layers/feed_forward_norm", f"{block}final_layer_norm")
-    attention = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "out_proj"}
-    table += linears("layers/attention/", f"{block}self_attn.", attention)
-    return table + linears("layers/feed_forward/", block, {"up": "fc1", "down": "fc2"})
-
-
+TABLE = {
+    "embeddings/token": "embed_tokens",
+    "embeddings/position": "embed_positions",
+    "final_norm": "final_layer_norm",
+}
+BLOCK = {
+    "attention_norm": "self_attn_layer_norm",
+    "attention/query": "self_attn.q_proj",
+    "attention/key": "self_attn.k_proj",
+    "attention/value": "self_attn.v_proj",
+    "attention/output": "self_attn.out_proj",
+    "feed_forward_norm": "final_layer_norm",
+    "feed_forward/up": "fc1",
+    "feed_forward/down": "fc2",
+}
+HEADS = decoder_heads("OPT")
+# transformers has no OPT for tokens.
+del HEADS["token_classification"]
 FORMAT = Format(
     "opt",
     KEYS,
-    names,
-    {
-        "body": Head("OPTModel"),
-        "causal_lm": Head("OPTForCausalLM", lm_head("lm_head")),
-        "sequence_classification": Head("OPTForSequenceClassification", linear("classifier", "score", bias=False)),
-        "question_answering": Head("OPTForQuestionAnswering", linear("span_classifier", "qa_outputs")),
-    },
+    [*rows(TABLE, theirs="decoder."), *rows(BLOCK, "layers/", "decoder.layers.{}.")],
+    HEADS,
     prefix="model.",
     constants={
         "do_layer_norm_before": True,

@@ -3,8 +3,7 @@
 from dataclasses import replace
 
 from jaxformer.families import llama
-from jaxformer.families.format import Family, Name, norm
-from jaxformer.models.config import TransformerConfig
+from jaxformer.families.format import Family
 
 # The shape is that of Qwen2 0.5B.
 QWEN2 = {
@@ -35,14 +34,6 @@ QWEN3 = {
 }
 
 
-def names(config: TransformerConfig) -> list[Name]:
-    """The table of LLaMA and the norms of the heads."""
-    table = llama.names(config)
-    table += norm("layers/attention/query_norm", "layers.{}.self_attn.q_norm", bias=False)
-    table += norm("layers/attention/key_norm", "layers.{}.self_attn.k_norm", bias=False)
-    return table
-
-
 # A window in the upper layers only has no switch here.
 QWEN2_FORMAT = replace(
     llama.FORMAT,
@@ -55,7 +46,6 @@ QWEN2_FORMAT = replace(
 QWEN3_FORMAT = replace(
     llama.FORMAT,
     model_type="qwen3",
-    body=names,
     heads=llama.heads("Qwen3"),
     constants={"use_sliding_window": False, "attention_bias": False},
 )

@@ -4,20 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from jaxformer.families.format import (
-    Family,
-    Format,
-    Head,
-    Key,
-    Name,
-    linear,
-    linears,
-    lm_head,
-    norm,
-    read_activation,
-    same,
-    write_activation,
-)
+from jaxformer.families.format import Family, Format, Head, Key, Name, read_activation, rows, same, write_activation
 from jaxformer.models.config import TransformerConfig
 
 # T5-small of version 1.0. Relative positions have no longest length; 512 is what it was trained with.
@@ -86,12 +73,8 @@ def read(hf: Mapping[str, Any]) -> dict[str, Any]:
     activation = "gelu_new" if gated and activation == "gelu" else activation
     # Version 5 of transformers calls every head tied; a key of its own says which one was not.
     tied = hf.get("tie_word_embeddings", True) and hf.get("scale_decoder_outputs", True)
-    return {
-        "activation": read_activation(activation),
-        "gated": gated,
-        "tie_embeddings": tied,
-        "scale_logits": tied,
-    }
+    activation = read_activation(activation)
+    return {"activation": activation, "gated": gated, "tie_embeddings": tied, "scale_logits": tied}
 
 
 def read_mt5(hf: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,46 +100,40 @@ def write_mt5(config: TransformerConfig) -> dict[str, Any]:
 
 def names(config: TransformerConfig) -> list[Name]:
     """Encoder and decoder; the relative bias is in the first block of each side."""
-    table = [Name("shared/embedding", "shared.weight", otherwise="encoder.embed_tokens.weight")]
-    sublayers = {
-        "encoder": [("attention", "SelfAttention"), ("feed_forward", "DenseReluDense")],
-        "decoder": [
-            ("attention", "SelfAttention"),
-            ("cross_attention", "EncDecAttention"),
-            ("feed_forward", "DenseReluDense"),
-        ],
-    }
+    attention = {"query": "q", "key": "k", "value": "v", "output": "o"}
+    gated = {"gate": "wi_0", "up": "wi_1", "down": "wo"}
     layers = {
-        "SelfAttention": {"query": "q", "key": "k", "value": "v", "output": "o"},
-        "EncDecAttention": {"query": "q", "key": "k", "value": "v", "output": "o"},
-        "DenseReluDense": {"gate": "wi_0", "up": "wi_1", "down": "wo"} if config.gated else {"up": "wi", "down": "wo"},
+        "attention": ("SelfAttention", attention),
+        "cross_attention": ("EncDecAttention", attention),
+        "feed_forward": ("DenseReluDense", gated if config.gated else {"up": "wi", "down": "wo"}),
     }
-    for side, parts in sublayers.items():
-        bias = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        table.append(Name(f"{side}/relative_bias/embedding", bias))
-        table += norm(f"{side}/final_norm", f"{side}.final_layer_norm", bias=False)
-        for index, (ours, theirs) in enumerate(parts):
-            layer = f"{side}.block.{{}}.layer.{index}"
-            table += norm(f"{side}/layers/{ours}_norm", f"{layer}.layer_norm", bias=False)
-            table += linears(f"{side}/layers/{ours}/", f"{layer}.{theirs}.", layers[theirs], bias=False)
+    sides = {"encoder": ("attention", "feed_forward"), "decoder": tuple(layers)}
+    table = [Name("shared/embedding", "shared.weight", otherwise="encoder.embed_tokens.weight")]
+    for side, sublayers in sides.items():
+        bias = "block.0.layer.0.SelfAttention.relative_attention_bias"
+        table += rows({"relative_bias": bias, "final_norm": "final_layer_norm"}, f"{side}/", f"{side}.")
+        for index, ours in enumerate(sublayers):
+            theirs, layer = layers[ours], f"{side}.block.{{}}.layer.{index}."
+            table += rows({f"{ours}_norm": "layer_norm"}, f"{side}/layers/", layer)
+            table += rows(theirs[1], f"{side}/layers/{ours}/", f"{layer}{theirs[0]}.")
     return table
 
 
 def format_of(model_type: str, name: str) -> Format:
     """The format of T5, whose classes begin with ``name``."""
-    classes = [*linear("pooler/dense", "classification_head.dense")]
-    classes += linear("classifier", "classification_head.out_proj")
-    spans = linear("span_classifier", "qa_outputs")
+    classes = rows({"pooler/dense": "classification_head.dense", "classifier": "classification_head.out_proj"})
+    spans = rows({"span_classifier": "qa_outputs"})
+    # A file of version 5 has a head that is not tied only if it differs from the embedding.
+    head = Name("lm_head/kernel", "lm_head.weight", transposed=True, otherwise="shared.weight")
     return Format(
         model_type,
         KEYS,
         names,
         {
             "body": Head(f"{name}Model"),
-            # A file of version 5 has a head that is not tied only if it differs from the embedding.
-            "seq2seq_lm": Head(f"{name}ForConditionalGeneration", lm_head("lm_head", "shared.weight"), prefix=""),
+            "seq2seq_lm": Head(f"{name}ForConditionalGeneration", [head], prefix=""),
             "sequence_classification": Head(f"{name}ForSequenceClassification", classes),
-            "token_classification": Head(f"{name}ForTokenClassification", linear("classifier", "classifier")),
+            "token_classification": Head(f"{name}ForTokenClassification", rows({"classifier": "classifier"})),
             "question_answering": Head(f"{name}ForQuestionAnswering", spans, prefix=""),
         },
         prefix="transformer.",

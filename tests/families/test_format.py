@@ -3,7 +3,7 @@ import pytest
 
 from jaxformer.families import FAMILIES, build_model, get_family, model_config
 from jaxformer.families.checkpoint import params_from_hf, params_to_hf
-from jaxformer.families.format import Format, Head, Name, linear, norm, read_activation, read_rotary
+from jaxformer.families.format import Format, Head, Name, read_activation, read_rotary, rows
 from jaxformer.models import TransformerConfig
 from jaxformer.schema import UserError
 
@@ -17,7 +17,7 @@ TABLE = [
 
 
 def toy(table):
-    return Format("toy", (), lambda config: table, {"body": Head("ToyModel")})
+    return Format("toy", (), table, {"body": Head("ToyModel")})
 
 
 FORMAT = toy(TABLE)
@@ -54,11 +54,7 @@ def test_stacking_splitting_transposing_and_heads_by_hand():
 
 def test_groups_of_parts_by_hand():
     """Two heads of size 1 with query, key and value of a head together: [N, 3, H] on the output axis."""
-    table = [
-        row
-        for index, name in enumerate("qkv")
-        for row in linear(f"layers/{name}", "h.{}.qkv", part=(index, 3), groups=2)
-    ]
+    table = rows({"q+k+v": "qkv"}, "layers/", "h.{}.", groups=2)
     family = toy(table)
     kernel = np.array([[1, 2], [3, 4], [5, 6], [10, 20], [30, 40], [50, 60]])  # [out, in]
     state = {f"h.{i}.qkv.weight": kernel for i in range(2)} | {f"h.{i}.qkv.bias": kernel[:, 0] for i in range(2)}
@@ -75,11 +71,12 @@ def test_groups_of_parts_by_hand():
         params_from_hf(family, CONFIG, "body", state, shapes)
 
 
-def test_rows_of_a_linear_layer_and_a_norm():
-    rows = [Name("a/kernel", "b.weight", transposed=True), Name("a/bias", "b.bias")]
-    assert linear("a", "b") == rows and linear("a", "b", bias=False) == rows[:1]
-    rows = [Name("a/scale", "b.weight"), Name("a/bias", "b.bias")]
-    assert norm("a", "b") == rows and norm("a", "b", bias=False) == rows[:1]
+def test_the_last_word_of_a_path_says_what_a_layer_is():
+    linear = [Name("a/b/kernel", "c.d.weight", transposed=True), Name("a/b/bias", "c.d.bias")]
+    assert rows({"b": "d"}, "a/", "c.") == linear
+    assert rows({"a/b": "c.d"}, transposed=False) == [linear[0]._replace(transposed=False), linear[1]]
+    assert rows({"final_norm": "b"}) == [Name("final_norm/scale", "b.weight"), Name("final_norm/bias", "b.bias")]
+    assert rows({"embeddings/token": "b"}) == [Name("embeddings/token/embedding", "b.weight")]
 
 
 def test_a_missing_parameter_is_named():

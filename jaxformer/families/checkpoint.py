@@ -220,7 +220,7 @@ def read_params(
     Args:
         format: of the family.
         config: of the model.
-        kind: of the model, one of ``KINDS``.
+        kind: of the model, such as ``masked_lm``.
         weights: the checkpoint.
         shapes: our parameter tree, with leaves that have a ``shape`` (``jax.eval_shape`` of ``init``).
         shardings: a tree of the same structure; each process reads only the parts of its devices. Default: all on the

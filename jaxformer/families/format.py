@@ -122,18 +122,6 @@ RESOLVED = {
     "embedding_size": "token_size",
     "qkv_bias": "has_qkv_bias",
 }
-# The kinds of models in the Hugging Face format, named by the head on the backbone.
-KINDS = (
-    "body",
-    "causal_lm",
-    "masked_lm",
-    "pre_training",
-    "seq2seq_lm",
-    "sequence_classification",
-    "token_classification",
-    "question_answering",
-    "multiple_choice",
-)
 TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
 
 

@@ -5,20 +5,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from jaxformer.hub.kinds import KINDS
 from jaxformer.models.config import TransformerConfig
-
-# Kind of model -> its task on the Hub and the class that opens it.
-TASKS = {
-    "body": ("feature-extraction", "AutoModel"),
-    "causal_lm": ("text-generation", "AutoModelForCausalLM"),
-    "masked_lm": ("fill-mask", "AutoModelForMaskedLM"),
-    "pre_training": (None, "AutoModelForPreTraining"),
-    "seq2seq_lm": ("text2text-generation", "AutoModelForSeq2SeqLM"),
-    "sequence_classification": ("text-classification", "AutoModelForSequenceClassification"),
-    "token_classification": ("token-classification", "AutoModelForTokenClassification"),
-    "question_answering": ("question-answering", "AutoModelForQuestionAnswering"),
-    "multiple_choice": ("multiple-choice", "AutoModelForMultipleChoice"),
-}
 
 
 def model_card(
@@ -33,7 +21,7 @@ def model_card(
         metrics: results by name.
         card: further keys of the head, such as ``license`` or ``datasets``.
     """
-    task, opener = TASKS[kind]
+    task, opener = KINDS[kind].task, KINDS[kind].opener
     results = [
         EvalResult(task or "other", "validation", str(card.get("datasets", "validation")), metric, float(value))
         for metric, value in metrics.items()

@@ -1,10 +1,11 @@
-"""The model class of each kind of head in the Hugging Face format, and its initial parameters."""
+"""The kinds of models in the Hugging Face format, named by their heads, and a model's initial parameters."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.heads import Body, MultipleChoice, QuestionAnswering, SequenceClassifier, TokenClassifier
@@ -12,12 +13,33 @@ from jaxformer.models.masked_lm import Discriminator, MaskedLM
 from jaxformer.models.transformer import Decoder, EncoderDecoder
 from jaxformer.schema import UserError
 
-# The kinds an architecture has; which of them transformers has for a family is said by the family's format.
-ARCHITECTURES = {
-    "causal_lm": ("decoder",),
-    "masked_lm": ("encoder",),
-    "pre_training": ("encoder",),
-    "seq2seq_lm": ("encoder_decoder",),
+
+class Kind(NamedTuple):
+    """A kind of model.
+
+    Attributes:
+        model: its class here.
+        opener: the class that opens it, here and in transformers.
+        task: its task on the Hub.
+        architecture: the one it has, None for all; which families have it in transformers is said by their formats.
+    """
+
+    model: type[nn.Module]
+    opener: str
+    task: str | None
+    architecture: str | None = None
+
+
+KINDS = {
+    "body": Kind(Body, "AutoModel", "feature-extraction"),
+    "causal_lm": Kind(Decoder, "AutoModelForCausalLM", "text-generation", "decoder"),
+    "masked_lm": Kind(MaskedLM, "AutoModelForMaskedLM", "fill-mask", "encoder"),
+    "pre_training": Kind(Discriminator, "AutoModelForPreTraining", None, "encoder"),
+    "seq2seq_lm": Kind(EncoderDecoder, "AutoModelForSeq2SeqLM", "text2text-generation", "encoder_decoder"),
+    "sequence_classification": Kind(SequenceClassifier, "AutoModelForSequenceClassification", "text-classification"),
+    "token_classification": Kind(TokenClassifier, "AutoModelForTokenClassification", "token-classification"),
+    "question_answering": Kind(QuestionAnswering, "AutoModelForQuestionAnswering", "question-answering"),
+    "multiple_choice": Kind(MultipleChoice, "AutoModelForMultipleChoice", "multiple-choice"),
 }
 
 
@@ -27,33 +49,20 @@ def build(config: TransformerConfig, kind: str, *, num_labels: int = 2, labels: 
     Raises:
         UserError: if the architecture has no such head.
     """
-    fits = ARCHITECTURES.get(kind, (config.architecture,))
-    if config.architecture not in fits:
+    fits = KINDS[kind].architecture or config.architecture
+    if config.architecture != fits:
         raise UserError(
-            f"a {config.type} model has the architecture {config.architecture}, expected {' or '.join(fits)} for the "
-            f"head {kind}; choose another head or another model"
+            f"a {config.type} model has the architecture {config.architecture}, expected {fits} for the head {kind}; "
+            "choose another head or another model"
         )
-    match kind:
-        case "body":
-            # These three were trained with a pooler that belongs to the body.
-            return Body(config, config.type in ("bert", "roberta", "xlm_roberta", "albert"))
-        case "causal_lm":
-            return Decoder(config)
-        case "seq2seq_lm":
-            return EncoderDecoder(config)
-        case "masked_lm":
-            return MaskedLM(config)
-        case "pre_training":
-            return Discriminator(config) if config.type == "electra" else MaskedLM(config, sentence_pairs=True)
-        case "sequence_classification":
-            return SequenceClassifier(config, num_labels, labels)
-        case "token_classification":
-            return TokenClassifier(config, num_labels, labels)
-        case "question_answering":
-            return QuestionAnswering(config)
-        case "multiple_choice":
-            return MultipleChoice(config)
-    raise AssertionError(kind)
+    if kind == "body":
+        # These were trained with a pooler that belongs to the body.
+        return Body(config, config.type in ("bert", "roberta", "xlm_roberta", "albert"))
+    if kind == "pre_training" and config.type != "electra":
+        return MaskedLM(config, sentence_pairs=True)
+    if kind in ("sequence_classification", "token_classification"):
+        return KINDS[kind].model(config, num_labels, labels)
+    return KINDS[kind].model(config)
 
 
 def kind_of(model: nn.Module) -> str:
@@ -62,21 +71,12 @@ def kind_of(model: nn.Module) -> str:
     Raises:
         UserError: if it is none that the Hugging Face format knows.
     """
-    kinds: dict[type[nn.Module], str] = {
-        Body: "body",
-        Decoder: "causal_lm",
-        EncoderDecoder: "seq2seq_lm",
-        MultipleChoice: "multiple_choice",
-        SequenceClassifier: "sequence_classification",
-        TokenClassifier: "token_classification",
-        QuestionAnswering: "question_answering",
-        Discriminator: "pre_training",
-    }
     if isinstance(model, MaskedLM):
         return "pre_training" if model.sentence_pairs else "masked_lm"
-    if type(model) not in kinds:
-        raise UserError(f"{type(model).__name__} is no model that the Hugging Face format knows")
-    return kinds[type(model)]
+    for name, kind in KINDS.items():
+        if type(model) is kind.model:
+            return name
+    raise UserError(f"{type(model).__name__} is no model that the Hugging Face format knows")
 
 
 def abstract_params(model: Any) -> Any:
@@ -88,8 +88,6 @@ def abstract_params(model: Any) -> Any:
 
 def init_params(model: Any, seed: int, names: set[str]) -> dict[str, jax.Array]:
     """Initial values of some parameters, by path; what is not asked for is never in memory."""
-    from flax.traverse_util import flatten_dict
-
     shape = getattr(model, "init_shape", (1, 2))
 
     def some(key: jax.Array) -> dict[str, jax.Array]:

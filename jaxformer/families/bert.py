@@ -1,8 +1,10 @@
 """BERT (Devlin et al. 2019), RoBERTa (Liu et al. 2019) and DistilBERT (Sanh et al. 2019): post-norm encoders."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from jaxformer.families.format import SIZES, Family, Format, Head, Key, Name, activation, rows, same
+from jaxformer.models.config import TransformerConfig
 
 BERT: dict[str, Any] = {
     "architecture": "encoder",
@@ -19,8 +21,8 @@ BERT: dict[str, Any] = {
     "dropout": 0.1,
     "attention_dropout": 0.1,
 }
-# RoBERTa counts positions from 2 on, after the row of its padding token; so does XLM-RoBERTa (Conneau et al. 2020).
-ROBERTA = {**BERT, "norm_epsilon": 1e-5, "token_types": 1, "position_offset": 2}
+# RoBERTa's positions begin after the row of its padding token; so do XLM-RoBERTa's (Conneau et al. 2020).
+ROBERTA = {**BERT, "norm_epsilon": 1e-5, "token_types": 1, "position_offset": "after_pad"}
 DISTILBERT = {**BERT, "num_layers": 6, "token_types": 0, "pooler": "relu"}
 
 
@@ -35,10 +37,7 @@ KEYS = (
     Key("tie_embeddings", "tie_word_embeddings", True),
 )
 CONSTANTS = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
-ROBERTA_KEYS = (
-    *(key for key in KEYS if key.ours != "max_length"),
-    Key("max_length", "max_position_embeddings", read=lambda size: size - 2, write=lambda length: length + 2),
-)
+ROBERTA_KEYS = tuple(key for key in KEYS if key.ours != "max_length")
 DISTILBERT_KEYS = (
     Key("hidden_size", "dim"),
     Key("num_layers", "n_layers"),
@@ -118,6 +117,18 @@ BERT_FORMAT = Format(
 )
 
 
+def read_positions(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """The longest text: the table also has the rows up to that of the padding token, by default 1."""
+    pad = hf.get("pad_token_id")
+    before = 2 if pad is None else pad + 1
+    return {"position_offset": "after_pad", "max_length": hf["max_position_embeddings"] - before}
+
+
+def write_positions(config: TransformerConfig) -> dict[str, Any]:
+    """Undoes ``read_positions``."""
+    return {"max_position_embeddings": config.max_length + config.first_position}
+
+
 def roberta_format(model_type: str, name: str) -> Format:
     """The format of RoBERTa, whose classes begin with ``name``."""
     return Format(
@@ -136,7 +147,8 @@ def roberta_format(model_type: str, name: str) -> Format:
         },
         prefix="roberta.",
         constants=CONSTANTS,
-        read=lambda hf: {"position_offset": 2},
+        read=read_positions,
+        write=write_positions,
         ignored=r"position_ids$|lm_head\.decoder\.(weight|bias)$",
     )
 

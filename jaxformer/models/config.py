@@ -81,7 +81,10 @@ class TransformerConfig(Schema):
         None, description="biases in the projections to queries, keys and values; default: use_bias"
     )
     positions: Positions = Field("learned", description="position scheme")
-    position_offset: int = Field(0, ge=0, description="learned: rows of the table before the one of position 0")
+    position_offset: Annotated[int, Field(ge=0)] | Literal["after_pad"] = Field(
+        0,
+        description="learned: rows of the table before the one of position 0; after_pad: pad_token_id + 1, as RoBERTa",
+    )
     sinusoidal_halves: bool = Field(
         False, description="sinusoidal: all sines before all cosines; Marian, instead of pairs"
     )
@@ -151,6 +154,13 @@ class TransformerConfig(Schema):
     def pooled_state(self) -> str:
         """The pooled state, resolved."""
         return self.pooling or ("first" if self.architecture == "encoder" else "last")
+
+    @property
+    def first_position(self) -> int:
+        """Row of position 0 in the table of learned positions, resolved; RoBERTa's own padding token is 1."""
+        if self.position_offset == "after_pad":
+            return 2 if self.pad_token_id is None else self.pad_token_id + 1
+        return self.position_offset
 
     @property
     def kv_heads(self) -> int:

@@ -266,7 +266,7 @@ class Embeddings(nn.Module):
         if self.own_tokens:
             self.token = Embedding(c.vocabulary, E, ("vocab", "embed"), std)
         if c.positions == "learned":
-            self.position = Embedding(c.max_length + c.position_offset, E, ("position", "embed"), std)
+            self.position = Embedding(c.max_length + c.first_position, E, ("position", "embed"), std)
         if c.token_types:
             self.token_type = Embedding(c.token_types, E, ("table", "embed"), std)
         if c.embedding_norm:
@@ -290,7 +290,7 @@ class Embeddings(nn.Module):
             x = x * c.hidden_size**0.5
         if c.positions == "learned":
             positions = place(self.position(), "position", None)
-            x = x + F.learned_positions(positions, position_ids + c.position_offset)
+            x = x + F.learned_positions(positions, position_ids + c.first_position)
         elif c.positions == "sinusoidal":
             x = x + F.sinusoidal_positions(position_ids, c.token_size, halves=c.sinusoidal_halves)
         if c.token_types:

@@ -121,7 +121,7 @@ def test_every_axis_of_every_parameter_has_a_name(name):
             "head": c.head_width,
             "mlp": c.inner_size,
             "vocab": c.vocab_size,
-            "position": c.max_length + c.position_offset,
+            "position": c.max_length + c.first_position,
             "layers": c.num_layers,
         }
         assert tuple(sizes[axis] for axis in spec) == shape.shape, where

@@ -92,7 +92,7 @@ def decode(c, params, ids):
     table = params["embeddings"]["token"]["embedding"]
     x = table[ids] * (math.sqrt(c.hidden_size) if c.scale_embedding else 1)
     if c.positions == "learned":
-        x = x + params["embeddings"]["position"]["embedding"][c.position_offset :][: len(ids)]
+        x = x + params["embeddings"]["position"]["embedding"][c.first_position :][: len(ids)]
     if c.positions == "sinusoidal":
         for t, d in np.ndindex(x.shape):
             angle = t / 10_000 ** (2 * (d // 2) / c.hidden_size)

@@ -160,6 +160,8 @@ def format_of(model_type: str, name: str, **constants: Any) -> Format:
         prefix="model.",
         constants=constants,
         derived=sinusoids if static else lambda config: {},
+        copies=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
+        writes_copies=True,
         zeros=() if name == "Marian" else ("final_logits_bias",),
         ignored=ignored + (r"|embed_positions\.weight$" if static else ""),
     )

@@ -80,11 +80,14 @@ DISTILBERT_BLOCK = {
 }
 
 
-def mlm_head(dense: str, norm: str, bias: str) -> list[Name]:
-    """The rows of a masked language model's head, whose output layer is the embedding."""
-    # In some files the bias has the name of the output layer.
-    last = Name("mlm_head/bias", bias, otherwise=bias.removesuffix("bias") + "decoder.bias")
-    return [*rows({"mlm_head/dense": dense, "mlm_head/norm": norm}), last]
+def mlm_head(dense: str, norm: str, output: str, bias: str) -> list[Name]:
+    """The rows of a masked language model's head; the bias of its output layer may have a name of its own."""
+    kernel = Name("lm_head/kernel", f"{output}.weight", transposed=True)
+    return [
+        *rows({"mlm_head/dense": dense, "mlm_head/norm": norm}),
+        kernel,
+        Name("mlm_head/bias", bias, otherwise=f"{output}.bias"),
+    ]
 
 
 def pooled(pooler: str, classifier: str = "classifier") -> list[Name]:
@@ -93,7 +96,12 @@ def pooled(pooler: str, classifier: str = "classifier") -> list[Name]:
 
 
 SPANS, CLASSES = rows({"span_classifier": "qa_outputs"}), rows({"classifier": "classifier"})
-BERT_MLM = mlm_head("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias")
+BERT_MLM = mlm_head(
+    "cls.predictions.transform.dense",
+    "cls.predictions.transform.LayerNorm",
+    "cls.predictions.decoder",
+    "cls.predictions.bias",
+)
 BERT_FORMAT = Format(
     "bert",
     KEYS,
@@ -137,7 +145,9 @@ def roberta_format(model_type: str, name: str) -> Format:
         BODY,
         {
             "body": Head(f"{name}Model", rows({"pooler/dense": "pooler.dense"})),
-            "masked_lm": Head(f"{name}ForMaskedLM", mlm_head("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")),
+            "masked_lm": Head(
+                f"{name}ForMaskedLM", mlm_head("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias")
+            ),
             "sequence_classification": Head(
                 f"{name}ForSequenceClassification", pooled("classifier.dense", "classifier.out_proj")
             ),
@@ -160,7 +170,8 @@ DISTILBERT_FORMAT = Format(
     {
         "body": Head("DistilBertModel"),
         "masked_lm": Head(
-            "DistilBertForMaskedLM", mlm_head("vocab_transform", "vocab_layer_norm", "vocab_projector.bias")
+            "DistilBertForMaskedLM",
+            mlm_head("vocab_transform", "vocab_layer_norm", "vocab_projector", "vocab_projector.bias"),
         ),
         "sequence_classification": Head("DistilBertForSequenceClassification", pooled("pre_classifier")),
         "token_classification": Head("DistilBertForTokenClassification", CLASSES),

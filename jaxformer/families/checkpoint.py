@@ -119,6 +119,17 @@ class _Finder:
                 yield old.replace("LayerNorm.bias", "LayerNorm.beta")
 
 
+def has_own_head(format: Format, config: TransformerConfig, kind: str, weights: Weights) -> bool:
+    """True if a checkpoint has an output layer with other values than the token embedding."""
+    found = {name.ours: name._replace(otherwise=None) for name in format.names(config, kind)}
+    finder, head = _Finder(weights.names(), format, kind), found.get("lm_head/kernel")
+    table = found.get("embeddings/token/embedding") or found.get("shared/embedding")
+    keys = [None if name is None else finder.find(name, None) for name in (head, table)]
+    if keys[0] is None or keys[1] is None:
+        return False
+    return not np.array_equal(weights.read(keys[0]), weights.read(keys[1]))
+
+
 def _layers_of(name: Name, layers: int) -> range:
     return range(int(name.not_first), layers)
 
@@ -180,7 +191,7 @@ def _keys_of(name: Name, shape: tuple[int, ...], finder: _Finder, weights: Weigh
     places: list[int | None] = [*_layers_of(name, shape[0])] if stacked else [None]
     found = {place: finder.find(name, place) for place in places}
     present = {place: key for place, key in found.items() if key is not None}
-    if not present:
+    if found and not present:
         return None
     if len(present) < len(found):
         lacks = next(name.theirs.format(place) for place, key in found.items() if key is None)
@@ -254,6 +265,7 @@ def read_params(
         else:
             loaded.params[path] = jax.make_array_from_callback(reader.shape, places[path], reader)
     _check_zeros(format, weights)
+    _check_copies(format, kind, weights)
     # A tied output layer may be in the file twice.
     known = re.compile(rf"{format.ignored}|^(lm_head|embed_out)\.weight$" if config.tie_embeddings else format.ignored)
     loaded.left = sorted(key for key in set(weights.names()) - finder.used if not known.search(key))
@@ -266,6 +278,18 @@ def _check_zeros(format: Format, weights: Weights) -> None:
             raise UserError(
                 f"{key} of the checkpoint is not zero, expected zeros for model_type {format.model_type!r}: "
                 "this library's model has no such parameter; set model.logits_bias"
+            )
+
+
+def _check_copies(format: Format, kind: str, weights: Weights) -> None:
+    finder = _Finder(weights.names(), format, kind)
+    keys = [finder.find(Name("", format.prefix_of(kind) + name), None) for name in ("shared.weight", *format.copies)]
+    present = [key for key in keys if key is not None]
+    for key in present[1:]:
+        if not np.array_equal(weights.read(key), weights.read(present[0])):
+            raise UserError(
+                f"{key} of the checkpoint differs from {present[0]}, expected the same values: this model has one "
+                "embedding for both sides"
             )
 
 
@@ -298,7 +322,7 @@ def params_from_hf(
 def params_to_hf(format: Format, config: TransformerConfig, kind: str, params: Any) -> Iterator[tuple[str, np.ndarray]]:
     """The state dict of our parameters, one tensor after the other; a tied head once.
 
-    Tensors that follow from the configuration (sinusoids) come first; parameters without a row are left out.
+    Tensors that follow from the configuration (sinusoids) and copies come first; parameters without a row are left out.
     """
     flat = flatten_dict(dict(params), sep="/")
     together: dict[str, list[Name]] = {}
@@ -307,6 +331,9 @@ def params_to_hf(format: Format, config: TransformerConfig, kind: str, params: A
             together.setdefault(name.theirs, []).append(name)
     for key, array in format.derived(config).items():
         yield format.prefix_of(kind) + key, np.asarray(array)
+    if format.writes_copies and not config.tie_embeddings:
+        for key in format.copies:
+            yield format.prefix_of(kind) + key, np.asarray(flat["shared/embedding"])
     for theirs, names in together.items():
         if not _is_stacked(names[0]):
             yield theirs, _joined(names, [np.asarray(flat[name.ours]) for name in names])

@@ -74,7 +74,12 @@ ELECTRA_FORMAT = Format(
         # The generator, and the discriminator.
         "masked_lm": Head(
             "ElectraForMaskedLM",
-            mlm_head("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias"),
+            mlm_head(
+                "generator_predictions.dense",
+                "generator_predictions.LayerNorm",
+                "generator_lm_head",
+                "generator_lm_head.bias",
+            ),
         ),
         "pre_training": Head(
             "ElectraForPreTraining",
@@ -93,7 +98,7 @@ ELECTRA_FORMAT = Format(
     write=write_electra,
     ignored=r"position_ids$|generator_lm_head\.weight$",
 )
-ALBERT_MLM = mlm_head("predictions.dense", "predictions.LayerNorm", "predictions.bias")
+ALBERT_MLM = mlm_head("predictions.dense", "predictions.LayerNorm", "predictions.decoder", "predictions.bias")
 ALBERT_FORMAT = Format(
     "albert",
     (*KEYS, Key("embedding_size", "embedding_size")),

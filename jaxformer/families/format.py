@@ -113,6 +113,14 @@ SIZES = (
     Key("num_heads", "num_attention_heads"),
     Key("max_length", "max_position_embeddings"),
 )
+
+
+def attention_bias(absent: bool) -> tuple[Key, Key]:
+    """The rows of the biases of queries, keys, values and of the projection that follows attention."""
+    return Key("qkv_bias", "attention_bias", absent), Key("attention_output_bias", "attention_bias", absent)
+
+
+MLP_BIAS = Key("feed_forward_bias", "mlp_bias", False)
 # Keys of ``TransformerConfig`` that follow from others if they are not given, and the property with their value.
 RESOLVED = {
     "num_kv_heads": "kv_heads",
@@ -121,6 +129,8 @@ RESOLVED = {
     "num_decoder_layers": "decoder_layers",
     "embedding_size": "token_size",
     "qkv_bias": "has_qkv_bias",
+    "attention_output_bias": "has_output_bias",
+    "feed_forward_bias": "has_feed_forward_bias",
 }
 TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
 
@@ -166,9 +176,10 @@ class Format:
         constants: keys of ``config.json`` that must have this value: other values are not supported.
         read: further keys of ours, which no row can express.
         write: undoes ``read``.
-        untied_by: name of a tensor whose presence means that the head is not tied, whatever ``config.json`` says.
         zeros: names of tensors that must be zero if a checkpoint has them.
         derived: tensors of the backbone that transformers expects in a file though they follow from the configuration.
+        copies: names of tensors that must equal the shared embedding if a checkpoint has them.
+        writes_copies: they are written where the output layer is not tied: transformers then ties nothing.
         ignored: pattern of names in checkpoints that are not parameters.
     """
 
@@ -180,9 +191,10 @@ class Format:
     constants: Mapping[str, Any] = field(default_factory=dict)
     read: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda hf: {}
     write: Callable[[TransformerConfig], dict[str, Any]] = lambda config: {}
-    untied_by: str | None = None
     zeros: tuple[str, ...] = ()
     derived: Callable[[TransformerConfig], dict[str, Any]] = lambda config: {}
+    copies: tuple[str, ...] = ()
+    writes_copies: bool = False
     ignored: str = r"\b\B"
 
     def head(self, kind: str) -> Head:
@@ -201,7 +213,12 @@ class Format:
         """The table of parameter names of a model of this kind."""
         prefix = self.prefix_of(kind)
         body = [name._replace(theirs=prefix + name.theirs) for name in self.body_names(config)]
-        return [*body, *self.head(kind).names]
+        head = list(self.head(kind).names)
+        for index, name in enumerate(head):
+            # An output layer that is not tied has its bias under its own name only.
+            if name.ours == "mlm_head/bias" and name.otherwise is not None and not config.tie_embeddings:
+                head[index] = name._replace(theirs=name.otherwise, otherwise=name.theirs)
+        return [*body, *head]
 
     def body_names(self, config: TransformerConfig) -> Sequence[Name]:
         """The table of parameter names of the backbone, without a prefix."""
@@ -327,6 +344,25 @@ ROPE_SCALING = {
     "low_frequency_factor": "low_freq_factor",
     "high_frequency_factor": "high_freq_factor",
     "original_max_length": "original_max_position_embeddings",
+    "attention_factor": "attention_factor",
+    "beta_fast": "beta_fast",
+    "beta_slow": "beta_slow",
+    "truncate": "truncate",
+    "mscale": "mscale",
+    "mscale_all_dim": "mscale_all_dim",
+    "short_factors": "short_factor",
+    "long_factors": "long_factor",
+}
+# The keys that belong to each type of scaling.
+ROPE_KEYS = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_frequency_factor", "high_frequency_factor", "original_max_length"),
+    "yarn": (
+        *("factor", "original_max_length", "attention_factor"),
+        *("beta_fast", "beta_slow", "truncate", "mscale", "mscale_all_dim"),
+    ),
+    "longrope": ("factor", "original_max_length", "attention_factor", "short_factors", "long_factors"),
+    "dynamic": ("factor", "original_max_length"),
 }
 
 
@@ -338,9 +374,17 @@ def read_rotary(hf: Mapping[str, Any]) -> dict[str, Any]:
     theta = hf.get("rope_theta") or rope.get("rope_theta", 10_000.0)
     if kind == "default":
         return {"rope_theta": theta, "rope_scaling": None}
-    if kind not in ("linear", "llama3"):
-        raise UserError(f"config.json has rope_type: {kind!r}, expected default, linear or llama3")
-    given = {ours: scaling[theirs] for ours, theirs in ROPE_SCALING.items() if theirs in scaling}
+    kind = "longrope" if kind == "su" else kind  # as Phi-3 called it first
+    if kind not in ROPE_KEYS:
+        raise UserError(f"config.json has rope_type: {kind!r}, expected default, {', '.join(ROPE_KEYS)}")
+    given = {ours: scaling.get(ROPE_SCALING[ours]) for ours in ROPE_KEYS[kind]}
+    if kind in ("yarn", "longrope", "dynamic"):
+        longest = hf["max_position_embeddings"]
+        original = given["original_max_length"] or hf.get("original_max_position_embeddings") or longest
+        # The base of dynamic positions changes from the length on that the file allows, whatever else it says.
+        given["original_max_length"] = longest if kind == "dynamic" else original
+        given["factor"] = given["factor"] or longest / original
+    given = {ours: value for ours, value in given.items() if value is not None}
     return {"rope_theta": theta, "rope_scaling": {"type": kind, **given}}
 
 
@@ -349,6 +393,8 @@ def write_rotary(config: TransformerConfig) -> dict[str, Any]:
     scaling = config.rope_scaling
     if scaling is None:
         return {"rope_theta": config.rope_theta, "rope_scaling": None}
-    keys = ROPE_SCALING if scaling.type == "llama3" else {"factor": "factor"}
-    given = {theirs: getattr(scaling, ours) for ours, theirs in keys.items()}
+    given = {ROPE_SCALING[ours]: getattr(scaling, ours) for ours in ROPE_KEYS[scaling.type]}
+    given = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in given.items() if value is not None
+    }
     return {"rope_theta": config.rope_theta, "rope_scaling": {"rope_type": scaling.type, **given}}

@@ -8,7 +8,16 @@ from dataclasses import replace
 from typing import Any
 
 from jaxformer.families import llama
-from jaxformer.families.format import Family, Key, read_activation, read_rotary, require, write_activation, write_rotary
+from jaxformer.families.format import (
+    Family,
+    Key,
+    attention_bias,
+    read_activation,
+    read_rotary,
+    require,
+    write_activation,
+    write_rotary,
+)
 from jaxformer.models.config import TransformerConfig
 
 # The shape is that of Gemma 2B.
@@ -53,10 +62,9 @@ def write(config: TransformerConfig) -> dict[str, Any]:
 FORMAT = replace(
     llama.FORMAT,
     model_type="gemma",
-    keys=KEYS,
+    keys=(*KEYS, *attention_bias(False)),
     # transformers has no Gemma for questions.
     heads={kind: head for kind, head in llama.heads("Gemma").items() if kind != "question_answering"},
-    constants={"attention_bias": False},
     read=read,
     write=write,
 )

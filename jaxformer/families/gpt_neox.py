@@ -10,6 +10,7 @@ from jaxformer.families.format import (
     Key,
     Name,
     activation,
+    attention_bias,
     decoder_heads,
     read_rotary,
     rows,
@@ -39,6 +40,7 @@ KEYS = (
     Key("parallel_residual", "use_parallel_residual", True),
     activation("hidden_act"),
     Key("tie_embeddings", "tie_word_embeddings", False),
+    *attention_bias(True),
 )
 
 
@@ -77,7 +79,6 @@ FORMAT = Format(
     names,
     decoder_heads("GPTNeoX", output="embed_out"),
     prefix="gpt_neox.",
-    constants={"attention_bias": True},
     read=read,
     write=write,
     ignored=r"attention\.(masked_)?bias$|rotary_emb\.inv_freq$",

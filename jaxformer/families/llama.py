@@ -1,12 +1,14 @@
 """LLaMA (Touvron et al. 2023): rotary positions, pre-norm RMSNorm, gated SiLU, grouped key/value heads, no biases."""
 
 from jaxformer.families.format import (
+    MLP_BIAS,
     SIZES,
     Family,
     Format,
     Head,
     Key,
     activation,
+    attention_bias,
     decoder_heads,
     read_rotary,
     rows,
@@ -42,6 +44,7 @@ KEYS = (
     Key("tie_embeddings", "tie_word_embeddings", False),
     Key("attention_dropout", "attention_dropout", 0.0),
 )
+BIASES = (*attention_bias(False), MLP_BIAS)
 
 
 BLOCK = {
@@ -66,11 +69,10 @@ def heads(name: str, qa_prefix: str = "transformer.") -> dict[str, Head]:
 
 FORMAT = Format(
     "llama",
-    KEYS,
+    (*KEYS, *BIASES),
     [*rows({"embeddings/token": "embed_tokens", "final_norm": "norm"}), *rows(BLOCK, "layers/", "layers.{}.")],
     heads("Llama"),
     prefix="model.",
-    constants={"attention_bias": False, "mlp_bias": False},
     read=read_rotary,
     write=write_rotary,
     ignored=r"rotary_emb\.inv_freq$",

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxformer.families.format import (
+    MLP_BIAS,
     SIZES,
     Family,
     Format,
@@ -11,6 +12,7 @@ from jaxformer.families.format import (
     Key,
     Name,
     activation,
+    attention_bias,
     read_activation,
     require,
     rows,
@@ -63,6 +65,8 @@ KEYS = (
     activation("hidden_activation"),
     Key("window", "local_attention", read=lambda both: both // 2 + 1, write=lambda side: (side - 1) * 2),
     Key("tie_embeddings", "tie_word_embeddings", True),
+    *attention_bias(False),
+    MLP_BIAS,
     Key("pooling", "classifier_pooling", "cls", _read_pooling, _write_pooling),
 )
 
@@ -114,7 +118,11 @@ BLOCK = {
 FIRST_NORM = Name("layers/attention_norm/scale", "layers.{}.attn_norm.weight", not_first=True)
 # The layer before the output layer, which has the same name in all heads.
 POOLER = rows({"pooler/dense": "head.dense", "pooler/norm": "head.norm"})
-MLM = rows({"mlm_head/dense": "head.dense", "mlm_head/norm": "head.norm"})
+MLM = [
+    *rows({"mlm_head/dense": "head.dense", "mlm_head/norm": "head.norm"}),
+    Name("lm_head/kernel", "decoder.weight", transposed=True),
+    Name("mlm_head/bias", "decoder.bias"),
+]
 CLASSES = [*POOLER, *rows({"classifier": "classifier"})]
 FORMAT = Format(
     "modernbert",
@@ -122,7 +130,7 @@ FORMAT = Format(
     [*rows(TABLE), FIRST_NORM, *rows(BLOCK, "layers/", "layers.{}.")],
     {
         "body": Head("ModernBertModel"),
-        "masked_lm": Head("ModernBertForMaskedLM", [*MLM, Name("mlm_head/bias", "decoder.bias")]),
+        "masked_lm": Head("ModernBertForMaskedLM", MLM),
         "sequence_classification": Head("ModernBertForSequenceClassification", CLASSES),
         "token_classification": Head("ModernBertForTokenClassification", CLASSES),
         "question_answering": Head(
@@ -132,8 +140,6 @@ FORMAT = Format(
     },
     prefix="model.",
     constants={
-        "attention_bias": False,
-        "mlp_bias": False,
         "norm_bias": False,
         "decoder_bias": True,
         "classifier_bias": False,

@@ -72,9 +72,10 @@ def read(hf: Mapping[str, Any]) -> dict[str, Any]:
     # "gated-gelu" means the tanh form: the only exception to the names (T5 v1.1's own configuration).
     activation = "gelu_new" if gated and activation == "gelu" else activation
     # Version 5 of transformers calls every head tied; a key of its own says which one was not.
-    tied = hf.get("tie_word_embeddings", True) and hf.get("scale_decoder_outputs", True)
+    tied = hf.get("tie_word_embeddings", True)
+    scaled = hf.get("scale_decoder_outputs", tied)
     activation = read_activation(activation)
-    return {"activation": activation, "gated": gated, "tie_embeddings": tied, "scale_logits": tied}
+    return {"activation": activation, "gated": gated, "tie_embeddings": tied and scaled, "scale_logits": scaled}
 
 
 def read_mt5(hf: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,7 +140,7 @@ def format_of(model_type: str, name: str) -> Format:
         prefix="transformer.",
         read=read,
         write=write,
-        untied_by="lm_head.weight",
+        copies=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
         # Copies of the shared embedding, and a bias of the cross-attention that old files have and nothing reads.
         ignored=r"(encoder|decoder)\.embed_tokens\.weight$|^lm_head\.weight$|EncDecAttention\.relative_attention_bias",
     )

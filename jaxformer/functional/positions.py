@@ -37,24 +37,62 @@ def sinusoidal_positions(
 class RotaryScaling(NamedTuple):
     """Change of rotary frequencies for texts longer than those of training.
 
-    ``linear`` divides every frequency by ``factor`` (Chen et al. 2023, "Extending Context Window ... via Positional
-    Interpolation"). ``llama3`` divides those whose wavelength is above ``original_max_length / low_frequency_factor``,
-    keeps those below ``original_max_length / high_frequency_factor`` and interpolates between (Llama 3.1).
+    - ``linear`` divides every frequency by ``factor`` (Chen et al. 2023, "Extending Context Window ... via Positional
+      Interpolation").
+    - ``llama3`` divides those whose wavelength is above ``original_max_length / low_frequency_factor``, keeps those
+      below ``original_max_length / high_frequency_factor`` and interpolates between (Llama 3.1).
+    - ``yarn`` divides those that turn fewer than ``beta_slow`` times in ``original_max_length`` tokens, keeps those
+      that turn more than ``beta_fast`` times, and interpolates between, over the index of the pair; cosines and sines
+      are multiplied by ``magnitude`` (Peng et al. 2023, "YaRN", sections 3.2 to 3.4).
+    - ``longrope`` divides each by a number of its own, from ``short_factors`` for rows of at most
+      ``original_max_length`` tokens, else from ``long_factors`` (Ding et al. 2024, "LongRoPE").
+    - ``dynamic`` raises the base for rows of more than ``original_max_length`` tokens, by the length of the row.
     """
 
-    type: Literal["linear", "llama3"]
+    type: Literal["linear", "llama3", "yarn", "longrope", "dynamic"]
     factor: float
     low_frequency_factor: float = 1.0
     high_frequency_factor: float = 4.0
     original_max_length: int = 8192
+    attention_factor: float | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    mscale: float = 0.0
+    mscale_all_dim: float = 0.0
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+
+    @property
+    def magnitude(self) -> float:
+        """Factor of cosines and sines: as given, else by ``factor``; 1 for most types."""
+        if self.type not in ("yarn", "longrope"):
+            return 1.0
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.factor <= 1:
+            return 1.0
+        if self.type == "longrope":
+            return math.sqrt(1 + math.log(self.factor) / math.log(self.original_max_length))
+        if self.mscale and self.mscale_all_dim:
+            return self._temperature(self.mscale) / self._temperature(self.mscale_all_dim)
+        return self._temperature(1.0)
+
+    def _temperature(self, weight: float) -> float:
+        return 0.1 * weight * math.log(self.factor) + 1.0
 
 
 def rotary_frequencies(
-    head_size: int, *, theta: float = 10_000.0, scaling: RotaryScaling | None = None
-) -> Float[Array, " half"]:
+    head_size: int,
+    *,
+    theta: float = 10_000.0,
+    scaling: RotaryScaling | None = None,
+    lengths: Int[Array, " B"] | None = None,
+) -> Float[Array, " half"] | Float[Array, "B half"]:
     """Angle per position of each rotated pair, ``theta^(-2i/H)`` for ``i < H/2``, radians, float32.
 
-    Su et al. 2021, "RoFormer", equation 15.
+    Su et al. 2021, "RoFormer", equation 15. With ``longrope`` and ``dynamic`` they depend on the number of tokens of a
+    row, ``lengths``, and are ``[B, half]``; without it they are those of short rows.
 
     Raises:
         ValueError: if ``head_size`` is odd.
@@ -66,10 +104,43 @@ def rotary_frequencies(
         return frequencies
     if scaling.type == "linear":
         return frequencies / scaling.factor
+    if scaling.type == "yarn":
+        keep = 1.0 - _yarn_ramp(head_size, theta, scaling)
+        return keep * frequencies + (1 - keep) * frequencies / scaling.factor
+    if scaling.type in ("longrope", "dynamic"):
+        by_length = _longrope if scaling.type == "longrope" else _dynamic
+        original = jnp.asarray(scaling.original_max_length)
+        rows = jnp.maximum(original if lengths is None else lengths[:, None], original)
+        return by_length(frequencies, rows, head_size, theta, scaling)
     wavelengths = 2 * math.pi / frequencies
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
     keep = jnp.clip((scaling.original_max_length / wavelengths - low) / (high - low), 0.0, 1.0)
     return keep * frequencies + (1 - keep) * frequencies / scaling.factor
+
+
+def _yarn_ramp(head_size: int, theta: float, scaling: RotaryScaling) -> Float[Array, " half"]:
+    """0 for the pairs whose frequency is kept, 1 for those whose frequency is divided, linear between."""
+
+    def pair_of(turns: float) -> float:
+        """The pair, a real number, that turns so many times in the original length."""
+        return head_size * math.log(scaling.original_max_length / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    first, last = pair_of(scaling.beta_fast), pair_of(scaling.beta_slow)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, head_size - 1)
+    return jnp.clip((jnp.arange(head_size // 2, dtype=jnp.float32) - first) / max(last - first, 1e-3), 0.0, 1.0)
+
+
+def _longrope(frequencies: Array, rows: Array, head_size: int, theta: float, scaling: RotaryScaling) -> Array:
+    short, long = (jnp.asarray(factors, jnp.float32) for factors in (scaling.short_factors, scaling.long_factors))
+    return frequencies / jnp.where(rows > scaling.original_max_length, long, short)
+
+
+def _dynamic(frequencies: Array, rows: Array, head_size: int, theta: float, scaling: RotaryScaling) -> Array:
+    stretch = scaling.factor * rows / scaling.original_max_length - (scaling.factor - 1)
+    base = theta * stretch ** (head_size / (head_size - 2))
+    return base ** (-jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
 
 
 class Rotary(NamedTuple):
@@ -79,10 +150,15 @@ class Rotary(NamedTuple):
     sin: Any
 
 
-def rotary_angles(position_ids: Int[Array, "B T"], frequencies: Float[Array, " half"]) -> Rotary:
-    """Cosines and sines for these positions."""
-    angles = position_ids[..., None].astype(jnp.float32) * frequencies
-    return Rotary(jnp.cos(angles), jnp.sin(angles))
+def rotary_angles(
+    position_ids: Int[Array, "B T"],
+    frequencies: Float[Array, " half"] | Float[Array, "B half"],
+    magnitude: float = 1.0,
+) -> Rotary:
+    """Cosines and sines for these positions, times ``magnitude`` (``RotaryScaling.magnitude``)."""
+    each = frequencies if frequencies.ndim == 1 else frequencies[:, None]
+    angles = position_ids[..., None].astype(jnp.float32) * each
+    return Rotary(magnitude * jnp.cos(angles), magnitude * jnp.sin(angles))
 
 
 def apply_rotary(x: Float[Array, "B T N H"], rotary: Rotary) -> Float[Array, "B T N H"]:

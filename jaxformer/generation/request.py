@@ -131,7 +131,7 @@ def make_request(
         start_ids = _start_ids(c, chosen, prompts)
     copies = chosen.num_return_sequences if chosen.num_beams == 1 else 1
     room = bucket(chosen.max_new_tokens)
-    ring = c.window is not None and c.global_every is None and prompts.ids.shape[1] + room > c.window
+    ring = c.window is not None and not c.has_mixed_windows and prompts.ids.shape[1] + room > c.window
     return Request(
         model.clone(stacked=False),
         prepare(model, params),

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from pydantic import ValidationError
 
 from jaxformer.families import family_of, get_family, model_config
-from jaxformer.families.checkpoint import Loaded, Weights, read_params
+from jaxformer.families.checkpoint import Loaded, Weights, has_own_head, read_params
 from jaxformer.hub.kinds import abstract_params, build, init_params
 from jaxformer.hub.repository import Repository
 from jaxformer.hub.weights import open_weights
@@ -22,6 +22,8 @@ from jaxformer.parallel.mesh import parameter_shardings
 from jaxformer.schema import UserError, nearest
 
 CONFIG_FILE = "config.json"
+# Version 5 of transformers writes all models of these kinds as tied and tells by the checkpoint.
+ALWAYS_TIED = ("t5", "mt5")
 
 
 class PretrainedWarning(UserWarning):
@@ -99,16 +101,19 @@ def read_config(repository: Repository, overrides: Mapping[str, Any] | None = No
     return describe(repository.get_json(CONFIG_FILE), overrides)
 
 
-def untie_by(described: Described, weights: Weights) -> TransformerConfig:
-    """The configuration, with a head of its own where the checkpoint has one that the file does not tell of.
-
-    Version 5 of transformers calls every head of T5 tied, and unties it by the checkpoint.
-    """
+def untie(described: Described, kind: str, weights: Weights, name: str) -> TransformerConfig:
+    """The configuration, with a head of its own where the checkpoint has one though ``config.json`` calls it tied."""
     config = described.config
-    name = get_family(config.type).hub.untied_by
-    if name is not None and config.tie_embeddings and not config.scale_logits and name in weights.names():
-        return config.model_copy(update={"tie_embeddings": False})
-    return config
+    if not config.tie_embeddings or not has_own_head(get_family(config.type).hub, config, kind, weights):
+        return config
+    if described.hf.get("model_type") not in ALWAYS_TIED:
+        warnings.warn(
+            f"{name} has an output layer that differs from its embedding, though its config.json calls them tied: it "
+            "is kept",
+            PretrainedWarning,
+            stacklevel=4,
+        )
+    return config.model_copy(update={"tie_embeddings": False})
 
 
 class Checkpoint(NamedTuple):
@@ -139,7 +144,7 @@ def read_checkpoint(
     count = num_labels or len(names) or int(described.hf.get("num_labels") or 2)
     build(described.config, kind)
     weights = open_weights(repository)
-    config = untie_by(described, weights)
+    config = untie(described, kind, weights, repository.name)
     model = build(config, kind, num_labels=count, labels=names)
     boxed = abstract_params(model)
     loaded = read_params(

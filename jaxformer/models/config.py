@@ -26,11 +26,24 @@ LARGEST, MOST_LAYERS = 10_000_000, 10_000
 class RopeScaling(Schema):
     """Scaling of rotary positions for texts longer than those of training."""
 
-    type: Literal["linear", "llama3"] = Field(description="linear: every frequency; llama3: the long wavelengths only")
+    type: Literal["linear", "llama3", "yarn", "longrope", "dynamic"] = Field(
+        description="linear: every frequency; llama3, yarn: the long wavelengths only; longrope: each by its own "
+        "number; dynamic: by the length of a row"
+    )
     factor: float = Field(gt=0, description="factor by which the context becomes longer")
     low_frequency_factor: float = Field(1.0, gt=0, description="llama3: wavelengths above original/low are stretched")
     high_frequency_factor: float = Field(4.0, gt=0, description="llama3: wavelengths below original/high are kept")
-    original_max_length: int = Field(8192, gt=0, description="llama3: tokens the model was trained on")
+    original_max_length: int = Field(8192, gt=0, description="tokens of a row that the model was trained on")
+    attention_factor: float | None = Field(
+        None, gt=0, description="yarn, longrope: factor of cosines and sines; default: by factor"
+    )
+    beta_fast: float = Field(32.0, gt=0, description="yarn: frequencies with more turns in that length are kept")
+    beta_slow: float = Field(1.0, gt=0, description="yarn: frequencies with fewer turns are divided by factor")
+    truncate: bool = Field(True, description="yarn: whole numbers as bounds of the interpolation")
+    mscale: float = Field(0.0, ge=0, description="yarn: weight of log(factor) in the attention factor")
+    mscale_all_dim: float = Field(0.0, ge=0, description="yarn: the same in its denominator")
+    short_factors: tuple[float, ...] = Field((), description="longrope: divisors for rows of the original length")
+    long_factors: tuple[float, ...] = Field((), description="longrope: divisors for longer rows")
 
 
 class TransformerConfig(Schema):
@@ -80,6 +93,10 @@ class TransformerConfig(Schema):
     qkv_bias: bool | None = Field(
         None, description="biases in the projections to queries, keys and values; default: use_bias"
     )
+    attention_output_bias: bool | None = Field(
+        None, description="bias in the projection that follows attention; default: use_bias"
+    )
+    feed_forward_bias: bool | None = Field(None, description="biases in the feed-forward; default: use_bias")
     positions: Positions = Field("learned", description="position scheme")
     position_offset: Annotated[int, Field(ge=0)] | Literal["after_pad"] = Field(
         0,
@@ -101,6 +118,7 @@ class TransformerConfig(Schema):
     global_every: int | None = Field(
         None, ge=1, description="every n-th block, from the first on, attends without the window"
     )
+    window_from: int = Field(0, ge=0, description="the blocks before this one attend without the window")
     local_rope_theta: float | None = Field(None, gt=0, description="rotary: rope_theta of blocks with the window")
     scale_scores: bool = Field(True, description="attention scores times 1/sqrt(H)")
     tie_embeddings: bool = Field(True, description="the output layer is the token embedding")
@@ -146,9 +164,24 @@ class TransformerConfig(Schema):
     )
 
     @property
+    def has_mixed_windows(self) -> bool:
+        """True if some blocks attend with the window and some without."""
+        return self.window is not None and (self.global_every is not None or self.window_from > 0)
+
+    @property
     def has_qkv_bias(self) -> bool:
         """True if queries, keys and values have biases, resolved."""
         return self.use_bias if self.qkv_bias is None else self.qkv_bias
+
+    @property
+    def has_output_bias(self) -> bool:
+        """True if the projection that follows attention has a bias, resolved."""
+        return self.use_bias if self.attention_output_bias is None else self.attention_output_bias
+
+    @property
+    def has_feed_forward_bias(self) -> bool:
+        """True if the feed-forward has biases, resolved."""
+        return self.use_bias if self.feed_forward_bias is None else self.feed_forward_bias
 
     @property
     def pooled_state(self) -> str:
@@ -225,8 +258,8 @@ class TransformerConfig(Schema):
             )
         if self.rope_scaling is not None and self.positions != "rotary":
             raise ValueError(f"rope_scaling is given with positions: {self.positions}, expected positions: rotary")
-        if self.global_every is not None and self.window is None:
-            raise ValueError("global_every is given without window; the other blocks need one")
+        if (self.global_every is not None or self.window_from) and self.window is None:
+            raise ValueError("global_every or window_from is given without window; the other blocks need one")
         if self.parallel_residual and self.architecture == "encoder_decoder":
             raise ValueError("parallel_residual is given with an encoder_decoder, expected an encoder or a decoder")
         if self.parallel_residual and self.norm_place == "post":

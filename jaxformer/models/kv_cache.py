@@ -66,7 +66,7 @@ def init_cache(
     Raises:
         ValueError: if a ring is shorter than the window, or the model has layers without one.
     """
-    if ring and (config.window is None or config.global_every is not None or max_length < config.window):
+    if ring and (config.window is None or config.has_mixed_windows or max_length < config.window):
         raise ValueError(
             f"ring is true with a cache of {max_length} tokens, expected at least the model's window "
             f"({config.window}) in every layer; make the cache longer, or leave ring out"

@@ -197,7 +197,7 @@ class Attention(nn.Module):
             "query": Projection((D, N, H), ("embed", "heads", "head"), c.has_qkv_bias, query_std, name="query")(),
             "key": Projection((D, K, H), ("embed", "kv_heads", "head"), c.has_qkv_bias, std, name="key")(),
             "value": Projection((D, K, H), ("embed", "kv_heads", "head"), c.has_qkv_bias, std, name="value")(),
-            "output": Projection((N, H, D), ("heads", "head", "embed"), c.use_bias, out_std, name="output")(),
+            "output": Projection((N, H, D), ("heads", "head", "embed"), c.has_output_bias, out_std, name="output")(),
         }
         if c.qk_norm:
             weights["query_norm"] = Vector(H, "head", "scale", name="query_norm")()
@@ -234,18 +234,23 @@ class FeedForward(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Applies it to every token."""
         c = self.config
-        D, inner = c.hidden_size, c.inner_size
+        D, inner, bias = c.hidden_size, c.inner_size, c.has_feed_forward_bias
         std, out_std = kernel_deviation(c, D), kernel_deviation(c, inner, to_residual=True)
-        weights = {"up": Projection((D, inner), ("embed", "mlp"), c.use_bias, std, name="up")()}
+        weights = {"up": Projection((D, inner), ("embed", "mlp"), bias, std, name="up")()}
         if c.gated:
-            weights["gate"] = Projection((D, inner), ("embed", "mlp"), c.use_bias, std, name="gate")()
-        weights["down"] = Projection((inner, D), ("mlp", "embed"), c.use_bias, out_std, name="down")()
+            weights["gate"] = Projection((D, inner), ("embed", "mlp"), bias, std, name="gate")()
+        weights["down"] = Projection((inner, D), ("mlp", "embed"), bias, out_std, name="down")()
         return F.feed_forward(x, weights, activation=c.activation)
 
 
 def tied_head(table: Any, bias: jax.Array | None = None) -> F.HeadWeights:
     """The output layer of an embedding table; a packed table is laid out as a kernel already."""
     return F.HeadWeights(for_products(table), bias, tied=not isinstance(table, F.Packed))
+
+
+def untied_head(config: TransformerConfig, width: int) -> Projection:
+    """Declares an output layer that is not tied, ``[width, V]``."""
+    return Projection((width, config.vocabulary), ("embed", "vocab"), False, kernel_deviation(config, width))
 
 
 class Embeddings(nn.Module):

@@ -11,7 +11,7 @@ from jaxformer import functional as F
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.heads import Dense, HeadOutput, Pooler, WithBody
 from jaxformer.models.inputs import Inputs
-from jaxformer.models.layers import Norm, tied_head
+from jaxformer.models.layers import Norm, tied_head, untied_head
 from jaxformer.models.stack import Stack
 
 
@@ -32,7 +32,7 @@ class MaskedLMOutput:
 
 
 class MLMHead(nn.Module):
-    """Dense layer to the width of the embedding, activation, norm; the tied table with a separate bias follows."""
+    """Dense layer to the width of the embedding, activation, norm; the output layer with this bias follows."""
 
     config: TransformerConfig
 
@@ -64,6 +64,8 @@ class MaskedLM(WithBody):
         """Declares the parts."""
         super().setup()
         self.mlm_head = MLMHead(self.config)
+        if not self.config.tie_embeddings:
+            self.lm_head = untied_head(self.config, self.config.token_size)
         if self.sentence_pairs:
             self.pooler = Pooler(self.config)
             self.pair_classifier = Dense(self.config, 2, None)
@@ -91,7 +93,9 @@ class MaskedLM(WithBody):
 
     def _transformed(self, states: jax.Array, positions: jax.Array | None = None) -> tuple[jax.Array, F.HeadWeights]:
         hidden, bias = self.mlm_head(at_positions(states, positions))
-        return hidden, tied_head(self.body.embeddings.token(), bias)
+        if self.config.tie_embeddings:
+            return hidden, tied_head(self.body.embeddings.token(), bias)
+        return hidden, F.HeadWeights(self.lm_head()["kernel"], bias)
 
     def _pairs(self, states: jax.Array, inputs: Inputs) -> jax.Array:
         return self.pair_classifier(self.pooler(states, inputs.attention_mask)).astype(jnp.float32)

@@ -124,7 +124,7 @@ def _of_this_layer(
     c: TransformerConfig, kind: LayerKind | None, around: Surroundings
 ) -> tuple[F.Mask, F.Rotary | None]:
     """Mask and rotary angles of one block: all blocks are one loop, so that differences are chosen by number."""
-    if kind is None or c.window is None or c.global_every is None:
+    if kind is None or c.window is None or not c.has_mixed_windows:
         return around.mask, around.rotary
     reach = jnp.where(kind.windowed, c.window, _EVERYWHERE)
     mask = dataclasses.replace(around.mask, window=None, reach=reach)
@@ -316,15 +316,18 @@ class Stack(nn.Module):
 
 def _rotary(c: TransformerConfig, position_ids: jax.Array, theta: float) -> F.Rotary:
     scaling = None if c.rope_scaling is None else F.RotaryScaling(**c.rope_scaling.model_dump())
-    return F.rotary_angles(position_ids, F.rotary_frequencies(c.rotary_size, theta=theta, scaling=scaling))
+    lengths = jnp.max(position_ids, axis=-1) + 1
+    frequencies = F.rotary_frequencies(c.rotary_size, theta=theta, scaling=scaling, lengths=lengths)
+    return F.rotary_angles(position_ids, frequencies, 1.0 if scaling is None else scaling.magnitude)
 
 
 def _layer_kinds(c: TransformerConfig, num_layers: int) -> LayerKind | None:
     """None where all blocks are alike, so that their loop carries nothing for it."""
-    if c.global_every is None and c.first_norm:
+    if not c.has_mixed_windows and c.first_norm:
         return None
     index = jnp.arange(num_layers)
-    return LayerKind(windowed=index % (c.global_every or 1) != 0, first=index == 0)
+    windowed = index >= c.window_from if c.global_every is None else index % c.global_every != 0
+    return LayerKind(windowed, first=index == 0)
 
 
 def _positions(inputs: Inputs) -> jax.Array:

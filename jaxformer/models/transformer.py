@@ -11,7 +11,7 @@ from jaxformer import functional as F
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.inputs import Inputs
 from jaxformer.models.kv_cache import KVCache
-from jaxformer.models.layers import Embedding, Projection, Vector, embedding_deviation, kernel_deviation, tied_head
+from jaxformer.models.layers import Embedding, Vector, embedding_deviation, tied_head, untied_head
 from jaxformer.models.stack import Context, Stack
 
 
@@ -57,12 +57,6 @@ class EncoderOutput:
     last_hidden_state: jax.Array
 
 
-def untied_head(config: TransformerConfig) -> Projection:
-    """Declares an output layer that is not tied, ``[D, V]``."""
-    std = kernel_deviation(config, config.hidden_size)
-    return Projection((config.hidden_size, config.vocabulary), ("embed", "vocab"), False, std)
-
-
 def for_head(config: TransformerConfig, hidden: jax.Array) -> jax.Array:
     """The hidden states as the output layer takes them: T5 multiplies those before a tied head by ``1/sqrt(D)``."""
     return hidden * config.hidden_size**-0.5 if config.scale_logits else hidden
@@ -95,7 +89,7 @@ class Decoder(Stack):
         """Declares the parts."""
         super().setup()
         if not self.config.tie_embeddings:
-            self.lm_head = untied_head(self.config)
+            self.lm_head = untied_head(self.config, self.config.hidden_size)
 
     def head_weights(self) -> F.HeadWeights:
         """The output layer's weights, for a loss that does not build all logits."""
@@ -152,7 +146,7 @@ class EncoderDecoder(nn.Module):
             c, causal=True, cross=True, num_layers=c.decoder_layers, own_tokens=False, stacked=self.stacked
         )
         if not c.tie_embeddings:
-            self.lm_head = untied_head(c)
+            self.lm_head = untied_head(c, c.hidden_size)
         if c.logits_bias:
             self.logits_bias = Vector(c.vocabulary, "vocab")
 

@@ -15,10 +15,11 @@ from flax.traverse_util import flatten_dict
 from jaxformer.families import get_family
 from jaxformer.families.checkpoint import read_params as read_hub_params
 from jaxformer.hub.kinds import abstract_params, build, kind_of
-from jaxformer.hub.pretrained import read_config, untie_by
+from jaxformer.hub.pretrained import read_config, untie
 from jaxformer.hub.repository import Repository
 from jaxformer.hub.weights import open_weights
 from jaxformer.models.config import TransformerConfig
+from jaxformer.schema import UserError
 from jaxformer.tasks import build_task
 from jaxformer.tokenizers import PreTrainedTokenizer, open_tokenizer
 from jaxformer.training.adapter import Adapter
@@ -71,7 +72,12 @@ def read_hub(source: str, model: nn.Module, labels: tuple[str, ...]) -> tuple[di
     kind = kind_of(model)
     kind = kind if kind in hub.heads else "body"
     weights = open_weights(repository)
-    config: TransformerConfig = untie_by(described, weights)
+    config: TransformerConfig = untie(described, kind, weights, source)
+    if kind == kind_of(model) and model.config.tie_embeddings and not config.tie_embeddings:
+        raise UserError(
+            f"{source} has an output layer that differs from its embedding, though config.json calls them tied: "
+            "set model.tie_embeddings to false to train both"
+        )
     theirs = build(config, kind, num_labels=getattr(model, "num_labels", 2))
     loaded = read_hub_params(hub, config, kind, weights, nn.unbox(abstract_params(theirs)), may_differ=True)
     params = {name: np.asarray(array) for name, array in loaded.params.items()}

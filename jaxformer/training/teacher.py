@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxformer.hub.pretrained import read_config, untie_by
+from jaxformer.hub.pretrained import read_config, untie
 from jaxformer.hub.repository import Repository
 from jaxformer.hub.tokenizer import AutoTokenizer
 from jaxformer.hub.weights import open_weights
@@ -120,7 +120,9 @@ def _open_run(folder: Path) -> tuple[TransformerConfig, PreTrainedTokenizer, str
 
 def _open_hub(source: str) -> tuple[TransformerConfig, PreTrainedTokenizer, str]:
     repository = Repository(source)
-    config = untie_by(read_config(repository), open_weights(repository))
+    described = read_config(repository)
+    kind = {"encoder": "masked_lm", "decoder": "causal_lm"}.get(described.config.architecture, "seq2seq_lm")
+    config = untie(described, kind, open_weights(repository), source)
     folder = repository.get("config.json").parent
     if repository.folder is None:
         fingerprint = folder.name  # the commit

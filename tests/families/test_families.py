@@ -76,8 +76,7 @@ SHARED_TABLES = {"t5", "t5_v1_1", "flan_t5", "byt5", "mt5", "bart", "mbart", "ma
 @pytest.mark.parametrize(("family", "kind"), EVERY_HEAD)
 def test_the_table_names_every_parameter_once(family, kind, tied):
     config = config_of(family, vocab_size=5)
-    if config.architecture != "encoder":
-        config = config.model_copy(update={"tie_embeddings": tied})
+    config = config.model_copy(update={"tie_embeddings": tied})
     names = FAMILIES[family].hub.names(config, kind)
     ours, model = [name.ours for name in names], set(flatten_dict(abstract_params(build(config, kind)), sep="/"))
     assert len(ours) == len(set(ours))

@@ -10,7 +10,7 @@ from jaxformer import functional as F
 from jaxformer.families import get_family
 from jaxformer.families.checkpoint import ArrayWeights, params_to_hf, read_params
 from jaxformer.hub.kinds import abstract_params, build
-from jaxformer.hub.pretrained import describe, untie_by
+from jaxformer.hub.pretrained import describe, untie
 from tests.golden import heads
 
 # A hundred small programs, each run once: compiling is all their time.
@@ -80,7 +80,7 @@ def differences(case, golden, with_gradients=True):
     name, kind = case.split("/")
     described = describe(golden["config"], {"unroll": 1})
     weights = ArrayWeights({key: heads.draw(key, tuple(shape)) for key, shape in golden["shapes"].items()})
-    config = untie_by(described, weights)
+    config = untie(described, kind, weights, case)
     assert config.type == heads.FAMILIES[name][0]
     hub = get_family(config.type).hub
     model = build(config, kind, num_labels=len(described.labels) or 2)

@@ -102,6 +102,11 @@ def apply_rules(scores: Array, written: Written, count: Array, limit: Array, rul
     return scores
 
 
+def row_keys(seeds: Array, purpose: str, step: Array) -> Array:
+    """A random key for each row of ``seeds [R, 2]``."""
+    return jax.vmap(lambda pair: jax.random.fold_in(F.purpose_key(pair[0], purpose, step), pair[1]))(seeds)
+
+
 def is_end(token: Array, rules: Rules) -> Array:
     """True where a token ends its row."""
     if not rules.end_ids:
@@ -155,9 +160,9 @@ def _draw(logits: Array, state: State, limit: Array, rules: Rules, numbers: Numb
     """The next token of each row, from its logits."""
     scores = apply_rules(logits, state.written, state.step, limit, rules, numbers)
     if rules.sample:
-        keys = jax.vmap(lambda pair: jax.random.fold_in(F.purpose_key(pair[0], "sample", state.step), pair[1]))
+        keys = row_keys(state.seeds, "sample", state.step)
         options = {name: numbers[name] for name in ("temperature", "top_p", "min_p", "typical_p") if name in numbers}
-        token = F.sample_token(scores, keys(state.seeds), top_k=rules.top_k, **options)
+        token = F.sample_token(scores, keys, top_k=rules.top_k, **options)
     else:
         token = _most_probable(scores)
     token = jnp.where(state.done, rules.pad_id, token).astype(jnp.int32)

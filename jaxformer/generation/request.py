@@ -122,12 +122,7 @@ class Request:
         return advance(self.model, self.params, state, end, self.limit, self.numbers, rules=self.program.rules)
 
     def output(
-        self,
-        tokens: Any,
-        log_probs: Any,
-        scores: Any = None,
-        *,
-        stopped: Mapping[int, int] = MappingProxyType({}),
+        self, tokens: Any, log_probs: Any, scores: Any = None, *, stopped: Mapping[int, int] = MappingProxyType({})
     ) -> GenerateOutput:
         """Truncates rows ``[R, room]`` at their ends and decodes them.
 

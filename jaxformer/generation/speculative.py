@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jaxformer import functional as F
-from jaxformer.generation.decode import Numbers, Program, is_end, prefill
+from jaxformer.generation.decode import Numbers, Program, is_end, prefill, row_keys
 from jaxformer.generation.prepare import prepare
 from jaxformer.generation.prompts import Prompt, check_lengths
 from jaxformer.generation.request import GenerateOutput, Request
@@ -102,10 +102,6 @@ class _State(NamedTuple):
     proposed: Array
 
 
-def _keys(seeds: Array, purpose: str, step: Array) -> Array:
-    return jax.vmap(lambda pair: jax.random.fold_in(F.purpose_key(pair[0], purpose, step), pair[1]))(seeds)
-
-
 def _forget(cache: KVCache, start: Array, kept: Array, size: int) -> KVCache:
     """Invalidates, among the ``size`` places from ``start`` on, those after the first ``kept [B]``.
 
@@ -152,7 +148,7 @@ class _Speculation(NamedTuple):
 
     def draw(self, probabilities: Array, purpose: str, step: Array) -> Array:
         """Draws a token in each row."""
-        keys = _keys(self.seeds, purpose, step)
+        keys = row_keys(self.seeds, purpose, step)
         return jax.vmap(jax.random.categorical)(keys, jnp.log(probabilities)).astype(jnp.int32)
 
     def put(self, state: _State, new: Array, log_probs: Array, size: Array) -> _State:
@@ -214,7 +210,7 @@ class _Speculation(NamedTuple):
         tokens = jnp.concatenate([state.token[:, None], proposals], axis=1)
         logits, target_cache = self.target.read(tokens, state.position[:, None] + jnp.arange(k + 1), state.target_cache)
         p = self.probabilities(logits)
-        kept, following = accept(proposals, q, p, _keys(self.seeds, "sample", state.round + 1))
+        kept, following = accept(proposals, q, p, row_keys(self.seeds, "sample", state.round + 1))
         new = jnp.where(jnp.arange(k + 1) < kept[:, None], jnp.pad(proposals, ((0, 0), (0, 1))), following[:, None])
         written = self.put(state, new, F.token_log_probs(logits, new), jnp.where(state.done, 0, kept + 1))
         return written._replace(

@@ -56,13 +56,8 @@ def find_stop(text: str, stop_strings: Sequence[str]) -> int | None:
 
 def held_back(text: str, stop_strings: Sequence[str]) -> int:
     """Number of characters at the end that may begin a stop string."""
-    longest = 0
-    for string in stop_strings:
-        for size in range(min(len(string) - 1, len(text)), longest, -1):
-            if text.endswith(string[:size]):
-                longest = size
-                break
-    return longest
+    begun = (string[:size] for string in stop_strings for size in range(1, len(string)))
+    return max((len(part) for part in begun if text.endswith(part)), default=0)
 
 
 def stopped_length(

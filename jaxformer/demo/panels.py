@@ -15,7 +15,7 @@ NEW_TOKENS = 256
 class Panel(NamedTuple):
     """A task's page.
 
-    ``answer`` takes the pipeline and the values of the inputs to those of the outputs; a generator streams them.
+    ``answer`` makes the outputs' values from the pipeline and the inputs' values; a generator streams them.
     """
 
     asks: Callable[[Any, Any], list[Any]]  # makes the inputs, from ``gradio`` and the pipeline

@@ -32,13 +32,7 @@ def command_module(name: str) -> Any:
 
 
 def parse_arguments(name: str, arguments: Sequence[str], program: str | None = None) -> argparse.Namespace:
-    """The options of a command.
-
-    Args:
-        name: of the command.
-        arguments: what follows it.
-        program: how the command is called, for messages.
-    """
+    """The options of a command; messages call it ``program``."""
     module = command_module(name)
     # The help of train lists the keys of the configuration too.
     parser = _Parser(prog=program or f"jaxformer {name}", description=module.SUMMARY, add_help=name != "train")

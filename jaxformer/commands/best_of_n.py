@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from jaxformer.commands.options import add_model, parse_options, report_lines, start_display
+from jaxformer.commands.options import add_model, add_options, parse_options, report_lines, start_display
 
 SUMMARY = "Generate n texts for each prompt of a file and keep the one with the highest score."
 
@@ -39,12 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="leave out the rows that a run with this data.validation_fraction holds out (default: 0)",
     )
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="texts in a batch (default: 64)")
-    parser.add_argument(
-        "options",
-        nargs="*",
-        metavar="key=value",
-        help="options of generation, for example max_new_tokens=200 temperature=0.8 top_k=50 weights=int8",
-    )
+    add_options(parser, "generation", "max_new_tokens=200 temperature=0.8 top_k=50 weights=int8")
 
 
 def run(options: argparse.Namespace) -> int:

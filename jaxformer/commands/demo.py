@@ -39,11 +39,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def check_address(host: str, port: int | None) -> None:
-    """Refuses an address that is not available.
-
-    Raises:
-        UserError: another program listens there, or the host is not this machine.
-    """
+    """Refuses an address where another program listens, or that is not this machine's."""
     with socket.socket() as trial:
         try:
             trial.bind((host, port or 0))

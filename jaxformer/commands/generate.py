@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxformer.commands.options import EXIT_SIGNAL, add_model, parse_options, start_display
+from jaxformer.commands.options import EXIT_SIGNAL, add_model, add_options, parse_options, start_display
 from jaxformer.schema import UserError
 
 SUMMARY = "Continue a prompt or a file of prompts, or hold a conversation."
@@ -26,12 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form.add_argument("--chat", action="store_true", help="prompts are messages, put into the chat template")
     form.add_argument("--plain", action="store_true", help="prompts are plain text, even with a chat template")
     parser.add_argument("--system", metavar="TEXT", help="system message of the conversation")
-    parser.add_argument(
-        "options",
-        nargs="*",
-        metavar="key=value",
-        help="options of generation, for example max_new_tokens=200 temperature=0.8 weights=int8 seed=1",
-    )
+    add_options(parser, "generation", "max_new_tokens=200 temperature=0.8 weights=int8 seed=1")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -138,11 +133,7 @@ class _Writer:
         self.live = sys.stdout.isatty()
 
     def answer(self, prompt: Any, *, show_prompt: bool = False) -> None:
-        """Continues a prompt; with ``show_prompt`` prompts are independent of each other and printed.
-
-        Raises:
-            UserError: it is too long, or not a prompt.
-        """
+        """Continues a prompt; with ``show_prompt`` prompts are independent of each other and printed."""
         item: Any = prompt
         if self.chat and isinstance(prompt, str):
             item = [*self.said, {"role": "user", "content": prompt}]

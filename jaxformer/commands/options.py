@@ -33,7 +33,12 @@ def add_task(parser: argparse.ArgumentParser) -> None:
     """``--task`` and its options."""
     tasks = ", ".join([*TASKS, *ALIASES])
     parser.add_argument("--task", help=f"one of {tasks}; default: the task of the model's head")
-    parser.add_argument("options", nargs="*", metavar="key=value", help="options of the task, for example top_k=3")
+    add_options(parser, "the task", "top_k=3")
+
+
+def add_options(parser: argparse.ArgumentParser, of: str, example: str) -> None:
+    """Options as ``key=value``."""
+    parser.add_argument("options", nargs="*", metavar="key=value", help=f"options of {of}, for example {example}")
 
 
 def parse_options(given: list[str]) -> dict[str, Any]:
@@ -41,9 +46,6 @@ def parse_options(given: list[str]) -> dict[str, Any]:
 
     >>> parse_options(["top_k=3", "targets=[good, bad]", "aggregation_strategy=none"])
     {'top_k': 3, 'targets': ['good', 'bad'], 'aggregation_strategy': 'none'}
-
-    Raises:
-        UserError: one is not of this form.
     """
     import yaml
 
@@ -60,14 +62,7 @@ def parse_options(given: list[str]) -> dict[str, Any]:
 
 
 def report_lines(done: "Done", out: Path, display: "Display", start: float) -> int:
-    """Says how many lines were written; returns the exit code of a signal, 0 at the end of the input.
-
-    Args:
-        done: the end of the run over the file.
-        out: the file written.
-        display: of the command.
-        start: ``time.monotonic()`` at the beginning.
-    """
+    """Says how many lines were written since ``start``; returns a signal's exit code, 0 at the end of the input."""
     from jaxformer.training.console import duration
 
     if done.stopped_by is not None:

@@ -25,31 +25,18 @@ from jaxformer.training.run import Run, Splits, check_spread, prepare
 
 @dataclass(frozen=True)
 class StepCost:
-    """One training step on one chip.
-
-    Attributes:
-        parameters: bytes of the parameters.
-        optimizer: bytes of the rest of the state: the optimizer's statistics and the average of the weights.
-        activations: bytes of everything the step needs besides: activations, gradients, copies.
-        peak: maximum of the bytes in use: the three above, the batch and the program itself.
-        model_flops: floating-point operations by the formula of ``training/flops.py``.
-        flops: those of the matrix products that the program executes, recomputation included.
-        moved: bytes read from and written to main memory.
-        collectives: between the chips.
-        kernels: in the program, without what their names say of their options.
-        seconds: that compiling took.
-    """
+    """One training step on one chip; sizes are in bytes."""
 
     parameters: int
-    optimizer: int
-    activations: int
-    peak: int
-    model_flops: float
-    flops: float
-    moved: float
-    collectives: list[Collective]
-    kernels: list[str]
-    seconds: float
+    optimizer: int  # the rest of the state: the optimizer's statistics and the average of the weights
+    activations: int  # everything the step needs besides: activations, gradients, copies
+    peak: int  # maximum in use: the three above, the batch and the program itself
+    model_flops: float  # floating-point operations by the formula of ``training/flops.py``
+    flops: float  # those of the matrix products that the program executes, recomputation included
+    moved: float  # read from and written to main memory
+    collectives: list[Collective]  # between the chips
+    kernels: list[str]  # in the program, without what their names say of their options
+    seconds: float  # that compiling took
 
     @property
     def sent(self) -> float:
@@ -78,11 +65,7 @@ class StepCost:
 
 
 def shape_run(config: RunConfig, devices: Sequence[jax.Device]) -> Run:
-    """A run with the right shapes whose batches come from a made-up text; no data is read.
-
-    Raises:
-        UserError: if batches or rows do not divide evenly over the devices.
-    """
+    """A run with the right shapes whose batches come from a made-up text; no data is read."""
     check_spread(config, tuple(devices))
     tokenizer = train_tokenizer(TokenizerConfig(type="byte"), ("a",))
     add_special_tokens(tokenizer, config.task.special_tokens, config.task.sentinels)

@@ -23,17 +23,11 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
 class ArrayType(NamedTuple):
-    """One array as the program stores it.
+    """One array as the program stores it."""
 
-    Attributes:
-        dtype: XLA's name of it, ``bf16``.
-        shape: of one device's part.
-        layout: order of the axes, tiling and memory space, as written.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    layout: str
+    dtype: str  # XLA's name of it, ``bf16``
+    shape: tuple[int, ...]  # of one device's part
+    layout: str  # order of the axes, tiling and memory space, as written
 
     @property
     def bytes(self) -> int:
@@ -62,32 +56,22 @@ def array_types(text: str) -> list[ArrayType]:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line of a computation.
+    """One line of a computation."""
 
-    Attributes:
-        name: unique in its computation.
-        types: of the arrays it gives.
-        opcode: what it does.
-        operands: names of the instructions it reads.
-        arguments: the text in the parentheses after the opcode.
-        attributes: the text after the parentheses.
-        root: whether it is what the computation returns.
-    """
-
-    name: str
-    types: list[ArrayType]
+    name: str  # unique in its computation
+    types: list[ArrayType]  # of the arrays it gives
     opcode: str
-    operands: list[str]
-    arguments: str
-    attributes: str
-    root: bool
+    operands: list[str]  # names of the instructions it reads
+    arguments: str  # the text in the parentheses after the opcode
+    attributes: str  # the text after the parentheses
+    root: bool  # whether it is what the computation returns
 
     @property
     def called(self) -> list[str]:
         """Names of the computations it runs; of a loop the body, of a reduction not the function it reduces by."""
         branches = _BRANCHES.search(self.attributes)
         names = (_APPLIED if self.opcode == "call" else _CALLED).findall(self.attributes)
-        return names + (_NAME.findall(branches.group(1)) if branches else [])
+        return names + (_NAME.findall(branches[1]) if branches else [])
 
 
 class Computation(dict[str, Instruction]):
@@ -101,17 +85,11 @@ class Computation(dict[str, Instruction]):
 
 @dataclass
 class Program:
-    """A compiled program.
-
-    Attributes:
-        computations: by name.
-        entry: name of the one that runs first.
-        devices: how many run it together.
-    """
+    """A compiled program."""
 
     computations: dict[str, Computation] = field(default_factory=dict)
-    entry: str = ""
-    devices: int = 1
+    entry: str = ""  # name of the computation that runs first
+    devices: int = 1  # how many run it together
 
     def executed(self) -> "Iterator[Executed]":
         """Every instruction that runs, with how often; those of a computation called twice appear twice.
@@ -134,21 +112,13 @@ class Program:
 
 
 class Executed(NamedTuple):
-    """An instruction where it is run.
-
-    Attributes:
-        instruction: which.
-        computation: the one that contains it.
-        times: how often it runs in one run of the program, on each device.
-        owner: the computation that schedules it: its own, or of a fusion's parts that of the fusion.
-        fused: whether it is a part of a fusion.
-    """
+    """An instruction where it is run."""
 
     instruction: Instruction
-    computation: Computation
-    times: int
-    owner: str
-    fused: bool
+    computation: Computation  # the one that contains it
+    times: int  # how often it runs in one run of the program, on each device
+    owner: str  # the computation that schedules it: its own, or of a fusion's parts that of the fusion
+    fused: bool  # whether it is a part of a fusion
 
     @property
     def operand_types(self) -> list[ArrayType]:
@@ -159,14 +129,12 @@ class Executed(NamedTuple):
 def parse_program(text: str) -> Program:
     """The computations of ``compiled.as_text()``."""
     program, current = Program(), Computation()
-    partitions = re.search(r"num_partitions=(\d+)", text[:100_000])
-    replicas = re.search(r"replica_count=(\d+)", text[:100_000])
-    program.devices = int(partitions.group(1) if partitions else 1) * int(replicas.group(1) if replicas else 1)
+    head = text[:100_000]
+    program.devices = find_int(r"num_partitions=(\d+)", head, 1) * find_int(r"replica_count=(\d+)", head, 1)
     for line in text.splitlines():
-        header = _HEADER.match(line)
-        if header:
-            current = program.computations[header.group(2)] = Computation()
-            program.entry = header.group(2) if header.group(1) else program.entry
+        if header := _HEADER.match(line):
+            current = program.computations[header[2]] = Computation()
+            program.entry = header[2] if header[1] else program.entry
             continue
         if found := _INSTRUCTION.match(line):
             root, name, rest = found.groups()
@@ -178,6 +146,12 @@ def parse_program(text: str) -> Program:
                 operands = _NAME.findall(arguments)
                 current[name] = Instruction(name, types, opcode[1], operands, arguments, rest[close:], bool(root))
     return program
+
+
+def find_int(pattern: str, text: str, default: int) -> int:
+    """The first number that a pattern finds."""
+    found = re.search(pattern, text)
+    return int(found[1]) if found else default
 
 
 def _closing(text: str, start: int) -> int:
@@ -196,25 +170,25 @@ def trip_count(loop: Instruction, computation: Computation, computations: Mappin
     XLA:CPU and XLA:GPU write it down. XLA:TPU does not: there it is read from the condition, ``counter < constant``,
     and the counter's first value, 0 where that is not written beside the loop; the counters of JAX's loops go up by 1.
     """
-    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
-    if known:
-        return int(known.group(1))
+    known = find_int(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes, -1)
+    if known >= 0:
+        return known
     name = re.search(r"condition=%?([\w.\-]+)", loop.attributes)
     assert name is not None, "every while has a condition"
-    condition = computations[name.group(1)]
+    condition = computations[name[1]]
     compare = condition.root
     compared = computations[compare.called[0]].root if compare.opcode == "fusion" else compare
     if "direction=LT" not in compared.attributes or len(compare.operands) != 2:
         return None
     counter, limit = (condition.get(operand) for operand in compare.operands)
-    index = None if counter is None else re.search(r"index=(\d+)", counter.attributes)
+    index = -1 if counter is None else find_int(r"index=(\d+)", counter.attributes, -1)
     last = _constant(limit, condition)
-    if index is None or last is None:
+    if index < 0 or last is None:
         return None
     start = computation.get(loop.operands[0])
     first = None
     if start is not None and start.opcode == "tuple":
-        first = _constant(computation.get(start.operands[int(index.group(1))]), computation)
+        first = _constant(computation.get(start.operands[index]), computation)
     return max(0, last - (first or 0))
 
 
@@ -237,7 +211,7 @@ def exchanges(program: Program) -> list[Executed]:
     for run in program.executed():
         if run.instruction.opcode.removesuffix("-start") in COLLECTIVES:
             channel = re.search(r"channel_id=(\d+)", run.instruction.attributes)
-            found[run.owner, channel.group(1) if channel else run.instruction.name] = run
+            found[run.owner, channel[1] if channel else run.instruction.name] = run
     return list(found.values())
 
 
@@ -251,18 +225,14 @@ def is_reduce_scatter(run: Executed) -> bool:
 class Collective(NamedTuple):
     """Equal collectives of one program.
 
-    Attributes:
-        kind: ``all-reduce``, ``all-gather``, ``reduce-scatter``, ``all-to-all`` or ``collective-permute``.
-        bytes: of the array that is reduced, gathered, scattered or exchanged, as the textbook counts it: what a device
-            holds before an all-reduce, a reduce-scatter, an all-to-all or a permute, and after an all-gather.
-        group: how many devices take part in each together.
-        times: how often it runs in one run of the program.
+    ``bytes`` are those of the array that is reduced, gathered, scattered or exchanged, as the textbook counts it: what
+    a device holds before an all-reduce, a reduce-scatter, an all-to-all or a permute, and after an all-gather.
     """
 
-    kind: str
+    kind: str  # ``all-reduce``, ``all-gather``, ``reduce-scatter``, ``all-to-all`` or ``collective-permute``
     bytes: int
-    group: int
-    times: int
+    group: int  # how many devices take part in each together
+    times: int  # how often it runs in one run of the program
 
     @property
     def sent(self) -> float:
@@ -279,11 +249,7 @@ class Collective(NamedTuple):
 
 
 def collectives(text: str) -> list[Collective]:
-    """Every collective of a compiled program, equal ones together, those that send most in all first.
-
-    Args:
-        text: of ``compiled.as_text()``.
-    """
+    """Every collective in ``compiled.as_text()``, equal ones together, those that send most in all first."""
     program = parse_program(text)
     counts: dict[Collective, int] = {}
     for run in exchanges(program):
@@ -294,8 +260,7 @@ def collectives(text: str) -> list[Collective]:
         if group > 1:
             alike = Collective(kind, size, group, 1)
             counts[alike] = counts.get(alike, 0) + run.times
-    listed = [one._replace(times=times) for one, times in counts.items()]
-    return sorted(listed, key=lambda one: -one.sent * one.times)
+    return sorted((one._replace(times=times) for one, times in counts.items()), key=lambda one: -one.sent * one.times)
 
 
 def group_size(attributes: str, devices: int) -> int:
@@ -310,7 +275,7 @@ def group_size(attributes: str, devices: int) -> int:
     """
     pairs = re.search(r"source_target_pairs=\{(\{[\d,{}]*\})\}", attributes)
     if pairs:
-        target = {int(a): int(b) for a, b in re.findall(r"\{(\d+),(\d+)\}", pairs.group(1))}
+        target = {int(a): int(b) for a, b in re.findall(r"\{(\d+),(\d+)\}", pairs[1])}
         # All are rings of one size, or one line of devices, which is followed from its beginning.
         device = next((device for device in target if device not in target.values()), min(target))
         passed = {device}
@@ -319,16 +284,16 @@ def group_size(attributes: str, devices: int) -> int:
         return len(passed)
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
     if listed:
-        return len(listed.group(1).split(","))
+        return len(listed[1].split(","))
     tiled = re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes)
     if tiled:
-        return int(tiled.group(1))
+        return int(tiled[1])
     mesh = re.search(
         r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^)]*(?:\([^)]*\))?[^)]*\))? ?\{([^}]*)\}", attributes
     )
     if mesh:
-        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh.group(1))}
+        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
         # A part of an axis is written with its size: 'a':(2)4.
-        axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh.group(2))
+        axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh[2])
         return math.prod(int(part) if part else sizes[name] for name, part in axes)
     return devices

@@ -18,24 +18,13 @@ from jaxformer.cost.hlo import (
     Instruction,
     Program,
     exchanges,
+    find_int,
     is_reduce_scatter,
 )
 
-# Instructions that touch no memory of their own: names for what is there, or counted by what they run or have started.
-_FREE = {
-    "after-all",
-    "bitcast",
-    "call",
-    "conditional",
-    "constant",
-    "get-tuple-element",
-    "opt-barrier",
-    "parameter",
-    "partition-id",
-    "replica-id",
-    "tuple",
-    "while",
-}
+# Instructions that touch no memory of their own: names for what is there, or counted by what they run.
+_NAMES = {"after-all", "bitcast", "constant", "get-tuple-element", "opt-barrier", "parameter", "tuple"}
+_RUN_OTHERS = {"call", "conditional", "while"}
 # In a fusion, instructions that hand an array on: what they do is not done by the fusion.
 _PASSES_ON = {"tuple", "custom-call", *COLLECTIVES}
 
@@ -45,14 +34,9 @@ def matmul_flops(program: Program) -> float:
 
     XLA:TPU writes every product as a convolution. What a kernel does inside is not seen here.
     """
-    total = 0.0
-    for run in program.executed():
-        instruction = run.instruction
-        if instruction.opcode == "dot":
-            total += run.times * _dot_flops(instruction, run.computation)
-        elif instruction.opcode == "convolution":
-            total += run.times * _convolution_flops(instruction, run.computation)
-    return total
+    counts = {"dot": _dot_flops, "convolution": _convolution_flops}
+    runs = [run for run in program.executed() if run.instruction.opcode in counts]
+    return sum(float(run.times * counts[run.instruction.opcode](run.instruction, run.computation)) for run in runs)
 
 
 def kernels(program: Program) -> list[Executed]:
@@ -67,7 +51,7 @@ def _is_kernel(instruction: Instruction) -> bool:
 def _dot_flops(dot: Instruction, computation: Computation) -> int:
     shape = computation[dot.operands[0]].types[0].shape
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.attributes)
-    axes = map(int, contracted.group(1).split(",")) if contracted and contracted.group(1) else ()
+    axes = map(int, contracted[1].split(",")) if contracted and contracted[1] else ()
     return 2 * math.prod(dot.types[0].shape) * math.prod(shape[axis] for axis in axes)
 
 
@@ -75,15 +59,12 @@ def _convolution_flops(convolution: Instruction, computation: Computation) -> in
     """FLOPs of a convolution; positions of the window in padding or between dilated inputs do not count."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", convolution.attributes)
     assert labels is not None, "every convolution names its dimensions"
-    left = dict(zip(labels.group(1), computation[convolution.operands[0]].types[0].shape, strict=True))
-    out = dict(zip(labels.group(3), convolution.types[0].shape, strict=True))
-    groups = re.search(r"feature_group_count=(\d+)", convolution.attributes)
-    batches = re.search(r"batch_group_count=(\d+)", convolution.attributes)
-    flops = 2 * (left["b"] // int(batches.group(1) if batches else 1)) * out["f"]
-    flops *= left["f"] // int(groups.group(1) if groups else 1)
-    window = dict(
-        re.findall(r"(\w+)=([\dx_\-]+)", (re.findall(r"window=\{([^}]*)\}", convolution.attributes) or [""])[0])
-    )
+    left = dict(zip(labels[1], computation[convolution.operands[0]].types[0].shape, strict=True))
+    out = dict(zip(labels[3], convolution.types[0].shape, strict=True))
+    flops = 2 * (left["b"] // find_int(r"batch_group_count=(\d+)", convolution.attributes, 1)) * out["f"]
+    flops *= left["f"] // find_int(r"feature_group_count=(\d+)", convolution.attributes, 1)
+    written = re.search(r"window=\{([^}]*)\}", convolution.attributes)
+    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", written[1] if written else ""))
     for axis in range(len(left) - 2):
         number = {key: window[key].split("x")[axis] for key in window}
         stride, inner, outer = (int(number.get(key, 1)) for key in ("stride", "lhs_dilate", "rhs_dilate"))
@@ -102,13 +83,8 @@ def hbm_bytes(program: Program) -> float:
     only sliced the slice counts, of one that is updated in place the update. Arrays that XLA:TPU keeps in the chip's
     fast memory (``S(1)`` in their layout) do not count. A kernel that reads an operand twice moves more than this.
     """
-    total = 0.0
-    for run in program.executed():
-        if not run.fused:
-            total += run.times * _moved(run, program)
-    for run in exchanges(program):
-        total += run.times * (_in_hbm(run.operand_types) + _in_hbm(_received(run)))
-    return total
+    moved = sum(float(run.times * _moved(run, program)) for run in program.executed() if not run.fused)
+    return moved + sum(run.times * (_in_hbm(run.operand_types) + _in_hbm(_received(run))) for run in exchanges(program))
 
 
 def _received(run: Executed) -> list[ArrayType]:
@@ -122,8 +98,10 @@ def _received(run: Executed) -> list[ArrayType]:
 
 def _moved(run: Executed, program: Program) -> int:
     instruction, opcode = run.instruction, run.instruction.opcode
-    if opcode in _FREE or opcode.endswith("-done") or opcode.removesuffix("-start") in COLLECTIVES:
+    if opcode in _NAMES | _RUN_OTHERS or opcode.removesuffix("-start") in COLLECTIVES:
         return 0
+    if opcode.endswith(("-id", "-done")):
+        return 0  # the number of this device; what its start has done
     if opcode == "fusion":
         return _moved_by_fusion(run, program)
     if opcode == "custom-call" and not _is_kernel(instruction):

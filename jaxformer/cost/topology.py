@@ -12,19 +12,12 @@ from jaxformer.schema import UserError
 
 
 class Chip(NamedTuple):
-    """Data sheet of one chip, except its peak FLOP/s (``training/flops.py``).
+    """Data sheet of one chip, except its peak FLOP/s (``training/flops.py``)."""
 
-    Attributes:
-        device_kind: JAX's name of it.
-        hbm: capacity of its main memory, bytes.
-        hbm_bandwidth: to and from its main memory, bytes/s.
-        ici_bandwidth: to its neighbours over all links together, one way, bytes/s.
-    """
-
-    device_kind: str
-    hbm: int
-    hbm_bandwidth: float
-    ici_bandwidth: float
+    device_kind: str  # JAX's name of it
+    hbm: int  # capacity of its main memory, bytes
+    hbm_bandwidth: float  # to and from its main memory, bytes/s
+    ici_bandwidth: float  # to its neighbours over all links together, one way, bytes/s
 
 
 # cloud.google.com/tpu/docs/v5e, .../v5p and .../v6e, read in November 2026. The pages give the bandwidth between chips
@@ -38,11 +31,7 @@ _FORM = "CHIP:TOPOLOGY, for instance v5e:16x16, v5p:4x4x4 or v6e:16x16"
 
 
 def described_devices(name: str) -> tuple[Chip, list[jax.Device]]:
-    """The chip and the described devices of a topology such as ``v5e:16x16``.
-
-    Raises:
-        UserError: if the chip or the topology is not known, or libtpu, which knows them, is not installed.
-    """
+    """The chip and the described devices of a topology such as ``v5e:16x16``, if libtpu is installed and knows it."""
     found = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", name)
     chip = CHIPS.get(found.group(1)) if found else None
     if chip is None:

@@ -13,11 +13,7 @@ LISTED = 5
 
 
 def filled(text: str | None, what: str) -> str:
-    """The text.
-
-    Raises:
-        UserError: nothing was typed.
-    """
+    """The text; refuses it if nothing was typed."""
     if text is None or not text.strip():
         raise UserError(f"{what} is empty, expected a text")
     return text

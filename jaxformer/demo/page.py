@@ -26,11 +26,7 @@ footer { display: none !important; }
 
 
 def load_gradio() -> Any:
-    """Imports gradio with its analytics and its history of runs switched off.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """Imports gradio with its analytics and its history of runs switched off."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_RUN_HISTORY"] = "False"
     try:

@@ -15,19 +15,14 @@ NEW_TOKENS = 256
 class Panel(NamedTuple):
     """A task's page.
 
-    Attributes:
-        asks: makes the inputs, from ``gradio`` and the pipeline.
-        shows: makes the outputs.
-        answer: from the pipeline and the values of the inputs to those of the outputs; a generator streams them.
-        sets: makes the inputs under "Options", which have defaults; None for none.
-        verb: label of the button.
+    ``answer`` makes the outputs' values from the pipeline and the inputs' values; a generator streams them.
     """
 
-    asks: Callable[[Any, Any], list[Any]]
-    shows: Callable[[Any, Any], list[Any]]
+    asks: Callable[[Any, Any], list[Any]]  # makes the inputs, from ``gradio`` and the pipeline
+    shows: Callable[[Any, Any], list[Any]]  # makes the outputs
     answer: Callable[..., Any]
-    sets: Callable[[Any, Any], list[Any]] | None = None
-    verb: str = "Run"
+    sets: Callable[[Any, Any], list[Any]] | None = None  # makes the inputs under "Options", which have defaults
+    verb: str = "Run"  # label of the button
 
 
 def panel_of(pipe: Pipeline) -> Panel:

@@ -3,6 +3,6 @@
 from jaxformer.generation.decode import search
 from jaxformer.generation.engine import Piece, generate, stream
 from jaxformer.generation.options import GenerationConfig, compile_options, parse_options, read_generation_config
-from jaxformer.generation.output import GenerateOutput
 from jaxformer.generation.prepare import prepare
+from jaxformer.generation.request import GenerateOutput
 from jaxformer.generation.speculative import SpeculativeOutput, speculative_generate

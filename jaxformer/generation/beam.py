@@ -7,19 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxformer.generation.decode import (
-    Numbers,
-    Program,
-    Prompt,
-    Written,
-    apply_rules,
-    forward,
-    is_end,
-    prefill,
-    start_written,
-    write,
-)
+from jaxformer.generation import decode
+from jaxformer.generation.decode import Numbers, Program, Written
 from jaxformer.generation.options import GenerationConfig, Rules
+from jaxformer.generation.prompts import Prompt
 from jaxformer.models import Decoder, EncoderDecoder, KVCache
 from jaxformer.models.kv_cache import repeat_rows, take_rows
 
@@ -28,45 +19,26 @@ _NEVER = -1e9
 
 
 class Hypotheses(NamedTuple):
-    """Texts of ``B`` prompts, ``K`` each, in ``G`` groups.
+    """Texts of ``B`` prompts, ``K`` each, in ``G`` groups."""
 
-    Attributes:
-        tokens: ``[B, G, K, M]``.
-        log_probs: ``[B, G, K, M]``, of each token under the model itself.
-        scores: ``[B, G, K]``; ``_NEVER`` where there is none yet.
-        finished: ``[B, G, K]`` bool.
-    """
-
-    tokens: Array
-    log_probs: Array
-    scores: Array
-    finished: Array
+    tokens: Array  # ``[B, G, K, M]``
+    log_probs: Array  # ``[B, G, K, M]``, of each token under the model itself
+    scores: Array  # ``[B, G, K]``; ``_NEVER`` where there is none yet
+    finished: Array  # ``[B, G, K]`` bool
 
 
 class Beams(NamedTuple):
-    """State of the search.
+    """State of the search."""
 
-    Attributes:
-        cache: of the running hypotheses, ``B G K`` rows.
-        written: of the same rows, for the rules.
-        running: running hypotheses; scores are summed log-probabilities, the best first.
-        best: finished ones; scores are those divided by length, the best first.
-        token: ``[B G K]``, last token of each row.
-        position: ``[B G K]``.
-        step: number of tokens written.
-        hopeful: ``[B, G]``, whether a running hypothesis may still become one of the best.
-        stuck: ``[B, G]``, whether every continuation has ended.
-    """
-
-    cache: KVCache
-    written: Written
-    running: Hypotheses
-    best: Hypotheses
-    token: Array
-    position: Array
-    step: Array
-    hopeful: Array
-    stuck: Array
+    cache: KVCache  # of the running hypotheses, ``B G K`` rows
+    written: Written  # of the same rows, for the rules
+    running: Hypotheses  # scores are summed log-probabilities, the best first
+    best: Hypotheses  # finished ones; scores are those divided by length, the best first
+    token: Array  # ``[B G K]``, last token of each row
+    position: Array  # ``[B G K]``
+    step: Array  # number of tokens written
+    hopeful: Array  # ``[B, G]``, whether a running hypothesis may still become one of the best
+    stuck: Array  # ``[B, G]``, whether every continuation has ended
 
 
 def _take(tree: Any, index: Array) -> Any:
@@ -92,17 +64,13 @@ class _Search(NamedTuple):
     numbers: Numbers
     limit: Array
 
-    def candidates(self, scores: Array, log_probs: Array, running: Hypotheses, count: Array) -> tuple[Any, Array]:
+    def candidates(
+        self, scores: Array, log_probs: Array, running: Hypotheses, count: Array
+    ) -> tuple[Hypotheses, Array, Array]:
         """The best continuations ``[B, C, ...]``, enough that ``K`` run on even if the best of each end.
 
-        Args:
-            scores: ``[B, K, V]``, log-probabilities after the rules.
-            log_probs: ``[B, K, V]``, before them.
-            running: ``[B, K, ...]``.
-            count: number of tokens written before.
-
-        Returns:
-            The hypotheses, and the numbers ``[B, C]`` of the beams that they continue.
+        They are chosen by ``scores [B, K, V]``, the log-probabilities after the rules, with ``count`` tokens written
+        before. Returns also their last tokens and the numbers of the beams that they continue, ``[B, C]`` each.
         """
         B, K, V = scores.shape
         total = (scores + running.scores[..., None]).reshape(B, K * V)
@@ -111,14 +79,13 @@ class _Search(NamedTuple):
         beam, token = index // V, (index % V).astype(jnp.int32)
         from_beam = _take(running, beam)
         chosen = jnp.take_along_axis(log_probs.reshape(B, K * V), index, axis=1)
-        ended = is_end(token, self.rules) | (count + 1 >= self.limit)
         new = Hypotheses(
             from_beam.tokens.at[:, :, count].set(token),
             from_beam.log_probs.at[:, :, count].set(chosen),
             value,
-            ended,
+            decode.is_end(token, self.rules) | (count + 1 >= self.limit),
         )
-        return new, beam
+        return new, token, beam
 
     def finish(self, best: Hypotheses, new: Hypotheses, hopeful: Array, count: Array) -> Hypotheses:
         """The best finished hypotheses ``[B, K, ...]``, with those among the first ``K`` candidates that just ended."""
@@ -144,48 +111,44 @@ class _Search(NamedTuple):
         worst = jnp.where(jnp.all(best.finished, axis=1), jnp.min(best.scores, axis=1), _NEVER)
         return hopeful & (possible > worst)
 
-
-def _step(search: _Search, state: Beams, log_probs: Array) -> tuple[Beams, Array]:
-    """Adds a token in all groups by log-probabilities ``[B G K, V]``; returns also the row that each row continues."""
-    B, G, K = state.running.scores.shape
-    V = log_probs.shape[-1]
-    scores = log_probs
-    groups = []
-    taken = jnp.zeros((B, V))
-    rows = jnp.arange(B)[:, None]
-    ruled = apply_rules(scores, state.written, state.step, search.limit, search.rules, search.numbers)
-    ruled, raw = ruled.reshape(B, G, K, V), log_probs.reshape(B, G, K, V)
-    for g in range(G):
-        running, best = (jax.tree.map(lambda leaf, g=g: leaf[:, g], part) for part in (state.running, state.best))
-        hopeful = state.hopeful[:, g]
-        scores = ruled[:, g] - search.options.diversity_penalty * taken[:, None] if g else ruled[:, g]
-        new, beam = search.candidates(scores, raw[:, g], running, state.step)
-        last = jax.lax.dynamic_index_in_dim(new.tokens, state.step, axis=2, keepdims=False)
-        going = new._replace(scores=new.scores + jnp.where(is_end(last, search.rules), _NEVER, 0.0))
-        going, index = _best(going, K)
-        best = search.finish(best, new, hopeful, state.step)
-        token = jnp.take_along_axis(last, index, axis=1)
-        # A group is penalised for the tokens that the groups before it just took (Vijayakumar et al. 2018, eq. 5).
-        taken = taken.at[rows, token].add(1.0)
-        hopeful = search.may_win(going, best, hopeful, state.step + 1)
-        parent = jnp.take_along_axis(beam, index, axis=1)
-        groups.append((going, best, token, parent, hopeful, jnp.all(new.finished, axis=1)))
-    running, best, token, parent, hopeful, stuck = jax.tree.map(lambda *parts: jnp.stack(parts, axis=1), *groups)
-    parents = (parent + (jnp.arange(B)[:, None, None] * G + jnp.arange(G)[:, None]) * K).reshape(-1)
-    written = Written(*(None if part is None else part[parents] for part in state.written._replace(length=None)))
-    token = token.reshape(-1)
-    written = write(written._replace(length=state.written.length), token)
-    moved = state._replace(
-        written=written,
-        running=running,
-        best=best,
-        token=token,
-        position=state.position + 1,
-        step=state.step + 1,
-        hopeful=hopeful,
-        stuck=stuck,
-    )
-    return moved, parents
+    def step(self, state: Beams, log_probs: Array) -> tuple[Beams, Array]:
+        """Adds a token in all groups by log-probabilities ``[B G K, V]``; returns also the row each row continues."""
+        B, G, K = state.running.scores.shape
+        V = log_probs.shape[-1]
+        ruled = decode.apply_rules(log_probs, state.written, state.step, self.limit, self.rules, self.numbers)
+        ruled, raw = ruled.reshape(B, G, K, V), log_probs.reshape(B, G, K, V)
+        taken, rows = jnp.zeros((B, V)), jnp.arange(B)[:, None]
+        groups = []
+        for g in range(G):
+            running, best, hopeful = jax.tree.map(
+                lambda leaf, g=g: leaf[:, g], (state.running, state.best, state.hopeful)
+            )
+            # A group is penalised for the tokens that the groups before it just took (Vijayakumar et al. 2018, eq. 5).
+            scores = ruled[:, g] - self.options.diversity_penalty * taken[:, None] if g else ruled[:, g]
+            new, last, beam = self.candidates(scores, raw[:, g], running, state.step)
+            best = self.finish(best, new, hopeful, state.step)
+            ended = jnp.where(decode.is_end(last, self.rules), _NEVER, 0.0)
+            going, index = _best(new._replace(scores=new.scores + ended), K)
+            token, parent = (jnp.take_along_axis(x, index, axis=1) for x in (last, beam))
+            taken = taken.at[rows, token].add(1.0)
+            hopeful = self.may_win(going, best, hopeful, state.step + 1)
+            groups.append((going, best, token, parent, hopeful, jnp.all(new.finished, axis=1)))
+        running, best, token, parent, hopeful, stuck = jax.tree.map(lambda *parts: jnp.stack(parts, axis=1), *groups)
+        parents = (parent + (jnp.arange(B)[:, None, None] * G + jnp.arange(G)[:, None]) * K).reshape(-1)
+        written = jax.tree.map(lambda leaf: leaf[parents] if leaf.ndim else leaf, state.written)
+        token = token.reshape(-1)
+        moved = Beams(
+            state.cache,
+            decode.write(written, token),
+            running,
+            best,
+            token,
+            state.position + 1,
+            state.step + 1,
+            hopeful,
+            stuck,
+        )
+        return moved, parents
 
 
 @partial(jax.jit, static_argnames=("model", "program", "options"))
@@ -199,28 +162,19 @@ def beam_search(
     program: Program,
     options: GenerationConfig,
 ) -> tuple[Array, Array, Array]:
-    """The best hypotheses of each prompt, as ``transformers`` finds them.
+    """The best hypotheses of ``B`` prompts, as ``transformers`` finds them.
 
     A hypothesis is scored by the sum of its tokens' log-probabilities; when it ends, that is divided by its length to
     the power of ``length_penalty`` (Wu et al. 2016, "Google's Neural Machine Translation System", section 7, in the
     simpler form that is in use). Each group is a search of its own, penalised for the tokens that the groups before it
     took (Vijayakumar et al. 2018, "Diverse Beam Search").
 
-    Args:
-        model: not stacked.
-        params: prepared.
-        prompt: ``B`` prompts.
-        limit: number of tokens to write, at most ``program.room``.
-        numbers: of the rules.
-        program: what is compiled.
-        options: of the search.
-
-    Returns:
-        Tokens ``[R, room]``, their log-probabilities, and the scores ``[R]``; ``R = B num_return_sequences``, the best
-        of each prompt first.
+    The model is not stacked, its parameters are prepared, and at most ``limit`` tokens are written. Returns the tokens
+    ``[R, room]``, their log-probabilities, and the scores ``[R]``; ``R = B num_return_sequences``, the best of each
+    prompt first.
     """
     rules, room = program.rules, program.room
-    logits, cache, source, position = prefill(model, params, prompt, program)
+    logits, cache, source, position = decode.prefill(model, params, prompt, program)
     B, G, K = len(prompt.ids), options.num_beam_groups, options.num_beams // options.num_beam_groups
     rows = G * K
     again = partial(jax.tree.map, partial(jnp.repeat, repeats=rows, axis=0))
@@ -233,7 +187,7 @@ def beam_search(
     )
     state = Beams(
         repeat_rows(cache, rows),
-        start_written(again(prompt.before), logits.shape[-1], program, numbers),
+        decode.start_written(again(prompt.before), logits.shape[-1], program, numbers),
         # All beams begin alike: only the first counts, so that they do not take the same tokens.
         empty._replace(scores=empty.scores.at[:, :, 0].set(0.0)),
         empty,
@@ -244,7 +198,7 @@ def beam_search(
         jnp.zeros((B, G), bool),
     )
     search = _Search(rules, options, numbers, limit)
-    state, _ = _step(search, state, jax.nn.log_softmax(again(logits), axis=-1))
+    state, _ = search.step(state, jax.nn.log_softmax(again(logits), axis=-1))
 
     def unfinished(state: Beams) -> Array:
         going = state.hopeful
@@ -253,8 +207,8 @@ def beam_search(
         return jnp.any(going) & ~jnp.all(state.stuck)
 
     def step(state: Beams) -> Beams:
-        logits, cache = forward(model, params, state.token, state.position, state.cache, source)
-        moved, parents = _step(search, state._replace(cache=cache), jax.nn.log_softmax(logits, axis=-1))
+        logits, cache = decode.forward(model, params, state.token, state.position, state.cache, source)
+        moved, parents = search.step(state._replace(cache=cache), jax.nn.log_softmax(logits, axis=-1))
         # All beams of a prompt have the same context.
         return moved._replace(cache=take_rows(cache, parents, context=False))
 

@@ -17,19 +17,12 @@ DEVIATIONS = 1.959963984540054  # half of the 95 % interval of a normal distribu
 
 
 class Drawn(NamedTuple):
-    """A sampled text.
+    """A sampled text."""
 
-    Attributes:
-        ids: its tokens, with the one that ends it.
-        text: the decoded tokens, without special ones.
-        ended: whether it ended; False if it was truncated.
-        log_prob: sum over its tokens under the model, nats.
-    """
-
-    ids: list[int]
-    text: str
-    ended: bool
-    log_prob: float
+    ids: list[int]  # with the token that ends it
+    text: str  # without special tokens
+    ended: bool  # False if it was truncated
+    log_prob: float  # sum over its tokens under the model, nats
 
 
 def prompt_seed(seed: int, line: int) -> int:
@@ -52,20 +45,9 @@ def draw(
     batch_size: int,
     cache_dtype: str | None = None,
 ) -> list[list[Drawn]]:
-    """Samples ``n`` texts for each prompt.
+    """Samples ``n`` texts for each prompt, with ``batch_size`` prompts at once.
 
-    A text depends only on its prompt, its seed and its number, up to rounding.
-
-    Args:
-        model: with a language-model head.
-        params: its parameters, preferably from ``generation.prepare``.
-        tokenizer: decodes the texts.
-        prompts: token ids.
-        seeds: one for each prompt.
-        n: number of texts for each prompt.
-        config: options of ``generate``.
-        batch_size: number of prompts at once; the last batch is filled up, so that few programs are compiled.
-        cache_dtype: as in ``generate``.
+    A text depends only on its prompt, its prompt's seed and its number, up to rounding.
     """
     config = config.model_copy(update={"num_return_sequences": n})
     found: list[list[Drawn]] = [[] for _ in prompts]
@@ -73,6 +55,7 @@ def draw(
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
+        # Filled up, so that few programs are compiled.
         filled = [*numbers, *[numbers[0]] * (batch_size - len(numbers))]
         output = generate(
             model,
@@ -104,27 +87,16 @@ def choose(scores: Sequence[float], may_win: Sequence[bool]) -> int | None:
 
 @dataclass
 class Summary:
-    """Statistics of an output file; means are over prompts.
-
-    Attributes:
-        lines: number of lines.
-        kept: lines with an answer.
-        prompts: lines whose texts have scores.
-        texts: number of all texts.
-        truncated: number of texts that did not end.
-        first: mean score of the first text for each prompt: the score of the model without best of n.
-        interval: half of the 95 % interval of ``first``, by the normal distribution.
-        best: mean score of the answers that were kept.
-    """
+    """Statistics of an output file; means are over prompts."""
 
     lines: int = 0
-    kept: int = 0
-    prompts: int = 0
+    kept: int = 0  # lines with an answer
+    prompts: int = 0  # lines whose texts have scores
     texts: int = 0
-    truncated: int = 0
-    first: float = float("nan")
-    interval: float = float("nan")
-    best: float = float("nan")
+    truncated: int = 0  # texts that did not end
+    first: float = float("nan")  # mean score of the first text for each prompt: the model's without best of n
+    interval: float = float("nan")  # half of the 95 % interval of ``first``, by the normal distribution
+    best: float = float("nan")  # mean score of the answers that were kept
 
 
 def summarise(out: Path) -> Summary:

@@ -11,6 +11,7 @@ from jaxtyping import Array
 from jaxformer import functional as F
 from jaxformer.generation.options import Rules
 from jaxformer.generation.prepare import prepare
+from jaxformer.generation.prompts import Prompt
 from jaxformer.models import Context, Decoder, EncoderDecoder, KVCache, init_cache
 from jaxformer.models.kv_cache import repeat_rows
 
@@ -18,86 +19,37 @@ Numbers = Mapping[str, Any]
 
 
 class Program(NamedTuple):
-    """Facts that a decoding program is compiled for; hashable.
+    """Facts that a decoding program is compiled for; hashable."""
 
-    Attributes:
-        rules: of each step.
-        room: number of tokens that can be written.
-        copies: rows for each prompt.
-        cache_dtype: of keys and values; None: the model's.
-        ring: whether the cache keeps the model's window only.
-    """
-
-    rules: Rules
-    room: int
-    copies: int = 1
-    cache_dtype: str | None = None
-    ring: bool = False
-
-
-class Prompt(NamedTuple):
-    """The prompts as arrays.
-
-    Attributes:
-        ids: ``[B, T]``, padded on the left; of an encoder-decoder the source.
-        real: ``[B, T]`` bool.
-        start_ids: ``[B]``, start tokens of an encoder-decoder's target, else None.
-    """
-
-    ids: Array
-    real: Array
-    start_ids: Any = None
-
-    @property
-    def before(self) -> tuple[Array, Array]:
-        """The tokens ``[B, T]`` before the text, and which are real: the prompt, or the start token."""
-        if self.start_ids is None:
-            return self.ids, self.real
-        return self.start_ids[:, None], jnp.ones((len(self.ids), 1), bool)
+    rules: Rules  # of each step
+    room: int  # number of tokens that can be written
+    copies: int = 1  # rows for each prompt
+    cache_dtype: str | None = None  # of keys and values; None: the model's
+    ring: bool = False  # the cache keeps the model's window only
 
 
 class Written(NamedTuple):
-    """The tokens of each row, prompt included, as the rules need them; None where no rule does.
+    """The tokens of each row, prompt included, as the rules need them; None where no rule does."""
 
-    Attributes:
-        history: ``[R, C]``, tokens so far, -1 where there are none.
-        length: number of places of ``history`` taken.
-        seen: ``[R, V]`` bool, tokens of prompt and text.
-        counts: ``[R, V]``, number of times each was written.
-    """
-
-    history: Any
-    length: Any
-    seen: Any
-    counts: Any
+    history: Any  # ``[R, C]``, tokens so far, -1 where there are none
+    length: Any  # number of places of ``history`` taken
+    seen: Any  # ``[R, V]`` bool, tokens of prompt and text
+    counts: Any  # ``[R, V]``, number of times each was written
 
 
 class State(NamedTuple):
-    """State of the loop.
+    """State of the loop."""
 
-    Attributes:
-        cache: keys and values of all tokens but the last.
-        source: ``[R, S]``, the real tokens of an encoder-decoder's source.
-        token: ``[R]``, the last one.
-        position: ``[R]``, its position.
-        step: number of tokens written.
-        done: ``[R]``, whether the row has ended.
-        tokens: ``[R, M]``, the tokens written, followed by ``pad_id``.
-        log_probs: ``[R, M]``, log-probability of each under the model itself, before any rule; nats.
-        written: for the rules.
-        seeds: ``[R, 2]``, seed and number that a row's draws depend on.
-    """
-
-    cache: KVCache
-    source: Any
-    token: Array
-    position: Array
-    step: Array
-    done: Array
-    tokens: Array
-    log_probs: Array
-    written: Written
-    seeds: Array
+    cache: KVCache  # keys and values of all tokens but the last
+    source: Any  # ``[R, S]``, the real tokens of an encoder-decoder's source
+    token: Array  # ``[R]``, the last one
+    position: Array  # ``[R]``, its position
+    step: Array  # number of tokens written
+    done: Array  # ``[R]``, whether the row has ended
+    tokens: Array  # ``[R, M]``, the tokens written, followed by ``pad_id``
+    log_probs: Array  # ``[R, M]``, log-probability of each under the model itself, before any rule; nats
+    written: Written  # for the rules
+    seeds: Array  # ``[R, 2]``, seed and number that a row's draws depend on
 
 
 def start_written(before: tuple[Array, Array], vocabulary: int, program: Program, numbers: Numbers) -> Written:
@@ -150,6 +102,11 @@ def apply_rules(scores: Array, written: Written, count: Array, limit: Array, rul
     return scores
 
 
+def row_keys(seeds: Array, purpose: str, step: Array) -> Array:
+    """A random key for each row of ``seeds [R, 2]``."""
+    return jax.vmap(lambda pair: jax.random.fold_in(F.purpose_key(pair[0], purpose, step), pair[1]))(seeds)
+
+
 def is_end(token: Array, rules: Rules) -> Array:
     """True where a token ends its row."""
     if not rules.end_ids:
@@ -162,18 +119,16 @@ def prefill(
 ) -> tuple[Array, KVCache, Array | None, Array]:
     """Reads the whole prompt at once, into a cache with room for the text.
 
-    Returns:
-        The last token's logits ``[B, V]`` float32, the cache, ``real`` of an encoder-decoder's source, and the last
-        positions ``[B]``.
+    Returns the last token's logits ``[B, V]`` float32, the cache, ``real`` of an encoder-decoder's source, and the last
+    positions ``[B]``.
     """
     variables, c = {"params": params}, model.config
     (B, T), room = prompt.ids.shape, program.room
     make_cache = partial(init_cache, c, B, dtype=program.cache_dtype, stacked=False)
     if isinstance(model, EncoderDecoder):
-        assert prompt.start_ids is not None
         context = model.apply(variables, prompt.ids, prompt.real, method="encode")
-        first = prompt.start_ids[:, None]
-        hidden, cache = model.apply(variables, context, first, cache=make_cache(room + 1), method="decode")
+        first, cache = prompt.start_ids[:, None], make_cache(room + 1)
+        hidden, cache = model.apply(variables, context, first, cache=cache, method="decode")
         logits = model.apply(variables, hidden[:, -1], method="logits")
         return logits, cache, prompt.real, jnp.zeros(B, jnp.int32)
     places = min(c.window, T + room) if program.ring and c.window is not None else T + room
@@ -205,9 +160,9 @@ def _draw(logits: Array, state: State, limit: Array, rules: Rules, numbers: Numb
     """The next token of each row, from its logits."""
     scores = apply_rules(logits, state.written, state.step, limit, rules, numbers)
     if rules.sample:
-        keys = jax.vmap(lambda pair: jax.random.fold_in(F.purpose_key(pair[0], "sample", state.step), pair[1]))
+        keys = row_keys(state.seeds, "sample", state.step)
         options = {name: numbers[name] for name in ("temperature", "top_p", "min_p", "typical_p") if name in numbers}
-        token = F.sample_token(scores, keys(state.seeds), top_k=rules.top_k, **options)
+        token = F.sample_token(scores, keys, top_k=rules.top_k, **options)
     else:
         token = _most_probable(scores)
     token = jnp.where(state.done, rules.pad_id, token).astype(jnp.int32)
@@ -234,16 +189,9 @@ def start(
     *,
     program: Program,
 ) -> State:
-    """Reads the prompts and writes the first token of each row.
+    """Reads ``B`` prompts and writes the first token of ``R = B copies`` rows, of at most ``limit`` in all.
 
-    Args:
-        model: not stacked.
-        params: prepared.
-        prompt: ``B`` prompts.
-        seeds: ``[R, 2]``, with ``R = B copies``.
-        limit: number of tokens to write, at most ``program.room``.
-        numbers: of the rules.
-        program: what is compiled.
+    The model is not stacked, and its parameters are prepared.
     """
     rules, room = program.rules, program.room
     logits, cache, source, position = prefill(model, params, prompt, program)

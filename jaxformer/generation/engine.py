@@ -1,6 +1,6 @@
 """``generate``: from prompts to tokens, at once or as a stream."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -8,11 +8,9 @@ import numpy as np
 
 from jaxformer.generation.beam import beam_search
 from jaxformer.generation.options import GenerationConfig
-from jaxformer.generation.output import GenerateOutput
-from jaxformer.generation.request import Request, make_request
+from jaxformer.generation.request import GenerateOutput, Request
 from jaxformer.generation.text_stream import TextStream, find_stop, held_back, stopped_length
 from jaxformer.models import Decoder, EncoderDecoder
-from jaxformer.schema import UserError
 
 # Steps between two checks of the text for stop strings; each check waits for the devices.
 _STEPS_PER_CHECK = 16
@@ -64,26 +62,22 @@ def generate(
     Raises:
         UserError: an option makes no sense, or a prompt is empty or longer than the model's context.
     """
-    chosen, streaming = _one_of(config, options), streamer is not None
-    request = make_request(model, params, input_ids, attention_mask, tokenizer, seed, cache_dtype, chosen, streaming)
-    limit = request.options.max_new_tokens
-    if limit == 0 or len(request.prompts.ids) == 0:
-        return request.nothing()
-    if request.options.num_beams > 1:
-        found = beam_search(
-            request.model,
-            request.params,
-            request.prompt,
-            request.limit,
-            request.numbers,
-            program=request.program,
-            options=request.options,
-        )
-        return request.output(*(np.asarray(part) for part in found))
-    if streamer is not None or request.stops:
-        return _follow(_pieces(request, 1 if streamer is not None else _STEPS_PER_CHECK), streamer)
-    state = request.resume(request.begin(), limit)
-    return request.output(np.asarray(state.tokens), np.asarray(state.log_probs))
+    streaming = streamer is not None
+    r = Request(
+        model, params, input_ids, attention_mask, tokenizer, seed, cache_dtype, config, options, streaming=streaming
+    )
+    if r.is_empty:
+        return r.nothing()
+    if r.options.num_beams > 1:
+        found = beam_search(r.model, r.params, r.prompt, r.limit, r.numbers, program=r.program, options=r.options)
+        return r.output(*found)
+    if streamer is None and not r.options.stop_strings:
+        state = r.resume(r.begin(), r.options.max_new_tokens)
+        return r.output(state.tokens, state.log_probs)
+    for piece in _pieces(r, _STEPS_PER_CHECK if streamer is None else 1):
+        if streamer is not None:
+            streamer(piece)
+    return r.result
 
 
 def stream(
@@ -112,17 +106,18 @@ def stream(
     Raises:
         UserError: as ``generate``, and with ``num_beams`` above 1, whose text is not known before its end.
     """
-    chosen = _one_of(config, options)
-    request = make_request(model, params, input_ids, attention_mask, tokenizer, seed, cache_dtype, chosen, True)
+    request = Request(
+        model, params, input_ids, attention_mask, tokenizer, seed, cache_dtype, config, options, streaming=True
+    )
     return _pieces(request, steps)
 
 
-def _pieces(request: Request, steps: int) -> Generator[Piece, None, GenerateOutput]:
-    """The pieces of all rows, and at the end the result of ``generate``."""
-    limit, rows = request.options.max_new_tokens, len(request.seeds)
-    if limit == 0 or rows == 0:
+def _pieces(request: Request, steps: int) -> Iterator[Piece]:
+    """The pieces of all rows; at the end ``request.result`` is that of ``generate``."""
+    limit, rows, stops = request.options.max_new_tokens, len(request.seeds), request.options.stop_strings
+    if request.is_empty:
         yield from (Piece(row, "", [], "length") for row in range(rows))
-        return request.nothing()
+        return
     texts = [TextStream(request.tokenizer, before) for before in request.before]
     shown, ended, seen = [0] * rows, np.zeros(rows, bool), 0
     stopped: dict[int, int] = {}
@@ -134,38 +129,19 @@ def _pieces(request: Request, steps: int) -> Generator[Piece, None, GenerateOutp
             if done[row]:
                 new = new[: next(i for i, token in enumerate(new) if token in request.program.rules.end_ids) + 1]
             reason = "stop" if done[row] else "length" if count >= limit else None
-            text.put(new)
-            if reason is not None:
-                text.end()
+            text.put(new, end=reason is not None)
             end = len(text.text)
-            if (stop := find_stop(text.text, request.stops)) is not None:
+            if (stop := find_stop(text.text, stops)) is not None:
                 end, reason = stop, "stop"
                 written = tokens[row, :count].tolist()
-                stopped[row] = stopped_length(request.tokenizer, written, request.stops, request.before[row]) or count
+                stopped[row] = stopped_length(request.tokenizer, written, stops, request.before[row]) or count
             elif reason is None:
-                end -= held_back(text.text, request.stops)
+                end -= held_back(text.text, stops)
             piece, shown[row] = text.text[shown[row] : end], max(shown[row], end)
             ended[row] = reason is not None
             yield Piece(row, piece, new, reason)
         if ended.all():
-            return request.output(tokens, np.asarray(state.log_probs), stopped=stopped)
+            request.result = request.output(tokens, state.log_probs, stopped=stopped)
+            return
         seen = count
         state = request.resume(state._replace(done=jnp.asarray(ended)), count + steps)
-
-
-def _follow(pieces: Generator[Piece, None, GenerateOutput], streamer: Callable[[Piece], None] | None) -> GenerateOutput:
-    """Shows the pieces, and returns the result after them."""
-    while True:
-        try:
-            piece = next(pieces)
-        except StopIteration as end:
-            output: GenerateOutput = end.value
-            return output
-        if streamer is not None:
-            streamer(piece)
-
-
-def _one_of(config: GenerationConfig | None, options: dict[str, Any]) -> GenerationConfig | dict[str, Any]:
-    if config is not None and options:
-        raise UserError(f"config and {', '.join(options)} are given, expected one of them")
-    return options if config is None else config

@@ -51,15 +51,10 @@ class GenerationConfig(Schema):
         False, description="beams: True stops with num_beams finished, False by a heuristic, never when none can win"
     )
 
-    @field_validator("eos_token_id", "stop_token_ids", mode="before")
+    @field_validator("eos_token_id", "stop_token_ids", "stop_strings", mode="before")
     @classmethod
     def _several(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, int) else value
-
-    @field_validator("stop_strings", mode="before")
-    @classmethod
-    def _strings(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+        return (value,) if isinstance(value, int | str) else value
 
     @field_validator("bad_words_ids")
     @classmethod
@@ -96,11 +91,7 @@ class GenerationConfig(Schema):
 
 
 def parse_options(options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> GenerationConfig:
-    """The options, checked.
-
-    Args:
-        options: by name.
-        defaults: of those that are not given.
+    """The options, checked; ``defaults`` are of those that are not given.
 
     Raises:
         UserError: if one is unknown or makes no sense.
@@ -123,10 +114,7 @@ def parse_options(options: Mapping[str, Any], defaults: Mapping[str, Any] | None
 def read_generation_config(folder: str | Path, *, prompt_length: int = 1) -> dict[str, Any]:
     """The options of a folder's ``generation_config.json`` that are known here.
 
-    Args:
-        folder: of a model in the Hugging Face format.
-        prompt_length: tokens that ``max_length`` and ``min_length`` count beside the new ones: an encoder-decoder's
-            start token.
+    ``prompt_length`` is the number of tokens that ``max_length`` and ``min_length`` count beside the new ones.
     """
     path = Path(folder) / "generation_config.json"
     if not path.is_file():
@@ -142,16 +130,9 @@ def read_generation_config(folder: str | Path, *, prompt_length: int = 1) -> dic
 
 
 class Rules(NamedTuple):
-    """Rules of each step that a decoding program is compiled for; hashable.
+    """Rules of each step that a decoding program is compiled for, as in ``GenerationConfig``; hashable."""
 
-    Attributes:
-        end_ids: tokens that end a text.
-        pad_id: token after the end.
-        sample: whether tokens are drawn.
-        top_k: and the following: see ``GenerationConfig``.
-    """
-
-    end_ids: tuple[int, ...] = ()
+    end_ids: tuple[int, ...] = ()  # all tokens that end a text
     pad_id: int = 0
     sample: bool = False
     top_k: int | None = None

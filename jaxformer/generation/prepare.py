@@ -1,12 +1,12 @@
 """Parameters laid out for decoding: separate layers, packed kernels, fewer bits if asked."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxformer import functional as F
 from jaxformer.models.kernel_layout import kernel_axes
@@ -19,7 +19,7 @@ WEIGHTS = ("float32", "bfloat16", "int8")
 
 def is_prepared(params: Any) -> bool:
     """True if ``prepare`` made these parameters."""
-    return "0" in _layers(params)
+    return "0" in params.get("decoder", params)["layers"]
 
 
 def _is_spread(leaf: Any) -> bool:
@@ -27,10 +27,6 @@ def _is_spread(leaf: Any) -> bool:
     if isinstance(leaf, jax.core.Tracer):
         return True
     return isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
-
-
-def _layers(params: Any) -> Any:
-    return params.get("decoder", params)["layers"]
 
 
 def prepare(model: nn.Module, params: Any, weights: str | None = None) -> Any:
@@ -72,40 +68,22 @@ def prepare(model: nn.Module, params: Any, weights: str | None = None) -> Any:
 
 @partial(jax.jit, static_argnames=("shared", "pack", "weights"))
 def _prepare(params: Any, shared: bool, pack: bool, weights: str | None) -> Any:
-    packed = partial(_packed, weights) if pack else None
-
-    def lay_out(tree: dict[str, Any]) -> dict[str, Any]:
-        laid: dict[str, Any] = {}
-        for name, value in tree.items():
-            if name == "layers":
-                count = 1 if shared else len(jax.tree.leaves(value)[0])
-                parts = [value if shared else jax.tree.map(lambda leaf, i=i: leaf[i], value) for i in range(count)]
-                laid[name] = {str(i): _walk((), part, packed) for i, part in enumerate(parts)}
-            elif name in ("encoder", "decoder"):
-                laid[name] = lay_out(value)
-            else:
-                laid[name] = _walk((name,), value, packed)
-        return laid
-
-    return lay_out(params)
-
-
-def _walk(path: tuple[str, ...], tree: Any, packed: Callable[..., Any] | None) -> Any:
-    if packed is None:
-        return tree
-    laid = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            laid[name] = _walk((*path, name), value, packed)
-        else:
-            found = packed((*path, name), value)
-            laid[PACKED if isinstance(found, F.Packed) else name] = found
-    return laid
+    laid: dict[tuple[str, ...], Any] = {}
+    for path, leaf in flatten_dict(params).items():
+        parts = {path: leaf}
+        if "layers" in path:
+            start = path.index("layers") + 1
+            layers = [leaf] if shared else [leaf[i] for i in range(len(leaf))]
+            parts = {(*path[:start], str(i), *path[start:]): layer for i, layer in enumerate(layers)}
+        for place, part in parts.items():
+            found = _packed(weights, path, part) if pack else part
+            laid[(*place[:-1], PACKED) if isinstance(found, F.Packed) else place] = found
+    return unflatten_dict(laid)
 
 
 def _packed(weights: str | None, path: tuple[str, ...], value: Any) -> Any:
     """Packs a kernel or token table; anything else stays, in bfloat16 if asked."""
-    owner, name = path[-2:] if len(path) > 1 else ("", path[-1])
+    owner, name = ("", *path)[-2:]
     if name == "kernel" and value.ndim > 1:
         return F.pack(value, kernel_axes("/".join(path)).outputs, weights, platform=platform())
     if name == "embedding" and owner in ("token", "shared"):

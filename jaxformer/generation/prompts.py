@@ -1,8 +1,8 @@
 """Prompts as arrays: real tokens on the right, lengths rounded up so that few programs are compiled."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.models.config import TransformerConfig
@@ -16,28 +16,25 @@ def bucket(length: int) -> int:
     return max(_SHORTEST, 1 << (length - 1).bit_length()) if length > 0 else _SHORTEST
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """Prompts of one batch.
+class Prompt(NamedTuple):
+    """The prompts of one batch."""
 
-    Attributes:
-        ids: ``[B, T]`` int32, each row's real tokens at its right end.
-        real: ``[B, T]`` bool.
-        lengths: ``[B]``, real tokens.
-    """
+    ids: Any  # ``[B, T]`` int32, padded on the left; of an encoder-decoder the source
+    real: Any  # ``[B, T]`` bool
+    start_ids: Any = None  # ``[B]``, start tokens of an encoder-decoder's target
 
-    ids: np.ndarray
-    real: np.ndarray
-    lengths: np.ndarray
+    @property
+    def before(self) -> tuple[Any, Any]:
+        """The tokens ``[B, T]`` before the text, and which are real: the prompt, or the start token."""
+        if self.start_ids is None:
+            return self.ids, self.real
+        return self.start_ids[:, None], jnp.ones((len(self.ids), 1), bool)
 
 
-def align(input_ids: Any, attention_mask: Any, bos_id: int | None) -> Prompts:
+def align(input_ids: Any, attention_mask: Any, bos_id: int | None) -> Prompt:
     """Moves padding, wherever it is, to the left of each prompt, and rounds ``T`` up to a ``bucket``.
 
-    Args:
-        input_ids: ``[B, T]``, or without a mask lists of different lengths.
-        attention_mask: ``[B, T]``, 1 at real tokens; None if all are.
-        bos_id: replaces an empty prompt.
+    Without a mask, ``input_ids`` may be lists of different lengths. ``bos_id`` replaces an empty prompt.
     """
     rows = _real_tokens(input_ids, attention_mask)
     lengths = np.array([len(row) for row in rows], np.int32)
@@ -48,13 +45,11 @@ def align(input_ids: Any, attention_mask: Any, bos_id: int | None) -> Prompts:
                 "least one token; give one, or bos_token_id"
             )
         rows = [row if len(row) else np.array([bos_id]) for row in rows]
-        lengths = np.maximum(lengths, 1)
-    longest = int(lengths.max(initial=1))
-    width = bucket(longest)
+    width = bucket(int(lengths.max(initial=1)))
     aligned, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), bool)
     for i, row in enumerate(rows):
         aligned[i, width - len(row) :], mask[i, width - len(row) :] = row, True
-    return Prompts(aligned, mask, lengths)
+    return Prompt(aligned, mask)
 
 
 def _real_tokens(input_ids: Any, attention_mask: Any) -> list[np.ndarray]:
@@ -85,10 +80,11 @@ def _are_whole(ids: np.ndarray) -> bool:
     return not ids.size or np.issubdtype(ids.dtype, np.integer)
 
 
-def check_lengths(prompts: Prompts, new_tokens: int, config: TransformerConfig) -> None:
+def check_lengths(prompt: Prompt, new_tokens: int, config: TransformerConfig) -> None:
     """Checks that prompts and new tokens fit the model's ``max_length``."""
-    limit, longest = config.max_length, int(prompts.lengths.max(initial=0))
-    row = int(np.argmax(prompts.lengths)) if longest else 0
+    lengths = prompt.real.sum(axis=1)
+    limit, longest = config.max_length, int(lengths.max(initial=0))
+    row = int(np.argmax(lengths)) if longest else 0
     if config.architecture == "encoder_decoder":
         if longest > limit:
             raise UserError(f"text {row} has {longest} tokens, expected at most {limit} (max_length); shorten it")

@@ -1,36 +1,103 @@
-"""A call of ``generate``, checked and ready to run."""
+"""A call of ``generate``, checked and ready to run, and its result."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer.generation.decode import Program, Prompt, State, advance, start
+from jaxformer.generation.decode import Program, State, advance, start
 from jaxformer.generation.options import GenerationConfig, compile_options, parse_options
-from jaxformer.generation.output import GenerateOutput, finished
 from jaxformer.generation.prepare import prepare
-from jaxformer.generation.prompts import Prompts, align, bucket, check_lengths
+from jaxformer.generation.prompts import Prompt, align, bucket, check_lengths
+from jaxformer.generation.text_stream import added_text, find_stop
 from jaxformer.models import Decoder, EncoderDecoder
 from jaxformer.schema import UserError
 
 
-@dataclass
-class Request:
-    """One call, ready to run."""
+@dataclass(frozen=True)
+class GenerateOutput:
+    """Result of ``generate``; rows of one prompt are adjacent, ``R = B num_return_sequences``.
 
-    model: Any
-    params: Any
-    prompts: Prompts
-    options: GenerationConfig
-    program: Program
-    numbers: dict[str, Any]
-    start_ids: np.ndarray | None
-    tokenizer: Any
-    seeds: np.ndarray
-    stops: Sequence[str] = field(default=())
+    Attributes:
+        tokens: ``[R, max_new_tokens]`` int32, only the new tokens, padded after the end.
+        lengths: ``[R]``, number of new tokens, with the one that ends the text.
+        log_probs: ``[R, max_new_tokens]`` float32, log-probability of each token under the model itself, before any
+            option; nats, 0 after the end.
+        finish_reasons: ``"stop"`` if a token or string ended the row, ``"length"`` if it reached ``max_new_tokens``.
+        text: the decoded rows, without special tokens and up to a stop string; None without a tokenizer.
+        scores: ``[R]``, scores of beam search: summed log-probabilities divided by length to the power of
+            ``length_penalty``; None without beams.
+    """
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    log_probs: np.ndarray
+    finish_reasons: list[str]
+    text: list[str] | None = None
+    scores: np.ndarray | None = None
+
+
+class Request:
+    """One call: its arguments are checked, prompts are arrays, parameters are prepared."""
+
+    result: GenerateOutput
+
+    def __init__(
+        self,
+        model: Any,
+        params: Any,
+        input_ids: Any,
+        attention_mask: Any,
+        tokenizer: Any,
+        seed: int | Sequence[int],
+        cache_dtype: str | None,
+        config: GenerationConfig | None,
+        options: dict[str, Any],
+        streaming: bool = False,
+    ) -> None:
+        if not isinstance(model, Decoder | EncoderDecoder):
+            raise UserError(
+                f"{type(model).__name__} writes no text, expected a decoder or an encoder-decoder with a "
+                "language-model head; open it with AutoModelForCausalLM or AutoModelForSeq2SeqLM"
+            )
+        if config is not None and options:
+            raise UserError(f"config and {', '.join(options)} are given, expected one of them")
+        chosen = parse_options(options) if config is None else config
+        if (chosen.stop_strings or streaming) and tokenizer is None:
+            what = "a stream of text" if streaming else "stop_strings"
+            raise UserError(f"{what} needs the tokenizer, expected tokenizer=...")
+        if streaming and chosen.num_beams > 1:
+            raise UserError(f"num_beams is {chosen.num_beams}, expected 1 for a stream; leave the stream out")
+        if cache_dtype not in (None, "float32", "bfloat16", "int8"):
+            raise UserError(f"cache_dtype is {cache_dtype!r}, expected float32, bfloat16 or int8")
+        c, room = model.config, bucket(chosen.max_new_tokens)
+        rules, self.numbers = compile_options(chosen, c)
+        prompt = align(
+            input_ids, attention_mask, c.bos_token_id if chosen.bos_token_id is None else chosen.bos_token_id
+        )
+        largest = int(prompt.ids.max(initial=0))
+        if largest >= c.vocabulary:
+            raise UserError(
+                f"input_ids holds token {largest}, expected ids below {c.vocabulary}; is it this model's tokenizer?"
+            )
+        check_lengths(prompt, chosen.max_new_tokens, c)
+        if isinstance(model, EncoderDecoder):
+            prompt = prompt._replace(start_ids=_start_ids(c, chosen, prompt))
+        copies = chosen.num_return_sequences if chosen.num_beams == 1 else 1
+        ring = c.window is not None and not c.has_mixed_windows and prompt.ids.shape[1] + room > c.window
+        self.program = Program(rules, room, copies, cache_dtype, ring)
+        self.seeds = _seeds(seed, len(prompt.ids), copies)
+        self.model, self.params = model.clone(stacked=False), prepare(model, params)
+        self.prompt, self.options, self.tokenizer = prompt, chosen, tokenizer
+
+    @property
+    def is_empty(self) -> bool:
+        """True if nothing is to be written."""
+        return self.options.max_new_tokens == 0 or len(self.prompt.ids) == 0
 
     @property
     def limit(self) -> jax.Array:
@@ -38,24 +105,16 @@ class Request:
         return jnp.int32(self.options.max_new_tokens)
 
     @property
-    def prompt(self) -> Prompt:
-        """The prompts as the programs take them."""
-        start_ids = None if self.start_ids is None else jnp.asarray(self.start_ids)
-        return Prompt(jnp.asarray(self.prompts.ids), jnp.asarray(self.prompts.real), start_ids)
-
-    @property
     def before(self) -> list[list[int]]:
         """The tokens before each row's text: those of the prompt, none for an encoder-decoder."""
-        if self.start_ids is not None:
-            written: list[list[int]] = [[] for _ in self.prompts.ids]
-        else:
-            written = [ids[real].tolist() for ids, real in zip(self.prompts.ids, self.prompts.real, strict=True)]
+        ids, real, start_ids = self.prompt
+        shown = real if start_ids is None else np.zeros_like(real)
+        written = [row[keep].tolist() for row, keep in zip(ids, shown, strict=True)]
         return [row for row in written for _ in range(self.options.num_return_sequences)]
 
     def begin(self) -> State:
         """The state with each row's first token."""
-        seeds = jnp.asarray(self.seeds)
-        return start(self.model, self.params, self.prompt, seeds, self.limit, self.numbers, program=self.program)
+        return start(self.model, self.params, self.prompt, self.seeds, self.limit, self.numbers, program=self.program)
 
     def resume(self, state: State, until: int) -> State:
         """The state with ``until`` tokens, or fewer if all rows end before."""
@@ -63,106 +122,53 @@ class Request:
         return advance(self.model, self.params, state, end, self.limit, self.numbers, rules=self.program.rules)
 
     def output(
-        self,
-        tokens: np.ndarray,
-        log_probs: np.ndarray,
-        scores: np.ndarray | None = None,
-        *,
-        stopped: Mapping[int, int] | None = None,
+        self, tokens: Any, log_probs: Any, scores: Any = None, *, stopped: Mapping[int, int] = MappingProxyType({})
     ) -> GenerateOutput:
-        """The result of ``generate`` from arrays with ``room`` columns."""
-        limit = self.options.max_new_tokens
-        return finished(
-            tokens[:, :limit],
-            log_probs[:, :limit],
-            self.program.rules,
-            self.tokenizer,
-            scores,
-            before=self.before,
-            stops=self.stops,
-            stopped=stopped or {},
-        )
+        """Truncates rows ``[R, room]`` at their ends and decodes them.
+
+        ``stopped`` holds the number of tokens of each row that a stop string ended.
+        """
+        limit, rules = self.options.max_new_tokens, self.program.rules
+        tokens, log_probs = np.array(tokens)[:, :limit], np.array(log_probs)[:, :limit]
+        ends: np.ndarray = np.isin(tokens, np.array(rules.end_ids, np.int32))
+        lengths = np.asarray(np.sum(np.cumsum(ends, axis=1) - ends == 0, axis=1, dtype=np.int32))
+        reasons = ["stop" if any(row) else "length" for row in ends]
+        for row, length in stopped.items():
+            if length <= lengths[row]:
+                lengths[row], reasons[row] = length, "stop"
+        after_end = np.arange(limit) >= lengths[:, None]
+        tokens[after_end], log_probs[after_end] = rules.pad_id, 0.0
+        text = None
+        if self.tokenizer is not None:
+            rows = (row[:length].tolist() for row, length in zip(tokens, lengths, strict=True))
+            added = [added_text(self.tokenizer, *pair) for pair in zip(self.before, rows, strict=True)]
+            text = [said[: find_stop(said, self.options.stop_strings)] for said in added]
+        return GenerateOutput(tokens, lengths, log_probs, reasons, text, None if scores is None else np.asarray(scores))
 
     def nothing(self) -> GenerateOutput:
         """The result where nothing is to be written."""
-        rows = len(self.prompts.ids) * self.options.num_return_sequences
+        rows = len(self.prompt.ids) * self.options.num_return_sequences
         empty = np.zeros((rows, self.options.max_new_tokens), np.int32)
         scores = np.zeros(rows, np.float32) if self.options.num_beams > 1 else None
         return self.output(empty, empty.astype(np.float32), scores)
 
 
-def make_request(
-    model: Any,
-    params: Any,
-    input_ids: Any,
-    attention_mask: Any,
-    tokenizer: Any,
-    seed: int | Sequence[int],
-    cache_dtype: str | None,
-    options: GenerationConfig | dict[str, Any],
-    streaming: bool,
-) -> Request:
-    """Checks the arguments of ``generate`` or ``stream``."""
-    if not isinstance(model, Decoder | EncoderDecoder):
-        raise UserError(
-            f"{type(model).__name__} writes no text, expected a decoder or an encoder-decoder with a language-model "
-            "head; open it with AutoModelForCausalLM or AutoModelForSeq2SeqLM"
-        )
-    chosen = options if isinstance(options, GenerationConfig) else parse_options(options)
-    if (chosen.stop_strings or streaming) and tokenizer is None:
-        what = "a stream of text" if streaming else "stop_strings"
-        raise UserError(f"{what} needs the tokenizer, expected tokenizer=...")
-    if streaming and chosen.num_beams > 1:
-        raise UserError(f"num_beams is {chosen.num_beams}, expected 1 for a stream; leave the stream out")
-    if cache_dtype not in (None, "float32", "bfloat16", "int8"):
-        raise UserError(f"cache_dtype is {cache_dtype!r}, expected float32, bfloat16 or int8")
-    c = model.config
-    rules, numbers = compile_options(chosen, c)
-    bos = c.bos_token_id if chosen.bos_token_id is None else chosen.bos_token_id
-    prompts = align(input_ids, attention_mask, bos)
-    largest = int(prompts.ids.max(initial=0))
-    if largest >= c.vocabulary:
-        raise UserError(
-            f"input_ids holds token {largest}, expected ids below {c.vocabulary}; is it this model's tokenizer?"
-        )
-    check_lengths(prompts, chosen.max_new_tokens, c)
-    start_ids = None
-    if isinstance(model, EncoderDecoder):
-        start_ids = _start_ids(c, chosen, prompts)
-    copies = chosen.num_return_sequences if chosen.num_beams == 1 else 1
-    room = bucket(chosen.max_new_tokens)
-    ring = c.window is not None and not c.has_mixed_windows and prompts.ids.shape[1] + room > c.window
-    return Request(
-        model.clone(stacked=False),
-        prepare(model, params),
-        prompts,
-        chosen,
-        Program(rules, room, copies, cache_dtype, ring),
-        numbers,
-        start_ids,
-        tokenizer,
-        _seeds(seed, len(prompts.ids), len(prompts.ids) * copies),
-        chosen.stop_strings,
-    )
-
-
-def _start_ids(config: Any, options: GenerationConfig, prompts: Prompts) -> np.ndarray:
+def _start_ids(config: Any, options: GenerationConfig, prompt: Prompt) -> np.ndarray:
     """``[B]``, start tokens of the decoder."""
     start_id = options.decoder_start_token_id
     start_id = config.decoder_start_token_id if start_id is None else start_id
     if start_id is None and config.decoder_start == "last":
-        return prompts.ids[:, -1]
+        return np.asarray(prompt.ids[:, -1])
     if start_id is None:
         raise UserError("the model has no decoder_start_token_id, expected one; give decoder_start_token_id=...")
-    return np.full(len(prompts.ids), start_id, np.int32)
+    return np.full(len(prompt.ids), start_id, np.int32)
 
 
-def _seeds(seed: int | Sequence[int], prompts: int, rows: int) -> np.ndarray:
+def _seeds(seed: int | Sequence[int], prompts: int, copies: int) -> np.ndarray:
     """``[R, 2]``: the common seed and the number of the row, or the prompt's seed and the number of its text."""
-    if np.ndim(seed) == 0:
-        return np.stack([np.full(rows, seed), np.arange(rows)], axis=1).astype(np.int32)
-    given = np.asarray(seed)
+    given, rows = np.asarray(seed), prompts * copies
+    if given.ndim == 0:
+        return np.stack([np.full(rows, given), np.arange(rows)], axis=1).astype(np.int32)
     if given.shape != (prompts,):
         raise UserError(f"seed has shape {list(given.shape)}, expected one number or one for each of {prompts} prompts")
-    copies = rows // max(prompts, 1)
     return np.stack([np.repeat(given, copies), np.tile(np.arange(copies), prompts)], axis=1).astype(np.int32)

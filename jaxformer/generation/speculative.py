@@ -11,19 +11,29 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from jaxformer import functional as F
-from jaxformer.generation.decode import Numbers, Program, Prompt, is_end, prefill
-from jaxformer.generation.options import Rules, compile_options, parse_options
-from jaxformer.generation.output import GenerateOutput, finished
+from jaxformer.generation.decode import Numbers, Program, is_end, prefill, row_keys
 from jaxformer.generation.prepare import prepare
-from jaxformer.generation.prompts import align, bucket, check_lengths
+from jaxformer.generation.prompts import Prompt, check_lengths
+from jaxformer.generation.request import GenerateOutput, Request
 from jaxformer.models import Decoder, KVCache
 from jaxformer.schema import UserError
 
-_SHAPING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+_SHAPING = ("temperature", "top_p", "min_p", "typical_p")
+_OPTIONS = sorted(
+    (
+        *_SHAPING,
+        "top_k",
+        "max_new_tokens",
+        "do_sample",
+        "eos_token_id",
+        "stop_token_ids",
+        "pad_token_id",
+        "bos_token_id",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -92,19 +102,6 @@ class _State(NamedTuple):
     proposed: Array
 
 
-def _probabilities(logits: Array, rules: Rules, numbers: Numbers) -> Array:
-    """Probabilities ``[..., V]`` of the next token; without sampling 1 for the most probable one."""
-    if not rules.sample:
-        return jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1])
-    flat = logits.reshape(-1, logits.shape[-1])
-    shaping = {name: numbers[name] for name in _SHAPING if name in numbers}
-    return jax.nn.softmax(F.shape_logits(flat, top_k=rules.top_k, **shaping), axis=-1).reshape(logits.shape)
-
-
-def _keys(seeds: Array, purpose: str, step: Array) -> Array:
-    return jax.vmap(lambda pair: jax.random.fold_in(F.purpose_key(pair[0], purpose, step), pair[1]))(seeds)
-
-
 def _forget(cache: KVCache, start: Array, kept: Array, size: int) -> KVCache:
     """Invalidates, among the ``size`` places from ``start`` on, those after the first ``kept [B]``.
 
@@ -140,20 +137,24 @@ class _Speculation(NamedTuple):
     program: Program
     k: int
 
-    @property
-    def rules(self) -> Rules:
-        """Rules of each step."""
-        return self.program.rules
+    def probabilities(self, logits: Array) -> Array:
+        """Probabilities ``[..., V]`` of the next token; without sampling 1 for the most probable one."""
+        rules, V = self.program.rules, logits.shape[-1]
+        if not rules.sample:
+            return jax.nn.one_hot(jnp.argmax(logits, axis=-1), V)
+        shaping = {name: self.numbers[name] for name in _SHAPING if name in self.numbers}
+        shaped = F.shape_logits(logits.reshape(-1, V), top_k=rules.top_k, **shaping)
+        return jax.nn.softmax(shaped, axis=-1).reshape(logits.shape)
 
     def draw(self, probabilities: Array, purpose: str, step: Array) -> Array:
         """Draws a token in each row."""
-        keys = _keys(self.seeds, purpose, step)
+        keys = row_keys(self.seeds, purpose, step)
         return jax.vmap(jax.random.categorical)(keys, jnp.log(probabilities)).astype(jnp.int32)
 
     def put(self, state: _State, new: Array, log_probs: Array, size: Array) -> _State:
         """Appends the first ``size [B]`` of the new tokens to each row, up to the first end."""
         place = jnp.arange(new.shape[1])
-        ends = is_end(new, self.rules)
+        ends = is_end(new, self.program.rules)
         before_end = jnp.cumsum(ends, axis=1) - ends == 0
         wanted = (place < size[:, None]) & before_end & (state.counts[:, None] + place < self.limit)
         column = jnp.where(wanted, state.counts[:, None] + place, self.program.room)  # beyond the last column: dropped
@@ -170,10 +171,10 @@ class _Speculation(NamedTuple):
         """Both models read the prompts; the large one writes the first token."""
         B, room = len(prompt.ids), self.program.room
         # In the worst case each round writes one token and takes k + 1 places.
-        places = Program(self.rules, room * (self.k + 1))
+        places = Program(self.program.rules, room * (self.k + 1))
         logits, target_cache, _, position = prefill(*self.target, prompt, places)
         _, draft_cache, _, _ = prefill(*self.draft, prompt, places)
-        first = self.draw(_probabilities(logits, self.rules, self.numbers), "sample", jnp.int32(0))
+        first = self.draw(self.probabilities(logits), "sample", jnp.int32(0))
         empty = _State(
             target_cache,
             draft_cache,
@@ -181,7 +182,7 @@ class _Speculation(NamedTuple):
             position + 1,
             jnp.zeros(B, jnp.int32),
             jnp.zeros(B, bool),
-            jnp.full((B, room), self.rules.pad_id, jnp.int32),
+            jnp.full((B, room), self.program.rules.pad_id, jnp.int32),
             jnp.zeros((B, room), jnp.float32),
             *(jnp.int32(0) for _ in range(3)),
         )
@@ -194,7 +195,7 @@ class _Speculation(NamedTuple):
         def step(carry: Any, i: Array) -> Any:
             cache, token = carry
             logits, cache = self.draft.read(token[:, None], (state.position + i)[:, None], cache)
-            q = _probabilities(logits[:, -1], self.rules, self.numbers)
+            q = self.probabilities(logits[:, -1])
             new = self.draw(q, "propose", state.round * (self.k + 1) + i)
             return (cache, new), (new, q)
 
@@ -208,8 +209,8 @@ class _Speculation(NamedTuple):
         proposals, q, draft_cache = self.propose(state)
         tokens = jnp.concatenate([state.token[:, None], proposals], axis=1)
         logits, target_cache = self.target.read(tokens, state.position[:, None] + jnp.arange(k + 1), state.target_cache)
-        p = _probabilities(logits, self.rules, self.numbers)
-        kept, following = accept(proposals, q, p, _keys(self.seeds, "sample", state.round + 1))
+        p = self.probabilities(logits)
+        kept, following = accept(proposals, q, p, row_keys(self.seeds, "sample", state.round + 1))
         new = jnp.where(jnp.arange(k + 1) < kept[:, None], jnp.pad(proposals, ((0, 0), (0, 1))), following[:, None])
         written = self.put(state, new, F.token_log_probs(logits, new), jnp.where(state.done, 0, kept + 1))
         return written._replace(
@@ -277,41 +278,34 @@ def speculative_generate(
     Raises:
         UserError: an option is none of these, or the models do not go together.
     """
-    known = {"max_new_tokens", "do_sample", *_SHAPING, "eos_token_id", "stop_token_ids", "pad_token_id", "bos_token_id"}
     for name in options:
-        if name not in known:
-            raise UserError(f"{name} is no option of speculative decoding, expected one of {', '.join(sorted(known))}")
+        if name not in _OPTIONS:
+            raise UserError(f"{name} is no option of speculative decoding, expected one of {', '.join(_OPTIONS)}")
     for one in (model, draft_model):
         if not isinstance(one, Decoder):
             raise UserError(f"{type(one).__name__} was given, expected a decoder with a language-model head")
     if num_draft_tokens < 1:
         raise UserError(f"num_draft_tokens is {num_draft_tokens}, expected at least 1")
-    c = model.config
-    if draft_model.config.vocabulary != c.vocabulary:
+    vocabulary, of_draft = model.config.vocabulary, draft_model.config.vocabulary
+    if of_draft != vocabulary:
         raise UserError(
-            f"the draft model has {draft_model.config.vocabulary} tokens and the model {c.vocabulary}, expected the "
-            "same vocabulary"
+            f"the draft model has {of_draft} tokens and the model {vocabulary}, expected the same vocabulary"
         )
-    chosen = parse_options(options)
-    rules, numbers = compile_options(chosen, c)
-    prompts = align(input_ids, attention_mask, c.bos_token_id if chosen.bos_token_id is None else chosen.bos_token_id)
-    for config in (c, draft_model.config):
-        check_lengths(prompts, chosen.max_new_tokens, config)
-    limit, rows = chosen.max_new_tokens, len(prompts.ids)
-    if limit == 0 or rows == 0:
-        empty = np.zeros((rows, limit), np.int32)
-        return SpeculativeOutput(**vars(finished(empty, empty.astype(np.float32), rules, tokenizer)))
+    request = Request(model, params, input_ids, attention_mask, tokenizer, seed, None, None, options)
+    check_lengths(request.prompt, request.options.max_new_tokens, draft_model.config)
+    if request.is_empty:
+        return SpeculativeOutput(**vars(request.nothing()))
     state = _run(
-        (model.clone(stacked=False), draft_model.clone(stacked=False)),
-        (prepare(model, params), prepare(draft_model, draft_params)),
-        Prompt(jnp.asarray(prompts.ids), jnp.asarray(prompts.real)),
-        jnp.stack([jnp.full(rows, seed), jnp.arange(rows)], axis=1),
-        jnp.int32(limit),
-        numbers,
-        program=Program(rules, bucket(limit)),
+        (request.model, draft_model.clone(stacked=False)),
+        (request.params, prepare(draft_model, draft_params)),
+        request.prompt,
+        request.seeds,
+        request.limit,
+        request.numbers,
+        program=request.program,
         k=num_draft_tokens,
     )
-    output = finished(np.asarray(state.tokens)[:, :limit], np.asarray(state.log_probs)[:, :limit], rules, tokenizer)
+    output = request.output(state.tokens, state.log_probs)
     return SpeculativeOutput(
         **vars(output), proposed=int(state.proposed), accepted=int(state.accepted), rounds=int(state.round)
     )

@@ -34,27 +34,16 @@ class TextStream:
         self.text = ""
         self._from, self._shown = 0, len(self.ids)
 
-    def _decode(self, ids: Sequence[int]) -> str:
-        return decode(self.tokenizer, ids)
-
-    def put(self, ids: Sequence[int]) -> str:
-        """The text that these tokens complete."""
+    def put(self, ids: Sequence[int], *, end: bool = False) -> str:
+        """The text that these tokens complete; all that is left if no token follows."""
         self.ids += [int(i) for i in ids]
-        before = self._decode(self.ids[self._from : self._shown])
-        now = self._decode(self.ids[self._from :])
-        if now.endswith(_BROKEN) or not now.startswith(before):
+        before = decode(self.tokenizer, self.ids[self._from : self._shown])
+        now = decode(self.tokenizer, self.ids[self._from :])
+        if not end and (now.endswith(_BROKEN) or not now.startswith(before)):
             return ""
         piece = now[len(before) :]
         self._shown = len(self.ids)
         self._from = max(self._from, self._shown - _OVERLAP)
-        self.text += piece
-        return piece
-
-    def end(self) -> str:
-        """The rest of the text, when no token follows."""
-        before = self._decode(self.ids[self._from : self._shown])
-        piece = self._decode(self.ids[self._from :])[len(before) :]
-        self._shown = len(self.ids)
         self.text += piece
         return piece
 
@@ -67,13 +56,8 @@ def find_stop(text: str, stop_strings: Sequence[str]) -> int | None:
 
 def held_back(text: str, stop_strings: Sequence[str]) -> int:
     """Number of characters at the end that may begin a stop string."""
-    longest = 0
-    for string in stop_strings:
-        for size in range(min(len(string) - 1, len(text)), longest, -1):
-            if text.endswith(string[:size]):
-                longest = size
-                break
-    return longest
+    begun = (string[:size] for string in stop_strings for size in range(1, len(string)))
+    return max((len(part) for part in begun if text.endswith(part)), default=0)
 
 
 def stopped_length(

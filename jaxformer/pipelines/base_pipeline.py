@@ -39,11 +39,7 @@ def apply(model: Any, params: Any, batch: Mapping[str, jax.Array], **kwargs: Any
 
 
 def require_text(value: Any, what: str) -> str:
-    """The value, if it is a text.
-
-    Raises:
-        UserError: it is something else, or has half of a surrogate pair.
-    """
+    """The value, if it is a text; else, or if it has half of a surrogate pair, raises a ``UserError``."""
     if not isinstance(value, str):
         raise UserError(f"{what} is {_shown(value)}, expected a text")
     try:
@@ -71,7 +67,6 @@ class Pipeline(ABC):
 
     Attributes:
         task: its name.
-        window_batches: batches of a window, whose rows are sorted by length together.
         given: the options given to ``pipeline(...)``.
         options: these and the defaults of all others.
         batch_size: rows of a batch.
@@ -79,8 +74,12 @@ class Pipeline(ABC):
 
     task: str
     Options: ClassVar[type[Any]] = Schema
+    takes: ClassVar[str] = "a text"
     per_token: ClassVar[bool] = False
     needs_offsets: ClassVar[bool] = False
+    # A list of one input gives what the input alone gives.
+    unwraps: ClassVar[bool] = False
+    # Batches of a window, whose rows are sorted by length together.
     window_batches: ClassVar[int] = 32
 
     def __init__(self, task: str, opened: Opened, batch_size: int = 8, **options: Any) -> None:
@@ -151,20 +150,16 @@ class Pipeline(ABC):
         """The result of one input, from what the model gave for its rows."""
 
     @staticmethod
-    @abstractmethod
     def forward(model: Any, params: Any, batch: Mapping[str, jax.Array]) -> Any:
-        """The model's output for a batch, a tree of arrays ``[B, ...]``; it is compiled."""
+        """The model's output for a batch, a tree of arrays ``[B, ...]``; it is compiled. Here logits ``[B, C]``."""
+        return apply(model, params, batch).logits
 
     def record(self, result: Any) -> dict[str, Any]:
         """The result as one JSON object: itself if it is one, a list under ``output``."""
         return result if isinstance(result, dict) else {"output": result}
 
     def from_record(self, record: Mapping[str, Any], column: str) -> Any:
-        """The input that a line of a file holds.
-
-        Raises:
-            UserError: the line has no such column.
-        """
+        """The input that a line of a file holds in a column, or raises a ``MissingColumnError``."""
         if column not in record:
             found = ", ".join(map(str, record)) or "none"
             raise MissingColumnError(f"there is no column {column!r}, only {found}; --text-column names another")
@@ -187,8 +182,6 @@ class Pipeline(ABC):
             results = iter(track(results, self.task, len(inputs), console=Console(stderr=True), transient=True))
         return self.of_list(list(results))
 
-    takes: ClassVar[str] = "a text"
-
     def is_one(self, inputs: Any, options: Any) -> bool:
         """Returns whether this is a single input."""
         return isinstance(inputs, str | Mapping)
@@ -199,7 +192,7 @@ class Pipeline(ABC):
 
     def of_list(self, results: list[Any]) -> Any:
         """The return value of a call with a list."""
-        return results
+        return results[0] if self.unwraps and len(results) == 1 else results
 
     def _results(self, items: Iterable[Any], options: Any) -> Iterator[Any]:
         """The results in the order of the inputs, of which one window is in memory at a time."""
@@ -220,13 +213,10 @@ class Pipeline(ABC):
         encoded = self._encode(items, options)
         good = [rows for rows in encoded if not isinstance(rows, UserError)]
         outputs = iter(self.run([row for rows in good for row in rows], options))
-        results: list[Any] = []
-        for item, rows in zip(items, encoded, strict=True):
-            if isinstance(rows, UserError):
-                results.append(rows)
-            else:
-                results.append(self.result(item, rows, list(islice(outputs, len(rows))), options))
-        return results
+        return [
+            rows if isinstance(rows, UserError) else self.result(item, rows, list(islice(outputs, len(rows))), options)
+            for item, rows in zip(items, encoded, strict=True)
+        ]
 
     def _encode(self, items: Sequence[Any], options: Any) -> list[list[Row] | UserError]:
         """The rows of each input; if that fails, encodes each by itself to find the bad one."""
@@ -275,8 +265,7 @@ class Pipeline(ABC):
     ) -> list[Row]:
         """One row for each text, truncated to ``max_length``, or with a warning to ``longest`` (default: the model's).
 
-        Raises:
-            UserError: a text is too long and ``truncation`` is false.
+        Without ``truncation`` a text that is too long is refused.
         """
         limit = min(max_length or longest or self.longest, self.longest)
         whole = self.tokenize(texts, pairs, truncation=False)

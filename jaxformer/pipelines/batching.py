@@ -13,17 +13,11 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass
 class Row:
-    """One input of a model.
+    """One input of a model."""
 
-    Attributes:
-        inputs: lists with one entry for each token: ``input_ids``, and ``token_type_ids`` where the model reads them.
-        places: positions at which the output is wanted; empty for all.
-        about: data that the result needs, such as the tokenizer's ``Encoding``.
-    """
-
-    inputs: dict[str, list[int]]
-    places: list[int] = field(default_factory=list)
-    about: Any = None
+    inputs: dict[str, list[int]]  # ``input_ids``, and ``token_type_ids`` where the model reads them
+    places: list[int] = field(default_factory=list)  # positions at which the output is wanted; empty for all
+    about: Any = None  # what the result needs, such as the tokenizer's ``Encoding``
 
     def __len__(self) -> int:
         return len(self.inputs["input_ids"])
@@ -110,15 +104,8 @@ def run_rows(
 ) -> list[Any]:
     """The outputs of all rows in their order: a tree of arrays each, without padding.
 
-    Args:
-        rows: any number.
-        forward: from a batch to a tree of arrays ``[B, ...]``.
-        batch_size: rows of a batch.
-        longest: tokens that the model reads.
-        side: where padding goes, ``left`` or ``right``.
-        pad_id: what it is.
-        per_token: whether the outputs are ``[B, T, ...]``, of which a row's own tokens are kept; with places
-            ``[B, M, ...]``.
+    ``forward`` gives a tree of arrays ``[B, ...]``; with ``per_token`` ``[B, T, ...]``, of which a row's own tokens are
+    kept, or ``[B, M, ...]`` where rows have places.
     """
     outputs: list[Any] = [None] * len(rows)
 

@@ -27,46 +27,24 @@ from jaxformer.tokenizers import encode, find_special, prefix_ids
 from jaxformer.training.rewards import Reward, Sample, describe_reward, open_reward
 
 # Options that are not taken from the model's generation_config.json: length and search.
-NOT_BROUGHT = frozenset(
-    (
-        "max_new_tokens",
-        "min_new_tokens",
-        "do_sample",
-        "num_return_sequences",
-        "num_beams",
-        "num_beam_groups",
-        "diversity_penalty",
-        "early_stopping",
-    )
-)
+LENGTH = {"max_new_tokens", "min_new_tokens"}
+SEARCH = {"do_sample", "num_return_sequences", "num_beams", "num_beam_groups", "diversity_penalty", "early_stopping"}
 WINDOW = 4  # batches, whose prompts are sorted by length together
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of best-of-n.
+    """Settings of best-of-n."""
 
-    Attributes:
-        n: texts for each prompt.
-        seed: of the draws; a text depends on it, the line and its number among the ``n`` alone.
-        prompt_column: the column with the prompt; None: the first known one.
-        plain: prompts are plain text even if the tokenizer has a chat template.
-        others: also write the texts that did not win.
-        keep_truncated: texts that did not end may win.
-        validation_fraction: leave out the rows that a run with this ``data.validation_fraction`` holds out.
-        batch_size: texts in a batch.
-        options: of ``generate``.
-    """
-
-    n: int = 8
-    seed: int = 0
-    prompt_column: str | None = None
-    plain: bool = False
-    others: bool = False
-    keep_truncated: bool = False
-    validation_fraction: float = 0.0
-    batch_size: int = 64
-    options: Mapping[str, Any] = field(default_factory=dict)
+    n: int = 8  # texts for each prompt
+    seed: int = 0  # of the draws; a text depends on it, the line and its number among the ``n`` alone
+    prompt_column: str | None = None  # None: the first known one
+    plain: bool = False  # prompts are plain text even if the tokenizer has a chat template
+    others: bool = False  # also write the texts that did not win
+    keep_truncated: bool = False  # texts that did not end may win
+    validation_fraction: float = 0.0  # leave out the rows that a run with this ``data.validation_fraction`` holds out
+    batch_size: int = 64  # texts in a batch
+    options: Mapping[str, Any] = field(default_factory=dict)  # of ``generate``
 
 
 class Prompt(NamedTuple):
@@ -136,11 +114,7 @@ class BestOfN:
         }
 
     def read(self, line: Line, file: Path) -> Prompt:
-        """The prompt of a line.
-
-        Raises:
-            UserError: if it has none, or one that does not fit.
-        """
+        """The prompt of a line; a ``UserError`` if it has none, or one that does not fit."""
         name = self.settings.prompt_column
         record = {name or "prompt": line.value} if isinstance(line.value, str) else line.value
         assert isinstance(record, dict)
@@ -216,15 +190,11 @@ class BestOfN:
 
 
 def _generation_config(opened: Opened, given: Mapping[str, Any], n: int) -> GenerationConfig:
-    """The options of ``generate``: those given, over what the model brings, over draws at a temperature of 1.
-
-    Raises:
-        UserError: if one is unknown, or all texts would be the same.
-    """
+    """The options of ``generate``: those given, over what the model brings, over draws at a temperature of 1."""
     for name, instead in (("num_return_sequences", "--n"), ("num_beams", "texts that are drawn"), ("seed", "--seed")):
         if name in given:
             raise UserError(f"{name} is given, expected {instead}: leave it out")
-    brought = {name: value for name, value in opened.generation.items() if name not in NOT_BROUGHT}
+    brought = {name: value for name, value in opened.generation.items() if name not in LENGTH | SEARCH}
     config = parse_options({"max_new_tokens": 128, **brought, "do_sample": True, **given})
     if n > 1 and not config.do_sample:
         raise UserError(f"do_sample is false and n is {n}, expected n=1 without draws: all {n} texts would be the same")
@@ -238,16 +208,6 @@ def _generation_config(opened: Opened, given: Mapping[str, Any], n: int) -> Gene
 def best_of_n(
     maker: BestOfN, file: Path, out: Path, progress: Callable[[int, int], None] = lambda lines, size: None
 ) -> Done:
-    """Writes the best answer to each prompt of a file, or resumes an interrupted output, to the same bytes.
-
-    Args:
-        maker: model, reward and settings.
-        file: prompts: lines of JSON, ``.csv``, ``.tsv`` or ``.txt``, also with ``.gz``.
-        out: the file to write, as by ``resumable.write_lines``.
-        progress: called with the lines and the bytes of the input that are done.
-
-    Raises:
-        UserError: as ``resumable.write_lines``.
-    """
+    """Writes the best answer to each prompt of a file by ``resumable.write_lines``, resumed to the same bytes."""
     read = partial(maker.read, file=file)
     return write_lines(file, out, maker.describe(), read, maker.answer, WINDOW * maker.batch, progress)

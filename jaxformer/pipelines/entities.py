@@ -9,37 +9,24 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Token:
-    """A token of a text and the scores of its labels.
+    """A token of a text and the scores of its labels."""
 
-    Attributes:
-        text: as the vocabulary writes it; for an unknown token the characters of the text.
-        scores: ``[C]``, which sum to 1.
-        start: its first character.
-        end: the character after its last.
-        index: its position in the row.
-        continues: whether it belongs to the same word as the token before it.
-    """
-
-    text: str
-    scores: np.ndarray
-    start: int
-    end: int
-    index: int
-    continues: bool
+    text: str  # as the vocabulary writes it; for an unknown token the characters of the text
+    scores: np.ndarray  # ``[C]``, which sum to 1
+    start: int  # its first character
+    end: int  # the character after its last
+    index: int  # its position in the row
+    continues: bool  # whether it belongs to the same word as the token before it
 
 
 def entities(
     tokens: Sequence[Token], labels: Sequence[str], strategy: str, merge: Callable[[list[str]], str]
 ) -> list[dict[str, Any]]:
-    """The entities of a text in their order, those of every label.
+    """The entities of a text in their order, those of every label; ``merge`` makes text of tokens.
 
-    Args:
-        tokens: of one text.
-        labels: names of the classes; ``B-X`` begins an entity X and ``I-X`` continues it.
-        strategy: ``none`` gives one dictionary for each token; ``simple`` groups tokens; ``first``, ``max`` and
-            ``average`` first give each word one label: that of its first token, of its most certain token, or of the
-            mean of its tokens' scores.
-        merge: from tokens to text.
+    A label ``B-X`` begins an entity X and ``I-X`` continues it. The strategy ``none`` gives one dictionary for each
+    token; ``simple`` groups tokens; ``first``, ``max`` and ``average`` first give each word one label: that of its
+    first token, of its most certain token, or of the mean of its tokens' scores.
     """
     words: list[list[Token]] = []
     for token in tokens:

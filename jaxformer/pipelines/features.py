@@ -111,11 +111,7 @@ class SentenceSimilarity(Pipeline):
         return found
 
     def pooling(self, options: Any) -> str:
-        """The pooling of states into a vector.
-
-        Raises:
-            UserError: the model's own pooling is not supported.
-        """
+        """The pooling of states into a vector, if it is one of those supported."""
         name = options.pooling or self.opened.pooling or "mean"
         if name not in ("mean", "first", "last"):
             raise UserError(

@@ -30,6 +30,7 @@ class FillMask(Pipeline):
 
     Options: ClassVar[type[Any]] = Options
     per_token = True
+    unwraps = True
 
     def prepare(self) -> None:
         """Refuses a tokenizer without a mask token."""
@@ -89,7 +90,3 @@ class FillMask(Pipeline):
         if not numbers:
             raise UserError("targets is empty, expected at least one token")
         return np.unique(numbers)
-
-    def of_list(self, results: list[Any]) -> Any:
-        """The results; of a list of one, the only result."""
-        return results[0] if len(results) == 1 else results

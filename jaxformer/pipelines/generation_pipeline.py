@@ -3,11 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-import jax
 from pydantic import Field
 
 from jaxformer.generation import GenerationConfig, Piece, generate, prepare, stream
-from jaxformer.generation.text_stream import added_text, find_stop
 from jaxformer.pipelines.base_pipeline import Pipeline
 from jaxformer.pipelines.batching import Row, bucket, in_batches
 from jaxformer.schema import UserError
@@ -80,11 +78,7 @@ class GenerationPipeline(Pipeline):
         return super()._parse({**options, **eased})
 
     def room(self, row: Row, options: Any) -> int:
-        """Maximum number of tokens to generate after a row.
-
-        Raises:
-            UserError: there is no room for what was asked.
-        """
+        """Maximum number of tokens to generate after a row; refuses it if there is no room for what was asked."""
         prompt = 0 if self.encoder_decoder else len(row)
         longest = int(self.model.config.max_length)
         if options.max_length is not None:
@@ -108,7 +102,7 @@ class GenerationPipeline(Pipeline):
         return bool(self.model.config.architecture == "encoder_decoder")
 
     def run(self, rows: Sequence[Row], options: Any) -> list[Any]:
-        """For each row the token ids of its texts."""
+        """The texts of each row."""
         found: list[Any] = [None] * len(rows)
         for numbers in in_batches([len(row) for row in rows], self.batch_size):
             # A batch has one number of new tokens.
@@ -121,11 +115,7 @@ class GenerationPipeline(Pipeline):
         return found
 
     def pieces(self, item: Any, **options: Any) -> Iterator[Piece]:
-        """Streams the text of one input; the tokens are those of a call.
-
-        Args:
-            item: an input.
-            **options: as in a call, without beams.
+        """Streams the text of one input; the tokens are those of a call. Beams are not possible.
 
         Raises:
             UserError: as a call.
@@ -151,40 +141,25 @@ class GenerationPipeline(Pipeline):
             chosen["pad_token_id"] = self.tokenizer.pad_token_id
         return GenerationConfig(**chosen)
 
-    def _write(self, rows: list[Row], room: int, options: Any) -> list[list[list[int]]]:
+    def _write(self, rows: list[Row], room: int, options: Any) -> list[list[str]]:
         # Pads the batch to few sizes with copies of a row, which end when it does.
         filled = [*rows, *[rows[0]] * (bucket(len(rows), self.batch_size, 1) - len(rows))]
-        length = max(map(len, filled))
-        ids = [[0] * (length - len(row)) + row.inputs["input_ids"] for row in filled]
-        mask = [[0] * (length - len(row)) + [1] * len(row) for row in filled]
-        output = generate(
+        texts = generate(
             self.model,
             self.params,
-            ids,
-            mask,
+            [row.inputs["input_ids"] for row in filled],
             tokenizer=self.tokenizer,
             seed=[options.seed] * len(filled),
             cache_dtype=options.cache_dtype,
             config=self.config(room, options),
-        )
-        texts = [row[:size].tolist() for row, size in zip(output.tokens, output.lengths, strict=True)]
+        ).text
+        assert texts is not None
         count = options.num_return_sequences
         return [texts[number * count : (number + 1) * count] for number in range(len(rows))]
 
     def forced(self, options: Any) -> dict[str, Any]:
         """Options of ``generate`` that follow from others."""
         return {}
-
-    def text(self, tokens: list[int], before: Sequence[int], options: Any) -> str:
-        """The text that tokens add to those before them, up to a stop string."""
-        text = added_text(self.tokenizer, before, tokens)
-        stop = find_stop(text, options.stop_strings)
-        return text if stop is None else text[:stop]
-
-    @staticmethod
-    def forward(model: Any, params: Any, batch: Mapping[str, jax.Array]) -> Any:
-        """Not used: ``run`` generates."""
-        raise NotImplementedError
 
     def record(self, result: Any) -> dict[str, Any]:
         """The only text, or the list of them."""

@@ -134,11 +134,7 @@ def use_of(kind: str, family: str) -> str:
 
 
 def as_kind(name: str, model: Any, params: Any, kind: str | None) -> tuple[Any, Any]:
-    """The model and parameters as a model of this kind: itself, or its body.
-
-    Raises:
-        UserError: it is of another kind.
-    """
+    """The model and parameters as a model of this kind: itself, or its body; another kind is refused."""
     found = use_of(kind_of(model), model.config.type)
     if kind in (None, found) and found != "body":
         return model, params

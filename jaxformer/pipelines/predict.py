@@ -18,18 +18,7 @@ def predict(
     column: str = "text",
     progress: Callable[[int, int], None] = lambda lines, size: None,
 ) -> Done:
-    """Writes the pipeline's result for each line of a file, or resumes an interrupted output.
-
-    Args:
-        pipe: the pipeline.
-        file: lines of JSON, ``.csv``, ``.tsv`` or ``.txt``, also with ``.gz``.
-        out: the file to write, as by ``resumable.write_lines``.
-        column: the column with the text.
-        progress: called with the lines and the bytes of the input that are done.
-
-    Raises:
-        UserError: as ``resumable.write_lines``.
-    """
+    """Writes the pipeline's result for each line of a file by ``resumable.write_lines``."""
     settings = {
         "task": pipe.task,
         "model": pipe.name,

@@ -37,6 +37,7 @@ class QuestionAnswering(Pipeline):
 
     Options: ClassVar[type[Any]] = Options
     per_token = True
+    unwraps = True
     needs_offsets = True
     takes = "{'question': ..., 'context': ...}"
 
@@ -55,10 +56,6 @@ class QuestionAnswering(Pipeline):
             )
         pairs = [{"question": q, "context": c} for q, c in zip(question, contexts, strict=True)]
         return super().__call__(pairs, **options)
-
-    def of_list(self, results: list[Any]) -> Any:
-        """The results; of a list of one, the only result."""
-        return results[0] if len(results) == 1 else results
 
     @property
     def question_first(self) -> bool:

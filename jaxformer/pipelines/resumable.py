@@ -29,27 +29,16 @@ class MissingColumnError(UserError):
 
 @dataclass(frozen=True)
 class Done:
-    """The end of a run over a file.
+    """The end of a run over a file."""
 
-    Attributes:
-        lines: of the output, those of earlier runs included.
-        errors: how many of them are errors.
-        earlier: lines that earlier runs had written.
-        stopped_by: the signal that stopped it, None at the end of the input.
-    """
-
-    lines: int
-    errors: int
-    earlier: int
-    stopped_by: str | None = None
+    lines: int  # of the output, those of earlier runs included
+    errors: int  # how many of them are errors
+    earlier: int  # lines that earlier runs had written
+    stopped_by: str | None = None  # the signal that stopped it, None at the end of the input
 
 
 def check_file(path: Path) -> str:
-    """Returns the kind of a file by its suffix: ``text``, ``json`` (lines) or ``csv``.
-
-    Raises:
-        UserError: it does not exist, or is of another kind.
-    """
+    """Returns the kind of a file by its suffix: ``text``, ``json`` (lines) or ``csv``; any other is refused."""
     expected = "expected lines of JSON (.jsonl), .csv, .tsv or .txt, also with .gz"
     if not path.is_file():
         raise UserError(f"no such file: {path}, {expected}")
@@ -74,14 +63,9 @@ def write_lines(
     resumes after its last complete line. Windows are the same lines in every run, so that the last bits of an answer,
     which may depend on its neighbours, do too. SIGINT and SIGTERM stop after the current window.
 
-    Args:
-        file: lines of JSON, ``.csv``, ``.tsv`` or ``.txt``, also with ``.gz``.
-        out: the file to write; ``OUT.about.json`` beside it holds the settings.
-        settings: what must be the same when the output is resumed, as JSON; keys ending in ``_files`` are not shown.
-        read: from a line to an input; raises ``UserError`` for a bad one.
-        answer: from the inputs of a window to their records.
-        window_size: lines of a window.
-        progress: called after each window with the lines and the bytes of the input that are done.
+    ``OUT.about.json`` holds the settings, those that must be the same when the output is resumed; keys ending in
+    ``_files`` are not shown. ``read`` makes an input of a line, or raises ``UserError`` for a bad one; ``answer`` makes
+    records of the inputs of a window. ``progress`` is called after each window with the lines and the bytes done.
 
     Raises:
         UserError: the input cannot be read, the output was begun with other settings or another input, or none of the

@@ -8,17 +8,11 @@ from jaxformer.schema import UserError, nearest
 
 
 class Task(NamedTuple):
-    """A task.
+    """A task."""
 
-    Attributes:
-        kind: the kind of model it needs, as in ``jaxformer.hub.kinds``; ``body`` is a part of every model.
-        module: of this package.
-        pipeline: the class there.
-    """
-
-    kind: str
-    module: str
-    pipeline: str
+    kind: str  # the kind of model it needs, as in ``jaxformer.hub.kinds``; ``body`` is a part of every model
+    module: str  # of this package
+    pipeline: str  # the class there
 
 
 TASKS = {
@@ -38,20 +32,15 @@ ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classifica
 
 
 def find_task(name: str) -> str:
-    """The task's own name, from it or another name of it.
+    """The task's own name, from it or another name of it; of an unknown one the error names the nearest.
 
     >>> find_task("ner"), find_task("fill-mask")
     ('token-classification', 'fill-mask')
-
-    Raises:
-        UserError: there is no such task; names the nearest.
     """
     known = [*TASKS, *ALIASES]
     asked = str(name).strip().lower().replace("_", "-")
-    if asked in TASKS:
-        return asked
-    if asked in ALIASES:
-        return ALIASES[asked]
+    if asked in known:
+        return ALIASES.get(asked, asked)
     if languages(str(name)):
         return "translation"
     raise UserError(f"there is no task {name!r}, expected one of {', '.join(known)}{nearest(asked, known)}")

@@ -49,7 +49,7 @@ class Text2TextGeneration(GenerationPipeline):
 
     def result(self, item: Any, rows: Sequence[Row], outputs: Sequence[Any], options: Any) -> list[dict[str, Any]]:
         """The texts."""
-        return [{self.key: self.text(tokens, (), options)} for tokens in outputs[0]]
+        return [{self.key: text} for text in outputs[0]]
 
     def of_list(self, results: list[Any]) -> Any:
         """A dictionary each where each has but one."""
@@ -91,11 +91,7 @@ class Translation(Text2TextGeneration):
         return {"forced_bos_token_id": self.tokenizer.convert_tokens_to_ids(self._code(options.tgt_lang))}
 
     def _code(self, language: str) -> str:
-        """The token of a language: itself, or the only one that begins with it.
-
-        Raises:
-            UserError: there is none.
-        """
+        """The token of a language: itself, or the only one that begins with it."""
         codes = [
             token for token in self.tokenizer.all_special_tokens if re.fullmatch(r"[a-z]{2,3}_[A-Za-z]{2,4}", token)
         ]

@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-import jax
 import numpy as np
 from pydantic import Field
 
-from jaxformer.pipelines.base_pipeline import Pipeline, apply, require_text, softmax
+from jaxformer.pipelines.base_pipeline import Pipeline, require_text, softmax
 from jaxformer.pipelines.batching import Row
 from jaxformer.schema import Schema, UserError
 
@@ -50,11 +49,6 @@ class TextClassification(Pipeline):
             for number, row in zip(numbers, found, strict=True):
                 rows[number] = [row]
         return rows
-
-    @staticmethod
-    def forward(model: Any, params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-        """Logits ``[B, C]``."""
-        return apply(model, params, batch).logits
 
     @property
     def default_function(self) -> str:

@@ -63,10 +63,8 @@ class TextGeneration(GenerationPipeline):
 
     def result(self, item: Any, rows: Sequence[Row], outputs: Sequence[Any], options: Any) -> list[dict[str, Any]]:
         """The texts."""
-        before = rows[0].inputs["input_ids"]
         found: list[dict[str, Any]] = []
-        for tokens in outputs[0]:
-            text: Any = self.text(tokens, before, options)
+        for text in outputs[0]:
             if options.return_full_text and _is_chat(item):
                 if _goes_on(item, options):
                     text = [*item[:-1], {**item[-1], "content": item[-1]["content"] + text}]

@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import jax
 import numpy as np
 from pydantic import Field, field_validator
 
-from jaxformer.pipelines.base_pipeline import Pipeline, apply, require_text, softmax
+from jaxformer.pipelines.base_pipeline import Pipeline, require_text, softmax
 from jaxformer.pipelines.batching import Row
 from jaxformer.schema import Schema, UserError
 
@@ -52,11 +51,7 @@ class ZeroShotClassification(Pipeline):
         return super().__call__(inputs, **options)
 
     def entailment(self, options: Any) -> int:
-        """The number of the class that says yes.
-
-        Raises:
-            UserError: none of the names says so.
-        """
+        """The number of the class that says yes, as given or by its name."""
         if options.entailment_id is not None:
             if options.entailment_id >= len(self.labels):
                 raise UserError(f"entailment_id is {options.entailment_id}, expected less than {len(self.labels)}")
@@ -86,11 +81,6 @@ class ZeroShotClassification(Pipeline):
         rows = iter(found)
         return [[next(rows) for _ in range(count)] for count in counts]
 
-    @staticmethod
-    def forward(model: Any, params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-        """Logits ``[B, C]``."""
-        return apply(model, params, batch).logits
-
     def result(self, item: Any, rows: Sequence[Row], outputs: Sequence[Any], options: Any) -> dict[str, Any]:
         """The classes by likelihood."""
         text, labels = _parts(item, options)
@@ -119,9 +109,6 @@ def as_labels(value: Any) -> list[str]:
 
     >>> as_labels("new, old")
     ['new', 'old']
-
-    Raises:
-        UserError: it is neither.
     """
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]

@@ -34,6 +34,21 @@ def test_greedy_search_writes_what_it_would_without(k):
     assert out.rounds == -(-13 // (k + 1)) and out.accepted == out.proposed
 
 
+class Words:
+    """A word for each token; the blank before the first word of a text is not shown."""
+
+    def decode(self, ids, skip_special_tokens=False):
+        return " ".join(f"w{i}" for i in ids)
+
+
+def test_the_text_follows_the_prompt_as_that_of_generate():
+    model, params, small, small_params = models(max_length=40)
+    options = {"max_new_tokens": 5, "eos_token_id": (), "tokenizer": Words()}
+    plain = generate(model, params, [[1, 2, 3]], **options)
+    out = speculative_generate(model, params, small, small_params, [[1, 2, 3]], **options)
+    assert out.text == plain.text and out.text[0].startswith(" w")
+
+
 def test_proposals_beyond_the_last_position_harm_nothing():
     model, params, small, small_params = models()  # 20 positions
     prompt = np.asarray(tokens(2, 3, seed=2))
@@ -102,3 +117,5 @@ def test_the_vocabularies_must_be_one():
         speculative_generate(model, params, small, random_params(small.config), [[1]], max_new_tokens=2)
     with pytest.raises(UserError, match="EncoderDecoder was given, expected a decoder"):
         speculative_generate(*tiny("t5"), small, params, [[1]])
+    with pytest.raises(UserError, match="input_ids holds token 29, expected ids below 29"):
+        speculative_generate(model, params, model, params, [[29]], max_new_tokens=2)

@@ -43,7 +43,7 @@ def test_pieces_never_end_inside_a_character(size):
     for i in range(0, len(ids), size):
         pieces.append(stream.put(ids[i : i + size]))
         assert "�" not in pieces[-1]
-    pieces.append(stream.end())
+    pieces.append(stream.put([], end=True))
     assert "".join(pieces) == stream.text == text
 
 
@@ -52,7 +52,7 @@ def test_half_a_character_at_the_end_is_shown_as_such():
     stream = TextStream(tokenizer)
     ids = tokenizer.encode("ok 한")[:-1]
     assert "".join(stream.put([i]) for i in ids) == "ok "
-    assert stream.end() == "�" and stream.text == tokenizer.decode(ids)
+    assert stream.put([], end=True) == "�" and stream.text == tokenizer.decode(ids)
 
 
 def test_blanks_between_pieces_are_kept():

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from jaxformer.external import class_defaults
 from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
 
@@ -163,6 +164,20 @@ def decoder_heads(
     }
 
 
+class _WithDefaults(dict[str, Any]):
+    """A ``config.json`` whose missing keys, if asked for by ``[]``, are those of the class in transformers."""
+
+    def __init__(self, hf: Mapping[str, Any], model_type: str) -> None:
+        super().__init__({key: value for key, value in hf.items() if value is not None})
+        self._model_type = model_type
+
+    def __missing__(self, key: str) -> Any:
+        value = class_defaults(self._model_type).get(key)
+        if value is None:
+            raise KeyError(key)
+        return value
+
+
 @dataclass(frozen=True)
 class Format:
     """The Hugging Face format of a family: two tables, which are read in both directions, and their exceptions.
@@ -225,7 +240,12 @@ class Format:
         return self.body(config) if callable(self.body) else self.body
 
     def from_hf(self, hf: Mapping[str, Any], family: str) -> dict[str, Any]:
-        """Keys of ``TransformerConfig`` from a ``config.json``, for the family of this name."""
+        """Keys of ``TransformerConfig`` from a ``config.json``, for the family of this name.
+
+        A key that it lacks and that has no value of its own here has that of the class in transformers, as in
+        ``transformers.AutoConfig``.
+        """
+        hf = _WithDefaults(hf, self.model_type)
         require(hf, **self.constants)
         keys: dict[str, Any] = {"type": family}
         said: dict[str, str] = {}
@@ -233,8 +253,12 @@ class Format:
             value = hf.get(row.theirs)
             if value is None:
                 value = row.absent
-            if value is REQUIRED:
-                raise UserError(f"config.json has no {row.theirs!r}, expected it for model_type {self.model_type!r}")
+            try:
+                value = hf[row.theirs] if value is REQUIRED else value
+            except KeyError:
+                raise UserError(
+                    f"config.json has no {row.theirs!r}, expected it for model_type {self.model_type!r}"
+                ) from None
             try:
                 value = row.read(value)
             except (TypeError, ValueError, AttributeError) as error:

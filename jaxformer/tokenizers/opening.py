@@ -4,13 +4,13 @@
 """
 
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tokenizers as hf
 
+from jaxformer.external import import_transformers
 from jaxformer.schema import UserError
 
 if TYPE_CHECKING:
@@ -25,26 +25,11 @@ _FROM_FILE = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _PARTS = ("normalizer", "pre_tokenizer", "model", "decoder")
 
 
-def _transformers() -> Any:
-    """The library, imported without its advice to install PyTorch."""
-    name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        import transformers
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-    return transformers
-
-
 def wrap_backend(backend: hf.Tokenizer, **settings: Any) -> PreTrainedTokenizer:
     """A `transformers.PreTrainedTokenizerFast` around a tokenizer of the `tokenizers` library."""
     backend.no_truncation()
     backend.no_padding()
-    return _transformers().PreTrainedTokenizerFast(tokenizer_object=backend, **settings)
+    return import_transformers().PreTrainedTokenizerFast(tokenizer_object=backend, **settings)
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizer:
@@ -64,7 +49,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizer:
     backend = _read_backend(file)
     if file.name != FILE_NAME:
         return wrap_backend(backend)
-    return _open(_transformers().PreTrainedTokenizerFast, file.parent, str(file.parent))
+    return _open(import_transformers().PreTrainedTokenizerFast, file.parent, str(file.parent))
 
 
 def open_tokenizer(folder: Path, name: str, **settings: Any) -> PreTrainedTokenizer:
@@ -82,7 +67,7 @@ def open_tokenizer(folder: Path, name: str, **settings: Any) -> PreTrainedTokeni
     Raises:
         UserError: There is no tokenizer, it is broken, or a setting contradicts the `tokenizer.json`.
     """
-    transformers = _transformers()
+    transformers = import_transformers()
     file = folder / FILE_NAME
     backend = _read_backend(file) if file.is_file() else None
     if backend is not None and _class_name(folder) in _FROM_FILE and "tokenizer_class" not in settings:
@@ -138,7 +123,7 @@ def _open(opener: Any, folder: Path, name: str, **settings: Any) -> PreTrainedTo
     """Calls `from_pretrained`, whose errors become one line."""
     if not folder.is_dir() or not any(folder.iterdir()):
         raise UserError(f"{name} has no tokenizer, expected {FILE_NAME} or the files of its class")
-    logging = _transformers().utils.logging
+    logging = import_transformers().utils.logging
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what it says of models is no concern of a tokenizer's
     try:
@@ -165,7 +150,7 @@ def _state(part: Any) -> bytes | None:
 
 def _has_types(folder: Path, tokenizer: PreTrainedTokenizer) -> bool:
     """True if the folder's model tells the two texts of a pair apart by `token_type_ids`."""
-    transformers = _transformers()
+    transformers = import_transformers()
     if (folder / "config.json").is_file():
         try:
             return int(getattr(transformers.AutoConfig.from_pretrained(str(folder)), "type_vocab_size", 0) or 0) > 1

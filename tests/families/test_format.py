@@ -126,5 +126,5 @@ def test_an_unknown_activation_is_refused():
 
 
 def test_an_unknown_rotary_scaling_is_refused():
-    with pytest.raises(UserError, match=r"config\.json has rope_type: 'yarn', expected default, linear or llama3"):
-        read_rotary({"rope_scaling": {"type": "yarn", "factor": 2.0}})
+    with pytest.raises(UserError, match=r"config\.json has rope_type: 'ntk', expected default, linear, llama3, yarn, "):
+        read_rotary({"rope_scaling": {"type": "ntk", "factor": 2.0}})

@@ -21,7 +21,7 @@ from jaxformer.hub.weights import open_weights
 from jaxformer.models.config import TransformerConfig
 from jaxformer.tasks import build_task
 from jaxformer.tokenizers import PreTrainedTokenizer, open_tokenizer
-from jaxformer.training.adapter import Adapter
+from jaxformer.training.adapter import Division
 from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.config import RunConfig, parse_config, read_yaml
 from jaxformer.training.sources import CHECKPOINTS, CONFIG_FILE, check_run, is_run
@@ -136,10 +136,10 @@ def merged_run(folder: Path, trained: Any) -> dict[str, np.ndarray]:
     """
     run = open_run(folder)
     assert run.config.lora is not None and run.config.model.pretrained is not None
-    adapter = Adapter(run.config.lora, abstract_params(run.model))
+    division = Division(abstract_params(run.model), run.config.lora)
     earlier, _ = earlier_params(run.config.model.pretrained, run.model, run.labels)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shardings = jax.tree.map(lambda _: here, adapter.shapes)
-    frozen, _ = adapter.split(start_params(run.model, run.config.seed, earlier, shardings, adapter.kept)[0])
-    params = adapter.merged(frozen, jax.tree.map(jnp.asarray, trained))
+    shardings = jax.tree.map(lambda _: here, division.shapes)
+    base, _ = start_params(run.model, run.config.seed, earlier, shardings, division.kept)
+    params = division.merged(division.frozen(base), jax.tree.map(jnp.asarray, trained))
     return {name: np.asarray(array) for name, array in flatten_dict(params, sep="/").items()}

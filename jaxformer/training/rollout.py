@@ -20,7 +20,6 @@ from jaxformer.schema import UserError
 from jaxformer.tasks.base import Batch, Report
 from jaxformer.tasks.policy import ROW, Policy, Response
 from jaxformer.tokenizers import decode, special_id
-from jaxformer.training.adapter import WHOLE
 from jaxformer.training.initial_state import start_trained
 from jaxformer.training.rewards import Sample, open_reward
 from jaxformer.training.run import Run
@@ -58,15 +57,6 @@ def _sizes(samples: Sequence[Sample]) -> dict[str, float]:
     }
 
 
-class Reference:
-    """The reference model; with LoRA it is the frozen base model, without a second copy."""
-
-    def __init__(self, run: Run, frozen: Any) -> None:
-        """Reads the initial model again: a resumed run has another model in its state."""
-        trained = start_trained(run)
-        self.params = trained if run.adapter is None else run.adapter.joined(frozen, {WHOLE: trained[WHOLE]})
-
-
 class Rollouts:
     """Draws responses to prompts from the current policy and scores them.
 
@@ -86,7 +76,10 @@ class Rollouts:
                 f"task.type {c.task.type} with {jax.process_count()} processes, expected one: its responses are "
                 "written and scored by one process, on all of its devices"
             )
-        self.run, self.task, self.frozen, self.reference = run, cast(Policy, run.task), frozen, Reference(run, frozen)
+        self.run, self.task, self.frozen = run, cast(Policy, run.task), frozen
+        # Of the initial model, read again, since a resumed run has another in its state; with LoRA that is the frozen
+        # base, of which there is no second copy.
+        self.reference = run.division.joined(frozen, start_trained(run))
         self.score = open_reward(self.task.config.reward, run.tokenizer, c.sequence_length)
         options: dict[str, Any] = {"do_sample": True, "temperature": self.task.config.temperature}
         chosen = parse_options({**options, "eos_token_id": (self.task.end_id,)})
@@ -173,7 +166,7 @@ class Rollouts:
         shaped -= c.missing_eos_penalty * np.array([not response.ended for response in responses], np.float32)
         batch = {**self.task.batch(responses), "scores": shaped}
         placed = put_batch(batch, len(responses), self.run.mesh)
-        batch["reference_log_probs"] = np.asarray(self.log_probs(self.reference.params, placed))
+        batch["reference_log_probs"] = np.asarray(self.log_probs(self.reference, placed))
         return Written(batch, samples, scores)
 
     def _sample(self, response: Response, record: Mapping[str, Any]) -> Sample:

@@ -20,6 +20,7 @@ from jaxformer.data.loader import TrainBatches
 from jaxformer.data.records import Records, open_records
 from jaxformer.data.token_cache import TokenCache, build_cache
 from jaxformer.data.token_rows import Rows
+from jaxformer.hub.kinds import abstract_params
 from jaxformer.hub.tokenizer import AutoTokenizer
 from jaxformer.parallel import hosts
 from jaxformer.parallel.batch import local_rows
@@ -41,15 +42,15 @@ from jaxformer.tokenizers import (
     train_tokenizer,
     vocabulary_size,
 )
-from jaxformer.training.adapter import Adapter, Division
+from jaxformer.training.adapter import Division
 from jaxformer.training.config import RunConfig, dump_config
 from jaxformer.training.console import Display
 from jaxformer.training.flops import flops_per_step
 from jaxformer.training.optimizer import build_optimizer, build_schedule
 from jaxformer.training.sources import CHECKPOINTS, TOKENIZER_FILE
-from jaxformer.training.state import TrainState, abstract_frozen, abstract_params, abstract_state, count_parameters
+from jaxformer.training.state import TrainState, abstract_on, abstract_state, count_parameters
 from jaxformer.training.step import TrainStep, make_policy_step, make_train_step
-from jaxformer.training.teacher import Taught, Teacher, open_teacher
+from jaxformer.training.teacher import Teacher, open_teacher
 
 
 @dataclass(frozen=True)
@@ -138,48 +139,39 @@ class Run:
         return build_optimizer(self.config.optimizer, schedule if updates == 1 else lambda n: schedule(n // updates))
 
     @cached_property
-    def adapter(self) -> Division | None:
-        """Divides the parameters into frozen and trained, with LoRA or a teacher; else None."""
-        lora, student = self.config.lora, abstract_params(self.model)
-        adapter = None if lora is None else Adapter(lora, student)
-        if self.task.teacher is None:
-            return adapter
-        return Taught(abstract_params(self.task.teacher), student, adapter)
+    def division(self) -> Division:
+        """Divides the parameters into frozen and trained."""
+        teacher = None if self.task.teacher is None else abstract_params(self.task.teacher)
+        return Division(abstract_params(self.model), self.config.lora, teacher)
 
     @cached_property
     def abstract(self) -> TrainState:
         """The state's shapes and shardings."""
         ema = self.config.training.ema_decay is not None
-        return abstract_state(self.model, self.optimizer, ema, self.mesh, self.adapter, self.task.carried)
+        return abstract_state(self.division.boxed_parts()[1], self.optimizer, ema, self.mesh, self.task.carried)
 
     @cached_property
     def abstract_frozen(self) -> Any:
-        """Shapes and shardings of what is not trained, None where everything is."""
-        return abstract_frozen(self.adapter, self.mesh)
-
-    @property
-    def parameters(self) -> Any:
-        """Shapes of the whole model's parameters."""
-        return self.abstract.params if self.adapter is None else self.adapter.shapes
+        """Shapes and shardings of what is not trained."""
+        return abstract_on(self.division.boxed_parts()[0], self.mesh)
 
     @property
     def size(self) -> str:
         """Number of parameters, in words, and of trained ones with LoRA."""
-        whole = f"{count_parameters(self.parameters):,} parameters"
+        whole = f"{count_parameters(self.division.shapes):,} parameters"
         return whole if self.config.lora is None else f"{whole} and {count_parameters(self.abstract.params):,} trained"
 
     def assembled(self, trained: Any, frozen: Any) -> Any:
         """The parameters that the objective's loss takes: with LoRA factors beside their kernels, with a teacher."""
-        return trained if self.adapter is None else self.adapter.assemble(frozen, trained)
+        return self.division.assemble(frozen, trained)
 
     def merged(self, trained: Any, frozen: Any) -> Any:
         """The model's parameters as plain arrays, LoRA factors added in, as decoding takes them."""
-        return trained if self.adapter is None else self._merge(frozen, trained)
+        return trained if self.config.lora is None else self._merge(frozen, trained)
 
     @cached_property
     def _merge(self) -> Callable[[Any, Any], Any]:
-        assert self.adapter is not None
-        return jax.jit(self.adapter.merged)
+        return jax.jit(self.division.merged)
 
     @cached_property
     def train_step(self) -> TrainStep:
@@ -193,7 +185,7 @@ class Run:
             accumulate=c.training.accumulate,
             ema_decay=c.training.ema_decay,
             axis_name=AXIS_NAME if c.parallel.strategy == "pmap" else None,
-            adapter=self.adapter,
+            division=self.division,
         )
 
     @cached_property
@@ -202,7 +194,7 @@ class Run:
         c = self.config
         step = self.train_step
         if c.task.generates:
-            step = make_policy_step(self.model, cast(Policy, self.task), step, seed=c.seed, adapter=self.adapter)
+            step = make_policy_step(self.model, cast(Policy, self.task), step, seed=c.seed, division=self.division)
         return DeviceStep(step, self.abstract, self.mesh, c.parallel.strategy, c.training.batch_size)
 
     @cached_property
@@ -229,11 +221,10 @@ class Run:
     def flops_per_step(self) -> float:
         """Floating-point operations of one step, worked out from shapes."""
         shapes = {name: array.shape for name, array in self.batch_shapes.items()}
-        flops = flops_per_step(self.config.model, self.parameters, shapes, frozen=self.config.lora is not None)
+        flops = flops_per_step(self.config.model, self.division.shapes, shapes, frozen=self.config.lora is not None)
         if self.teacher is not None:
             # Forward only, which is a third of a step.
-            assert isinstance(self.adapter, Taught)
-            flops += flops_per_step(self.teacher.config, self.adapter.boxed, shapes) / 3
+            flops += flops_per_step(self.teacher.config, self.division.teacher, shapes) / 3
         return flops
 
     def lowered(self) -> Any:

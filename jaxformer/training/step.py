@@ -37,6 +37,7 @@ class StepMetrics(NamedTuple):
 
 # (state, batch, what is frozen or None) -> (state, metrics)
 TrainStep = Callable[..., tuple[TrainState, StepMetrics]]
+ALL_TRAINED = Division(None)
 Assemble = Callable[[Any, jax.Array, jax.Array], Any]
 EvalStep = Callable[[Any, Batch], tuple[dict[str, jax.Array], jax.Array]]
 
@@ -49,7 +50,7 @@ def gradients_of_sum(
     dropout_key: jax.Array,
     accumulate: int,
     axis_name: str | None = None,
-    assemble: Assemble | None = None,
+    assemble: Assemble = lambda params, dropout_key, example_ids: params,
 ) -> tuple[Any, LossSums]:
     """Gradient of the objective's sum over the batch, in ``accumulate`` parts one after the other.
 
@@ -68,9 +69,7 @@ def gradients_of_sum(
     """
 
     def objective(params: Any, batch: Batch) -> tuple[jax.Array, LossSums]:
-        if assemble is not None:
-            params = assemble(params, dropout_key, batch["example_ids"])
-        sums = task.loss(model, params, batch, dropout_key)
+        sums = task.loss(model, assemble(params, dropout_key, batch["example_ids"]), batch, dropout_key)
         return sums.objective, sums
 
     gradient = jax.grad(objective, has_aux=True)
@@ -102,7 +101,7 @@ def make_train_step(
     accumulate: int = 1,
     ema_decay: float | None = None,
     axis_name: str | None = None,
-    adapter: Division | None = None,
+    division: Division = ALL_TRAINED,
 ) -> TrainStep:
     """One update: mean gradient over all trained tokens of the global batch, optimizer, average of the weights.
 
@@ -117,12 +116,12 @@ def make_train_step(
         accumulate: parts the batch is processed in.
         ema_decay: of the average of the weights; None keeps none.
         axis_name: under pmap, where each device has rows of its own, the devices' name: sums are added up over it.
-        adapter: where something is frozen: the model beside its factors, a teacher.
+        division: says what is frozen: the model beside its factors, a teacher.
     """
 
     def step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, StepMetrics]:
         key = purpose_key(seed, "dropout", state.step)
-        assemble = None if adapter is None else partial(adapter.assemble, frozen)
+        assemble = partial(division.assemble, frozen)
         gradients, sums = gradients_of_sum(model, task, state.params, batch, key, accumulate, axis_name, assemble)
         if axis_name is not None:
             gradients, sums = jax.lax.psum((gradients, sums), axis_name)
@@ -152,7 +151,7 @@ def make_train_step(
 
 
 def make_policy_step(
-    model: nn.Module, task: Policy, update: TrainStep, *, seed: int, adapter: Division | None = None
+    model: nn.Module, task: Policy, update: TrainStep, *, seed: int, division: Division = ALL_TRAINED
 ) -> TrainStep:
     """All updates of a step as one pure function of the state and the responses: epochs of mini-batches.
 
@@ -161,12 +160,12 @@ def make_policy_step(
         task: the objective.
         update: ``make_train_step``'s, on a mini-batch.
         seed: of the mini-batches.
-        adapter: where factors are trained beside a frozen model.
+        division: says what is frozen.
     """
     c = task.config
 
     def step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, StepMetrics]:
-        params = state.params if adapter is None else adapter.assemble(frozen, state.params)
+        params = division.assemble(frozen, state.params)
         columns, facts, carried = task.experience(model, params, batch, state.carried)
         batch = {**batch, **columns}
         size = len(batch["scores"])

@@ -3,13 +3,10 @@
 import hashlib
 import zlib
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxformer.hub.pretrained import read_config, untie_by
@@ -18,15 +15,12 @@ from jaxformer.hub.tokenizer import AutoTokenizer
 from jaxformer.hub.weights import open_weights
 from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
-from jaxformer.tasks.distillation import WithTeacher
 from jaxformer.tokenizers import PreTrainedTokenizer
-from jaxformer.training.adapter import Adapter
 from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.pretrained import earlier_params
 from jaxformer.training.sources import CHECKPOINTS, CONFIG_FILE, check_run, is_run
 from jaxformer.training.transfer import place_array
 
-TEACHER, STUDENT = "teacher", "student"
 WEIGHT_FILES = (".safetensors", ".msgpack", ".bin")
 # What may be said of how a model is computed, whoever it is.
 AS_THE_STUDENT = ("dtype", "attention_implementation", "unroll")
@@ -167,60 +161,3 @@ def read_teacher(source: str, model: nn.Module, abstract: Any) -> Any:
             "predict tokens"
         )
     return unflatten_dict(params, sep="/")
-
-
-@dataclass(frozen=True)
-class Taught:
-    """A run's division with a teacher in its frozen part, beside what LoRA freezes of the student, if it does.
-
-    Attributes:
-        boxed: shapes of the teacher's parameters with their logical axes.
-        student: the same of the student's.
-        adapter: where the student learns factors.
-    """
-
-    boxed: Any
-    student: Any
-    adapter: Adapter | None = None
-
-    @cached_property
-    def shapes(self) -> Any:
-        """Shapes of the student's parameters."""
-        return nn.unbox(self.student)
-
-    def boxed_parts(self) -> tuple[Any, Any]:
-        """Shapes of the frozen and the trained part with their logical axes."""
-        frozen, trained = (None, self.student) if self.adapter is None else self.adapter.boxed_parts()
-        return {TEACHER: self.boxed, STUDENT: frozen}, trained
-
-    def begin(self, key: jax.Array, params: Any) -> tuple[Any, Any]:
-        """The two parts of a new student, for their shapes: the teacher is zeros here."""
-        frozen, trained = (None, params) if self.adapter is None else self.adapter.begin(key, params)
-        teacher = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), nn.unbox(self.boxed))
-        return {TEACHER: teacher, STUDENT: frozen}, trained
-
-    def kept(self, path: str, array: jax.Array) -> Any:
-        """A parameter of the student in the form in which the run stores it."""
-        return array if self.adapter is None else self.adapter.kept(path, array)
-
-    def begin_from(self, key: jax.Array, params: Any, shardings: Any) -> tuple[Any, Any]:
-        """See ``Division``; the teacher is not included."""
-        frozen, trained = (None, params) if self.adapter is None else self.adapter.begin_from(key, params, shardings)
-        return {STUDENT: frozen}, trained
-
-    def joined(self, frozen: Any, trained: Any) -> Any:
-        """The student's parameters without factors."""
-        return trained if self.adapter is None else self.adapter.joined(frozen[STUDENT], trained)
-
-    def assemble(
-        self, frozen: Any, trained: Any, dropout_key: jax.Array | None = None, example_ids: jax.Array | None = None
-    ) -> WithTeacher:
-        """The parameters of student and teacher."""
-        student = trained
-        if self.adapter is not None:
-            student = self.adapter.assemble(frozen[STUDENT], trained, dropout_key, example_ids)
-        return WithTeacher(student, frozen[TEACHER])
-
-    def merged(self, frozen: Any, trained: Any) -> Any:
-        """The student's parameters as arrays alone."""
-        return trained if self.adapter is None else self.adapter.merged(frozen[STUDENT], trained)

@@ -11,8 +11,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxformer.functional import purpose_key
+from jaxformer.hub.kinds import abstract_params, init_params
 from jaxformer.schema import UserError
-from jaxformer.training.state import init_inputs
 
 
 @dataclass
@@ -32,16 +32,12 @@ class Transfer:
     left: list[str] = field(default_factory=list)
 
 
-def _as_it_is(name: str, array: jax.Array) -> Any:
-    return array
-
-
 def start_params(
     model: nn.Module,
     seed: int,
     earlier: dict[str, np.ndarray],
     shardings: Any,
-    kept: Callable[[str, jax.Array], Any] = _as_it_is,
+    kept: Callable[[str, jax.Array], Any] = lambda name, array: array,
 ) -> tuple[Any, Transfer]:
     """A model's parameters, those of an earlier one where both have them; only the others are initialised.
 
@@ -55,26 +51,17 @@ def start_params(
     Raises:
         UserError: as ``transfer``.
     """
-    inputs = init_inputs(model)
-
-    def init(key: jax.Array) -> dict[str, Any]:
-        return flatten_dict(nn.unbox(model.init(key, inputs)["params"]), sep="/")
-
-    key, flat = purpose_key(seed, "init"), flatten_dict(shardings, sep="/")
-    shapes = jax.eval_shape(init, key)
+    flat, shapes = (flatten_dict(tree, sep="/") for tree in (shardings, nn.unbox(abstract_params(model))))
     fresh = [n for n, leaf in shapes.items() if n not in earlier or earlier[n].shape != leaf.shape]
-
-    def some(key: jax.Array) -> dict[str, Any]:
-        params = init(key)
-        return {name: params[name] for name in fresh}
-
-    params = {n: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=flat[n]) for n, leaf in shapes.items()}
-    params |= jax.jit(some, out_shardings={name: flat[name] for name in fresh})(key)
+    params: dict[str, Any] = {
+        n: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=flat[n]) for n, leaf in shapes.items()
+    }
+    params |= init_params(model, purpose_key(seed, "init"), fresh, {name: flat[name] for name in fresh})
     return transfer(unflatten_dict(params, sep="/"), earlier, kept)
 
 
 def transfer(
-    params: Any, earlier: dict[str, np.ndarray], kept: Callable[[str, jax.Array], Any] = _as_it_is
+    params: Any, earlier: dict[str, np.ndarray], kept: Callable[[str, jax.Array], Any] = lambda name, array: array
 ) -> tuple[Any, Transfer]:
     """The parameters with those of an earlier model in their place, and which these are.
 

@@ -44,7 +44,6 @@ class TaskSchema(Schema):
         unit: what a loss is a mean over.
         report_at_end: the report is slow, so that only the last evaluation makes one.
         scored: the report uses the packages of the extra ``metrics``.
-        generates: the model learns from responses that it writes itself; rows of the data are prompts.
         labels_tokens: each token has a class.
     """
 
@@ -55,47 +54,11 @@ class TaskSchema(Schema):
     unit: ClassVar[str] = "tokens"
     report_at_end: ClassVar[bool] = False
     scored: ClassVar[bool] = True
-    generates: ClassVar[bool] = False
     labels_tokens: ClassVar[bool] = False
-
-    @property
-    def updates(self) -> int:
-        """Optimizer updates in a training step."""
-        return 1
-
-    @property
-    def minibatch_count(self) -> int:
-        """Parts of a batch with an update each."""
-        return 1
-
-    @property
-    def responses_per_prompt(self) -> int:
-        """Rows of a batch for each row of the data."""
-        return 1
-
-    @property
-    def needs_whole_batch(self) -> bool:
-        """The loss uses a mean over the batch, so that it cannot be accumulated."""
-        return False
-
-    @property
-    def teacher_source(self) -> str | None:
-        """The teacher model: a run's folder, a folder or a name on the Hub."""
-        return None
 
     @property
     def dialogue_template(self) -> str | None:
         """The configured chat template."""
-        return None
-
-    @property
-    def longest_target(self) -> int:
-        """Length of the decoder's target where it differs from the sequence length, else 0."""
-        return 0
-
-    @property
-    def problem_type(self) -> str | None:
-        """``problem_type`` in the ``config.json`` of a classifier."""
         return None
 
     @property

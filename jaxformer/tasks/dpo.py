@@ -19,7 +19,6 @@ from jaxformer.tasks.responses import FILL, Encoded, ResponseTask, causal_row, t
 from jaxformer.tasks.row_readers import PairReader
 
 Loss = Literal["sigmoid", "ipo", "hinge", "cdpo", "robust", "orpo", "simpo", "kto"]
-INPUTS = ("input_ids", "attention_mask", "decoder_input_ids")
 REFERENCE = "reference_log_probs"
 NO_REFERENCE = ("orpo", "simpo")
 # Losses of the mean log-probability per token; the others use the sum over the response.
@@ -54,16 +53,6 @@ class DPOConfig(PreferenceConfig):
         None, ge=2, description="encoder_decoder: longest response, end token included; default: sequence_length"
     )
     chunk_tokens: int = Field(2048, ge=1, description="tokens per device whose logits are in memory at once")
-
-    @property
-    def needs_whole_batch(self) -> bool:
-        """The loss of KTO contains a mean over the batch."""
-        return self.loss == "kto"
-
-    @property
-    def longest_target(self) -> int:
-        """Longest response, tokens."""
-        return self.target_length or 0
 
     @model_validator(mode="after")
     def _smoothing_needs_a_noise_model(self) -> "DPOConfig":
@@ -103,8 +92,7 @@ class DPO(ResponseTask):
     def rows(self, data: Sequence[Record]) -> Rows:
         """One row per pair, ``input_ids [2, T]``, the preferred response first.
 
-        For ``kto`` a third text is the prompt with the preferred response to the next prompt. Raises ``UserError`` if
-        no row can be used.
+        For ``kto`` a third text is the prompt with the preferred response to the next prompt.
         """
         tally = Tally(self.config.bad_rows, len(data))
         reader = PairReader(self.config.columns, self.encoder.writer is not None)
@@ -131,7 +119,7 @@ class DPO(ResponseTask):
     def _log_probs(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> jax.Array:
         """``[B, n]`` of the responses: sums, or means per token where the loss uses means."""
         B, n = batch["input_ids"].shape[:2]
-        hidden, head = apply(model, params, flat_inputs(batch, INPUTS), dropout_key, "hidden_and_head")
+        hidden, head = apply(model, params, flat_inputs(batch), dropout_key, "hidden_and_head")
         labels = batch["labels"].reshape(B * n, -1)
         each = F.chunked_token_log_probs(hidden, head, labels, chunk_tokens=global_chunk(self.config.chunk_tokens))
         return F.sequence_log_probs(each, labels, mean=self.config.loss in MEANS).reshape(B, n)

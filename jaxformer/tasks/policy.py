@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ from jaxformer import functional as F
 from jaxformer.data.example_rows import Example, ExampleRows
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.value_head import with_value
-from jaxformer.tasks.base import Batch, LossSums, Rows, apply, global_chunk
-from jaxformer.tasks.records import Record, Tally
+from jaxformer.tasks.base import Batch, LossSums, Rows, global_chunk
+from jaxformer.tasks.records import Record, Tally, apply
 from jaxformer.tasks.responses import (
     FILL,
     Encoded,
@@ -27,7 +27,6 @@ from jaxformer.tasks.responses import (
 )
 from jaxformer.tasks.row_readers import PromptReader
 
-INPUTS = ("input_ids", "attention_mask", "decoder_input_ids")
 ROW = "row"  # column with the record number of a prompt
 KL_COEFFICIENT = "kl_coefficient"
 
@@ -37,8 +36,6 @@ class PolicyConfig(ResponseConfig):
 
     architectures = ("decoder", "encoder_decoder")
     unit = "responses"
-    generates = True
-    with_values: ClassVar[bool] = False
 
     reward: str = Field(
         description="reward of a response: a reward model (output_dir of a run, a folder or a name on the Hub), or a "
@@ -60,9 +57,9 @@ class PolicyConfig(ResponseConfig):
         return self.epochs * self.minibatches
 
     @property
-    def minibatch_count(self) -> int:
-        """Parts of a batch that get an update each."""
-        return self.minibatches
+    def responses_per_prompt(self) -> int:
+        """Rows of a batch for each row of the data."""
+        return 1
 
     def parts(self, record: Record) -> list[Any]:
         """The prompt."""
@@ -71,8 +68,6 @@ class PolicyConfig(ResponseConfig):
 
 class PPOConfig(PolicyConfig):
     """Proximal policy optimisation, with a value function."""
-
-    with_values = True
 
     type: Literal["ppo"] = Field("ppo", description="objective")
     epochs: int = Field(4, ge=1, description="passes over the responses of a step")
@@ -116,14 +111,7 @@ class RLOOConfig(GroupConfig):
 
 
 class Response(NamedTuple):
-    """A generated response.
-
-    Attributes:
-        prompt: tokens of the prompt.
-        tokens: tokens of the response, end token included.
-        log_probs: log-probabilities of these tokens when they were sampled.
-        ended: the response has an end token.
-    """
+    """A response, end token included, with the log-probabilities of its tokens when they were sampled."""
 
     prompt: list[int]
     tokens: list[int]
@@ -162,7 +150,7 @@ class Policy(ResponseTask):
 
     def model(self, config: TransformerConfig) -> nn.Module:
         """The language model, for PPO with a value head."""
-        return with_value(config) if self.config.with_values else super().model(config)
+        return with_value(config) if isinstance(self.config, PPOConfig) else super().model(config)
 
     def rows(self, data: Sequence[Record]) -> Rows:
         """One row per prompt; raises ``UserError`` if no row can be used."""
@@ -209,12 +197,10 @@ class Policy(ResponseTask):
     def log_probs_and_values(self, model: nn.Module, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
         """Log-probabilities ``[B, T]`` of the response's tokens at the sampling temperature, 0 elsewhere, and values.
 
-        Jitted by the caller; values ``[B, T]``, before each token, are None for a model without a value head.
+        Jitted by the caller; values ``[B, T]``, before each token, are PPO's, else None.
         """
-        inputs = {name: batch[name] for name in INPUTS if name in batch}
-        valued = hasattr(model, "hidden_head_and_values")
-        method = "hidden_head_and_values" if valued else "hidden_and_head"
-        hidden, head, *values = apply(model, params, inputs, None, method)
+        method = "hidden_head_and_values" if isinstance(self.config, PPOConfig) else "hidden_and_head"
+        hidden, head, *values = apply(model, params, batch, None, method)
         if (t := self.config.temperature) != 1:
             # The bias is not multiplied by the hidden states, so it is scaled separately.
             hidden, head = hidden / t, replace(head, bias=None if head.bias is None else head.bias / t)

@@ -13,6 +13,7 @@ from jaxformer.hub.save import push_to_hub, save_pretrained
 from jaxformer.lora.peft import write_adapter
 from jaxformer.models.value_head import without_value
 from jaxformer.schema import UserError
+from jaxformer.tasks import SequenceClassificationConfig
 from jaxformer.tokenizers import PreTrainedTokenizer, Role, find_special, save_tokenizer
 from jaxformer.training.config import RunConfig
 from jaxformer.training.pretrained import open_run, read_params, read_trained
@@ -30,7 +31,8 @@ class Trained(NamedTuple):
     @property
     def problem_type(self) -> str | None:
         """A classifier's problem in the terms of transformers, else None."""
-        return self.config.task.problem_type
+        task = self.config.task
+        return task.problem_type if isinstance(task, SequenceClassificationConfig) else None
 
 
 def load_run(folder: str | Path) -> Trained:

@@ -20,6 +20,7 @@ from jaxformer.parallel.hosts import is_first
 from jaxformer.parallel.mesh import replicated
 from jaxformer.schema import UserError
 from jaxformer.tasks.base import Report
+from jaxformer.tasks.policy import PolicyConfig
 from jaxformer.tokenizers import decode, encode, find_special
 from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.console import Display, number
@@ -40,13 +41,8 @@ from jaxformer.training.step import StepMetrics
 class Result:
     """The end of a run.
 
-    Attributes:
-        step: batches consumed.
-        loss: last validation loss, nats per token; None if nothing was evaluated.
-        sample: text drawn at the end, if the run came to its end.
-        report: the objective's report on its predictions at the end, if it has one.
-        folder: of the run.
-        stopped_by: name of the signal that ended the run early, or None.
+    ``loss`` is the last validation loss, ``report`` the objective's at the end; the sample is drawn only there.
+    ``stopped_by`` names the signal that ended the run early.
     """
 
     step: int
@@ -153,7 +149,7 @@ class Trainer:
             fill_reference(run, display)
             display.say(f"resuming at step {self.step} of {c.training.steps}")
         self.log = MetricsLog(run.folder, c.logging, self.step, c.model_dump(mode="json"))
-        rollouts = Rollouts(run, self.frozen) if c.task.generates else None
+        rollouts = Rollouts(run, self.frozen) if isinstance(c.task, PolicyConfig) else None
         self.device_step: Any = run.device_step if rollouts is None else PolicyStep(run, rollouts)
         self.evaluator = make_evaluator(run, self.frozen, rollouts)
         # The report of the last evaluation and the step it was made at.
@@ -243,7 +239,7 @@ class Trainer:
     def speeds(self, seconds: float) -> dict[str, float]:
         """Throughput of a step of this duration."""
         c, mesh = self.run.config, self.run.mesh
-        if c.task.generates:
+        if isinstance(c.task, PolicyConfig):
             return {"responses_per_second": c.training.batch_size / seconds}
         speeds = {
             "tokens_per_second": c.training.batch_size * c.sequence_length / seconds,

@@ -17,13 +17,9 @@ OPEN, CLOSE = "[[", "]]"
 
 @dataclass(frozen=True)
 class Passage:
-    """Consecutive tokens, and which of them are trained.
+    """Consecutive tokens, and which of them are in the loss.
 
-    Attributes:
-        title: kind of text: a document of a packed row, a source, a target.
-        ids: the tokens.
-        trained: for each token, True if it is in the loss.
-        note: the target beside tokens: a label.
+    The title is the kind of text (a document of a packed row, a source, a target), the note a target beside tokens.
     """
 
     title: str
@@ -157,13 +153,7 @@ def _pair(row: dict[str, np.ndarray]) -> list[Passage]:
 
 
 def show_rows(run: Run, count: int, console: Any) -> None:
-    """Prints the first rows of training.
-
-    Args:
-        run: prepared.
-        count: how many.
-        console: rich's; on a terminal trained tokens are coloured, elsewhere they stand in brackets.
-    """
+    """Prints the first training rows; on a terminal trained tokens are coloured, elsewhere they stand in brackets."""
     coloured = console.is_terminal
     for number, row in enumerate(rows_of(run, count), 1):
         found = passages(run, row)

@@ -27,14 +27,9 @@ class TrainState:
     Random draws need nothing here: they are functions of the seed and the step. What is frozen (the base model beside
     LoRA factors, a teacher) does not change and is an argument of the step.
 
-    Attributes:
-        step: batches consumed, skipped updates included.
-        params: the parameters that are trained, float32.
-        opt_state: optax's state.
-        ema: exponential moving average of the parameters, or None.
-        skipped: updates skipped because the loss or gradient was not finite.
-        skipped_in_a_row: how many of them were the latest.
-        carried: what the objective hands from step to step (an adaptive KL coefficient); None for most.
+    ``step`` counts batches, those with a skipped update included; ``ema`` is the average of the parameters, or None;
+    updates are skipped because the loss or gradient was not finite; ``carried`` is what the objective hands from step
+    to step (an adaptive KL coefficient), None for most.
     """
 
     step: Any

@@ -20,12 +20,8 @@ from jaxformer.training.state import TrainState
 class StepMetrics(NamedTuple):
     """Metrics of a step, on the device until they are read.
 
-    Attributes:
-        sums: of the batch, to be divided by ``weight``; ``loss`` is always there.
-        weight: number of trained tokens.
-        gradient_norm: global norm of the mean gradient, before clipping.
-        skipped_in_a_row: skipped updates up to this step.
-        skipped: skipped updates in all.
+    ``sums`` are of the batch, to be divided by ``weight``, the number of trained tokens; ``loss`` is always there. The
+    norm is that of the mean gradient, before clipping.
     """
 
     sums: dict[str, jax.Array]
@@ -39,7 +35,6 @@ class StepMetrics(NamedTuple):
 TrainStep = Callable[..., tuple[TrainState, StepMetrics]]
 ALL_TRAINED = Division(None)
 Assemble = Callable[[Any, jax.Array, jax.Array], Any]
-EvalStep = Callable[[Any, Batch], tuple[dict[str, jax.Array], jax.Array]]
 
 
 def gradients_of_sum(
@@ -54,18 +49,10 @@ def gradients_of_sum(
 ) -> tuple[Any, LossSums]:
     """Gradient of the objective's sum over the batch, in ``accumulate`` parts one after the other.
 
-    Summing sums weights every token alike, however the parts' token counts differ; and each example keeps its number
-    in the global batch, so that parts and devices draw the dropout the whole batch would have drawn.
-
-    Args:
-        model: with the head of the objective.
-        task: the objective.
-        params: of the model.
-        batch: this call's rows.
-        dropout_key: of the step.
-        accumulate: number of parts.
-        axis_name: of the devices that hold the other rows, where each runs this function by itself (pmap).
-        assemble: makes the model's parameters of those that are trained, the dropout key and the examples' numbers.
+    Summing sums weights every token alike, however the parts' token counts differ; and each example keeps its number in
+    the global batch, so that parts and devices draw the dropout the whole batch would have drawn. Under pmap,
+    ``axis_name`` is that of the devices that hold the other rows. ``assemble`` makes the model's parameters of those
+    that are trained, the dropout key and the examples' numbers.
     """
 
     def objective(params: Any, batch: Batch) -> tuple[jax.Array, LossSums]:
@@ -106,17 +93,8 @@ def make_train_step(
     """One update: mean gradient over all trained tokens of the global batch, optimizer, average of the weights.
 
     A loss or gradient that is inf or nan leaves parameters, optimizer state and average as they were and is counted.
-    The result is pure and not jitted; ``parallel.strategy`` spreads it over devices.
-
-    Args:
-        model: with the head of the objective.
-        task: the objective.
-        optimizer: optax's.
-        seed: of dropout.
-        accumulate: parts the batch is processed in.
-        ema_decay: of the average of the weights; None keeps none.
-        axis_name: under pmap, where each device has rows of its own, the devices' name: sums are added up over it.
-        division: says what is frozen: the model beside its factors, a teacher.
+    The result is pure and not jitted; ``parallel.strategy`` spreads it over devices. Under pmap, where each device has
+    rows of its own, sums are added up over ``axis_name``.
     """
 
     def step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, StepMetrics]:
@@ -155,12 +133,7 @@ def make_policy_step(
 ) -> TrainStep:
     """All updates of a step as one pure function of the state and the responses: epochs of mini-batches.
 
-    Args:
-        model: the policy.
-        task: the objective.
-        update: ``make_train_step``'s, on a mini-batch.
-        seed: of the mini-batches.
-        division: says what is frozen.
+    ``update`` is ``make_train_step``'s, on a mini-batch; ``seed`` is that of the mini-batches.
     """
     c = task.config
 
@@ -188,15 +161,5 @@ def make_policy_step(
         new = dataclasses.replace(trained, step=state.step + 1, carried=carried)
         done = last._replace(sums=sums, weight=jnp.float32(size), gradient_norm=norm)
         return new, done
-
-    return step
-
-
-def make_eval_step(model: nn.Module, task: Task) -> EvalStep:
-    """Sums and weight of one evaluation batch, without dropout."""
-
-    def step(params: Any, batch: Batch) -> tuple[dict[str, jax.Array], jax.Array]:
-        sums = task.loss(model, params, batch, None)
-        return sums.metrics, sums.weight
 
     return step

@@ -17,8 +17,8 @@ from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
 from jaxformer.tokenizers import PreTrainedTokenizer
 from jaxformer.training.checkpoint import Checkpoints
-from jaxformer.training.pretrained import earlier_params
-from jaxformer.training.sources import CHECKPOINTS, CONFIG_FILE, check_run, is_run
+from jaxformer.training.pretrained import earlier_params, open_run
+from jaxformer.training.sources import CHECKPOINTS, CONFIG_FILE, is_run
 from jaxformer.training.transfer import place_array
 
 WEIGHT_FILES = (".safetensors", ".msgpack", ".bin")
@@ -28,14 +28,7 @@ AS_THE_STUDENT = ("dtype", "attention_implementation", "unroll")
 
 @dataclass(frozen=True)
 class Teacher:
-    """A model to learn from, of which nothing but its description is read yet.
-
-    Attributes:
-        source: as the configuration names it.
-        config: of the model.
-        tokenizer: that it was trained with.
-        fingerprint: changes when the model does.
-    """
+    """A model to learn from, of which only the description is read yet; the fingerprint changes when the model does."""
 
     source: str
     config: TransformerConfig
@@ -43,11 +36,7 @@ class Teacher:
     fingerprint: str
 
     def check(self, student: TransformerConfig, tokenizer: PreTrainedTokenizer, length: int) -> None:
-        """Refuses a teacher whose probabilities are not of the student's tokens.
-
-        Raises:
-            UserError: saying what differs.
-        """
+        """Refuses a teacher whose probabilities are not of the student's tokens, saying what differs."""
         said, mine = f"task.teacher is {self.source}", self.config
         if mine.architecture != student.architecture:
             theirs, ours = (f"{c.type} ({c.architecture.replace('_', '-')})" for c in (mine, student))
@@ -89,11 +78,7 @@ def differing_token(student: PreTrainedTokenizer, teacher: PreTrainedTokenizer) 
 
 
 def open_teacher(source: str, student: TransformerConfig) -> Teacher:
-    """Reads what a teacher is, and none of its weights.
-
-    Raises:
-        UserError: if there is no such model.
-    """
+    """Reads the description of a teacher, and none of its weights; raises ``UserError`` if there is no such model."""
     if is_run(source):
         config, tokenizer, fingerprint = _open_run(Path(source).expanduser())
     else:
@@ -103,10 +88,7 @@ def open_teacher(source: str, student: TransformerConfig) -> Teacher:
 
 
 def _open_run(folder: Path) -> tuple[TransformerConfig, PreTrainedTokenizer, str]:
-    from jaxformer.training.pretrained import open_run
-
-    check_run(folder, "task.teacher")
-    run = open_run(folder)
+    run = open_run(folder, "task.teacher")
     steps = Checkpoints(folder / CHECKPOINTS).steps()
     said = f"{(folder / CONFIG_FILE).read_text(encoding='utf-8')} {steps[-1:]}"
     return run.config.model, run.tokenizer, hashlib.sha256(said.encode()).hexdigest()
@@ -133,15 +115,9 @@ def _checksum(path: Path) -> int:
 
 
 def read_teacher(source: str, model: nn.Module, abstract: Any) -> Any:
-    """The teacher's parameters, each part on the device that holds it.
+    """The teacher's parameters, each part on the device that holds it; ``abstract`` are shapes with shardings.
 
-    Args:
-        source: as the configuration names it.
-        model: the teacher's.
-        abstract: shapes of its parameters, with shardings.
-
-    Raises:
-        UserError: if a parameter is missing or has another shape.
+    Raises ``UserError`` if a parameter is missing or has another shape.
     """
     earlier, _ = earlier_params(source, model)
     wanted = flatten_dict(abstract, sep="/")

@@ -41,15 +41,8 @@ def start_params(
 ) -> tuple[Any, Transfer]:
     """A model's parameters, those of an earlier one where both have them; only the others are initialised.
 
-    Args:
-        model: the new one.
-        seed: of the run.
-        earlier: arrays by name; emptied, so that no parameter is in memory twice.
-        shardings: of the new model's parameters.
-        kept: what becomes of each parameter, by name, once it is there.
-
-    Raises:
-        UserError: as ``transfer``.
+    ``earlier`` has arrays by name and is emptied, so that no parameter is in memory twice; ``kept`` says what becomes
+    of each parameter, by name, once it is there. Raises ``UserError`` as ``transfer``.
     """
     flat, shapes = (flatten_dict(tree, sep="/") for tree in (shardings, nn.unbox(abstract_params(model))))
     fresh = [n for n, leaf in shapes.items() if n not in earlier or earlier[n].shape != leaf.shape]
@@ -65,15 +58,9 @@ def transfer(
 ) -> tuple[Any, Transfer]:
     """The parameters with those of an earlier model in their place, and which these are.
 
-    A vocabulary that grew (an objective may add special tokens) keeps its first rows.
-
-    Args:
-        params: of the new model, initialised, or shapes where the earlier one has the same; both with shardings.
-        earlier: arrays by name; those taken are taken out, so that they need not stay in memory.
-        kept: what becomes of each parameter, by name, once it is there.
-
-    Raises:
-        UserError: if a parameter has another shape, or none is shared.
+    A vocabulary that grew (an objective may add special tokens) keeps its first rows. ``params`` are initialised, or
+    shapes where the earlier model has the same; both with shardings. Raises ``UserError`` if a parameter has another
+    shape, or none is shared.
     """
     flat = flatten_dict(nn.unbox(params), sep="/")
     result, done = dict(flat), Transfer(left=sorted(earlier.keys() - flat.keys()))

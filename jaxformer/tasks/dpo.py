@@ -108,10 +108,7 @@ class DPO(ResponseTask):
         return Encoded(mine.prompt, other.response[:room], other.learned[:room])
 
     def _example(self, texts: list[Encoded]) -> Example:
-        if self.two_sided:
-            rows = [two_sided_row(text.prompt, text.response, self.start_id) for text in texts]
-        else:
-            rows = [causal_row(text) for text in texts]
+        rows = [two_sided_row(t.prompt, t.response, self.start_id) if self.two_sided else causal_row(t) for t in texts]
         example = stack_rows(rows, FILL)
         column = self.reference_column
         return example if column is None else {**example, column: np.zeros(len(texts), np.float32)}

@@ -213,14 +213,9 @@ class Policy(ResponseTask):
     ) -> tuple[Batch, dict[str, jax.Array], Any]:
         """Old log-probabilities, advantages and returns, before the first update.
 
-        Args:
-            model: the policy.
-            params: of the policy that generated the responses.
-            batch: result of ``batch``, with ``scores [B]`` and ``reference_log_probs [B, T]``.
-            carried: from the previous step.
-
-        Returns:
-            Further columns of the batch, means over the responses to be logged, and ``carried`` for the next step.
+        ``params`` generated the responses of ``batch``, the result of ``batch`` with ``scores [B]`` and
+        ``reference_log_probs [B, T]``; ``carried`` comes from the previous step. Returns further columns of the batch,
+        means over the responses to be logged, and ``carried`` for the next step.
         """
         c, mask = self.config, batch["labels"] != F.IGNORE
         old, values = self.log_probs_and_values(model, params, batch)
@@ -259,19 +254,17 @@ class Policy(ResponseTask):
         old, advantages = batch["old_log_probs"], batch["advantages"]
         match c:
             case PPOConfig():
-                assert values is not None
                 policy = F.ppo_policy_loss(log_probs, old, advantages, mask, clip=c.clip)
-                value = F.ppo_value_loss(values, batch["old_values"], batch["returns"], mask, clip=c.value_clip)
-                objective = policy.total + c.value_coefficient * value.total
-                further = {"value_loss": value.total}
             case GRPOConfig():
                 options = c.model_dump(include={"clip", "clip_above", "kl_coefficient", "mean_over"})
                 reference = batch["reference_log_probs"]
                 policy = F.grpo_loss(log_probs, old, advantages, mask, reference_log_probs=reference, **options)
-                objective, further = policy.total, {}
             case _:
                 policy = F.rloo_loss(log_probs, old, advantages, mask, clip=c.clip)
-                objective, further = policy.total, {}
-        metrics = {"loss": objective, "policy_loss": policy.total, **further}
-        metrics |= {"clipped": policy.clipped, "moved_kl": policy.kl}
-        return LossSums(objective, policy.weight, metrics)
+        metrics = {"policy_loss": policy.total, "clipped": policy.clipped, "moved_kl": policy.kl}
+        objective = policy.total
+        if isinstance(c, PPOConfig):
+            assert values is not None
+            value = F.ppo_value_loss(values, batch["old_values"], batch["returns"], mask, clip=c.value_clip)
+            objective, metrics["value_loss"] = policy.total + c.value_coefficient * value.total, value.total
+        return LossSums(objective, policy.weight, {"loss": objective, **metrics})

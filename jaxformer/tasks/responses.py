@@ -90,9 +90,8 @@ class ResponseEncoder:
         found: dict[int, Encoded] = dict(zip(texts, self._texts(list(texts.values())), strict=True))
         for number, (record, answered) in enumerate(rows):
             if number not in texts:
-                writer = self.chat_writer()
                 try:
-                    found[number] = self._dialogue(answered, writer)
+                    found[number] = self._dialogue(answered)
                 except BadRow as reason:
                     tally.leave_out(record, str(reason))
         return [found.get(number) for number in range(len(rows))]
@@ -131,7 +130,8 @@ class ResponseEncoder:
     def _answer(self, prompt: list[int], response: list[int]) -> Encoded:
         return Encoded(prompt, [*response, self.end_id], [True] * (len(response) + 1))
 
-    def _dialogue(self, answered: Answered, writer: ChatWriter) -> Encoded:
+    def _dialogue(self, answered: Answered) -> Encoded:
+        writer = self.chat_writer()
         messages, first = writer.checked([*answered.prompt, *answered.response]), len(answered.prompt)
         answers = [n for n, message in enumerate(messages) if n >= first and message["role"] == "assistant"]
         if not answers:

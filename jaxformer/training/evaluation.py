@@ -39,7 +39,7 @@ class Evaluator:
 
     def losses(self, state: TrainState) -> tuple[dict[str, float], float]:
         """Means over the validation set, ``loss`` among them, and the weight they were divided by."""
-        params, rows = self.run.assembled(state.evaluation_params, self._frozen), self.run.validation_rows
+        params, rows = self.run.division.assemble(self._frozen, state.evaluation_params), self.run.validation_rows
         assert rows is not None
         sums: dict[str, float] = {}
         weight = 0.0
@@ -52,7 +52,7 @@ class Evaluator:
 
     def report(self, state: TrainState) -> Report | None:
         """The objective's report on its predictions; None for objectives with a loss alone."""
-        params, rows = self.run.assembled(state.evaluation_params, self._frozen), self.run.validation_rows
+        params, rows = self.run.division.assemble(self._frozen, state.evaluation_params), self.run.validation_rows
         if not self.run.task.reports:
             return None
         assert rows is not None

@@ -46,7 +46,7 @@ def _parts(run: Run, display: Display | None) -> tuple[Any, Any]:
     earlier, elsewhere = earlier_params(source, run.model, run.task.labels)
     shardings = parameter_shardings(division.boxed, run.mesh)
     params, done = start_params(run.model, run.config.seed, earlier, shardings, division.kept)
-    done.left += elsewhere
+    done.left.extend(elsewhere)
     if display is not None:
         _say(display, source, done)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, run.abstract.params)

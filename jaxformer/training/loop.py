@@ -142,7 +142,7 @@ class Trainer:
         restored = self.checkpoints.restore(run.abstract)
         if restored is None:
             self.step, (self.state, self.frozen) = 0, start_state(run, display)
-            fill_reference(run, display, run.assembled(self.state.params, self.frozen))
+            fill_reference(run, display, run.division.assemble(self.frozen, self.state.params))
         else:
             self.step, self.state = restored
             self.frozen = start_frozen(run, display)

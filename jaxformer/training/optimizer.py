@@ -53,16 +53,11 @@ class ScheduleConfig(Schema):
 
 
 def build_schedule(config: ScheduleConfig, learning_rate: float, steps: int) -> optax.Schedule:
-    """Learning rate by number of updates done.
+    """Learning rate by number of updates done, of ``steps`` in the whole run.
 
-    After a linear rise over ``w`` steps: cosine ``f + (p-f)(1+cos(pi t))/2`` and linear ``p + (f-p) t`` with ``t`` the
-    share of the remaining steps; ``inverse_sqrt`` ``p sqrt(w/n)`` (Vaswani et al. 2017, section 5.3); ``wsd`` constant,
-    then linear to ``f`` (Hu et al. 2024, "MiniCPM", section 4).
-
-    Args:
-        config: the schedule.
-        learning_rate: peak ``p``.
-        steps: of the whole run.
+    After a linear rise over ``w`` steps to the peak ``p``: cosine ``f + (p-f)(1+cos(pi t))/2`` and linear ``p + (f-p)
+    t`` with ``t`` the share of the remaining steps; ``inverse_sqrt`` ``p sqrt(w/n)`` (Vaswani et al. 2017, section
+    5.3); ``wsd`` constant, then linear to ``f`` (Hu et al. 2024, "MiniCPM", section 4).
     """
     warmup, final = min(config.warmup_steps, steps), config.final_learning_rate
     rest = max(1, steps - warmup)
@@ -117,14 +112,8 @@ def layer_scales(params: Any, freeze: list[str], layer_decay: float) -> Any:
     layer, ``L + 1`` for the embedding (Howard, Ruder 2018, "ULMFiT", section 3.2; Clark et al. 2020, appendix B). 0 for
     what is frozen. Each side of an encoder-decoder counts for itself.
 
-    Args:
-        params: with layers stacked on the leading axis.
-        freeze: patterns of names, ``*`` for anything; a layer's parameters have its number in their name:
-            ``layers/0/attention/query/kernel``.
-        layer_decay: 1 treats all layers alike.
-
-    Raises:
-        UserError: if a pattern fits no parameter.
+    ``freeze`` has patterns of names, ``*`` for anything; a layer's parameters have its number in their name,
+    ``layers/0/attention/query/kernel``. Raises ``UserError`` if a pattern fits no parameter.
     """
     used: set[str] = set()
 

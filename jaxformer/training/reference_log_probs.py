@@ -38,7 +38,7 @@ def fill_reference(run: Run, display: Display | None = None, params: Any = None)
             display.say(f"computing log-probabilities of the reference model: {count:,} examples")
         if params is None:
             state, frozen = start_state(run)
-            params = run.assembled(state.params, frozen)
+            params = run.division.assemble(frozen, state.params)
         compute = run.jit(lambda params, batch: task.reference(run.model, params, batch))
         found = {}
         for name, rows in splits.items():

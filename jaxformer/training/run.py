@@ -173,10 +173,6 @@ class Run:
         """Jits for results on every device, so that every process can read them."""
         return jax.jit(on_mesh(function, self.mesh, RULES), out_shardings=replicated(self.mesh))
 
-    def assembled(self, trained: Any, frozen: Any) -> Any:
-        """The parameters that the objective's loss takes: with LoRA factors beside their kernels, with a teacher."""
-        return self.division.assemble(frozen, trained)
-
     def merged(self, trained: Any, frozen: Any) -> Any:
         """The model's parameters as plain arrays, LoRA factors added in, as decoding takes them."""
         return trained if self.config.lora is None else self._merge(frozen, trained)

@@ -80,18 +80,15 @@ def differing_token(student: PreTrainedTokenizer, teacher: PreTrainedTokenizer) 
 def open_teacher(source: str, student: TransformerConfig) -> Teacher:
     """Reads the description of a teacher, and none of its weights; raises ``UserError`` if there is no such model."""
     if is_run(source):
-        config, tokenizer, fingerprint = _open_run(Path(source).expanduser())
+        folder = Path(source).expanduser()
+        run = open_run(folder, "task.teacher")
+        said = f"{(folder / CONFIG_FILE).read_text(encoding='utf-8')} {Checkpoints(folder / CHECKPOINTS).steps()[-1:]}"
+        config, tokenizer = run.config.model, run.tokenizer
+        fingerprint = hashlib.sha256(said.encode()).hexdigest()
     else:
         config, tokenizer, fingerprint = _open_hub(source)
     alike = {key: getattr(student, key) for key in AS_THE_STUDENT}
     return Teacher(source, config.model_copy(update={**alike, "remat": "none"}), tokenizer, fingerprint)
-
-
-def _open_run(folder: Path) -> tuple[TransformerConfig, PreTrainedTokenizer, str]:
-    run = open_run(folder, "task.teacher")
-    steps = Checkpoints(folder / CHECKPOINTS).steps()
-    said = f"{(folder / CONFIG_FILE).read_text(encoding='utf-8')} {steps[-1:]}"
-    return run.config.model, run.tokenizer, hashlib.sha256(said.encode()).hexdigest()
 
 
 def _open_hub(source: str) -> tuple[TransformerConfig, PreTrainedTokenizer, str]:

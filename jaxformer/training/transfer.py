@@ -1,8 +1,7 @@
 """The parameters of an earlier model taken into a new one: shared names are copied, all others are initialised."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,21 +14,17 @@ from jaxformer.hub.kinds import abstract_params, init_params
 from jaxformer.schema import UserError
 
 
-@dataclass
-class Transfer:
-    """The parameters of a model that come from an earlier one, and those that do not.
+class Transfer(NamedTuple):
+    """Names of the parameters that come from an earlier model, and of those that do not.
 
-    Attributes:
-        taken: names that both have.
-        new: names that only the new model has; they are initialised.
-        grown: names whose table got more rows; the further ones are initialised.
-        left: names that only the earlier model has.
+    Both models have those ``taken``, only the new one those that are ``new``, only the earlier one those ``left``; the
+    tables ``grown`` got more rows, which are initialised as the new parameters are.
     """
 
-    taken: list[str] = field(default_factory=list)
-    new: list[str] = field(default_factory=list)
-    grown: list[str] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
+    taken: list[str]
+    new: list[str]
+    grown: list[str]
+    left: list[str]
 
 
 def start_params(
@@ -63,19 +58,19 @@ def transfer(
     shape, or none is shared.
     """
     flat = flatten_dict(nn.unbox(params), sep="/")
-    result, done = dict(flat), Transfer(left=sorted(earlier.keys() - flat.keys()))
-    done.taken = [name for name in flat if name in earlier]
-    done.new = [name for name in flat if name not in earlier]
-    done.grown = [name for name in done.taken if earlier[name].shape != flat[name].shape]
+    taken = [name for name in flat if name in earlier]
+    grown = [name for name in taken if earlier[name].shape != flat[name].shape]
+    done = Transfer(taken, [name for name in flat if name not in earlier], grown, sorted(earlier.keys() - flat.keys()))
+    result = dict(flat)
     # The largest first: the memory that it leaves has room for the others.
     for name, array in sorted(flat.items(), key=lambda item: -item[1].size):
         if name in earlier:
             old = earlier.pop(name)
-            if name in done.grown:
+            if name in grown:
                 old = _grown(name, old, _whole(array))
             array = place_array(old.astype(array.dtype, copy=False), array.sharding)
         result[name] = kept(name, array)
-    if not done.taken:
+    if not taken:
         raise UserError("no parameter of model.pretrained has a place in this model; expected the same model.type")
     return unflatten_dict(result, sep="/"), done
 

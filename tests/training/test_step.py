@@ -120,11 +120,12 @@ def test_dropout_is_on_in_training_off_in_evaluation_and_changes_with_the_step()
     zero = optax.sgd(0.0)
     state, losses = run(model, batch, optimizer=zero)
     assert len({round(loss, 6) for loss in losses}) == 3, "three steps with the same parameters drop differently"
-    first, second, plain = (
-        jax.jit(lambda params, model=one: TASK.loss(model, params, batch, None).metrics["loss"])(state.params)
-        for one in (model, model, tiny(dropout=0.0))
-    )
-    assert first == second == plain
+
+    def loss(model):
+        evaluate = jax.jit(lambda params, batch: TASK.loss(model, params, batch, None))
+        return evaluate(state.params, batch).metrics["loss"]
+
+    assert loss(model) == loss(model) == loss(tiny(dropout=0.0))
 
 
 def test_a_non_finite_step_changes_nothing_and_is_counted():

@@ -59,14 +59,10 @@ AGREEMENT_LAG = 2
 
 
 class StopRequest:
-    """A stop after the current step, requested by SIGTERM or Ctrl-C; a second Ctrl-C stops at once.
-
-    Attributes:
-        signal: name of the signal that this process got.
-    """
+    """A stop after the current step, requested by SIGTERM or Ctrl-C; a second Ctrl-C stops at once."""
 
     def __init__(self) -> None:
-        self.signal: str | None = None
+        self.signal: str | None = None  # name of the one that this process got
         self._agreed: str | None = None
         self._requests: deque[Any] = deque()
 

@@ -45,7 +45,9 @@ def fill_reference(run: Run, display: Display | None = None, params: Any = None)
             parts = [jax.device_get(compute(params, batch)) for batch in run.batches_of(rows)]
             found[name] = np.concatenate(parts)[: rows.num_rows]
         if is_first():
-            _write(path, {**found, "key": np.array(key)})
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                np.savez(file, key=np.array(key), **found)  # type: ignore[arg-type]
     for name, rows in splits.items():
         assert isinstance(rows, ExampleRows), "objectives with a reference read records"
         rows.set_column(column, found[name])
@@ -56,9 +58,3 @@ def _read(path: Path, key: str) -> dict[str, np.ndarray]:
         return {}
     with np.load(path) as stored:
         return {name: stored[name] for name in stored.files} if str(stored["key"]) == key else {}
-
-
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]

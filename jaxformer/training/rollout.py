@@ -53,7 +53,7 @@ class Rollouts:
     """Draws responses to prompts from the policy and scores them; each is a function of seed, step and its number."""
 
     def __init__(self, run: Run, frozen: Any) -> None:
-        """Opens reward and reference; raises ``UserError`` if the reward does not fit or there are many processes."""
+        """Opens reward and reference; a ``UserError`` if the reward does not fit or there are several processes."""
         c = run.config
         if jax.process_count() > 1:
             raise UserError(

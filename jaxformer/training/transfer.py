@@ -28,11 +28,7 @@ class Transfer(NamedTuple):
 
 
 def start_params(
-    model: nn.Module,
-    seed: int,
-    earlier: dict[str, np.ndarray],
-    shardings: Any,
-    kept: Callable[[str, jax.Array], Any] = lambda name, array: array,
+    model: nn.Module, seed: int, earlier: dict[str, np.ndarray], shardings: Any, kept: Callable[[str, jax.Array], Any]
 ) -> tuple[Any, Transfer]:
     """A model's parameters, those of an earlier one where both have them; only the others are initialised.
 

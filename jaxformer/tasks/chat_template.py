@@ -90,7 +90,7 @@ class ChatWriter:
     def write(self, messages: Sequence[Message], first: int = 0) -> RenderedDialogue:
         """The whole dialogue; the assistant's messages from number ``first`` on are to be learned.
 
-        Raises ``BadRow`` if the template rejects the dialogue.
+        Raises ``BadRow`` if the template rejects the dialogue, ``UserError`` if the assistant's text cannot be located.
         """
         whole = self._render(messages, False, mark=True)
         if whole.learned:

@@ -90,7 +90,7 @@ class DPO(ResponseTask):
         return None if self.config.loss in NO_REFERENCE else REFERENCE
 
     def rows(self, data: Sequence[Record]) -> Rows:
-        """One row per pair, ``input_ids [2, T]``, the preferred response first.
+        """One row per pair, ``input_ids [2, T]``, the preferred response first; a ``UserError`` if there is none.
 
         For ``kto`` a third text is the prompt with the preferred response to the next prompt.
         """

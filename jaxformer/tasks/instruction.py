@@ -66,7 +66,7 @@ class Instruction(ResponseTask):
         return [encoded for encoded in fitted if encoded is not None]
 
     def rows(self, data: Sequence[Record]) -> Rows:
-        """One row per example, or several examples per row; long answers are truncated."""
+        """One row per example, or several; unusable rows are skipped; a ``UserError`` if none is left."""
         tally = Tally(self.config.bad_rows, len(data))
         encoded = self.encode(data, tally)
         return self.table(self._two_sided(encoded) if self.two_sided else self._one_sided(encoded), tally)

@@ -111,7 +111,10 @@ class RLOOConfig(GroupConfig):
 
 
 class Response(NamedTuple):
-    """A response, end token included, with the log-probabilities of its tokens when they were sampled."""
+    """A response, end token included if it ``ended``.
+
+    It comes with its prompt and the log-probabilities of its tokens when they were sampled.
+    """
 
     prompt: list[int]
     tokens: list[int]

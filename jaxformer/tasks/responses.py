@@ -32,7 +32,8 @@ FILL = {"input_ids": 0, "decoder_input_ids": 0, "labels": F.IGNORE}  # of paddin
 class Encoded:
     """A prompt and its response as tokens; ``learned`` marks the ids of the response that are learned.
 
-    The prompt has the ids before the first learned one, or an encoder's input with its end token.
+    A decoder's prompt ends before the first learned id, an encoder's with its end token; the response has the other
+    ids.
     """
 
     prompt: list[int]

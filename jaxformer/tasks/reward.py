@@ -75,7 +75,7 @@ class Reward(ResponseTask):
         return heads.SequenceClassifier(config, 1)
 
     def rows(self, data: Sequence[Record]) -> Rows:
-        """One row per pair, ``input_ids [2, T]``, the preferred response first."""
+        """One row per pair, ``input_ids [2, T]``, the preferred response first; a ``UserError`` if there is none."""
         tally = Tally(self.config.bad_rows, len(data))
         reader = PairReader(self.config.columns, self.encoder.writer is not None)
 

@@ -36,6 +36,7 @@ class PolicyConfig(ResponseConfig):
 
     architectures = ("decoder", "encoder_decoder")
     unit = "responses"
+    generates = True
 
     reward: str = Field(
         description="reward of a response: a reward model (output_dir of a run, a folder or a name on the Hub), or a "

@@ -31,6 +31,7 @@ def jaxformer_step(model: Mapping[str, Any], batch: Arrays, weights: Path) -> St
     import jax
     from flax.traverse_util import flatten_dict
 
+    from jaxformer.hub.kinds import abstract_params
     from jaxformer.parallel.mesh import make_mesh
     from jaxformer.parallel.strategy import DeviceStep
     from jaxformer.tasks import build_task
@@ -54,7 +55,7 @@ def jaxformer_step(model: Mapping[str, Any], batch: Arrays, weights: Path) -> St
     task = build_task(c.task, no_tokenizer, c.model, c.sequence_length)
     network, mesh = task.model(c.model), make_mesh(c.parallel)
     optimizer = build_optimizer(c.optimizer, build_schedule(c.schedule, c.optimizer.learning_rate, c.training.steps))
-    abstract = abstract_state(network, optimizer, False, mesh)
+    abstract = abstract_state(abstract_params(network), optimizer, False, mesh)
     state = init_state(network, optimizer, c.seed, abstract)
     params = {name: np.asarray(array) for name, array in flatten_dict(state.params, sep="/").items()}
     arrays: Any = hugging_face_weights(c.model, params)

@@ -47,6 +47,7 @@ def measure(axes: Mapping[str, int], devices: int) -> Measured:
 
     from jaxformer.cost.hlo import collectives
     from jaxformer.families import build_model, model_config
+    from jaxformer.hub.kinds import abstract_params
     from jaxformer.models import TransformerConfig
     from jaxformer.parallel.mesh import ParallelConfig, make_mesh
     from jaxformer.parallel.strategy import DeviceStep
@@ -57,7 +58,7 @@ def measure(axes: Mapping[str, int], devices: int) -> Measured:
     mesh = make_mesh(ParallelConfig.model_validate(axes), jax.devices()[:devices])
     model, adam = build_model(TransformerConfig(**model_config(KEYS))), optax.adam(1e-3)
     task = CausalLM(CausalLMConfig(chunk_tokens=BATCH * LENGTH), None, LENGTH)
-    abstract = abstract_state(model, adam, False, mesh)
+    abstract = abstract_state(abstract_params(model), adam, False, mesh)
     state = init_state(model, adam, 0, abstract)
     step = DeviceStep(make_train_step(model, task, adam, seed=0), abstract, mesh, "jit", BATCH)
     tokens = jax.ShapeDtypeStruct((BATCH, LENGTH), np.int32)

@@ -10,10 +10,10 @@ import yaml
 
 from jaxformer.data.corpus import open_corpus
 from jaxformer.families import build_model
+from jaxformer.hub.kinds import abstract_params
 from jaxformer.training.config import dump_config
 from jaxformer.training.optimizer import build_optimizer, build_schedule
 from jaxformer.training.sources import load_config
-from jaxformer.training.state import abstract_params
 
 FOLDER = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(FOLDER.rglob("*.yaml"))

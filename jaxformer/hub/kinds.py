@@ -1,5 +1,6 @@
 """The kinds of models in the Hugging Face format, named by their heads, and a model's initial parameters."""
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -79,19 +80,22 @@ def kind_of(model: nn.Module) -> str:
     raise UserError(f"{type(model).__name__} is no model that the Hugging Face format knows")
 
 
+def init(model: Any, key: jax.Array) -> Any:
+    """Initial parameters with their logical axes."""
+    return model.init(key, jnp.zeros(getattr(model, "init_shape", (1, 2)), jnp.int32))["params"]
+
+
 def abstract_params(model: Any) -> Any:
     """The model's parameters as shapes, with their logical axes."""
-    shape = getattr(model, "init_shape", (1, 2))
     # The arguments are made inside: outside of the trace each would compile and run a program.
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(shape, jnp.int32)))["params"]
+    return jax.eval_shape(lambda: init(model, jax.random.key(0)))
 
 
-def init_params(model: Any, seed: int, names: set[str]) -> dict[str, jax.Array]:
+def init_params(model: Any, key: jax.Array, names: Collection[str], shardings: Any = None) -> dict[str, jax.Array]:
     """Initial values of some parameters, by path; what is not asked for is never in memory."""
-    shape = getattr(model, "init_shape", (1, 2))
 
     def some(key: jax.Array) -> dict[str, jax.Array]:
-        flat = flatten_dict(nn.unbox(model.init(key, jnp.zeros(shape, jnp.int32))["params"]), sep="/")
+        flat = flatten_dict(nn.unbox(init(model, key)), sep="/")
         return {name: flat[name] for name in names}
 
-    return jax.jit(some)(jax.random.key(seed))
+    return jax.jit(some, out_shardings=shardings)(key)

@@ -173,7 +173,7 @@ def load(
     model, boxed, loaded, _ = read_checkpoint(repository, kind, dtype=dtype, mesh=mesh, **options)
     warn(repository.name, loaded)
     if loaded.missing:
-        new = init_params(model, seed, set(loaded.missing))
+        new = init_params(model, jax.random.key(seed), loaded.missing)
         shardings = None if mesh is None else flatten_dict(parameter_shardings(boxed, mesh), sep="/")
         for path, array in new.items():
             array = array.astype(dtype)

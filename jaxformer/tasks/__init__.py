@@ -56,11 +56,7 @@ INNER = {name: task for name, task in TASKS.items() if task in get_args(get_args
 
 
 def task_config(keys: Mapping[str, Any], model: Mapping[str, Any], section: str = "task") -> dict[str, Any]:
-    """The task's keys; ``type`` defaults to the pre-training objective of the model's family.
-
-    Raises:
-        UserError: no such objective; names the nearest.
-    """
+    """The task's keys; ``type`` defaults to the pre-training objective of the model's family."""
     known = TASKS if section == "task" else INNER
     name = str(keys.get("type", FAMILIES[model["type"]].objective))
     if name not in known:
@@ -71,11 +67,7 @@ def task_config(keys: Mapping[str, Any], model: Mapping[str, Any], section: str 
 
 
 def check_fit(task: TaskSchema, model: TransformerConfig, section: str = "task") -> None:
-    """Refuses an objective that cannot train the model.
-
-    Raises:
-        UserError: names the model types that fit the objective and the objectives that fit the model.
-    """
+    """Refuses an objective that cannot train the model, naming model types and objectives that go together."""
     if isinstance(task, DistillationConfig):
         check_fit(task.of, model, f"{section}.of")
         return
@@ -127,11 +119,7 @@ def build_task(
     train_records: Sequence[Mapping[str, Any]] = (),
     teacher: TransformerConfig | None = None,
 ) -> Task:
-    """The objective of a configuration; see ``Task`` for the arguments.
-
-    Raises:
-        UserError: the layout of the data is not one of the objective's.
-    """
+    """The objective of a configuration; see ``Task`` for the arguments."""
     if isinstance(config, DistillationConfig):
         of = build_task(config.of, tokenizer, model, sequence_length, layout, train_records)
         opened = None if teacher is None else of.model(teacher)

@@ -59,13 +59,13 @@ class TaskSchema(Schema):
     labels_tokens: ClassVar[bool] = False
 
     @property
-    def updates(self) -> int:
-        """Optimizer updates in a training step."""
+    def minibatch_count(self) -> int:
+        """Parts of a batch with an optimizer update each."""
         return 1
 
     @property
-    def minibatch_count(self) -> int:
-        """Parts of a batch with an update each."""
+    def updates(self) -> int:
+        """Optimizer updates in a training step."""
         return 1
 
     @property
@@ -74,18 +74,8 @@ class TaskSchema(Schema):
         return 1
 
     @property
-    def needs_whole_batch(self) -> bool:
-        """The loss uses a mean over the batch, so that it cannot be accumulated."""
-        return False
-
-    @property
     def teacher_source(self) -> str | None:
         """The teacher model: a run's folder, a folder or a name on the Hub."""
-        return None
-
-    @property
-    def dialogue_template(self) -> str | None:
-        """The configured chat template."""
         return None
 
     @property
@@ -96,6 +86,14 @@ class TaskSchema(Schema):
     @property
     def problem_type(self) -> str | None:
         """``problem_type`` in the ``config.json`` of a classifier."""
+        return None
+
+    def check_run(self, run: Any) -> None:
+        """Raises ``ValueError`` if the configuration of a run does not suit the objective."""
+
+    @property
+    def dialogue_template(self) -> str | None:
+        """The configured chat template."""
         return None
 
     @property

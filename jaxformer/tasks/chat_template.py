@@ -27,11 +27,7 @@ ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def choose_template(configured: str | None, tokenizer: PreTrainedTokenizer) -> str | None:
-    """The template that ``task.chat_template`` names or contains; default: the tokenizer's, which may be None.
-
-    Raises:
-        UserError: neither a name nor a Jinja template.
-    """
+    """The template that ``task.chat_template`` names or contains; default: the tokenizer's, which may be None."""
     if configured is None:
         return tokenizer.chat_template
     if configured not in TEMPLATES and "{" not in configured:
@@ -94,9 +90,7 @@ class ChatWriter:
     def write(self, messages: Sequence[Message], first: int = 0) -> RenderedDialogue:
         """The whole dialogue; the assistant's messages from number ``first`` on are to be learned.
 
-        Raises:
-            BadRow: the template rejects the dialogue.
-            UserError: the template neither marks the assistant's text nor renders a dialogue turn by turn.
+        Raises ``BadRow`` if the template rejects the dialogue, ``UserError`` if the assistant's text cannot be located.
         """
         whole = self._render(messages, False, mark=True)
         if whole.learned:
@@ -120,11 +114,7 @@ class ChatWriter:
         return before
 
     def checked(self, messages: Any) -> list[Message]:
-        """Messages with a role and a text each.
-
-        Raises:
-            BadRow: not a list of messages, or a text contains a special token, which would be encoded as such.
-        """
+        """Messages with a role and a text each; ``BadRow`` if they are none or a text contains a special token."""
         if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
             raise BadRow("expected a list of messages with role and content")
         found = []

@@ -16,9 +16,6 @@ def confusion_matrix_plot(labels: Sequence[str], matrix: np.ndarray, path: str |
     """Writes ``matrix [true class, predicted class]`` as a PNG; the shade is the share of the true class.
 
     Without an installed font for all characters of the labels, classes are numbered from 0 in the order of ``labels``.
-
-    Raises:
-        UserError: matplotlib is not installed.
     """
     figure_module = need("matplotlib.figure")
     agg = need("matplotlib.backends.backend_agg")  # draws without a screen

@@ -46,7 +46,6 @@ class DistillationConfig(TaskSchema):
     report_at_end: ClassVar[Any] = property(attrgetter("of.report_at_end"))
     scored: ClassVar[Any] = property(attrgetter("of.scored"))
     dialogue_template: ClassVar[Any] = property(attrgetter("of.dialogue_template"))
-    longest_target: ClassVar[Any] = property(attrgetter("of.longest_target"))
 
     type: Literal["distillation"] = Field("distillation", description="objective")
     teacher: str = Field(
@@ -69,9 +68,14 @@ class DistillationConfig(TaskSchema):
         return self
 
     @property
-    def teacher_source(self) -> str | None:
+    def teacher_source(self) -> str:
         """The teacher model."""
         return self.teacher
+
+    @property
+    def longest_target(self) -> int:
+        """Length of the decoder's target where it differs from the sequence length, else 0."""
+        return (self.of.target_length or 0) if isinstance(self.of, Seq2SeqConfig | InstructionConfig) else 0
 
     def texts(self, record: Any) -> list[str]:
         """Those of the inner objective."""

@@ -19,7 +19,6 @@ from jaxformer.tasks.responses import FILL, Encoded, ResponseTask, causal_row, t
 from jaxformer.tasks.row_readers import PairReader
 
 Loss = Literal["sigmoid", "ipo", "hinge", "cdpo", "robust", "orpo", "simpo", "kto"]
-INPUTS = ("input_ids", "attention_mask", "decoder_input_ids")
 REFERENCE = "reference_log_probs"
 NO_REFERENCE = ("orpo", "simpo")
 # Losses of the mean log-probability per token; the others use the sum over the response.
@@ -55,16 +54,6 @@ class DPOConfig(PreferenceConfig):
     )
     chunk_tokens: int = Field(2048, ge=1, description="tokens per device whose logits are in memory at once")
 
-    @property
-    def needs_whole_batch(self) -> bool:
-        """The loss of KTO contains a mean over the batch."""
-        return self.loss == "kto"
-
-    @property
-    def longest_target(self) -> int:
-        """Longest response, tokens."""
-        return self.target_length or 0
-
     @model_validator(mode="after")
     def _smoothing_needs_a_noise_model(self) -> "DPOConfig":
         if self.label_smoothing is not None and self.loss not in NOISY:
@@ -73,6 +62,14 @@ class DPOConfig(PreferenceConfig):
                 "it out"
             )
         return self
+
+    def check_run(self, run: Any) -> None:
+        """Refuses to divide the batch of KTO, whose loss has a mean over it."""
+        if self.loss == "kto" and (run.training.accumulate > 1 or run.parallel.strategy == "pmap"):
+            raise ValueError(
+                "task.loss kto compares with a mean over the whole batch, expected training.accumulate 1 and "
+                "parallel.strategy jit"
+            )
 
     @property
     def strength(self) -> float:
@@ -101,10 +98,9 @@ class DPO(ResponseTask):
         return None if self.config.loss in NO_REFERENCE else REFERENCE
 
     def rows(self, data: Sequence[Record]) -> Rows:
-        """One row per pair, ``input_ids [2, T]``, the preferred response first.
+        """One row per pair, ``input_ids [2, T]``, the preferred response first; a ``UserError`` if there is none.
 
-        For ``kto`` a third text is the prompt with the preferred response to the next prompt. Raises ``UserError`` if
-        no row can be used.
+        For ``kto`` a third text is the prompt with the preferred response to the next prompt.
         """
         tally = Tally(self.config.bad_rows, len(data))
         reader = PairReader(self.config.columns, self.encoder.writer is not None)
@@ -120,10 +116,7 @@ class DPO(ResponseTask):
         return Encoded(mine.prompt, other.response[:room], other.learned[:room])
 
     def _example(self, texts: list[Encoded]) -> Example:
-        if self.two_sided:
-            rows = [two_sided_row(text.prompt, text.response, self.start_id) for text in texts]
-        else:
-            rows = [causal_row(text) for text in texts]
+        rows = [two_sided_row(t.prompt, t.response, self.start_id) if self.two_sided else causal_row(t) for t in texts]
         example = stack_rows(rows, FILL)
         column = self.reference_column
         return example if column is None else {**example, column: np.zeros(len(texts), np.float32)}
@@ -131,7 +124,7 @@ class DPO(ResponseTask):
     def _log_probs(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> jax.Array:
         """``[B, n]`` of the responses: sums, or means per token where the loss uses means."""
         B, n = batch["input_ids"].shape[:2]
-        hidden, head = apply(model, params, flat_inputs(batch, INPUTS), dropout_key, "hidden_and_head")
+        hidden, head = apply(model, params, flat_inputs(batch), dropout_key, "hidden_and_head")
         labels = batch["labels"].reshape(B * n, -1)
         each = F.chunked_token_log_probs(hidden, head, labels, chunk_tokens=global_chunk(self.config.chunk_tokens))
         return F.sequence_log_probs(each, labels, mean=self.config.loss in MEANS).reshape(B, n)

@@ -39,11 +39,6 @@ class InstructionConfig(ResponseConfig):
     chunk_tokens: int = Field(2048, ge=1, description="tokens per device whose logits are in memory at once")
 
     @property
-    def longest_target(self) -> int:
-        """Longest answer, tokens."""
-        return self.target_length or 0
-
-    @property
     def reader(self) -> RowReader:
         """Reads prompt and response of a row."""
         return RowReader(self.format, self.columns, as_messages=self.chat_template is not None)
@@ -71,11 +66,7 @@ class Instruction(ResponseTask):
         return [encoded for encoded in fitted if encoded is not None]
 
     def rows(self, data: Sequence[Record]) -> Rows:
-        """One row per example, or several examples per row.
-
-        Unusable rows (a missing column, an empty answer, a prompt longer than the row) are skipped, long answers are
-        truncated; raises ``UserError`` if no row is left.
-        """
+        """One row per example, or several; unusable rows are skipped; a ``UserError`` if none is left."""
         tally = Tally(self.config.bad_rows, len(data))
         encoded = self.encode(data, tally)
         return self.table(self._two_sided(encoded) if self.two_sided else self._one_sided(encoded), tally)

@@ -128,13 +128,9 @@ class MaskedLMConfig(MaskingConfig):
 
 
 class Text(NamedTuple):
-    """One row of a model's input, before masking.
+    """One row of a model's input, ``[T]`` each, before masking, padded.
 
-    Attributes:
-        tokens: ``[T]``, with special tokens, padded.
-        segment_ids: ``[T]``, numbers of the pieces from 1; 0 is padding.
-        token_types: ``[T]``, 1 in the second text of a pair.
-        special: ``[T]`` bool, True at special tokens and padding.
+    Segments number the pieces from 1, 0 is padding; ``special`` is True at special tokens and padding.
     """
 
     tokens: np.ndarray

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ from jaxformer import functional as F
 from jaxformer.data.example_rows import Example, ExampleRows
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.value_head import with_value
-from jaxformer.tasks.base import Batch, LossSums, Rows, apply, global_chunk
-from jaxformer.tasks.records import Record, Tally
+from jaxformer.tasks.base import Batch, LossSums, Rows, global_chunk
+from jaxformer.tasks.records import Record, Tally, apply
 from jaxformer.tasks.responses import (
     FILL,
     Encoded,
@@ -27,7 +27,6 @@ from jaxformer.tasks.responses import (
 )
 from jaxformer.tasks.row_readers import PromptReader
 
-INPUTS = ("input_ids", "attention_mask", "decoder_input_ids")
 ROW = "row"  # column with the record number of a prompt
 KL_COEFFICIENT = "kl_coefficient"
 
@@ -38,7 +37,6 @@ class PolicyConfig(ResponseConfig):
     architectures = ("decoder", "encoder_decoder")
     unit = "responses"
     generates = True
-    with_values: ClassVar[bool] = False
 
     reward: str = Field(
         description="reward of a response: a reward model (output_dir of a run, a folder or a name on the Hub), or a "
@@ -55,14 +53,30 @@ class PolicyConfig(ResponseConfig):
     chunk_tokens: int = Field(2048, ge=1, description="tokens per device whose logits are in memory at once")
 
     @property
-    def updates(self) -> int:
-        """Updates of the optimizer in a training step."""
-        return self.epochs * self.minibatches
+    def minibatch_count(self) -> int:
+        """Parts of a batch with an optimizer update each."""
+        return self.minibatches
 
     @property
-    def minibatch_count(self) -> int:
-        """Parts of a batch that get an update each."""
-        return self.minibatches
+    def updates(self) -> int:
+        """Optimizer updates in a training step."""
+        return self.epochs * self.minibatches
+
+    def check_run(self, run: Any) -> None:
+        """Refuses batches that do not divide, pmap, and responses that do not fit."""
+        size, parts = run.training.batch_size, run.training.accumulate * self.minibatches
+        if size % self.responses_per_prompt or size % parts:
+            raise ValueError(
+                f"training.batch_size is {size} responses, expected a multiple of {self.responses_per_prompt} "
+                f"responses a prompt and of {parts} (task.minibatches times training.accumulate)"
+            )
+        if run.parallel.strategy == "pmap":
+            raise ValueError("parallel.strategy is pmap with an objective that generates, expected jit")
+        if run.model.architecture == "decoder" and self.max_new_tokens >= run.sequence_length:
+            raise ValueError(
+                f"task.max_new_tokens is {self.max_new_tokens}, expected less than training.sequence_length "
+                f"{run.sequence_length}, which holds the prompt, too"
+            )
 
     def parts(self, record: Record) -> list[Any]:
         """The prompt."""
@@ -71,8 +85,6 @@ class PolicyConfig(ResponseConfig):
 
 class PPOConfig(PolicyConfig):
     """Proximal policy optimisation, with a value function."""
-
-    with_values = True
 
     type: Literal["ppo"] = Field("ppo", description="objective")
     epochs: int = Field(4, ge=1, description="passes over the responses of a step")
@@ -116,13 +128,9 @@ class RLOOConfig(GroupConfig):
 
 
 class Response(NamedTuple):
-    """A generated response.
+    """A response, end token included if it ``ended``.
 
-    Attributes:
-        prompt: tokens of the prompt.
-        tokens: tokens of the response, end token included.
-        log_probs: log-probabilities of these tokens when they were sampled.
-        ended: the response has an end token.
+    It comes with its prompt and the log-probabilities of its tokens when they were sampled.
     """
 
     prompt: list[int]
@@ -162,7 +170,7 @@ class Policy(ResponseTask):
 
     def model(self, config: TransformerConfig) -> nn.Module:
         """The language model, for PPO with a value head."""
-        return with_value(config) if self.config.with_values else super().model(config)
+        return with_value(config) if isinstance(self.config, PPOConfig) else super().model(config)
 
     def rows(self, data: Sequence[Record]) -> Rows:
         """One row per prompt; raises ``UserError`` if no row can be used."""
@@ -209,12 +217,10 @@ class Policy(ResponseTask):
     def log_probs_and_values(self, model: nn.Module, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
         """Log-probabilities ``[B, T]`` of the response's tokens at the sampling temperature, 0 elsewhere, and values.
 
-        Jitted by the caller; values ``[B, T]``, before each token, are None for a model without a value head.
+        Jitted by the caller; values ``[B, T]``, before each token, are PPO's, else None.
         """
-        inputs = {name: batch[name] for name in INPUTS if name in batch}
-        valued = hasattr(model, "hidden_head_and_values")
-        method = "hidden_head_and_values" if valued else "hidden_and_head"
-        hidden, head, *values = apply(model, params, inputs, None, method)
+        method = "hidden_head_and_values" if isinstance(self.config, PPOConfig) else "hidden_and_head"
+        hidden, head, *values = apply(model, params, batch, None, method)
         if (t := self.config.temperature) != 1:
             # The bias is not multiplied by the hidden states, so it is scaled separately.
             hidden, head = hidden / t, replace(head, bias=None if head.bias is None else head.bias / t)
@@ -227,14 +233,9 @@ class Policy(ResponseTask):
     ) -> tuple[Batch, dict[str, jax.Array], Any]:
         """Old log-probabilities, advantages and returns, before the first update.
 
-        Args:
-            model: the policy.
-            params: of the policy that generated the responses.
-            batch: result of ``batch``, with ``scores [B]`` and ``reference_log_probs [B, T]``.
-            carried: from the previous step.
-
-        Returns:
-            Further columns of the batch, means over the responses to be logged, and ``carried`` for the next step.
+        ``params`` generated the responses of ``batch``, the result of ``batch`` with ``scores [B]`` and
+        ``reference_log_probs [B, T]``; ``carried`` comes from the previous step. Returns further columns of the batch,
+        means over the responses to be logged, and ``carried`` for the next step.
         """
         c, mask = self.config, batch["labels"] != F.IGNORE
         old, values = self.log_probs_and_values(model, params, batch)
@@ -273,19 +274,17 @@ class Policy(ResponseTask):
         old, advantages = batch["old_log_probs"], batch["advantages"]
         match c:
             case PPOConfig():
-                assert values is not None
                 policy = F.ppo_policy_loss(log_probs, old, advantages, mask, clip=c.clip)
-                value = F.ppo_value_loss(values, batch["old_values"], batch["returns"], mask, clip=c.value_clip)
-                objective = policy.total + c.value_coefficient * value.total
-                further = {"value_loss": value.total}
             case GRPOConfig():
                 options = c.model_dump(include={"clip", "clip_above", "kl_coefficient", "mean_over"})
                 reference = batch["reference_log_probs"]
                 policy = F.grpo_loss(log_probs, old, advantages, mask, reference_log_probs=reference, **options)
-                objective, further = policy.total, {}
             case _:
                 policy = F.rloo_loss(log_probs, old, advantages, mask, clip=c.clip)
-                objective, further = policy.total, {}
-        metrics = {"loss": objective, "policy_loss": policy.total, **further}
-        metrics |= {"clipped": policy.clipped, "moved_kl": policy.kl}
-        return LossSums(objective, policy.weight, metrics)
+        metrics = {"policy_loss": policy.total, "clipped": policy.clipped, "moved_kl": policy.kl}
+        objective = policy.total
+        if isinstance(c, PPOConfig):
+            assert values is not None
+            value = F.ppo_value_loss(values, batch["old_values"], batch["returns"], mask, clip=c.value_clip)
+            objective, metrics["value_loss"] = policy.total + c.value_coefficient * value.total, value.total
+        return LossSums(objective, policy.weight, {"loss": objective, **metrics})

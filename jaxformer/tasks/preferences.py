@@ -34,9 +34,10 @@ def pair_report(name: str, records: Sequence[Record], values: np.ndarray) -> Rep
     return Report(metrics, predictions)
 
 
-def flat_inputs(batch: Batch, names: Sequence[str]) -> Batch:
+def flat_inputs(batch: Batch) -> Batch:
     """``[B, n, T]`` to ``[B n, T]``, with a different example id for each text."""
     B, n = batch["input_ids"].shape[:2]
     examples = jnp.asarray(batch.get("example_ids", jnp.arange(B)))
+    names = ("input_ids", "attention_mask", "decoder_input_ids")
     flat = {name: batch[name].reshape(B * n, -1) for name in names if name in batch}
     return {**flat, "example_ids": jnp.ravel(examples[:, None] * n + jnp.arange(n))}

@@ -55,11 +55,7 @@ class QuestionAnsweringConfig(R.SupervisedConfig):
         ]
 
     def answers_of(self, record: R.Record) -> list[Answer]:
-        """The correct answers; none if the question cannot be answered.
-
-        Raises:
-            UserError: neither of the two formats, or an answer is not found at its start.
-        """
+        """The correct answers, none if there is no answer; a ``UserError`` if one is not at its start."""
         value = R.column(record, self.answers_column, "answers_column")
         try:
             if isinstance(value, dict):
@@ -83,13 +79,9 @@ class QuestionAnsweringConfig(R.SupervisedConfig):
 
 
 class Window(NamedTuple):
-    """A part of a context with its question.
+    """A part of a context with its question: ``[CLS] question [SEP] part [SEP]``, for the record of this number.
 
-    Attributes:
-        record: number of the record.
-        inputs: ``[CLS] question [SEP] part [SEP]``.
-        begin: position of the first token of the part.
-        offsets: characters ``[start, end)`` of the context for each token of the part.
+    ``begin`` is the position of the first token of the part, ``offsets`` the characters of the context of each token.
     """
 
     record: int

@@ -73,11 +73,8 @@ class BadRow(Exception):  # noqa: N818  a property of the data, not an error of 
 class Tally:
     """Counts of the rows of a split that are skipped or truncated.
 
-    Attributes:
-        policy: ``report`` skips an unusable row and warns, ``error`` stops at the first.
-        total: rows read.
-        left_out: file and line of each skipped row, and the reason.
-        cut: file and line of each row with a truncated response.
+    The policy ``report`` skips an unusable row and warns, ``error`` stops at the first. ``left_out`` has file and line
+    of each skipped row and the reason, ``cut`` those of each row with a truncated response.
     """
 
     policy: BadRows = "report"
@@ -118,11 +115,7 @@ def check_length(task: Task, shortest: int) -> None:
 
 
 def column(record: Record, name: str, key: str) -> Any:
-    """The value in the column ``name``, which is configured as ``task.KEY``.
-
-    Raises:
-        UserError: the record has no such column, or null in it.
-    """
+    """The value in the column ``name``, configured as ``task.KEY``; a ``UserError`` if it is missing or null."""
     if name not in record:
         found = ", ".join(map(str, record)) or "none"
         raise UserError(f"{where(record)} has no column {name!r}, only {found}: set task.{key} to one of them")
@@ -148,11 +141,7 @@ def items(record: Record, name: str, key: str) -> list[str]:
 
 
 def find_labels(configured: Sequence[str] | None, found: Iterable[str]) -> tuple[str, ...]:
-    """Class names: as configured, else those of the training records, sorted (as numbers if all are).
-
-    Raises:
-        UserError: a configured name is repeated.
-    """
+    """Class names: as configured, else those of the training records, sorted (as numbers if all are)."""
     if configured is not None:
         if len(set(configured)) < len(configured):
             raise UserError(f"task.labels is {list(configured)}, expected each label once")

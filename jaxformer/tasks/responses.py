@@ -30,12 +30,10 @@ FILL = {"input_ids": 0, "decoder_input_ids": 0, "labels": F.IGNORE}  # of paddin
 
 @dataclass(frozen=True)
 class Encoded:
-    """A prompt and its response as tokens.
+    """A prompt and its response as tokens; ``learned`` marks the ids of the response that are learned.
 
-    Attributes:
-        prompt: ids before the first learned one; an encoder's input, end token included.
-        response: the other ids, end token included.
-        learned: which ids of ``response`` are learned; all but those between two answers of a dialogue.
+    A decoder's prompt ends before the first learned id, an encoder's with its end token; the response has the other
+    ids.
     """
 
     prompt: list[int]
@@ -71,15 +69,11 @@ def read_rows(records: Sequence[Record], read: Callable[[Record], Any], tally: T
 
 
 class ResponseEncoder:
-    """Encodes prompts and responses for a decoder or an encoder-decoder.
+    """Encodes prompts and responses for a decoder or, ``two_sided``, an encoder-decoder.
 
-    The prompt's tokens are those of the prompt alone, as in generation, after the tokenizer's prefix; the response ends
-    with the end-of-text token. A dialogue is rendered by its chat template, and its special tokens are encoded as such.
-
-    Args:
-        tokenizer: of the model.
-        chat_template: ``task.chat_template``.
-        two_sided: the model is an encoder-decoder, so that the prompt has an end token.
+    The prompt's tokens are those of the prompt alone, as in generation, after the tokenizer's prefix; an encoder's ends
+    with an end token. The response ends with the end-of-text token. A dialogue is rendered by its chat template, and
+    its special tokens are encoded as such.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizer, chat_template: str | None, two_sided: bool = False) -> None:
@@ -97,9 +91,8 @@ class ResponseEncoder:
         found: dict[int, Encoded] = dict(zip(texts, self._texts(list(texts.values())), strict=True))
         for number, (record, answered) in enumerate(rows):
             if number not in texts:
-                writer = self.chat_writer()
                 try:
-                    found[number] = self._dialogue(answered, writer)
+                    found[number] = self._dialogue(answered)
                 except BadRow as reason:
                     tally.leave_out(record, str(reason))
         return [found.get(number) for number in range(len(rows))]
@@ -116,12 +109,7 @@ class ResponseEncoder:
         return [self._prompt(ids) for ids in encode_batch(self.tokenizer, texts)]
 
     def chat_prompt(self, messages: list[Message]) -> list[int]:
-        """The ids before the answer to these messages.
-
-        Raises:
-            BadRow: not a list of messages, or the template rejects them.
-            UserError: there is no template.
-        """
+        """The ids before the answer to these messages; raises ``BadRow`` if there can be none."""
         return self._chat_ids(self.chat_writer().checked(messages))
 
     def _chat_ids(self, messages: list[Message]) -> list[int]:
@@ -143,7 +131,8 @@ class ResponseEncoder:
     def _answer(self, prompt: list[int], response: list[int]) -> Encoded:
         return Encoded(prompt, [*response, self.end_id], [True] * (len(response) + 1))
 
-    def _dialogue(self, answered: Answered, writer: ChatWriter) -> Encoded:
+    def _dialogue(self, answered: Answered) -> Encoded:
+        writer = self.chat_writer()
         messages, first = writer.checked([*answered.prompt, *answered.response]), len(answered.prompt)
         answers = [n for n, message in enumerate(messages) if n >= first and message["role"] == "assistant"]
         if not answers:
@@ -172,11 +161,7 @@ def check_prompt(ids: Sequence[int], longest: int) -> None:
 def encode_prompts(
     encoder: ResponseEncoder, records: Sequence[Record], reader: PromptReader, tally: Tally, longest: int
 ) -> list[tuple[Record, list[int]]]:
-    """The usable rows with the ids of their prompts, at most ``longest`` tokens, as in generation.
-
-    Raises:
-        UserError: there are dialogues and no chat template.
-    """
+    """The usable rows with the ids of their prompts, at most ``longest`` tokens, as in generation."""
     rows = read_rows(records, reader.read, tally)
     texts = iter(encoder.prompts([prompt for _, prompt in rows if isinstance(prompt, str)]))
     usable = []
@@ -235,7 +220,7 @@ class ResponseTask(Task):
     @property
     def target_length(self) -> int | None:
         """Longest response of an encoder-decoder, tokens; None for a decoder, whose rows have the prompt too."""
-        return (self.config.longest_target or self.sequence_length) if self.two_sided else None
+        return (self.config.target_length or self.sequence_length) if self.two_sided else None
 
     @property
     def room(self) -> int:
@@ -284,11 +269,7 @@ class ResponseTask(Task):
         fill: dict[str, float] | None = None,
         stacked: Sequence[str] = (),
     ) -> ExampleRows:
-        """The rows of a split, with the skipped ones; logs what was skipped and truncated.
-
-        Raises:
-            UserError: no row is left.
-        """
+        """The rows of a split, with the skipped ones; logs what was skipped and truncated."""
         target = self.target_length
         tally.report(f" to fit {target or self.sequence_length} tokens")
         lengths = {name: target for name in ("decoder_input_ids", "decoder_segment_ids", "labels") if target}

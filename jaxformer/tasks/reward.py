@@ -20,8 +20,6 @@ from jaxformer.tasks.records import BadRow, Record, Tally, apply, stack_rows
 from jaxformer.tasks.responses import FILL, ResponseEncoder, ResponseTask
 from jaxformer.tasks.row_readers import Pair, PairReader
 
-INPUTS = ("input_ids", "attention_mask")
-
 
 class RewardConfig(PreferenceConfig):
     """Learn to score responses from preferences."""
@@ -77,11 +75,7 @@ class Reward(ResponseTask):
         return heads.SequenceClassifier(config, 1)
 
     def rows(self, data: Sequence[Record]) -> Rows:
-        """One row per pair, ``input_ids [2, T]``, the preferred response first.
-
-        Raises:
-            UserError: no row can be used.
-        """
+        """One row per pair, ``input_ids [2, T]``, the preferred response first; a ``UserError`` if there is none."""
         tally = Tally(self.config.bad_rows, len(data))
         reader = PairReader(self.config.columns, self.encoder.writer is not None)
 
@@ -98,7 +92,7 @@ class Reward(ResponseTask):
 
     def _scores(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Any:
         """Scores ``[B, 2]``, zeros in padding rows, and weights, 1 for pairs and 0 for padding rows."""
-        logits = apply(model, params, flat_inputs(batch, INPUTS), dropout_key).logits[:, 0].reshape(-1, 2)
+        logits = apply(model, params, flat_inputs(batch), dropout_key).logits[:, 0].reshape(-1, 2)
         real = jnp.any(batch["attention_mask"] == 1, axis=(1, 2))
         return jnp.where(real[:, None], logits, 0.0), real.astype(jnp.float32)
 

@@ -50,11 +50,9 @@ def alpaca_prompt(instruction: str, context: str = "") -> str:
 
 
 class ColumnReader:
-    """Base class of the readers.
+    """Base class of the readers; ``columns`` are the data's column names by ours, where they differ.
 
-    Args:
-        columns: the data's column names by ours, where they differ.
-        as_messages: rows that have a text format of their own are converted to messages for a chat template.
+    With ``as_messages``, rows that have a text format of their own are converted to messages for a chat template.
     """
 
     def __init__(self, columns: Mapping[str, str], as_messages: bool = False) -> None:
@@ -101,11 +99,7 @@ class RowReader(ColumnReader):
         raise BadRow(f"a column is missing, expected {wanted}")
 
     def read(self, record: Record) -> Answered:
-        """Prompt and response.
-
-        Raises:
-            BadRow: a column is missing or contains no text, or the response is empty.
-        """
+        """Prompt and response; ``BadRow`` if a column is missing or contains no text, or the response is empty."""
         form = self._form_of(record)
         if form == "messages":
             return Answered([], self._value(record, "messages"))

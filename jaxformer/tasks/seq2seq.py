@@ -41,11 +41,6 @@ class Seq2SeqConfig(TaskSchema):
         "13a", description="tokenizer of BLEU: 13a (the default of sacrebleu), intl (Unicode) or char (characters)"
     )
 
-    @property
-    def longest_target(self) -> int:
-        """Longest target, tokens."""
-        return self.target_length
-
     def texts(self, record: R.Record) -> list[str]:
         """The source with its prefix, and the target."""
         source = self.prefix + R.text(record, self.source_column, "source_column")

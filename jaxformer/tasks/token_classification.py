@@ -59,11 +59,9 @@ class TokenClassificationConfig(R.LabelledConfig):
 
 
 class Aligned(NamedTuple):
-    """A tokenised sentence.
+    """A tokenised sentence: ids without special tokens, truncated, and the words of its tokens.
 
-    Attributes:
-        ids: without special tokens, truncated.
-        spans: ``(token, first, end)``: the token has the tag of the word ``first`` and stands for ``[first, end)``.
+    A span ``(token, first, end)`` gives the token the tag of the word ``first``; it stands for ``[first, end)``.
     """
 
     ids: list[int]

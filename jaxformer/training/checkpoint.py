@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 import threading
-from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,7 @@ def _file_sizes(folder: Path) -> dict[str, int]:
 def find_damage(folder: Path) -> str | None:
     """Describes the first damaged file of a checkpoint; None if there is none.
 
-    A checkpoint without a list is intact: its process died after Orbax committed it (by renaming) and before the list
-    was written.
+    A checkpoint without a list is intact: its process died after Orbax committed it and before the list was written.
     """
     manifest = folder / MANIFEST
     if not manifest.exists():
@@ -53,36 +52,31 @@ class Checkpoints:
     """The checkpoints of one run, ``folder/<step>/``: the newest ``keep_last`` and the ``keep_best`` of lowest loss."""
 
     def __init__(self, folder: Path, keep_last: int = 2, keep_best: int = 1) -> None:
-        self.folder = folder
-        policies = ocp.training.preservation_policies
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics["loss"],
-            reverse=True,  # the last of descending losses are the best
-            n=keep_best,
-            keep_checkpoints_without_metrics=False,
-        )
-        policy = policies.AnyPreservationPolicy([policies.LatestN(keep_last), best])
-        self._open: Callable[[], Any] = lambda: ocp.training.Checkpointer(
-            folder.absolute(), preservation_policy=policy, cleanup_tmp_directories=True
-        )
-        self._opened: Any = None
+        self.folder, self._keep_last, self._keep_best = folder, keep_last, keep_best
         self._damaged = False
         self._lock = threading.Lock()
         # What this process saved: the folder of a shared file system may show it to others late.
         self._saved: set[int] = set()
         self._pending: tuple[int, Any] | None = None
 
-    @property
+    @cached_property
     def _checkpointer(self) -> Any:
         """Orbax's, which remembers what is in the folder, so it is opened once that is settled."""
-        if self._opened is None:
-            self._opened = self._open()
-        return self._opened
+        policies = ocp.training.preservation_policies
+        best = policies.BestN(
+            get_metric_fn=lambda metrics: metrics["loss"],
+            reverse=True,  # the last of descending losses are the best
+            n=self._keep_best,
+            keep_checkpoints_without_metrics=False,
+        )
+        policy = policies.AnyPreservationPolicy([policies.LatestN(self._keep_last), best])
+        return ocp.training.Checkpointer(
+            self.folder.absolute(), preservation_policy=policy, cleanup_tmp_directories=True
+        )
 
     def _close(self) -> None:
-        if self._opened is not None:
-            self._opened.close()
-            self._opened = None
+        if (opened := self.__dict__.pop("_checkpointer", None)) is not None:
+            opened.close()
 
     def steps(self) -> list[int]:
         """Steps of the committed checkpoints, oldest first."""
@@ -91,13 +85,8 @@ class Checkpoints:
     def save(self, step: int, state: Any, loss: float | None = None) -> None:
         """Starts writing; returns once the next step may donate the state's buffers.
 
-        Args:
-            step: name of the checkpoint; an existing one is kept, since a step has one state.
-            state: tree of arrays.
-            loss: validation loss, by which the best are kept; None counts as no candidate.
-
-        Raises:
-            UserError: if this or the previous checkpoint could not be written.
+        An existing checkpoint is kept, since a step has one state; by the validation loss the best are kept. Raises
+        ``UserError`` if this or the previous checkpoint could not be written.
         """
         self.wait()
         if step in self._saved:
@@ -112,11 +101,7 @@ class Checkpoints:
             raise self._failed(step, error) from error
 
     def wait(self) -> None:
-        """Waits for the checkpoint being written, and lists its files.
-
-        Raises:
-            UserError: if it could not be written; names the last good one.
-        """
+        """Waits for the checkpoint being written; a ``UserError`` says that it failed and names the last good one."""
         if self._pending is None:
             return
         (step, response), self._pending = self._pending, None
@@ -147,11 +132,7 @@ class Checkpoints:
         )
 
     def read(self) -> dict[str, Any]:
-        """The newest intact checkpoint as it was written: a nested dict of NumPy arrays.
-
-        Raises:
-            UserError: if there is none.
-        """
+        """The newest intact checkpoint as it was written, a nested dict of NumPy arrays; else a ``UserError``."""
         for step in reversed(self.steps()):
             if find_damage(self.folder / str(step)) is None:
                 return self._read(step)
@@ -254,12 +235,9 @@ class Checkpoints:
 
 
 def _named_shapes(tree: Any) -> dict[str, str]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {
-        "/".join(str(getattr(part, "name", getattr(part, "key", getattr(part, "idx", part)))) for part in path): (
-            f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
-        )
-        for path, leaf in leaves
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 
 

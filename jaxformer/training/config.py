@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -15,7 +15,7 @@ from jaxformer.lora.factors import LoraConfig
 from jaxformer.models.config import TransformerConfig
 from jaxformer.parallel.mesh import ParallelConfig
 from jaxformer.schema import Schema, UserError
-from jaxformer.tasks import TASKS, CausalLMConfig, PolicyConfig, TaskConfig, check_fit, task_config
+from jaxformer.tasks import TASKS, CausalLMConfig, TaskConfig, check_fit, task_config
 from jaxformer.tokenizers import TokenizerConfig
 from jaxformer.training.optimizer import OptimizerConfig, ScheduleConfig
 
@@ -136,13 +136,7 @@ class RunConfig(Schema):
             raise ValueError(
                 f"training.sequence_length is {t.sequence_length}, expected at most model.max_length {model.max_length}"
             )
-        if self.task.needs_whole_batch and (t.accumulate > 1 or self.parallel.strategy == "pmap"):
-            raise ValueError(
-                "task.loss kto compares with a mean over the whole batch, expected training.accumulate 1 and "
-                "parallel.strategy jit"
-            )
-        if self.task.generates:
-            self._check_policy(cast(PolicyConfig, self.task))
+        self.task.check_run(self)
         if self.lora is not None and model.pretrained is None:
             raise ValueError("lora is given without model.pretrained, expected a model to freeze; give both")
         if self.lora is not None and (self.optimizer.freeze or self.optimizer.layer_decay != 1):
@@ -154,32 +148,13 @@ class RunConfig(Schema):
             raise ValueError("training.early_stopping is given without training.eval_every; give both")
         return self
 
-    def _check_policy(self, task: PolicyConfig) -> None:
-        size, parts = self.training.batch_size, self.training.accumulate * task.minibatches
-        if size % task.responses_per_prompt or size % parts:
-            raise ValueError(
-                f"training.batch_size is {size} responses, expected a multiple of {task.responses_per_prompt} "
-                f"responses a prompt and of {parts} (task.minibatches times training.accumulate)"
-            )
-        if self.parallel.strategy == "pmap":
-            raise ValueError("parallel.strategy is pmap with an objective that generates, expected jit")
-        if self.model.architecture == "decoder" and task.max_new_tokens >= self.sequence_length:
-            raise ValueError(
-                f"task.max_new_tokens is {task.max_new_tokens}, expected less than training.sequence_length "
-                f"{self.sequence_length}, which holds the prompt, too"
-            )
-
 
 def parse_config(keys: Mapping[str, Any], origin: str, overridden: Iterable[str] = ()) -> RunConfig:
     """The validated configuration, a function of the keys alone: no file is read.
 
-    Args:
-        keys: sections of keys, ``model.pretrained`` already resolved (``training.sources.resolve``).
-        origin: where the keys come from, for error messages.
-        overridden: paths of keys that come from the command line.
-
-    Raises:
-        UserError: one line that names the origin, the key, what was got and what was expected.
+    ``keys`` are sections of keys, ``model.pretrained`` already resolved (``training.sources.resolve``). A ``UserError``
+    is one line that names the origin (or the command line, for ``overridden`` keys), the key, what was got and
+    expected.
     """
     try:
         return RunConfig.model_validate(dict(keys))
@@ -188,11 +163,7 @@ def parse_config(keys: Mapping[str, Any], origin: str, overridden: Iterable[str]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping a YAML file holds.
-
-    Raises:
-        UserError: if the file is missing, is not YAML or holds something else.
-    """
+    """The mapping a YAML file holds; a ``UserError`` if the file is missing, is not YAML or holds something else."""
     try:
         keys = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -218,11 +189,7 @@ def dump_config(config: RunConfig) -> str:
 
 
 def apply_override(keys: dict[str, Any], override: str) -> str:
-    """Sets the key of a ``key.path=value`` override and returns its path.
-
-    Raises:
-        UserError: if it has no value, or names a section within a value.
-    """
+    """Sets the key of a ``key.path=value`` override and returns its path; a ``UserError`` if it cannot be set."""
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise UserError(f"override {override!r} has no value, expected key.path=value, for instance training.steps=100")

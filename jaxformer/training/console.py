@@ -2,20 +2,13 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 
@@ -116,6 +109,14 @@ class Counter:
         if now - self._last > 0.1:
             self._last = now
             self._progress.update(self._task, description=f"{self._title}: {done:,} {self._unit}, {size / 1e6:,.1f} MB")
+
+    def counted(self, texts: Iterable[str]) -> Iterator[str]:
+        """The texts, counted as they pass."""
+        size = 0
+        for count, text in enumerate(texts):
+            size += len(text)
+            self(count, size)
+            yield text
 
 
 def show_warnings(console: Console, debug: bool) -> None:

@@ -1,6 +1,7 @@
 """Evaluation: the mean loss over the whole validation set and, where the objective has one, its report."""
 
 import json
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,6 @@ import jax
 import numpy as np
 
 from jaxformer.atomic import write_atomically
-from jaxformer.data.loader import evaluation_batches
-from jaxformer.models.partition import on_mesh
-from jaxformer.parallel.batch import local_rows, put_batch
-from jaxformer.parallel.mesh import RULES, replicated
 from jaxformer.schema import UserError
 from jaxformer.tasks.base import Report, TaskSchema
 from jaxformer.tasks.confusion_matrix import confusion_matrix_plot
@@ -23,7 +20,6 @@ from jaxformer.training.rollout import PolicyEvaluator, Rollouts
 from jaxformer.training.run import Run
 from jaxformer.training.sources import CHECKPOINTS
 from jaxformer.training.state import TrainState
-from jaxformer.training.step import make_eval_step
 
 PREDICTIONS, CONFUSION = "predictions.jsonl", "confusion_matrix.png"
 
@@ -33,47 +29,36 @@ class Evaluator:
 
     def __init__(self, run: Run, frozen: Any) -> None:
         self.run, self._frozen = run, frozen
-        self._step = self._jit(make_eval_step(run.model, run.task))
-
-    def _jit(self, function: Any) -> Any:
-        """Jits for results on every device, so that every process can read them."""
-        return jax.jit(on_mesh(function, self.run.mesh, RULES), out_shardings=replicated(self.run.mesh))
+        self._step = run.jit(lambda params, batch: run.task.loss(run.model, params, batch, None)[1:])
 
     @cached_property
     def _predict(self) -> Any:
-        task = self.run.task
-        return self._jit(lambda params, batch: task.predict(self.run.model, params, batch))
-
-    def _batches(self) -> Any:
-        c, rows, mesh = self.run.config, self.run.validation_rows, self.run.mesh
-        assert rows is not None
-        size = c.training.eval_batch_size or c.training.batch_size
-        for batch in evaluation_batches(rows, size, c.seed, self.run.task.features, local_rows(size, mesh)):
-            yield put_batch(batch, size, mesh)
+        run = self.run
+        return run.jit(lambda params, batch: run.task.predict(run.model, params, batch))
 
     def losses(self, state: TrainState) -> tuple[dict[str, float], float]:
         """Means over the validation set, ``loss`` among them, and the weight they were divided by."""
-        params = self.run.assembled(state.evaluation_params, self._frozen)
+        params, rows = self.run.division.assemble(self._frozen, state.evaluation_params), self.run.validation_rows
+        assert rows is not None
         sums: dict[str, float] = {}
         weight = 0.0
-        for batch in self._batches():
-            parts, part = jax.device_get(self._step(params, batch))
+        for batch in self.run.batches_of(rows):
+            part, values = jax.device_get(self._step(params, batch))
             weight += float(part)
-            for name, value in parts.items():
+            for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
         return {name: total / (weight or 1.0) for name, total in sums.items()}, weight
 
     def report(self, state: TrainState) -> Report | None:
         """The objective's report on its predictions; None for objectives with a loss alone."""
-        params = self.run.assembled(state.evaluation_params, self._frozen)
+        params, rows = self.run.division.assemble(self._frozen, state.evaluation_params), self.run.validation_rows
         if not self.run.task.reports:
             return None
+        assert rows is not None
         parts: dict[str, list[np.ndarray]] = {}
-        for batch in self._batches():
+        for batch in self.run.batches_of(rows):
             for name, array in jax.device_get(self._predict(params, batch)).items():
                 parts.setdefault(name, []).append(array)
-        rows = self.run.validation_rows
-        assert rows is not None
         outputs = {name: np.concatenate(arrays)[: rows.num_rows] for name, arrays in parts.items()}
         return self.run.task.report(self.run.splits.validation if rows.records is None else rows.records, outputs)
 
@@ -81,20 +66,15 @@ class Evaluator:
 def evaluate_checkpoint(run: Run) -> tuple[int, dict[str, float], float, Report | None]:
     """Evaluates the newest whole checkpoint of a run: its step, mean losses, their weight and the report.
 
-    The validation data may be other than the run's; model and tokenizer may not.
-
-    Raises:
-        UserError: if there is no checkpoint or no validation data.
+    The validation data may be other than the run's; model and tokenizer may not. Raises ``UserError`` if there is no
+    checkpoint or no validation data.
     """
     if run.validation_rows is None:
         raise UserError("there is no validation data: set data.validation_path or data.validation_fraction")
     if not (run.folder / CHECKPOINTS).exists():
         raise UserError(f"{run.folder} has no checkpoints, expected a trained run; train it first, without --evaluate")
-    checkpoints = Checkpoints(run.folder / CHECKPOINTS)
-    try:
+    with closing(Checkpoints(run.folder / CHECKPOINTS)) as checkpoints:
         restored = checkpoints.restore(run.abstract)
-    finally:
-        checkpoints.close()
     assert restored is not None, "restore returns nothing only where there is no folder"
     step, state = restored
     fill_reference(run)
@@ -104,16 +84,10 @@ def evaluate_checkpoint(run: Run) -> tuple[int, dict[str, float], float, Report 
 
 
 def make_evaluator(run: Run, frozen: Any, rollouts: Rollouts | None = None) -> Evaluator | PolicyEvaluator:
-    """The evaluator of a run: the loss, or for a policy its responses to unseen prompts.
-
-    Args:
-        run: prepared.
-        frozen: parameters that are not trained.
-        rollouts: of a policy's training, if there are any.
-    """
-    if not run.config.task.generates:
-        return Evaluator(run, frozen)
-    return PolicyEvaluator(run, Rollouts(run, frozen) if rollouts is None else rollouts)
+    """The evaluator of a run: the loss, or for a policy its responses to unseen prompts."""
+    if run.config.task.generates:
+        return PolicyEvaluator(run, Rollouts(run, frozen) if rollouts is None else rollouts)
+    return Evaluator(run, frozen)
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
@@ -130,13 +104,8 @@ def write_report(report: Report, folder: Path) -> list[Path]:
 
 def headline(values: dict[str, float], weight: float, task: TaskSchema) -> str:
     """The loss and what it is averaged over; a policy has no loss, and its report says how good it is."""
-    over = f"over {amount(weight, task)}"
+    over = f"over {weight:,.0f} {task.unit}{task.weighting}"
     return over if task.generates else f"loss {values['loss']:.4f} {over}"
-
-
-def amount(weight: float, task: TaskSchema) -> str:
-    """The count or weight that a loss is averaged over, in words."""
-    return f"{weight:,.0f} {task.unit}{task.weighting}"
 
 
 def in_words(report: Report) -> str:

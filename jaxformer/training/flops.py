@@ -43,11 +43,8 @@ def flops_per_step(
     parameters meet the target's tokens, a masked-language-model head only the hidden ones. Chowdhery et al. 2022,
     "PaLM", appendix B; causal masking is not subtracted there either.
 
-    Args:
-        config: of the model.
-        params: its parameters, or their shapes.
-        shapes: of the batch's arrays by name.
-        frozen: the parameters get no gradient, which is ``4 P`` instead; the few that do then (LoRA) are left out.
+    ``shapes`` are those of the batch's arrays by name. Frozen parameters get no gradient, which is ``4 P`` instead; the
+    few that do then (LoRA) are left out.
     """
     each = 4.0 if frozen else 6.0
     rows, source = math.prod(shapes["input_ids"][:-1]), shapes["input_ids"][-1]

@@ -6,35 +6,30 @@ import jax
 
 from jaxformer.functional import purpose_key
 from jaxformer.parallel.mesh import parameter_shardings
+from jaxformer.training.adapter import STUDENT, TEACHER
 from jaxformer.training.console import Display
 from jaxformer.training.pretrained import earlier_params
 from jaxformer.training.run import Run
-from jaxformer.training.state import TrainState, abstract_params, init_state, state_of
-from jaxformer.training.teacher import STUDENT, TEACHER, read_teacher
+from jaxformer.training.state import TrainState, init_state, state_of
+from jaxformer.training.teacher import read_teacher
 from jaxformer.training.transfer import Transfer, start_params
 
 
 def start_state(run: Run, display: Display | None = None) -> tuple[TrainState, Any]:
     """The initial state and the frozen parameters, from ``model.pretrained`` if there is one.
 
-    Args:
-        run: prepared.
-        display: shows which parameters were loaded and which are new; None shows nothing.
+    The display shows which parameters were loaded and which are new.
     """
     if run.config.model.pretrained is None:
         state = init_state(run.model, run.optimizer, run.config.seed, run.abstract, run.task.carried)
-        return state, start_frozen(run, display)
+        return state, start_frozen(run)
     frozen, trained = _parts(run, display)
     return state_of(trained, run.optimizer, run.abstract, run.task.carried), frozen
 
 
 def start_frozen(run: Run, display: Display | None = None) -> Any:
-    """The frozen parameters alone, for a resumed run; None where everything is trained."""
-    if run.adapter is None:
-        return None
-    if run.config.model.pretrained is None:
-        return _with_teacher(run, {STUDENT: None})
-    return _parts(run, display)[0]
+    """The frozen parameters alone, for a resumed run."""
+    return _with_teacher(run, {STUDENT: None}) if run.config.lora is None else _parts(run, display)[0]
 
 
 def start_trained(run: Run) -> Any:
@@ -46,28 +41,24 @@ def start_trained(run: Run) -> Any:
 
 def _parts(run: Run, display: Display | None) -> tuple[Any, Any]:
     """The frozen and the trained part, with the parameters of ``model.pretrained``."""
-    source = run.config.model.pretrained
+    source, division = run.config.model.pretrained, run.division
     assert source is not None
     earlier, elsewhere = earlier_params(source, run.model, run.task.labels)
-    shardings = parameter_shardings(abstract_params(run.model), run.mesh)
-    kept = () if run.adapter is None else (run.adapter.kept,)
-    params, done = start_params(run.model, run.config.seed, earlier, shardings, *kept)
-    done.left += elsewhere
+    shardings = parameter_shardings(division.boxed, run.mesh)
+    params, done = start_params(run.model, run.config.seed, earlier, shardings, division.kept)
+    done.left.extend(elsewhere)
     if display is not None:
         _say(display, source, done)
-    if run.adapter is None:
-        return None, params
     shardings = jax.tree.map(lambda leaf: leaf.sharding, run.abstract.params)
-    frozen, trained = run.adapter.begin_from(purpose_key(run.config.seed, "lora"), params, shardings)
+    frozen, trained = division.begin(purpose_key(run.config.seed, "lora"), params, shardings)
     return _with_teacher(run, frozen), trained
 
 
 def _with_teacher(run: Run, frozen: Any) -> Any:
     """The frozen part with the teacher read into it, where there is one."""
     if run.teacher is None or run.task.teacher is None:
-        return frozen
-    abstract = run.abstract_frozen[TEACHER]
-    return {**frozen, TEACHER: read_teacher(run.teacher.source, run.task.teacher, abstract)}
+        return {**frozen, TEACHER: None}
+    return {**frozen, TEACHER: read_teacher(run.teacher.source, run.task.teacher, run.abstract_frozen[TEACHER])}
 
 
 def _say(display: Display, source: str, done: Transfer) -> None:

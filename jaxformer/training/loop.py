@@ -40,13 +40,8 @@ from jaxformer.training.step import StepMetrics
 class Result:
     """The end of a run.
 
-    Attributes:
-        step: batches consumed.
-        loss: last validation loss, nats per token; None if nothing was evaluated.
-        sample: text drawn at the end, if the run came to its end.
-        report: the objective's report on its predictions at the end, if it has one.
-        folder: of the run.
-        stopped_by: name of the signal that ended the run early, or None.
+    ``loss`` is the last validation loss, ``report`` the objective's at the end; the sample is drawn only there.
+    ``stopped_by`` names the signal that ended the run early.
     """
 
     step: int
@@ -63,14 +58,10 @@ AGREEMENT_LAG = 2
 
 
 class StopRequest:
-    """A stop after the current step, requested by SIGTERM or Ctrl-C; a second Ctrl-C stops at once.
-
-    Attributes:
-        signal: name of the signal that this process got.
-    """
+    """A stop after the current step, requested by SIGTERM or Ctrl-C; a second Ctrl-C stops at once."""
 
     def __init__(self) -> None:
-        self.signal: str | None = None
+        self.signal: str | None = None  # name of the one that this process got
         self._agreed: str | None = None
         self._requests: deque[Any] = deque()
 
@@ -146,7 +137,7 @@ class Trainer:
         restored = self.checkpoints.restore(run.abstract)
         if restored is None:
             self.step, (self.state, self.frozen) = 0, start_state(run, display)
-            fill_reference(run, display, run.assembled(self.state.params, self.frozen))
+            fill_reference(run, display, run.division.assemble(self.frozen, self.state.params))
         else:
             self.step, self.state = restored
             self.frozen = start_frozen(run, display)

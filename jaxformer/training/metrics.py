@@ -40,10 +40,8 @@ class MetricsLog:
         self.records = [record for record in json.loads(text) if record["step"] <= step]
         self._file: TextIO | None = None
         self._tensorboard = self._wandb = None
-        if is_first():
-            self._open(output_dir, config, step, run_config)
-
-    def _open(self, output_dir: Path, config: LoggingConfig, step: int, run_config: dict[str, Any]) -> None:
+        if not is_first():
+            return
         output_dir.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in self.records))
         self._file = self.path.open("a", encoding="utf-8")

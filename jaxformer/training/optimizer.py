@@ -53,16 +53,11 @@ class ScheduleConfig(Schema):
 
 
 def build_schedule(config: ScheduleConfig, learning_rate: float, steps: int) -> optax.Schedule:
-    """Learning rate by number of updates done.
+    """Learning rate by number of updates done, of ``steps`` in the whole run.
 
-    After a linear rise over ``w`` steps: cosine ``f + (p-f)(1+cos(pi t))/2`` and linear ``p + (f-p) t`` with ``t`` the
-    share of the remaining steps; ``inverse_sqrt`` ``p sqrt(w/n)`` (Vaswani et al. 2017, section 5.3); ``wsd`` constant,
-    then linear to ``f`` (Hu et al. 2024, "MiniCPM", section 4).
-
-    Args:
-        config: the schedule.
-        learning_rate: peak ``p``.
-        steps: of the whole run.
+    After a linear rise over ``w`` steps to the peak ``p``: cosine ``f + (p-f)(1+cos(pi t))/2`` and linear ``p + (f-p)
+    t`` with ``t`` the share of the remaining steps; ``inverse_sqrt`` ``p sqrt(w/n)`` (Vaswani et al. 2017, section
+    5.3); ``wsd`` constant, then linear to ``f`` (Hu et al. 2024, "MiniCPM", section 4).
     """
     warmup, final = min(config.warmup_steps, steps), config.final_learning_rate
     rest = max(1, steps - warmup)
@@ -117,14 +112,8 @@ def layer_scales(params: Any, freeze: list[str], layer_decay: float) -> Any:
     layer, ``L + 1`` for the embedding (Howard, Ruder 2018, "ULMFiT", section 3.2; Clark et al. 2020, appendix B). 0 for
     what is frozen. Each side of an encoder-decoder counts for itself.
 
-    Args:
-        params: with layers stacked on the leading axis.
-        freeze: patterns of names, ``*`` for anything; a layer's parameters have its number in their name:
-            ``layers/0/attention/query/kernel``.
-        layer_decay: 1 treats all layers alike.
-
-    Raises:
-        UserError: if a pattern fits no parameter.
+    ``freeze`` has patterns of names, ``*`` for anything; a layer's parameters have its number in their name,
+    ``layers/0/attention/query/kernel``. Raises ``UserError`` if a pattern fits no parameter.
     """
     used: set[str] = set()
 
@@ -133,17 +122,15 @@ def layer_scales(params: Any, freeze: list[str], layer_decay: float) -> Any:
         used.update(fitting)
         return bool(fitting)
 
-    deepest = max(_layer_counts(params).values(), default=0)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    deepest = max((leaf.shape[0] for path, leaf in leaves if _is_stacked(path, leaf)), default=0)
 
     def scale(path: Any, leaf: Any) -> Any:
         names = [part.key for part in path]
-        if "layers" in names and _is_stacked(names, leaf):
-            before, after = names[: names.index("layers") + 1], names[names.index("layers") + 1 :]
-            layers = range(leaf.shape[0])
-            rates = [
-                0.0 if frozen("/".join([*before, str(i), *after])) else layer_decay ** (leaf.shape[0] - i)
-                for i in layers
-            ]
+        if _is_stacked(path, leaf):
+            first, count = names.index("layers") + 1, leaf.shape[0]
+            each = ["/".join([*names[:first], str(i), *names[first:]]) for i in range(count)]
+            rates = [0.0 if frozen(name) else layer_decay ** (count - i) for i, name in enumerate(each)]
             return np.array(rates, np.float32).reshape(-1, *(1,) * (leaf.ndim - 1))
         depth = deepest + 1 if {"embeddings", "shared", "relative_bias"} & set(names) else int("layers" in names)
         return 0.0 if frozen("/".join(names)) else layer_decay**depth
@@ -151,7 +138,7 @@ def layer_scales(params: Any, freeze: list[str], layer_decay: float) -> Any:
     scales = jax.tree_util.tree_map_with_path(scale, params)
     unused = [pattern for pattern in freeze if pattern not in used]
     if unused:
-        example = "/".join(part.key for part in jax.tree_util.tree_flatten_with_path(params)[0][0][0])
+        example = "/".join(part.key for part in leaves[0][0])
         raise UserError(
             f"optimizer.freeze has {unused[0]!r}, which fits no parameter; their names are like {example} and "
             "layers/0/attention/query/kernel"
@@ -159,18 +146,10 @@ def layer_scales(params: Any, freeze: list[str], layer_decay: float) -> Any:
     return scales
 
 
-def _is_stacked(names: list[str], leaf: Any) -> bool:
-    """True if a layer's parameter has the leading axis of stacked layers."""
-    return bool(leaf.ndim > layer_ndim("/".join(names)))
-
-
-def _layer_counts(params: Any) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        names = [part.key for part in path]
-        if "layers" in names and _is_stacked(names, leaf):
-            counts["/".join(names[: names.index("layers")])] = leaf.shape[0]
-    return counts
+def _is_stacked(path: Any, leaf: Any) -> bool:
+    """True if a parameter has the leading axis of stacked layers."""
+    names = [part.key for part in path]
+    return "layers" in names and bool(leaf.ndim > layer_ndim("/".join(names)))
 
 
 def scaled_by_layer(
@@ -181,14 +160,12 @@ def scaled_by_layer(
     So what is frozen neither decays nor counts in the gradient's norm.
     """
 
-    def scale(tree: Any, scales: Any) -> Any:
-        return jax.tree.map(lambda leaf, factor: leaf * factor, tree, scales)
-
     def drop_frozen(gradients: Any, params: Any) -> Any:
-        return scale(gradients, jax.tree.map(lambda s: np.sign(s), layer_scales(params, freeze, layer_decay)))
+        scales = layer_scales(params, freeze, layer_decay)
+        return jax.tree.map(lambda leaf, factor: leaf * np.sign(factor), gradients, scales)
 
     def by_layer(updates: Any, params: Any) -> Any:
-        return scale(updates, layer_scales(params, freeze, layer_decay))
+        return jax.tree.map(lambda leaf, factor: leaf * factor, updates, layer_scales(params, freeze, layer_decay))
 
     return optax.chain(optax.stateless(drop_frozen), optimizer, optax.stateless(by_layer))
 
@@ -204,6 +181,7 @@ def build_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.
     def mask(params: Any) -> Any:
         return decay_mask(params, c.decay)
 
+    decay = (optax.add_decayed_weights(c.weight_decay, mask), optax.scale_by_learning_rate(schedule))
     match c.type:
         case "adamw":
             optimizer = optax.adamw(schedule, c.beta1, c.beta2, c.epsilon, weight_decay=c.weight_decay, mask=mask)
@@ -224,18 +202,9 @@ def build_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.
             )
         case "adafactor":
             # optax's own decay is not multiplied by the learning rate, so decay is added where AdamW adds it.
-            optimizer = optax.chain(
-                optax.adafactor(None),
-                optax.scale(-1.0),
-                optax.add_decayed_weights(c.weight_decay, mask),
-                optax.scale_by_learning_rate(schedule),
-            )
+            optimizer = optax.chain(optax.adafactor(None), optax.scale(-1.0), *decay)
         case "sgd":
-            optimizer = optax.chain(
-                optax.trace(c.momentum) if c.momentum else optax.identity(),
-                optax.add_decayed_weights(c.weight_decay, mask),
-                optax.scale_by_learning_rate(schedule),
-            )
+            optimizer = optax.chain(optax.trace(c.momentum) if c.momentum else optax.identity(), *decay)
     if c.clip_norm is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(c.clip_norm), optimizer)
     if not c.freeze and c.layer_decay == 1.0:

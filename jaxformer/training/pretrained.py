@@ -3,6 +3,7 @@
 The earlier model is a run's folder, or one in the Hugging Face format: a folder or a name on the Hub.
 """
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
 from jaxformer.tasks import build_task
 from jaxformer.tokenizers import PreTrainedTokenizer, open_tokenizer
-from jaxformer.training.adapter import Adapter
+from jaxformer.training.adapter import Division
 from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.config import RunConfig, parse_config, read_yaml
 from jaxformer.training.sources import CHECKPOINTS, CONFIG_FILE, check_run, is_run
@@ -30,14 +31,7 @@ from jaxformer.training.transfer import start_params
 
 
 class SavedRun(NamedTuple):
-    """A run as it is saved in its folder, without its data.
-
-    Attributes:
-        config: of the run.
-        tokenizer: that it was trained with.
-        model: with the head of the objective.
-        labels: names of its classes.
-    """
+    """A run as it is saved in its folder, without its data; the model has the head of the objective."""
 
     config: RunConfig
     tokenizer: PreTrainedTokenizer
@@ -45,27 +39,29 @@ class SavedRun(NamedTuple):
     labels: tuple[str, ...]
 
 
-def open_run(folder: Path) -> SavedRun:
+def open_run(folder: Path, key: str = "model.pretrained") -> SavedRun:
     """Opens the folder of a run; its data and the model that it started from are not read.
 
-    Raises:
-        UserError: if the folder holds no run, or one that has not saved yet.
+    Raises ``UserError`` if the folder, which the configuration names in ``key``, holds no run.
     """
-    check_run(folder)
+    check_run(folder, key)
     config = parse_config(read_yaml(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
     tokenizer = open_tokenizer(folder, str(folder))
     task = build_task(config.task, tokenizer, config.model, config.sequence_length, config.data.layout, ())
     return SavedRun(config, tokenizer, task.model(config.model), task.labels)
 
 
-def read_hub(source: str, model: nn.Module, labels: tuple[str, ...]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The parameters of a model in the Hugging Face format by our names, and its names that no parameter took.
+def earlier_params(
+    source: str, model: nn.Module, labels: tuple[str, ...] = ()
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The parameters of an earlier model by our names, and names of others that have no place here.
 
-    The head comes along where the checkpoint has one of the same kind, with the same classes in the same order.
-
-    Raises:
-        UserError: if the weights are missing or broken.
+    ``source`` is a run's folder, a folder in the Hugging Face format or a name on the Hub. From the Hugging Face format
+    the head comes along where it is of the same kind, with the same classes (``labels``) in the same order. Raises
+    ``UserError`` if there are no parameters.
     """
+    if is_run(source):
+        return read_params(Path(source).expanduser()), []
     repository = Repository(source)
     described = read_config(repository)
     hub = get_family(described.config.type).hub
@@ -87,65 +83,32 @@ def read_hub(source: str, model: nn.Module, labels: tuple[str, ...]) -> tuple[di
     return params, loaded.left
 
 
-def earlier_params(
-    source: str, model: nn.Module, labels: tuple[str, ...] = ()
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The parameters of what ``model.pretrained`` names, by our names, and names of others that have no place here.
-
-    Args:
-        source: a run's folder, a folder in the Hugging Face format or a name on the Hub.
-        model: the new one.
-        labels: names of its classes.
-
-    Raises:
-        UserError: if there are none.
-    """
-    if is_run(source):
-        return read_params(Path(source).expanduser()), []
-    return read_hub(source, model, labels)
-
-
 def read_params(folder: Path) -> dict[str, np.ndarray]:
     """The parameters of the newest intact checkpoint of a run, by name; the average of the weights if there is one.
 
-    LoRA factors are merged into the base model.
-
-    Raises:
-        UserError: if there is none.
+    LoRA factors are merged into the base model. Raises ``UserError`` if there is no checkpoint.
     """
     params = read_trained(folder)
     if "factors" in params:
-        return merged_run(folder, params)
+        params = merged_run(folder, params)
     return {name: np.asarray(array) for name, array in flatten_dict(params, sep="/").items()}
 
 
 def read_trained(folder: Path) -> dict[str, Any]:
-    """The parameters in the newest intact checkpoint of a run, as a tree: all of them, or LoRA factors.
-
-    Raises:
-        UserError: if there is none.
-    """
-    checkpoints = Checkpoints(folder / CHECKPOINTS)
-    try:
+    """The parameters in the newest intact checkpoint of a run, as a tree: all of them, or LoRA factors."""
+    with closing(Checkpoints(folder / CHECKPOINTS)) as checkpoints:
         state = checkpoints.read()
-    finally:
-        checkpoints.close()
     params: dict[str, Any] = state["ema"] if state.get("ema") is not None else state["params"]
     return params
 
 
-def merged_run(folder: Path, trained: Any) -> dict[str, np.ndarray]:
-    """The parameters of a LoRA run by name: the base model with the trained factors merged in.
-
-    Raises:
-        UserError: if the base model is gone.
-    """
+def merged_run(folder: Path, trained: Any) -> Any:
+    """The parameters of a LoRA run: the base model, read again, with the trained factors merged in."""
     run = open_run(folder)
     assert run.config.lora is not None and run.config.model.pretrained is not None
-    adapter = Adapter(run.config.lora, abstract_params(run.model))
+    division = Division(abstract_params(run.model), run.config.lora)
     earlier, _ = earlier_params(run.config.model.pretrained, run.model, run.labels)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shardings = jax.tree.map(lambda _: here, adapter.shapes)
-    frozen, _ = adapter.split(start_params(run.model, run.config.seed, earlier, shardings, adapter.kept)[0])
-    params = adapter.merged(frozen, jax.tree.map(jnp.asarray, trained))
-    return {name: np.asarray(array) for name, array in flatten_dict(params, sep="/").items()}
+    shardings = jax.tree.map(lambda _: here, division.shapes)
+    base, _ = start_params(run.model, run.config.seed, earlier, shardings, division.kept)
+    return division.merged(division.frozen(base), jax.tree.map(jnp.asarray, trained))

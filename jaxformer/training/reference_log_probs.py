@@ -9,11 +9,7 @@ import numpy as np
 
 from jaxformer.atomic import replacing
 from jaxformer.data.example_rows import ExampleRows
-from jaxformer.data.loader import evaluation_batches
-from jaxformer.models.partition import on_mesh
-from jaxformer.parallel.batch import local_rows, put_batch
 from jaxformer.parallel.hosts import is_first
-from jaxformer.parallel.mesh import RULES, replicated
 from jaxformer.training.console import Display
 from jaxformer.training.initial_state import start_state
 from jaxformer.training.run import Run
@@ -24,19 +20,17 @@ FILE = "reference.npz"
 def fill_reference(run: Run, display: Display | None = None, params: Any = None) -> None:
     """Fills the data's column of the reference model, for objectives that have one.
 
-    A resumed run reads the stored values and does not need the reference model.
-
-    Args:
-        run: prepared.
-        display: says how many rows are computed.
-        params: of the initial model, if they are in memory.
+    A resumed run reads the stored values and does not need the reference model. ``params`` are the initial model's, if
+    they are in memory.
     """
     task, column = run.task, run.task.reference_column
     if column is None:
         return
     splits: dict[str, Any] = {"train": run.train_batches.rows, "validation": run.validation_rows}
     splits = {name: rows for name, rows in splits.items() if rows is not None}
-    path, key = run.folder / FILE, _key(run)
+    # The settings that the values depend on.
+    settings = {"task": run.config.task.model_dump(mode="json"), "T": run.config.sequence_length}
+    path, key = run.folder / FILE, json.dumps({**run.facts, **settings})
     found = _read(path, key)
     if any(name not in found or len(found[name]) != rows.num_rows for name, rows in splits.items()):
         if display is not None:
@@ -44,33 +38,19 @@ def fill_reference(run: Run, display: Display | None = None, params: Any = None)
             display.say(f"computing log-probabilities of the reference model: {count:,} examples")
         if params is None:
             state, frozen = start_state(run)
-            params = run.assembled(state.params, frozen)
-        compute = jax.jit(
-            on_mesh(lambda params, batch: task.reference(run.model, params, batch), run.mesh, RULES),
-            out_shardings=replicated(run.mesh),
-        )
-        found = {name: _computed(run, rows, compute, params) for name, rows in splits.items()}
+            params = run.division.assemble(frozen, state.params)
+        compute = run.jit(lambda params, batch: task.reference(run.model, params, batch))
+        found = {}
+        for name, rows in splits.items():
+            parts = [jax.device_get(compute(params, batch)) for batch in run.batches_of(rows)]
+            found[name] = np.concatenate(parts)[: rows.num_rows]
         if is_first():
-            _write(path, {**found, "key": np.array(key)})
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                np.savez(file, key=np.array(key), **found)  # type: ignore[arg-type]
     for name, rows in splits.items():
         assert isinstance(rows, ExampleRows), "objectives with a reference read records"
         rows.set_column(column, found[name])
-
-
-def _key(run: Run) -> str:
-    """The settings that the values depend on."""
-    return json.dumps({**run.facts, "task": run.config.task.model_dump(mode="json"), "T": run.config.sequence_length})
-
-
-def _computed(run: Run, rows: Any, compute: Any, params: Any) -> np.ndarray:
-    """The reference model's values of every row."""
-    c = run.config
-    size = c.training.eval_batch_size or c.training.batch_size
-    parts = [
-        jax.device_get(compute(params, put_batch(batch, size, run.mesh)))
-        for batch in evaluation_batches(rows, size, c.seed, run.task.features, local_rows(size, run.mesh))
-    ]
-    return np.concatenate(parts)[: rows.num_rows]
 
 
 def _read(path: Path, key: str) -> dict[str, np.ndarray]:
@@ -78,9 +58,3 @@ def _read(path: Path, key: str) -> dict[str, np.ndarray]:
         return {}
     with np.load(path) as stored:
         return {name: stored[name] for name in stored.files} if str(stored["key"]) == key else {}
-
-
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]

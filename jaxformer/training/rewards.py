@@ -16,11 +16,15 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from jaxformer.data.example_rows import BUCKET
+from jaxformer.hub.pretrained import read_checkpoint, read_config
 from jaxformer.hub.repository import Repository, model_files
+from jaxformer.hub.tokenizer import AutoTokenizer
 from jaxformer.models.heads import SequenceClassifier
 from jaxformer.schema import UserError, nearest
 from jaxformer.tasks.records import where
 from jaxformer.tokenizers import PreTrainedTokenizer, difference
+from jaxformer.training.pretrained import open_run, read_params
+from jaxformer.training.sources import is_run
 
 HEAD = "sequence_classification"
 # Columns of a row that a function gets as ``prompts`` and ``completions``, or that would stand in for these.
@@ -28,15 +32,10 @@ NOT_COLUMNS = frozenset(("prompt", "completion", "prompts", "completions", "comp
 
 
 class Sample(NamedTuple):
-    """A response to be scored.
+    """A response to be scored, with the row that its prompt comes from, as ids and as text.
 
-    Attributes:
-        record: the row that its prompt comes from.
-        prompt: ids before the response, as one text with it: an encoder-decoder's without the end of its own.
-        response: ids of the response, with its end if it ended.
-        ended: whether it did, rather than being cut at its longest.
-        prompt_text: the prompt as text.
-        text: the response as text, without special tokens.
+    ``prompt`` goes with the response as one text: an encoder-decoder's has no end of its own. ``response`` has its end
+    if it ended rather than being cut at its longest; ``text`` is without special tokens.
     """
 
     record: Mapping[str, Any]
@@ -58,14 +57,7 @@ def named(number: int, sample: Sample) -> str:
 
 
 class ModelReward:
-    """The score of a reward model at the last token of prompt and response, independent of the other samples.
-
-    Args:
-        source: its name, for messages.
-        model: a classifier with one class.
-        params: its parameters.
-        batch_size: most texts at once.
-    """
+    """The score of a reward model at the last token of prompt and response, independent of the other samples."""
 
     def __init__(self, source: str, model: SequenceClassifier, params: Any, batch_size: int) -> None:
         self._source, self._batch_size, self._vocabulary = source, batch_size, model.config.vocabulary
@@ -76,11 +68,7 @@ class ModelReward:
         )
 
     def __call__(self, samples: Sequence[Sample]) -> np.ndarray:
-        """Float32 ``[n]``.
-
-        Raises:
-            UserError: if a text is longer than the model reads, or its score is no number.
-        """
+        """Float32 ``[n]``; raises ``UserError`` if a text is longer than the model reads, or its score is no number."""
         assert self.longest is not None
         scores = np.zeros(len(samples), np.float32)
         for number, sample in enumerate(samples):
@@ -118,15 +106,11 @@ class ModelReward:
 
 
 class FunctionReward:
-    """The score that a Python function gives.
+    """The score that a Python function, ``path/to/file.py:function``, gives.
 
     It is called as TRL calls its reward functions: ``function(prompts=[...], completions=[...], completion_ids=[...],
     column=[...], ...)``, with every further column of the rows as a list, and returns a number for each completion.
     Prompts and completions are texts, of dialogues too. A function without ``**kwargs`` gets what it names.
-
-    Args:
-        source: ``path/to/file.py:function``, for messages.
-        function: the function.
     """
 
     longest: int | None = None
@@ -143,11 +127,7 @@ class FunctionReward:
         return frozenset(parameters)
 
     def __call__(self, samples: Sequence[Sample]) -> np.ndarray:
-        """Float32 ``[n]``.
-
-        Raises:
-            UserError: if it fails, or returns anything but a finite number for each sample.
-        """
+        """Float32 ``[n]``; raises ``UserError`` if it fails or returns anything but a finite number for each sample."""
         if not samples:
             return np.zeros(0, np.float32)
         columns = dict.fromkeys(name for sample in samples for name in sample.record)
@@ -187,11 +167,7 @@ Reward = ModelReward | FunctionReward
 
 
 def checked(scores: np.ndarray, samples: Sequence[Sample], what: str) -> np.ndarray:
-    """The scores, if all are finite.
-
-    Raises:
-        UserError: naming the first sample whose score is not.
-    """
+    """The scores, else a ``UserError`` that names the first sample whose score is not finite."""
     bad = np.flatnonzero(~np.isfinite(scores))
     if len(bad):
         number = int(bad[0])
@@ -204,15 +180,9 @@ def open_reward(
 ) -> Reward:
     """The reward of a name: a function of ``n`` samples that returns float32 ``[n]``.
 
-    Args:
-        source: the folder of a run of ``reward``, a classifier with one class in the Hugging Face format (a folder or
-            a name on the Hub), or ``path/to/file.py:function``.
-        tokenizer: that the samples' ids are of.
-        sequence_length: most tokens of a prompt and its response; None if it is not known, then every text is checked.
-        batch_size: most texts that a reward model scores at once.
-
-    Raises:
-        UserError: if it is none of these, was trained with another tokenizer, or reads fewer tokens.
+    ``source`` is the folder of a run of ``reward``, a classifier with one class in the Hugging Face format (a folder or
+    a name on the Hub), or ``path/to/file.py:function``; ``sequence_length`` bounds a prompt with its response, None:
+    unknown. Raises ``UserError`` if it is none of these, was trained with another tokenizer, or reads fewer tokens.
     """
     file = function_of(source)
     if file is not None:
@@ -241,11 +211,7 @@ def describe_reward(source: str) -> dict[str, str | None]:
 
 
 def function_of(source: str) -> tuple[Path, str] | None:
-    """The file and the name of a function; None for a model.
-
-    Raises:
-        UserError: if there is no such file, or the function is not named.
-    """
+    """The file and the name of a function, None for a model; raises ``UserError`` if there is no such file."""
     path, _, name = source.rpartition(":")
     if source.endswith(".py"):
         raise UserError(f"the reward {source} is a Python file, expected a function in it: {source}:FUNCTION")
@@ -279,14 +245,10 @@ def _load_function(file: Path, name: str) -> Callable[..., Any]:
 
 def _open_model(source: str) -> tuple[SequenceClassifier, Any, PreTrainedTokenizer]:
     """A classifier with one class, its parameters and the tokenizer that it was trained with."""
-    from jaxformer.training.pretrained import open_run, read_params
-    from jaxformer.training.sources import check_run, is_run
-
     if not is_run(source):
         return _open_hub(source)
     folder = Path(source).expanduser()
-    check_run(folder, "the reward model")
-    run = open_run(folder)
+    run = open_run(folder, "the reward model")
     if run.config.task.type != "reward":
         raise UserError(
             f"the reward model is {source}, a run of {run.config.task.type}, expected one of reward: train one with "
@@ -296,9 +258,6 @@ def _open_model(source: str) -> tuple[SequenceClassifier, Any, PreTrainedTokeniz
 
 
 def _open_hub(source: str) -> tuple[SequenceClassifier, Any, PreTrainedTokenizer]:
-    from jaxformer.hub.pretrained import read_checkpoint, read_config
-    from jaxformer.hub.tokenizer import AutoTokenizer
-
     repository = Repository(source)
     described = read_config(repository)
     classes = len(described.labels) or int(described.hf.get("num_labels") or 1)

@@ -13,14 +13,11 @@ from jaxformer.data.loader import evaluation_batches
 from jaxformer.generation import compile_options, parse_options, search
 from jaxformer.generation.best_of_n import DEVIATIONS
 from jaxformer.generation.prompts import align
-from jaxformer.models.partition import on_mesh
 from jaxformer.parallel.batch import put_batch
-from jaxformer.parallel.mesh import RULES, replicated
 from jaxformer.schema import UserError
 from jaxformer.tasks.base import Batch, Report
 from jaxformer.tasks.policy import ROW, Policy, Response
 from jaxformer.tokenizers import decode, special_id
-from jaxformer.training.adapter import WHOLE
 from jaxformer.training.initial_state import start_trained
 from jaxformer.training.rewards import Sample, open_reward
 from jaxformer.training.run import Run
@@ -31,13 +28,7 @@ _TRAINING, _EVALUATION = 11, 12
 
 
 class Written(NamedTuple):
-    """Scored responses.
-
-    Attributes:
-        batch: for the step, arrays of NumPy.
-        samples: the responses as text, with their records.
-        scores: ``[R]`` as the reward gave them, before any penalty.
-    """
+    """Scored responses: the batch for the step in NumPy, the texts, and ``[R]`` scores before any penalty."""
 
     batch: Batch
     samples: list[Sample]
@@ -58,35 +49,21 @@ def _sizes(samples: Sequence[Sample]) -> dict[str, float]:
     }
 
 
-class Reference:
-    """The reference model; with LoRA it is the frozen base model, without a second copy."""
-
-    def __init__(self, run: Run, frozen: Any) -> None:
-        """Reads the initial model again: a resumed run has another model in its state."""
-        trained = start_trained(run)
-        self.params = trained if run.adapter is None else run.adapter.joined(frozen, {WHOLE: trained[WHOLE]})
-
-
 class Rollouts:
-    """Draws responses to prompts from the current policy and scores them.
-
-    A response is a function of the seed, the step and its number.
-    """
+    """Draws responses to prompts from the policy and scores them; each is a function of seed, step and its number."""
 
     def __init__(self, run: Run, frozen: Any) -> None:
-        """Opens the reward and the reference.
-
-        Raises:
-            UserError: if the reward cannot be opened, or does not go with the tokenizer; or if there are several
-                processes.
-        """
+        """Opens reward and reference; a ``UserError`` if the reward does not fit or there are several processes."""
         c = run.config
         if jax.process_count() > 1:
             raise UserError(
                 f"task.type {c.task.type} with {jax.process_count()} processes, expected one: its responses are "
                 "written and scored by one process, on all of its devices"
             )
-        self.run, self.task, self.frozen, self.reference = run, cast(Policy, run.task), frozen, Reference(run, frozen)
+        self.run, self.task, self.frozen = run, cast(Policy, run.task), frozen
+        # Of the initial model, read again, since a resumed run has another in its state; with LoRA that is the frozen
+        # base, of which there is no second copy.
+        self.reference = run.division.joined(frozen, start_trained(run))
         self.score = open_reward(self.task.config.reward, run.tokenizer, c.sequence_length)
         options: dict[str, Any] = {"do_sample": True, "temperature": self.task.config.temperature}
         chosen = parse_options({**options, "eos_token_id": (self.task.end_id,)})
@@ -99,29 +76,18 @@ class Rollouts:
         start = special_id(self.task.tokenizer, self.task.start) if self.task.two_sided else 0
 
         def write(params: Any, ids: jax.Array, real: jax.Array, seeds: jax.Array) -> tuple[jax.Array, jax.Array]:
-            written = search(
-                model,
-                params,
-                ids,
-                real,
-                rules=self._rules,
-                numbers=self._numbers,
-                max_new_tokens=task.config.max_new_tokens,
-                seeds=seeds,
-                start_ids=jnp.full(len(ids), start) if task.two_sided else None,
-            )
+            new, starts = task.config.max_new_tokens, jnp.full(len(ids), start) if task.two_sided else None
+            options: dict[str, Any] = {"rules": self._rules, "numbers": self._numbers, "max_new_tokens": new}
+            written = search(model, params, ids, real, seeds=seeds, start_ids=starts, **options)
             return written.tokens, written.log_probs
 
-        return jax.jit(on_mesh(write, self.run.mesh, RULES), out_shardings=replicated(self.run.mesh))
+        return self.run.jit(write)
 
     @cached_property
     def log_probs(self) -> Any:
         """Jitted log-probabilities of the responses' tokens."""
         task, model = self.task, self.run.model
-        return jax.jit(
-            on_mesh(lambda params, batch: task.log_probs_and_values(model, params, batch)[0], self.run.mesh, RULES),
-            out_shardings=replicated(self.run.mesh),
-        )
+        return self.run.jit(lambda params, batch: task.log_probs_and_values(model, params, batch)[0])
 
     def responses(self, params: Any, prompts: Sequence[Sequence[int]], seeds: np.ndarray) -> list[Response]:
         """Draws one response to each prompt with ``seeds [R, 2]``."""
@@ -144,14 +110,9 @@ class Rollouts:
         key: Sequence[int],
         copies: int = 1,
     ) -> Written:
-        """Responses to a batch of prompts, scored, with their log-probabilities under the reference.
+        """``copies`` responses to each of a batch of prompts, scored, with their log-probabilities under the reference.
 
-        Args:
-            params: of the policy, whole.
-            prompts: rows of the task, ``input_ids``, ``attention_mask`` and the numbers of their records.
-            records: of the split.
-            key: numbers that all draws depend on.
-            copies: responses to each prompt.
+        ``prompts`` are rows of the task with the numbers of their records; all draws depend on ``key``.
         """
         c = self.task.config
         rows = [int(row) for row in prompts[ROW] for _ in range(copies)]
@@ -173,7 +134,7 @@ class Rollouts:
         shaped -= c.missing_eos_penalty * np.array([not response.ended for response in responses], np.float32)
         batch = {**self.task.batch(responses), "scores": shaped}
         placed = put_batch(batch, len(responses), self.run.mesh)
-        batch["reference_log_probs"] = np.asarray(self.log_probs(self.reference.params, placed))
+        batch["reference_log_probs"] = np.asarray(self.log_probs(self.reference, placed))
         return Written(batch, samples, scores)
 
     def _sample(self, response: Response, record: Mapping[str, Any]) -> Sample:
@@ -222,10 +183,7 @@ class PolicyEvaluator:
         self._reported: tuple[int, Report] | None = None
 
     def report(self, state: TrainState) -> Report:
-        """Mean score, KL divergence from the reference model (nats per response), and every response.
-
-        The draws are the same in every evaluation.
-        """
+        """The metrics (``kl`` in nats per response) and every response; the draws are the same in every evaluation."""
         step = int(state.step)
         if self._reported is None or self._reported[0] != step:
             self._reported = step, self._report(state)
@@ -236,7 +194,7 @@ class PolicyEvaluator:
         params = run.merged(state.evaluation_params, self.rollouts.frozen)
         c, rows = run.config, run.validation_rows
         assert rows is not None and rows.records is not None
-        size = c.training.eval_batch_size or c.training.batch_size
+        size = run.eval_batch_size
         samples: list[Sample] = []
         predictions: list[dict[str, Any]] = []
         for number, batch in enumerate(evaluation_batches(rows, size, c.seed, task.features)):

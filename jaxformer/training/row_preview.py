@@ -1,7 +1,7 @@
 """Rows as training reads them: decoded, with the trained tokens marked."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -17,13 +17,9 @@ OPEN, CLOSE = "[[", "]]"
 
 @dataclass(frozen=True)
 class Passage:
-    """Consecutive tokens, and which of them are trained.
+    """Consecutive tokens, and which of them are in the loss.
 
-    Attributes:
-        title: kind of text: a document of a packed row, a source, a target.
-        ids: the tokens.
-        trained: for each token, True if it is in the loss.
-        note: the target beside tokens: a label.
+    The title is the kind of text (a document of a packed row, a source, a target), the note a target beside tokens.
     """
 
     title: str
@@ -42,12 +38,11 @@ class Passage:
 
 def rows_of(run: Run, count: int) -> Iterator[dict[str, np.ndarray]]:
     """The features of the first rows of training, in the order it reads them."""
-    batches, given = run.train_batches, 0
-    while given < count:
-        batch = batches[given // batches.batch_size]
-        for row in range(min(count - given, batches.batch_size)):
+    batches, size = run.train_batches, run.train_batches.batch_size
+    for first in range(0, count, size):
+        batch = batches[first // size]
+        for row in range(min(size, count - first)):
             yield {name: np.asarray(array[row]) for name, array in batch.items()}
-        given += batches.batch_size
 
 
 def passages(run: Run, row: dict[str, np.ndarray]) -> list[Passage]:
@@ -116,13 +111,12 @@ def _hidden(row: dict[str, np.ndarray]) -> list[Passage]:
 
 
 def _choices(row: dict[str, np.ndarray]) -> list[Passage]:
-    found = []
-    for number, ids in enumerate(row["input_ids"]):
-        real = row["attention_mask"][number] > 0
-        if real.any():
-            right = number == row["labels"]
-            found.append(Passage(f"choice {number}", ids[real].tolist(), [right] * int(real.sum())))
-    return found
+    choices = zip(row["input_ids"], row["attention_mask"], strict=True)
+    return [
+        _real(f"choice {n}", {"input_ids": ids, "attention_mask": mask}, np.full(len(ids), n == row["labels"]))
+        for n, (ids, mask) in enumerate(choices)
+        if mask.any()
+    ]
 
 
 def _next_tokens(row: dict[str, np.ndarray], labels: np.ndarray) -> list[Passage]:
@@ -151,19 +145,12 @@ def _pair(row: dict[str, np.ndarray]) -> list[Passage]:
         elif "decoder_input_ids" in one:
             found += [*_plain(f"{title}: input", one), *_segments(title, one["labels"], None)]
         else:
-            texts = _next_tokens(one, one["labels"])
-            found += [Passage(title, text.ids, text.trained) for text in texts]
+            found += [replace(text, title=title) for text in _next_tokens(one, one["labels"])]
     return found
 
 
 def show_rows(run: Run, count: int, console: Any) -> None:
-    """Prints the first rows of training.
-
-    Args:
-        run: prepared.
-        count: how many.
-        console: rich's; on a terminal trained tokens are coloured, elsewhere they stand in brackets.
-    """
+    """Prints the first training rows; on a terminal trained tokens are coloured, elsewhere they stand in brackets."""
     coloured = console.is_terminal
     for number, row in enumerate(rows_of(run, count), 1):
         found = passages(run, row)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,22 +16,24 @@ import tokenizers
 from jax.sharding import Mesh
 
 from jaxformer.data.corpus import Corpus, Split, open_corpus
-from jaxformer.data.loader import TrainBatches
+from jaxformer.data.loader import TrainBatches, evaluation_batches
 from jaxformer.data.records import Records, open_records
 from jaxformer.data.token_cache import TokenCache, build_cache
 from jaxformer.data.token_rows import Rows
+from jaxformer.hub.kinds import abstract_params
 from jaxformer.hub.tokenizer import AutoTokenizer
+from jaxformer.models.partition import on_mesh
 from jaxformer.parallel import hosts
-from jaxformer.parallel.batch import local_rows
-from jaxformer.parallel.mesh import check_batch, check_length, make_mesh
+from jaxformer.parallel.batch import local_rows, put_batch
+from jaxformer.parallel.mesh import RULES, check_batch, check_length, make_mesh, replicated
 from jaxformer.parallel.strategy import AXIS_NAME, DeviceStep
 from jaxformer.schema import UserError
 from jaxformer.tasks import Task, build_task
 from jaxformer.tasks.chat_template import choose_template
 from jaxformer.tasks.metrics import check_installed
-from jaxformer.tasks.policy import Policy
 from jaxformer.tokenizers import (
     PreTrainedTokenizer,
+    Role,
     add_special_tokens,
     find_special,
     fingerprint,
@@ -41,27 +43,20 @@ from jaxformer.tokenizers import (
     train_tokenizer,
     vocabulary_size,
 )
-from jaxformer.training.adapter import Adapter, Division
+from jaxformer.training.adapter import Division
 from jaxformer.training.config import RunConfig, dump_config
 from jaxformer.training.console import Display
 from jaxformer.training.flops import flops_per_step
 from jaxformer.training.optimizer import build_optimizer, build_schedule
 from jaxformer.training.sources import CHECKPOINTS, TOKENIZER_FILE
-from jaxformer.training.state import TrainState, abstract_frozen, abstract_params, abstract_state, count_parameters
+from jaxformer.training.state import TrainState, abstract_on, abstract_state, count_parameters
 from jaxformer.training.step import TrainStep, make_policy_step, make_train_step
-from jaxformer.training.teacher import Taught, Teacher, open_teacher
+from jaxformer.training.teacher import Teacher, open_teacher
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The data of a run, as its objective reads it.
-
-    Attributes:
-        name: for people.
-        fingerprint: changes when the data does.
-        train: a ``TokenCache``, or a list of records.
-        validation: the same, or None.
-    """
+    """The data of a run as its objective reads it: a ``TokenCache`` or a list of records; validation may be None."""
 
     name: str
     fingerprint: str
@@ -134,52 +129,55 @@ class Run:
     @cached_property
     def optimizer(self) -> optax.GradientTransformation:
         """The optimizer; all updates of a step have the same learning rate."""
-        schedule, updates = self.schedule, self.config.task.updates
-        return build_optimizer(self.config.optimizer, schedule if updates == 1 else lambda n: schedule(n // updates))
+        c, schedule = self.config, self.schedule
+        updates = c.task.updates
+        return build_optimizer(c.optimizer, schedule if updates == 1 else lambda n: schedule(n // updates))
 
     @cached_property
-    def adapter(self) -> Division | None:
-        """Divides the parameters into frozen and trained, with LoRA or a teacher; else None."""
-        lora, student = self.config.lora, abstract_params(self.model)
-        adapter = None if lora is None else Adapter(lora, student)
-        if self.task.teacher is None:
-            return adapter
-        return Taught(abstract_params(self.task.teacher), student, adapter)
+    def division(self) -> Division:
+        """Divides the parameters into frozen and trained."""
+        teacher = None if self.task.teacher is None else abstract_params(self.task.teacher)
+        return Division(abstract_params(self.model), self.config.lora, teacher)
 
     @cached_property
     def abstract(self) -> TrainState:
         """The state's shapes and shardings."""
         ema = self.config.training.ema_decay is not None
-        return abstract_state(self.model, self.optimizer, ema, self.mesh, self.adapter, self.task.carried)
+        return abstract_state(self.division.boxed_parts()[1], self.optimizer, ema, self.mesh, self.task.carried)
 
     @cached_property
     def abstract_frozen(self) -> Any:
-        """Shapes and shardings of what is not trained, None where everything is."""
-        return abstract_frozen(self.adapter, self.mesh)
-
-    @property
-    def parameters(self) -> Any:
-        """Shapes of the whole model's parameters."""
-        return self.abstract.params if self.adapter is None else self.adapter.shapes
+        """Shapes and shardings of what is not trained."""
+        return abstract_on(self.division.boxed_parts()[0], self.mesh)
 
     @property
     def size(self) -> str:
         """Number of parameters, in words, and of trained ones with LoRA."""
-        whole = f"{count_parameters(self.parameters):,} parameters"
+        whole = f"{count_parameters(self.division.shapes):,} parameters"
         return whole if self.config.lora is None else f"{whole} and {count_parameters(self.abstract.params):,} trained"
 
-    def assembled(self, trained: Any, frozen: Any) -> Any:
-        """The parameters that the objective's loss takes: with LoRA factors beside their kernels, with a teacher."""
-        return trained if self.adapter is None else self.adapter.assemble(frozen, trained)
+    @property
+    def eval_batch_size(self) -> int:
+        """Rows of a batch in an evaluation."""
+        return self.config.training.eval_batch_size or self.config.training.batch_size
+
+    def batches_of(self, rows: Rows) -> Iterator[dict[str, jax.Array]]:
+        """All rows of a split in order, in batches on the devices."""
+        size, features = self.eval_batch_size, self.task.features
+        for batch in evaluation_batches(rows, size, self.config.seed, features, local_rows(size, self.mesh)):
+            yield put_batch(batch, size, self.mesh)
+
+    def jit(self, function: Callable[..., Any]) -> Any:
+        """Jits for results on every device, so that every process can read them."""
+        return jax.jit(on_mesh(function, self.mesh, RULES), out_shardings=replicated(self.mesh))
 
     def merged(self, trained: Any, frozen: Any) -> Any:
         """The model's parameters as plain arrays, LoRA factors added in, as decoding takes them."""
-        return trained if self.adapter is None else self._merge(frozen, trained)
+        return trained if self.config.lora is None else self._merge(frozen, trained)
 
     @cached_property
     def _merge(self) -> Callable[[Any, Any], Any]:
-        assert self.adapter is not None
-        return jax.jit(self.adapter.merged)
+        return jax.jit(self.division.merged)
 
     @cached_property
     def train_step(self) -> TrainStep:
@@ -193,7 +191,7 @@ class Run:
             accumulate=c.training.accumulate,
             ema_decay=c.training.ema_decay,
             axis_name=AXIS_NAME if c.parallel.strategy == "pmap" else None,
-            adapter=self.adapter,
+            division=self.division,
         )
 
     @cached_property
@@ -202,7 +200,7 @@ class Run:
         c = self.config
         step = self.train_step
         if c.task.generates:
-            step = make_policy_step(self.model, cast(Policy, self.task), step, seed=c.seed, adapter=self.adapter)
+            step = make_policy_step(self.model, self.task, step, seed=c.seed, division=self.division)
         return DeviceStep(step, self.abstract, self.mesh, c.parallel.strategy, c.training.batch_size)
 
     @cached_property
@@ -229,11 +227,10 @@ class Run:
     def flops_per_step(self) -> float:
         """Floating-point operations of one step, worked out from shapes."""
         shapes = {name: array.shape for name, array in self.batch_shapes.items()}
-        flops = flops_per_step(self.config.model, self.parameters, shapes, frozen=self.config.lora is not None)
+        flops = flops_per_step(self.config.model, self.division.shapes, shapes, frozen=self.config.lora is not None)
         if self.teacher is not None:
             # Forward only, which is a third of a step.
-            assert isinstance(self.adapter, Taught)
-            flops += flops_per_step(self.teacher.config, self.adapter.boxed, shapes) / 3
+            flops += flops_per_step(self.teacher.config, self.division.teacher, shapes) / 3
         return flops
 
     def lowered(self) -> Any:
@@ -248,11 +245,7 @@ class Run:
 
 
 def check_spread(config: RunConfig, devices: tuple[jax.Device, ...] | None) -> None:
-    """Refuses batches and rows that do not divide evenly over the devices.
-
-    Raises:
-        UserError: naming the nearest sizes that work.
-    """
+    """Refuses batches and rows that do not divide evenly over the devices, naming the nearest sizes that work."""
     mesh, t = make_mesh(config.parallel, devices), config.training
     parts = config.task.minibatch_count
     name = "training.batch_size" if parts == 1 else "training.batch_size / task.minibatches"
@@ -264,13 +257,8 @@ def check_spread(config: RunConfig, devices: tuple[jax.Device, ...] | None) -> N
 def prepare(config: RunConfig, display: Display, devices: tuple[jax.Device, ...] | None = None) -> Run:
     """Opens the data, trains or loads the tokenizer, builds the token caches and sizes the vocabulary.
 
-    Args:
-        config: of the run.
-        display: shows progress.
-        devices: to run on, or described ones to compile for; None: all of this machine.
-
-    Raises:
-        UserError: if the configuration or the data cannot work.
+    ``devices`` may be described ones to compile for; None: all of this machine. Raises ``UserError`` if the
+    configuration or the data cannot work.
     """
     check_spread(config, devices)
     folder = Path(config.output_dir)
@@ -325,29 +313,18 @@ def _tokenizer(
     elif c.type == "file":
         tokenizer = load_tokenizer(str(c.path))
     else:
-        made_of = [
-            data.fingerprint,
-            tokenizers.__version__,
-            *(s.model_dump_json() for s in (c, config.data, config.task)),
-        ]
+        settings = (section.model_dump_json() for section in (c, config.data, config.task))
+        made_of = [data.fingerprint, tokenizers.__version__, *settings]
         kept = config.data.cache_folder / "tokenizers" / hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:40]
         if not (kept / TOKENIZER_FILE).exists():
             with display.counting(f"training a {c.type} tokenizer on {data.name}", "texts") as counter:
-                save_tokenizer(train_tokenizer(c, _counted(texts, counter)), kept)
+                save_tokenizer(train_tokenizer(c, counter.counted(texts)), kept)
         tokenizer = open_tokenizer(kept, str(kept))
     # An objective may need tokens that no text holds (a mask, sentinels), and a way to write dialogues.
     add_special_tokens(tokenizer, config.task.special_tokens, config.task.sentinels)
     if config.task.dialogue_template is not None:
         tokenizer.chat_template = choose_template(config.task.dialogue_template, tokenizer)
     return tokenizer
-
-
-def _counted(texts: Iterable[str], counter: Callable[[int, int], None]) -> Iterator[str]:
-    size = 0
-    for count, text in enumerate(texts):
-        size += len(text)
-        counter(count, size)
-        yield text
 
 
 def _fit_vocabulary(config: RunConfig, tokenizer: PreTrainedTokenizer) -> RunConfig:
@@ -361,14 +338,11 @@ def _fit_vocabulary(config: RunConfig, tokenizer: PreTrainedTokenizer) -> RunCon
             f"model.vocab_size is {size}, expected at least the tokenizer's {needed}; "
             "leave it out to take the tokenizer's"
         )
-    found: dict[str, int | None] = {
-        "pad_token_id": find_special(tokenizer, "pad"),
-        "eos_token_id": find_special(tokenizer, "eos"),
-    }
+    roles: dict[str, Role] = {"pad_token_id": "pad", "eos_token_id": "eos"}
     if config.model.architecture == "encoder":
-        found["bos_token_id"], found["eos_token_id"] = find_special(tokenizer, "cls"), find_special(tokenizer, "sep")
+        roles |= {"bos_token_id": "cls", "eos_token_id": "sep"}
     if config.model.architecture == "encoder_decoder" and config.model.decoder_start != "last":
-        found["decoder_start_token_id"] = find_special(tokenizer, config.model.decoder_start)
-    ids = {key: value for key, value in found.items() if getattr(config.model, key) is None}
+        roles["decoder_start_token_id"] = config.model.decoder_start
+    ids = {key: find_special(tokenizer, role) for key, role in roles.items() if getattr(config.model, key) is None}
     model = config.model.model_copy(update={"vocab_size": size or needed, **ids})
     return config.model_copy(update={"model": model})

@@ -4,9 +4,9 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from typing import Any
 
 from filelock import FileLock, Timeout
+from flax.traverse_util import flatten_dict
 
 from jaxformer.atomic import write_atomically
 from jaxformer.parallel import hosts
@@ -66,9 +66,7 @@ FREE_KEYS = (
 def open_folder(run: Run) -> Iterator[None]:
     """Locks the output folder for this run and writes the configuration and tokenizer into it.
 
-    Raises:
-        UserError: if the folder cannot be written, another process trains in it, or it holds a run with another model,
-            tokenizer or data.
+    Raises ``UserError`` if the folder cannot be written, another process trains in it, or it holds another run.
     """
     with contextlib.ExitStack() as stack:
         # The first process locks the folder for all.
@@ -106,16 +104,12 @@ def _take_folder(run: Run, stack: contextlib.ExitStack) -> bytes:
 
 
 def check_resumable(run: Run) -> None:
-    """Refuses to resume with another model, tokenizer or data than the folder's checkpoints were made with.
-
-    Raises:
-        UserError: listing the keys that changed, old and new.
-    """
+    """Refuses to resume with another model, tokenizer or data than the checkpoints', listing what changed."""
     folder = run.folder
     if not (folder / CONFIG_FILE).exists():
         raise UserError(f"{folder} has checkpoints and no {CONFIG_FILE}, expected both; choose another output_dir")
     saved = parse_config(read_yaml(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
-    before, after = (flatten(config.model_dump(mode="json")) for config in (saved, run.config))
+    before, after = (flatten_dict(config.model_dump(mode="json"), sep=".") for config in (saved, run.config))
     # The base model of LoRA factors is read again; any other earlier model was needed only once and may be gone.
     free = FREE_KEYS if saved.lora is None else tuple(key for key in FREE_KEYS if key != "model.pretrained")
     changed = [
@@ -131,18 +125,3 @@ def check_resumable(run: Run) -> None:
             f"{folder} holds a run with other settings: {', '.join(changed)}; "
             "undo the change to resume it, or choose another output_dir"
         )
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as dotted keys.
-
-    >>> flatten({"a": {"b": 1}, "c": 2})
-    {'a.b': 1, 'c': 2}
-    """
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat

@@ -29,11 +29,7 @@ def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> RunCo
 
 
 def resolve_config(keys: Mapping[str, Any], origin: str, overridden: Iterable[str] = ()) -> RunConfig:
-    """``parse_config`` of keys whose earlier model is still to be read.
-
-    Raises:
-        UserError: as ``parse_config``, or if there is no such model.
-    """
+    """``parse_config`` of keys whose earlier model is still to be read; a ``UserError`` if there is no such model."""
     overridden = set(overridden)
     try:
         keys = resolve(keys)
@@ -46,8 +42,7 @@ def resolve_config(keys: Mapping[str, Any], origin: str, overridden: Iterable[st
 def resolve(keys: Mapping[str, Any]) -> dict[str, Any]:
     """The keys with the sizes and the tokenizer of the earlier model that they name; the only step that reads it.
 
-    Raises:
-        UserError: if there is no such model, or ``model.type`` is another.
+    Raises ``UserError`` if there is no such model, or ``model.type`` is another.
     """
     keys = dict(keys)
     model, task = (keys.get(section) for section in ("model", "task"))
@@ -68,27 +63,19 @@ def resolve(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def model_keys(source: str) -> dict[str, Any]:
-    """The keys of ``model`` of an earlier model, without those of its training; no weights are read or downloaded.
-
-    Raises:
-        UserError: if there is no such model.
-    """
+    """The keys of ``model`` of an earlier model, without those of its training; no weights are read or downloaded."""
     if not is_run(source):
         config = read_config(Repository(source)).config
         return config.model_dump(exclude={"pretrained", "dtype", "remat", "unroll", "attention_implementation"})
     folder = Path(source).expanduser()
     check_run(folder)
-    found: dict[str, Any] = read_yaml(folder / CONFIG_FILE)["model"]
+    found = read_yaml(folder / CONFIG_FILE)["model"]
     # The tokenizer may grow by the special tokens of another objective, and the vocabulary with it.
     return {key: value for key, value in found.items() if key not in ("vocab_size", "pretrained")}
 
 
 def tokenizer_keys(source: str, key: str = "model.pretrained") -> dict[str, str]:
-    """The keys of ``tokenizer`` for the tokenizer of an earlier model, which the configuration names in ``key``.
-
-    Raises:
-        UserError: if it is a folder that no run was trained in.
-    """
+    """The keys of ``tokenizer`` for the tokenizer of an earlier model, named by ``key`` of the configuration."""
     if is_run(source):
         check_run(Path(source).expanduser(), key)
     return {"type": "pretrained", "path": source}
@@ -104,15 +91,7 @@ def is_run(source: str) -> bool:
 
 
 def check_run(folder: Path, key: str = "model.pretrained") -> None:
-    """Refuses a folder that no run was trained in.
-
-    Args:
-        folder: named by the user.
-        key: of the configuration that names it.
-
-    Raises:
-        UserError: naming what is missing.
-    """
+    """Refuses a folder, named in the configuration's ``key``, that no run was trained in; says what is missing."""
     for name in (CONFIG_FILE, TOKENIZER_FILE, CHECKPOINTS):
         if not (folder / name).exists():
             raise UserError(f"{key} is {folder}, which has no {name}; expected the output_dir of a run")

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import optax
 
 from jaxformer.functional import purpose_key
-from jaxformer.tasks import Policy
 from jaxformer.tasks.base import Batch, LossSums, Task
 from jaxformer.training.adapter import Division
 from jaxformer.training.state import TrainState
@@ -20,12 +19,8 @@ from jaxformer.training.state import TrainState
 class StepMetrics(NamedTuple):
     """Metrics of a step, on the device until they are read.
 
-    Attributes:
-        sums: of the batch, to be divided by ``weight``; ``loss`` is always there.
-        weight: number of trained tokens.
-        gradient_norm: global norm of the mean gradient, before clipping.
-        skipped_in_a_row: skipped updates up to this step.
-        skipped: skipped updates in all.
+    ``sums`` are of the batch, to be divided by ``weight``, the number of trained tokens; ``loss`` is always there. The
+    norm is that of the mean gradient, before clipping.
     """
 
     sums: dict[str, jax.Array]
@@ -37,8 +32,8 @@ class StepMetrics(NamedTuple):
 
 # (state, batch, what is frozen or None) -> (state, metrics)
 TrainStep = Callable[..., tuple[TrainState, StepMetrics]]
+ALL_TRAINED = Division(None)
 Assemble = Callable[[Any, jax.Array, jax.Array], Any]
-EvalStep = Callable[[Any, Batch], tuple[dict[str, jax.Array], jax.Array]]
 
 
 def gradients_of_sum(
@@ -49,28 +44,18 @@ def gradients_of_sum(
     dropout_key: jax.Array,
     accumulate: int,
     axis_name: str | None = None,
-    assemble: Assemble | None = None,
+    assemble: Assemble = lambda params, dropout_key, example_ids: params,
 ) -> tuple[Any, LossSums]:
     """Gradient of the objective's sum over the batch, in ``accumulate`` parts one after the other.
 
-    Summing sums weights every token alike, however the parts' token counts differ; and each example keeps its number
-    in the global batch, so that parts and devices draw the dropout the whole batch would have drawn.
-
-    Args:
-        model: with the head of the objective.
-        task: the objective.
-        params: of the model.
-        batch: this call's rows.
-        dropout_key: of the step.
-        accumulate: number of parts.
-        axis_name: of the devices that hold the other rows, where each runs this function by itself (pmap).
-        assemble: makes the model's parameters of those that are trained, the dropout key and the examples' numbers.
+    Summing sums weights every token alike, however the parts' token counts differ; and each example keeps its number in
+    the global batch, so that parts and devices draw the dropout the whole batch would have drawn. Under pmap,
+    ``axis_name`` is that of the devices that hold the other rows. ``assemble`` makes the model's parameters of those
+    that are trained, the dropout key and the examples' numbers.
     """
 
     def objective(params: Any, batch: Batch) -> tuple[jax.Array, LossSums]:
-        if assemble is not None:
-            params = assemble(params, dropout_key, batch["example_ids"])
-        sums = task.loss(model, params, batch, dropout_key)
+        sums = task.loss(model, assemble(params, dropout_key, batch["example_ids"]), batch, dropout_key)
         return sums.objective, sums
 
     gradient = jax.grad(objective, has_aux=True)
@@ -102,27 +87,18 @@ def make_train_step(
     accumulate: int = 1,
     ema_decay: float | None = None,
     axis_name: str | None = None,
-    adapter: Division | None = None,
+    division: Division = ALL_TRAINED,
 ) -> TrainStep:
     """One update: mean gradient over all trained tokens of the global batch, optimizer, average of the weights.
 
     A loss or gradient that is inf or nan leaves parameters, optimizer state and average as they were and is counted.
-    The result is pure and not jitted; ``parallel.strategy`` spreads it over devices.
-
-    Args:
-        model: with the head of the objective.
-        task: the objective.
-        optimizer: optax's.
-        seed: of dropout.
-        accumulate: parts the batch is processed in.
-        ema_decay: of the average of the weights; None keeps none.
-        axis_name: under pmap, where each device has rows of its own, the devices' name: sums are added up over it.
-        adapter: where something is frozen: the model beside its factors, a teacher.
+    The result is pure and not jitted; ``parallel.strategy`` spreads it over devices. Under pmap, where each device has
+    rows of its own, sums are added up over ``axis_name``.
     """
 
     def step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, StepMetrics]:
         key = purpose_key(seed, "dropout", state.step)
-        assemble = None if adapter is None else partial(adapter.assemble, frozen)
+        assemble = partial(division.assemble, frozen)
         gradients, sums = gradients_of_sum(model, task, state.params, batch, key, accumulate, axis_name, assemble)
         if axis_name is not None:
             gradients, sums = jax.lax.psum((gradients, sums), axis_name)
@@ -152,21 +128,16 @@ def make_train_step(
 
 
 def make_policy_step(
-    model: nn.Module, task: Policy, update: TrainStep, *, seed: int, adapter: Division | None = None
+    model: nn.Module, task: Any, update: TrainStep, *, seed: int, division: Division = ALL_TRAINED
 ) -> TrainStep:
     """All updates of a step as one pure function of the state and the responses: epochs of mini-batches.
 
-    Args:
-        model: the policy.
-        task: the objective.
-        update: ``make_train_step``'s, on a mini-batch.
-        seed: of the mini-batches.
-        adapter: where factors are trained beside a frozen model.
+    ``update`` is ``make_train_step``'s, on a mini-batch; ``seed`` is that of the mini-batches.
     """
     c = task.config
 
     def step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, StepMetrics]:
-        params = state.params if adapter is None else adapter.assemble(frozen, state.params)
+        params = division.assemble(frozen, state.params)
         columns, facts, carried = task.experience(model, params, batch, state.carried)
         batch = {**batch, **columns}
         size = len(batch["scores"])
@@ -189,15 +160,5 @@ def make_policy_step(
         new = dataclasses.replace(trained, step=state.step + 1, carried=carried)
         done = last._replace(sums=sums, weight=jnp.float32(size), gradient_norm=norm)
         return new, done
-
-    return step
-
-
-def make_eval_step(model: nn.Module, task: Task) -> EvalStep:
-    """Sums and weight of one evaluation batch, without dropout."""
-
-    def step(params: Any, batch: Batch) -> tuple[dict[str, jax.Array], jax.Array]:
-        sums = task.loss(model, params, batch, None)
-        return sums.metrics, sums.weight
 
     return step

@@ -3,13 +3,10 @@
 import hashlib
 import zlib
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxformer.hub.pretrained import read_config, untie
@@ -18,15 +15,12 @@ from jaxformer.hub.tokenizer import AutoTokenizer
 from jaxformer.hub.weights import open_weights
 from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
-from jaxformer.tasks.distillation import WithTeacher
 from jaxformer.tokenizers import PreTrainedTokenizer
-from jaxformer.training.adapter import Adapter
 from jaxformer.training.checkpoint import Checkpoints
-from jaxformer.training.pretrained import earlier_params
-from jaxformer.training.sources import CHECKPOINTS, CONFIG_FILE, check_run, is_run
+from jaxformer.training.pretrained import earlier_params, open_run
+from jaxformer.training.sources import CHECKPOINTS, CONFIG_FILE, is_run
 from jaxformer.training.transfer import place_array
 
-TEACHER, STUDENT = "teacher", "student"
 WEIGHT_FILES = (".safetensors", ".msgpack", ".bin")
 # What may be said of how a model is computed, whoever it is.
 AS_THE_STUDENT = ("dtype", "attention_implementation", "unroll")
@@ -34,14 +28,7 @@ AS_THE_STUDENT = ("dtype", "attention_implementation", "unroll")
 
 @dataclass(frozen=True)
 class Teacher:
-    """A model to learn from, of which nothing but its description is read yet.
-
-    Attributes:
-        source: as the configuration names it.
-        config: of the model.
-        tokenizer: that it was trained with.
-        fingerprint: changes when the model does.
-    """
+    """A model to learn from, of which only the description is read yet; the fingerprint changes when the model does."""
 
     source: str
     config: TransformerConfig
@@ -49,11 +36,7 @@ class Teacher:
     fingerprint: str
 
     def check(self, student: TransformerConfig, tokenizer: PreTrainedTokenizer, length: int) -> None:
-        """Refuses a teacher whose probabilities are not of the student's tokens.
-
-        Raises:
-            UserError: saying what differs.
-        """
+        """Refuses a teacher whose probabilities are not of the student's tokens, saying what differs."""
         said, mine = f"task.teacher is {self.source}", self.config
         if mine.architecture != student.architecture:
             theirs, ours = (f"{c.type} ({c.architecture.replace('_', '-')})" for c in (mine, student))
@@ -95,27 +78,17 @@ def differing_token(student: PreTrainedTokenizer, teacher: PreTrainedTokenizer) 
 
 
 def open_teacher(source: str, student: TransformerConfig) -> Teacher:
-    """Reads what a teacher is, and none of its weights.
-
-    Raises:
-        UserError: if there is no such model.
-    """
+    """Reads the description of a teacher, and none of its weights; raises ``UserError`` if there is no such model."""
     if is_run(source):
-        config, tokenizer, fingerprint = _open_run(Path(source).expanduser())
+        folder = Path(source).expanduser()
+        run = open_run(folder, "task.teacher")
+        said = f"{(folder / CONFIG_FILE).read_text(encoding='utf-8')} {Checkpoints(folder / CHECKPOINTS).steps()[-1:]}"
+        config, tokenizer = run.config.model, run.tokenizer
+        fingerprint = hashlib.sha256(said.encode()).hexdigest()
     else:
         config, tokenizer, fingerprint = _open_hub(source)
     alike = {key: getattr(student, key) for key in AS_THE_STUDENT}
     return Teacher(source, config.model_copy(update={**alike, "remat": "none"}), tokenizer, fingerprint)
-
-
-def _open_run(folder: Path) -> tuple[TransformerConfig, PreTrainedTokenizer, str]:
-    from jaxformer.training.pretrained import open_run
-
-    check_run(folder, "task.teacher")
-    run = open_run(folder)
-    steps = Checkpoints(folder / CHECKPOINTS).steps()
-    said = f"{(folder / CONFIG_FILE).read_text(encoding='utf-8')} {steps[-1:]}"
-    return run.config.model, run.tokenizer, hashlib.sha256(said.encode()).hexdigest()
 
 
 def _open_hub(source: str) -> tuple[TransformerConfig, PreTrainedTokenizer, str]:
@@ -141,15 +114,9 @@ def _checksum(path: Path) -> int:
 
 
 def read_teacher(source: str, model: nn.Module, abstract: Any) -> Any:
-    """The teacher's parameters, each part on the device that holds it.
+    """The teacher's parameters, each part on the device that holds it; ``abstract`` are shapes with shardings.
 
-    Args:
-        source: as the configuration names it.
-        model: the teacher's.
-        abstract: shapes of its parameters, with shardings.
-
-    Raises:
-        UserError: if a parameter is missing or has another shape.
+    Raises ``UserError`` if a parameter is missing or has another shape.
     """
     earlier, _ = earlier_params(source, model)
     wanted = flatten_dict(abstract, sep="/")
@@ -169,60 +136,3 @@ def read_teacher(source: str, model: nn.Module, abstract: Any) -> Any:
             "predict tokens"
         )
     return unflatten_dict(params, sep="/")
-
-
-@dataclass(frozen=True)
-class Taught:
-    """A run's division with a teacher in its frozen part, beside what LoRA freezes of the student, if it does.
-
-    Attributes:
-        boxed: shapes of the teacher's parameters with their logical axes.
-        student: the same of the student's.
-        adapter: where the student learns factors.
-    """
-
-    boxed: Any
-    student: Any
-    adapter: Adapter | None = None
-
-    @cached_property
-    def shapes(self) -> Any:
-        """Shapes of the student's parameters."""
-        return nn.unbox(self.student)
-
-    def boxed_parts(self) -> tuple[Any, Any]:
-        """Shapes of the frozen and the trained part with their logical axes."""
-        frozen, trained = (None, self.student) if self.adapter is None else self.adapter.boxed_parts()
-        return {TEACHER: self.boxed, STUDENT: frozen}, trained
-
-    def begin(self, key: jax.Array, params: Any) -> tuple[Any, Any]:
-        """The two parts of a new student, for their shapes: the teacher is zeros here."""
-        frozen, trained = (None, params) if self.adapter is None else self.adapter.begin(key, params)
-        teacher = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), nn.unbox(self.boxed))
-        return {TEACHER: teacher, STUDENT: frozen}, trained
-
-    def kept(self, path: str, array: jax.Array) -> Any:
-        """A parameter of the student in the form in which the run stores it."""
-        return array if self.adapter is None else self.adapter.kept(path, array)
-
-    def begin_from(self, key: jax.Array, params: Any, shardings: Any) -> tuple[Any, Any]:
-        """See ``Division``; the teacher is not included."""
-        frozen, trained = (None, params) if self.adapter is None else self.adapter.begin_from(key, params, shardings)
-        return {STUDENT: frozen}, trained
-
-    def joined(self, frozen: Any, trained: Any) -> Any:
-        """The student's parameters without factors."""
-        return trained if self.adapter is None else self.adapter.joined(frozen[STUDENT], trained)
-
-    def assemble(
-        self, frozen: Any, trained: Any, dropout_key: jax.Array | None = None, example_ids: jax.Array | None = None
-    ) -> WithTeacher:
-        """The parameters of student and teacher."""
-        student = trained
-        if self.adapter is not None:
-            student = self.adapter.assemble(frozen[STUDENT], trained, dropout_key, example_ids)
-        return WithTeacher(student, frozen[TEACHER])
-
-    def merged(self, frozen: Any, trained: Any) -> Any:
-        """The student's parameters as arrays alone."""
-        return trained if self.adapter is None else self.adapter.merged(frozen[STUDENT], trained)

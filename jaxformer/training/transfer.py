@@ -1,8 +1,7 @@
 """The parameters of an earlier model taken into a new one: shared names are copied, all others are initialised."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,97 +10,63 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxformer.functional import purpose_key
+from jaxformer.hub.kinds import abstract_params, init_params
 from jaxformer.schema import UserError
-from jaxformer.training.state import init_inputs
 
 
-@dataclass
-class Transfer:
-    """The parameters of a model that come from an earlier one, and those that do not.
+class Transfer(NamedTuple):
+    """Names of the parameters that come from an earlier model, and of those that do not.
 
-    Attributes:
-        taken: names that both have.
-        new: names that only the new model has; they are initialised.
-        grown: names whose table got more rows; the further ones are initialised.
-        left: names that only the earlier model has.
+    Both models have those ``taken``, only the new one those that are ``new``, only the earlier one those ``left``; the
+    tables ``grown`` got more rows, which are initialised as the new parameters are.
     """
 
-    taken: list[str] = field(default_factory=list)
-    new: list[str] = field(default_factory=list)
-    grown: list[str] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
-
-
-def _as_it_is(name: str, array: jax.Array) -> Any:
-    return array
+    taken: list[str]
+    new: list[str]
+    grown: list[str]
+    left: list[str]
 
 
 def start_params(
-    model: nn.Module,
-    seed: int,
-    earlier: dict[str, np.ndarray],
-    shardings: Any,
-    kept: Callable[[str, jax.Array], Any] = _as_it_is,
+    model: nn.Module, seed: int, earlier: dict[str, np.ndarray], shardings: Any, kept: Callable[[str, jax.Array], Any]
 ) -> tuple[Any, Transfer]:
     """A model's parameters, those of an earlier one where both have them; only the others are initialised.
 
-    Args:
-        model: the new one.
-        seed: of the run.
-        earlier: arrays by name; emptied, so that no parameter is in memory twice.
-        shardings: of the new model's parameters.
-        kept: what becomes of each parameter, by name, once it is there.
-
-    Raises:
-        UserError: as ``transfer``.
+    ``earlier`` has arrays by name and is emptied, so that no parameter is in memory twice; ``kept`` says what becomes
+    of each parameter, by name, once it is there. Raises ``UserError`` as ``transfer``.
     """
-    inputs = init_inputs(model)
-
-    def init(key: jax.Array) -> dict[str, Any]:
-        return flatten_dict(nn.unbox(model.init(key, inputs)["params"]), sep="/")
-
-    key, flat = purpose_key(seed, "init"), flatten_dict(shardings, sep="/")
-    shapes = jax.eval_shape(init, key)
+    flat, shapes = (flatten_dict(tree, sep="/") for tree in (shardings, nn.unbox(abstract_params(model))))
     fresh = [n for n, leaf in shapes.items() if n not in earlier or earlier[n].shape != leaf.shape]
-
-    def some(key: jax.Array) -> dict[str, Any]:
-        params = init(key)
-        return {name: params[name] for name in fresh}
-
-    params = {n: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=flat[n]) for n, leaf in shapes.items()}
-    params |= jax.jit(some, out_shardings={name: flat[name] for name in fresh})(key)
+    params: dict[str, Any] = {
+        n: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=flat[n]) for n, leaf in shapes.items()
+    }
+    params |= init_params(model, purpose_key(seed, "init"), fresh, {name: flat[name] for name in fresh})
     return transfer(unflatten_dict(params, sep="/"), earlier, kept)
 
 
 def transfer(
-    params: Any, earlier: dict[str, np.ndarray], kept: Callable[[str, jax.Array], Any] = _as_it_is
+    params: Any, earlier: dict[str, np.ndarray], kept: Callable[[str, jax.Array], Any] = lambda name, array: array
 ) -> tuple[Any, Transfer]:
     """The parameters with those of an earlier model in their place, and which these are.
 
-    A vocabulary that grew (an objective may add special tokens) keeps its first rows.
-
-    Args:
-        params: of the new model, initialised, or shapes where the earlier one has the same; both with shardings.
-        earlier: arrays by name; those taken are taken out, so that they need not stay in memory.
-        kept: what becomes of each parameter, by name, once it is there.
-
-    Raises:
-        UserError: if a parameter has another shape, or none is shared.
+    A vocabulary that grew (an objective may add special tokens) keeps its first rows. ``params`` are initialised, or
+    shapes where the earlier model has the same; both with shardings. Raises ``UserError`` if a parameter has another
+    shape, or none is shared.
     """
     flat = flatten_dict(nn.unbox(params), sep="/")
-    result, done = dict(flat), Transfer(left=sorted(earlier.keys() - flat.keys()))
-    done.taken = [name for name in flat if name in earlier]
-    done.new = [name for name in flat if name not in earlier]
-    done.grown = [name for name in done.taken if earlier[name].shape != flat[name].shape]
+    taken = [name for name in flat if name in earlier]
+    grown = [name for name in taken if earlier[name].shape != flat[name].shape]
+    done = Transfer(taken, [name for name in flat if name not in earlier], grown, sorted(earlier.keys() - flat.keys()))
+    result = dict(flat)
     # The largest first: the memory that it leaves has room for the others.
     for name, array in sorted(flat.items(), key=lambda item: -item[1].size):
         if name in earlier:
             old = earlier.pop(name)
-            if name in done.grown:
+            if name in grown:
                 old = _grown(name, old, _whole(array))
             array = place_array(old.astype(array.dtype, copy=False), array.sharding)
         result[name] = kept(name, array)
-    if not done.taken:
+    if not taken:
         raise UserError("no parameter of model.pretrained has a place in this model; expected the same model.type")
     return unflatten_dict(result, sep="/"), done
 

@@ -10,10 +10,10 @@ import flax.linen as nn
 import jax
 from flax.traverse_util import flatten_dict
 
+from jaxformer.hub.kinds import abstract_params
 from jaxformer.parallel.mesh import ParallelConfig, make_mesh, parameter_shardings
 from jaxformer.tasks import build_task
 from jaxformer.training.sources import load_config
-from jaxformer.training.state import abstract_params
 from tests.tasks.tiny import WITH_MASK
 
 ROOT = Path(__file__).parent.parent.parent

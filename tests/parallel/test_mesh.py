@@ -5,10 +5,10 @@ from jax.sharding import PartitionSpec
 from pydantic import ValidationError
 
 from jaxformer.families import build_model, model_config
+from jaxformer.hub.kinds import abstract_params
 from jaxformer.models import TransformerConfig
 from jaxformer.parallel.mesh import ParallelConfig, check_batch, check_length, make_mesh, parameter_shardings
 from jaxformer.schema import UserError
-from jaxformer.training.state import abstract_params
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from jaxformer.families import build_model
+from jaxformer.hub.kinds import abstract_params
 from jaxformer.parallel.mesh import ParallelConfig, make_mesh
 from jaxformer.training.state import abstract_state, init_state, new_state
 from tests.golden import shardings
@@ -36,7 +37,7 @@ def initialisation(devices):
     """The state on some devices, and the program that made it."""
     mesh = make_mesh(ParallelConfig(fsdp=devices), jax.devices()[:devices])
     model, adam = build_model(config_of("llama", hidden_size=64, num_layers=4, num_heads=4)), optax.adam(1e-3)
-    abstract = abstract_state(model, adam, False, mesh)
+    abstract = abstract_state(abstract_params(model), adam, False, mesh)
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     make = jax.jit(partial(new_state, model, adam, False), out_shardings=layout)
     return init_state(model, adam, 0, abstract), make.lower(np.uint32(0)).compile()

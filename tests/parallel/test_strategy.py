@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from jaxformer.data.loader import example_generator
+from jaxformer.hub.kinds import abstract_params
 from jaxformer.parallel.mesh import ParallelConfig, make_mesh
 from jaxformer.parallel.strategy import AXIS_NAME, DeviceStep
 from jaxformer.tasks import TASKS, build_task
@@ -61,7 +62,7 @@ def train(family, devices=8, accumulate=1, **axes):
     model = task.model(config)
     parallel = ParallelConfig(**axes)
     mesh = make_mesh(parallel, jax.devices()[:devices])
-    abstract = abstract_state(model, SGD, False, mesh)
+    abstract = abstract_state(abstract_params(model), SGD, False, mesh)
     name = AXIS_NAME if parallel.strategy == "pmap" else None
     pure = make_train_step(model, task, SGD, seed=0, accumulate=accumulate, axis_name=name)
     step = DeviceStep(pure, abstract, mesh, parallel.strategy, ROWS)

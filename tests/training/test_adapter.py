@@ -132,7 +132,7 @@ def test_int8_kernels_on_a_mesh_and_in_an_export(trained, base, tmp_path):
     path, _ = trained
     keys = keys_of(path.parent, base, {**LORA, "base": "int8"}, "int8")
     run = make_run({**keys, "parallel": {"fsdp": 4}})
-    frozen = flatten_dict(start_state(run)[1], sep="/")
+    frozen = flatten_dict(start_state(run)[1]["student"], sep="/")
     kernel = frozen["layers/feed_forward/up/kernel"]
     assert kernel.values.dtype == np.int8 and "fsdp" in str(kernel.values.sharding.spec)
     assert kernel.scale.shape == (2, 1, 64) and frozen["embeddings/token/embedding"].dtype == np.float32

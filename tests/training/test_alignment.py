@@ -104,7 +104,7 @@ def test_factors_lie_as_their_kernels_do(folder):
     run = make_run(keys)
     state, frozen = run.abstract, run.abstract_frozen
     query = state.params["factors"]["layers"]["attention"]["query"]["kernel"]
-    kernel = frozen["layers"]["attention"]["query"]["kernel"].sharding.spec
+    kernel = frozen["student"]["layers"]["attention"]["query"]["kernel"].sharding.spec
     assert tuple(kernel) == (None, "fsdp", "tensor", None)
     assert tuple(query["a"].sharding.spec) == (None, "fsdp", None)
     assert tuple(query["b"].sharding.spec) == (None, None, "tensor", None)

@@ -2,10 +2,10 @@ import jax
 import pytest
 
 from jaxformer.families import build_model, model_config
+from jaxformer.hub.kinds import abstract_params
 from jaxformer.models import TransformerConfig
 from jaxformer.models.masked_lm import MaskedLM
 from jaxformer.training.flops import flops_per_step, peak_flops
-from jaxformer.training.state import abstract_params
 
 
 def test_flops_by_hand():

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from jaxformer.families import build_model, model_config
+from jaxformer.hub.kinds import abstract_params
 from jaxformer.models import TransformerConfig
 from jaxformer.schema import UserError
 from jaxformer.training.optimizer import (
@@ -19,7 +20,6 @@ from jaxformer.training.optimizer import (
     layer_scales,
     muon_dimensions,
 )
-from jaxformer.training.state import abstract_params
 
 
 def rates(steps, learning_rate=1.0, **keys):

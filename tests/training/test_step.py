@@ -9,13 +9,14 @@ import optax
 import pytest
 
 from jaxformer.families import build_model, model_config
+from jaxformer.hub.kinds import abstract_params
 from jaxformer.models import TransformerConfig
 from jaxformer.parallel.batch import put_batch
 from jaxformer.parallel.mesh import ParallelConfig, make_mesh
 from jaxformer.tasks import CausalLM, CausalLMConfig
 from jaxformer.training.optimizer import OptimizerConfig, build_optimizer
 from jaxformer.training.state import abstract_state, init_state
-from jaxformer.training.step import make_eval_step, make_train_step
+from jaxformer.training.step import make_train_step
 
 TASK = CausalLM(CausalLMConfig(chunk_tokens=32), None, 8)
 # SGD, since Adam's normalisation would hide a gradient that is off by a factor.
@@ -45,7 +46,7 @@ def uneven_batch(rows=16, length=16):
 
 def run(model, batch, steps=3, accumulate=1, mesh=None, optimizer=SGD, ema_decay=None):
     mesh = mesh or make_mesh(ParallelConfig(), ONE_DEVICE)
-    abstract = abstract_state(model, optimizer, ema_decay is not None, mesh)
+    abstract = abstract_state(abstract_params(model), optimizer, ema_decay is not None, mesh)
     state = init_state(model, optimizer, 0, abstract)
     step = jax.jit(
         make_train_step(model, TASK, optimizer, seed=0, accumulate=accumulate, ema_decay=ema_decay), donate_argnums=0
@@ -78,7 +79,7 @@ def test_accumulated_parts_equal_the_whole_batch_with_dropout_and_uneven_tokens(
 
 def test_one_sgd_step_is_the_gradient_of_the_mean_over_tokens():
     model, batch = tiny(dropout=0.0), uneven_batch()
-    abstract = abstract_state(model, SGD, False, make_mesh(ParallelConfig(), ONE_DEVICE))
+    abstract = abstract_state(abstract_params(model), SGD, False, make_mesh(ParallelConfig(), ONE_DEVICE))
     params = jax.device_get(init_state(model, SGD, 0, abstract).params)
 
     def mean_loss(params):
@@ -119,18 +120,19 @@ def test_dropout_is_on_in_training_off_in_evaluation_and_changes_with_the_step()
     zero = optax.sgd(0.0)
     state, losses = run(model, batch, optimizer=zero)
     assert len({round(loss, 6) for loss in losses}) == 3, "three steps with the same parameters drop differently"
-    evaluate = jax.jit(make_eval_step(model, TASK))
-    first, second = evaluate(state.params, batch), evaluate(state.params, batch)
-    assert first[0]["loss"] == second[0]["loss"]
-    plain = jax.jit(make_eval_step(tiny(dropout=0.0), TASK))(state.params, batch)
-    assert plain[0]["loss"] == first[0]["loss"]
+
+    def loss(model):
+        evaluate = jax.jit(lambda params, batch: TASK.loss(model, params, batch, None))
+        return evaluate(state.params, batch).metrics["loss"]
+
+    assert loss(model) == loss(model) == loss(tiny(dropout=0.0))
 
 
 def test_a_non_finite_step_changes_nothing_and_is_counted():
     model, batch = tiny(dropout=0.0), uneven_batch()
     adam = optax.adam(1e-2)
     mesh = make_mesh(ParallelConfig(), ONE_DEVICE)
-    state = init_state(model, adam, 0, abstract_state(model, adam, True, mesh))
+    state = init_state(model, adam, 0, abstract_state(abstract_params(model), adam, True, mesh))
     step = jax.jit(make_train_step(model, TASK, adam, seed=0, ema_decay=0.9))
     state, _ = step(state, batch)
     poisoned = jax.tree.map(lambda x: x, state.params)
@@ -186,11 +188,13 @@ def test_the_state_is_made_split_and_its_optimizer_statistics_like_it():
     mesh = make_mesh(ParallelConfig(fsdp=8))
     model = tiny()
     adam = optax.adam(1e-3)
-    state = init_state(model, adam, 0, abstract_state(model, adam, False, mesh))
+    state = init_state(model, adam, 0, abstract_state(abstract_params(model), adam, False, mesh))
     kernel = state.params["layers"]["feed_forward"]["up"]["kernel"]
     mean = state.opt_state[0].mu["layers"]["feed_forward"]["up"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (2, 2, 64) == mean.sharding.shard_shape(mean.shape)
-    same = init_state(model, adam, 0, abstract_state(model, adam, False, make_mesh(ParallelConfig(), ONE_DEVICE)))
+    same = init_state(
+        model, adam, 0, abstract_state(abstract_params(model), adam, False, make_mesh(ParallelConfig(), ONE_DEVICE))
+    )
     assert_same(state.params, same.params, 0)
 
 

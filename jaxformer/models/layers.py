@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxformer import functional as F
 from jaxformer.models.config import TransformerConfig
@@ -253,6 +254,22 @@ def untied_head(config: TransformerConfig, width: int) -> Projection:
     return Projection((width, config.vocabulary), ("embed", "vocab"), False, kernel_deviation(config, width))
 
 
+def check_ids(name: str, ids: Any, size: int, real: Any = None) -> None:
+    """Refuses ids outside a table, for which JAX would look up nan; ids that are not known yet (in jit) pass.
+
+    Raises:
+        ValueError: naming the id and the size of the table.
+    """
+    if isinstance(ids, jax.core.Tracer) or isinstance(real, jax.core.Tracer):
+        return
+    outside = np.asarray((ids < 0) | (ids >= size))
+    if real is not None:
+        outside &= np.asarray(real)
+    if outside.any():
+        found = int(np.asarray(ids)[outside][0])
+        raise ValueError(f"{name} has {found}, expected 0 to {size - 1}: the table has {size} rows")
+
+
 class Embeddings(nn.Module):
     """Token embedding, learned or sinusoidal positions, token types, norm, dropout and projection, as configured.
 
@@ -286,6 +303,11 @@ class Embeddings(nn.Module):
         """Embeds the tokens; padding becomes zeros, so that nothing of it spreads. Positions must be given."""
         input_ids, position_ids, real = inputs.input_ids, inputs.position_ids, inputs.real
         c = self.config
+        check_ids("input_ids", input_ids, c.vocabulary, real)
+        if c.token_types > 1 and inputs.token_type_ids is not None:
+            check_ids("token_type_ids", inputs.token_type_ids, c.token_types, real)
+        if c.positions == "learned":
+            check_ids("position_ids", position_ids, c.max_length, real)
         # The rows that are looked up belong to the devices that hold the tokens, and are not split along D.
         table = self.token() if table is None else table
         if not isinstance(table, F.Packed):
@@ -299,7 +321,9 @@ class Embeddings(nn.Module):
         elif c.positions == "sinusoidal":
             x = x + F.sinusoidal_positions(position_ids, c.token_size, halves=c.sinusoidal_halves)
         if c.token_types:
-            types = jnp.zeros_like(input_ids) if inputs.token_type_ids is None else inputs.token_type_ids
+            # A table of one row has one type, whatever the tokenizer says.
+            given = None if c.token_types == 1 else inputs.token_type_ids
+            types = jnp.zeros_like(input_ids) if given is None else given
             x = x + jnp.take(self.token_type(), types, axis=0)
         if real is not None:
             x = jnp.where(real[..., None], x, 0.0)

@@ -250,10 +250,23 @@ class Pipeline(ABC):
         owners = batch.get("overflow_to_sample_mapping", range(len(texts)))
         encodings = batch.encodings or [None] * len(texts)  # a tokenizer written in Python has none
         found = zip(*(batch[name] for name in names), encodings, owners, strict=True)
-        return [
+        rows = [
             Row(dict(zip(names, values, strict=True)), about=(encoding, int(owner)))
             for *values, encoding, owner in found
         ]
+        self._check_ids(batch["input_ids"])
+        return rows
+
+    def _check_ids(self, rows: Sequence[Sequence[int]]) -> None:
+        """Refuses tokens that the model does not have: it would compute nan from them."""
+        size = self.model.config.vocabulary
+        for ids in rows:
+            if ids and max(ids) >= size:
+                token = self.tokenizer.convert_ids_to_tokens(max(ids))
+                raise UserError(
+                    f"{token!r} is token {max(ids)}, but the embedding of {self.name} has {size} rows: give the "
+                    "tokenizer that the model was trained with"
+                )
 
     def rows_of(
         self,

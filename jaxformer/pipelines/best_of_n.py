@@ -23,7 +23,7 @@ from jaxformer.tasks.chat_template import Message
 from jaxformer.tasks.records import BadRow, rounded
 from jaxformer.tasks.responses import ResponseEncoder
 from jaxformer.tasks.row_readers import PROMPT_COLUMNS, PromptReader
-from jaxformer.tokenizers import encode, find_special, prefix_ids
+from jaxformer.tokenizers import encode, find_special, frame_of
 from jaxformer.training.rewards import Reward, Sample, describe_reward, open_reward
 
 # Options that are not taken from the model's generation_config.json: length and search.
@@ -164,7 +164,7 @@ class BestOfN:
         """The input of the reward: one text, ended like the texts that it was trained on."""
         ids, response, end = prompt.ids, drawn.ids, find_special(self.tokenizer, "eos")
         if self.two_sided:
-            ids = [*prefix_ids(self.tokenizer), *ids[:-1]]
+            ids = ids[: len(ids) - len(frame_of(self.tokenizer).after)]
         if drawn.ended and self.config.stop_strings and response[-1] != end and end is not None:
             response = [*encode(self.tokenizer, drawn.text), end]
         return Sample(prompt.row, ids, response, drawn.ended, prompt.text, drawn.text)

@@ -40,6 +40,7 @@ class TaskSchema(Schema):
         architectures: model architectures that it can train.
         reads: ``text``, documents cut into rows of tokens; ``records``, rows of a table.
         special_tokens: tokens that the tokenizer must have; missing ones are added.
+        frame_tokens: further ones for a tokenizer that puts nothing around a text by itself.
         sentinels: number of sentinel tokens that the tokenizer must have.
         unit: what a loss is a mean over.
         report_at_end: the report is slow, so that only the last evaluation makes one.
@@ -51,6 +52,7 @@ class TaskSchema(Schema):
     architectures: ClassVar[tuple[Architecture, ...]]
     reads: ClassVar[Literal["text", "records"]]
     special_tokens: ClassVar[tuple[Role, ...]] = ()
+    frame_tokens: ClassVar[tuple[Role, ...]] = ()
     sentinels: ClassVar[int] = 0
     unit: ClassVar[str] = "tokens"
     report_at_end: ClassVar[bool] = False
@@ -90,6 +92,11 @@ class TaskSchema(Schema):
 
     def check_run(self, run: Any) -> None:
         """Raises ``ValueError`` if the configuration of a run does not suit the objective."""
+
+    @property
+    def languages(self) -> tuple[str | None, str | None]:
+        """Codes of the languages of source and target, for a tokenizer that writes them (mBART)."""
+        return None, None
 
     @property
     def dialogue_template(self) -> str | None:

@@ -41,6 +41,7 @@ class DistillationConfig(TaskSchema):
     # The data are those of the inner objective.
     reads: ClassVar[Any] = property(attrgetter("of.reads"))
     special_tokens: ClassVar[Any] = property(attrgetter("of.special_tokens"))
+    frame_tokens: ClassVar[Any] = property(attrgetter("of.frame_tokens"))
     sentinels: ClassVar[Any] = property(attrgetter("of.sentinels"))
     unit: ClassVar[Any] = property(attrgetter("of.unit"))
     report_at_end: ClassVar[Any] = property(attrgetter("of.report_at_end"))

@@ -17,7 +17,7 @@ from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
 from jaxformer.tasks import records as R
 from jaxformer.tasks.base import Batch, LossSums, Report, Rows, Task
-from jaxformer.tokenizers import encode_batch
+from jaxformer.tokenizers import encode_batch, frame_of
 
 
 class MultipleChoiceConfig(R.SupervisedConfig):
@@ -63,7 +63,7 @@ class MultipleChoice(Task):
     config: MultipleChoiceConfig
 
     def __post_init__(self) -> None:
-        R.check_length(self, 5)
+        R.check_length(self, 2)
 
     def model(self, config: TransformerConfig) -> nn.Module:
         """The backbone with a head that scores each choice."""
@@ -71,10 +71,10 @@ class MultipleChoice(Task):
 
     def rows(self, data: Sequence[R.Record]) -> Rows:
         """One row per record."""
-        examples, fill = [], R.encoder_fill(self.tokenizer)
+        examples, fill, frame = [], R.encoder_fill(self.tokenizer), frame_of(self.tokenizer, pair=True)
         for record in data:
             question, *choices = encode_batch(self.tokenizer, self.config.texts(record))
-            inputs = [R.encoder_input(self.tokenizer, question, choice, self.sequence_length) for choice in choices]
+            inputs = [R.encoder_input(frame, question, choice, self.sequence_length) for choice in choices]
             examples.append(R.stack_rows(inputs, fill) | {"labels": self.config.label_of(record)})
         return ExampleRows(examples, self.sequence_length, fill)
 

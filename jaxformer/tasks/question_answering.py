@@ -18,7 +18,7 @@ from jaxformer.schema import UserError
 from jaxformer.tasks import metrics
 from jaxformer.tasks import records as R
 from jaxformer.tasks.base import Batch, LossSums, Report, Rows, Task
-from jaxformer.tokenizers import encode_batch, encode_with_offsets
+from jaxformer.tokenizers import encode_batch, encode_with_offsets, frame_of
 
 
 class Answer(NamedTuple):
@@ -102,7 +102,7 @@ class QuestionAnswering(Task):
 
     def __post_init__(self) -> None:
         c = self.config
-        room = self.sequence_length - c.max_question_tokens - 3
+        room = self.sequence_length - c.max_question_tokens - frame_of(self.tokenizer, pair=True).size
         if room <= c.stride:
             raise UserError(
                 f"{c.type}: the sequence length {self.sequence_length} leaves {room} tokens of context beside "
@@ -115,15 +115,16 @@ class QuestionAnswering(Task):
         texts = [self.config.texts(record) for record in data]
         questions = encode_batch(self.tokenizer, [question for question, _ in texts])
         contexts = encode_with_offsets(self.tokenizer, [context for _, context in texts])
-        windows = []
+        windows, frame = [], frame_of(self.tokenizer, pair=True)
         for number, (question, (ids, offsets)) in enumerate(zip(questions, contexts, strict=True)):
             question = question[: self.config.max_question_tokens]
-            room = self.sequence_length - len(question) - 3
+            room = self.sequence_length - len(question) - frame.size
+            begin = len(frame.before) + len(question) + len(frame.between)
             start = 0
             while True:
                 part = slice(start, start + room)
-                inputs = R.encoder_input(self.tokenizer, question, ids[part], self.sequence_length)
-                windows.append(Window(number, inputs, len(question) + 2, offsets[part]))
+                inputs = R.encoder_input(frame, question, ids[part], self.sequence_length)
+                windows.append(Window(number, inputs, begin, offsets[part]))
                 if start + room >= len(ids):
                     break
                 start += room - self.config.stride

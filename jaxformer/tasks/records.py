@@ -16,7 +16,7 @@ from jaxformer.data.example_rows import Example
 from jaxformer.schema import UserError
 from jaxformer.tasks import base
 from jaxformer.tasks.base import Batch, Task, TaskSchema
-from jaxformer.tokenizers import PreTrainedTokenizer, special_id
+from jaxformer.tokenizers import Frame, PreTrainedTokenizer, frame_of, special_id
 
 logger = logging.getLogger(__name__)
 Record = Mapping[str, Any]
@@ -31,7 +31,8 @@ class SupervisedConfig(TaskSchema):
 
     architectures = ("encoder", "decoder", "encoder_decoder")
     reads = "records"
-    special_tokens = ("pad", "cls", "sep")
+    special_tokens = ("pad",)
+    frame_tokens = ("cls", "sep")
 
 
 class LabelledConfig(SupervisedConfig):
@@ -107,9 +108,10 @@ def _few(places: Sequence[str]) -> str:
     return "; ".join(places[:MOST_NAMED]) + more
 
 
-def check_length(task: Task, shortest: int) -> None:
-    """Refuses rows too short for the special tokens and one token of each text."""
+def check_length(task: Task, texts: int) -> None:
+    """Refuses rows too short for the special tokens and one token of each of one or two texts."""
     T = task.sequence_length
+    shortest = frame_of(task.tokenizer, pair=texts > 1).size + texts
     if shortest > T:
         raise UserError(f"{task.config.type}: the sequence length is {T}, expected at least {shortest}; raise it")
 
@@ -150,33 +152,14 @@ def find_labels(configured: Sequence[str] | None, found: Iterable[str]) -> tuple
     return tuple(sorted(names, key=int if all(name.isdecimal() for name in names) else None))
 
 
-def pair_lengths(first: int, second: int, budget: int) -> tuple[int, int]:
-    """Lengths of two texts truncated to ``budget`` tokens in all, from the longer one (at a tie the second) first.
+def encoder_input(frame: Frame, first: Sequence[int], second: Sequence[int] | None, length: int) -> Batch:
+    """``input_ids`` and ``token_type_ids`` of a text or a pair in the tokenizer's frame, truncated to ``length``.
 
-    The ``longest_first`` truncation of Hugging Face.
+    Types are 0 up to the first ``[SEP]`` and 1 after it (Devlin et al. 2019, "BERT", section 3), or all 0 for a model
+    with one type.
     """
-    if first + second <= budget:
-        return first, second
-    kept = min(first, max(budget - second, (budget + 1) // 2))
-    return kept, budget - kept
-
-
-def encoder_input(
-    tokenizer: PreTrainedTokenizer, first: Sequence[int], second: Sequence[int] | None, length: int
-) -> Batch:
-    """``[CLS] first [SEP]`` or ``[CLS] first [SEP] second [SEP]``, truncated to ``length``, and ``token_type_ids``.
-
-    Types are 0 up to the first ``[SEP]`` and 1 after it (Devlin et al. 2019, "BERT", section 3).
-    """
-    cls, sep = special_id(tokenizer, "cls"), special_id(tokenizer, "sep")
-    if second is None:
-        ids = [cls, *first[: length - 2], sep]
-        types = [0] * len(ids)
-    else:
-        a, b = pair_lengths(len(first), len(second), length - 3)
-        ids = [cls, *first[:a], sep, *second[:b], sep]
-        types = [0] * (a + 2) + [1] * (b + 1)
-    return {"input_ids": np.array(ids, np.int32), "token_type_ids": np.array(types, np.int32)}
+    framed = frame.join(first, second, length)
+    return {"input_ids": np.array(framed.ids, np.int32), "token_type_ids": np.array(framed.types, np.int32)}
 
 
 def encoder_fill(tokenizer: PreTrainedTokenizer) -> dict[str, int | float]:

@@ -21,7 +21,7 @@ from jaxformer.tokenizers import (
     encode_batch,
     encode_marked,
     find_special,
-    prefix_ids,
+    frame_of,
     special_id,
 )
 
@@ -83,7 +83,8 @@ class ResponseEncoder:
         end = special_id(tokenizer, "sep") if two_sided else find_special(tokenizer, "eos")
         if end is None:
             raise UserError("the tokenizer has no end-of-text token, expected one to end a response with")
-        self.end_id = end
+        self.end_id, self.frame = end, frame_of(tokenizer)
+        self.target_frame = frame_of(tokenizer, target=True) if two_sided else None
 
     def encode(self, rows: Sequence[tuple[Record, Answered]], tally: Tally) -> list[Encoded | None]:
         """The tokens of each row, None for unusable rows."""
@@ -114,10 +115,10 @@ class ResponseEncoder:
 
     def _chat_ids(self, messages: list[Message]) -> list[int]:
         ids, _ = encode_marked(self.tokenizer, self.chat_writer().prompt(messages))
-        return [*ids, self.end_id] if self.two_sided else ids
+        return self.frame.join(ids).ids if self.two_sided else ids
 
     def _prompt(self, ids: list[int]) -> list[int]:
-        return [*ids, self.end_id] if self.two_sided else [*prefix_ids(self.tokenizer), *ids]
+        return self.frame.join(ids).ids if self.two_sided else [*self.frame.before, *ids]
 
     def _texts(self, pairs: list[tuple[str, str]]) -> list[Encoded]:
         columns = ([p for p, _ in pairs], [r for _, r in pairs], [p + r for p, r in pairs])
@@ -129,7 +130,8 @@ class ResponseEncoder:
         return found
 
     def _answer(self, prompt: list[int], response: list[int]) -> Encoded:
-        return Encoded(prompt, [*response, self.end_id], [True] * (len(response) + 1))
+        ids = [*response, self.end_id] if self.target_frame is None else self.target_frame.join(response).ids
+        return Encoded(prompt, ids, [True] * len(ids))
 
     def _dialogue(self, answered: Answered) -> Encoded:
         writer = self.chat_writer()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import jax
@@ -18,7 +19,7 @@ from jaxformer.tasks import metrics
 from jaxformer.tasks import records as R
 from jaxformer.tasks.base import Batch, LossSums, Report, Rows, Task, TaskSchema, token_loss
 from jaxformer.tasks.responses import two_sided_row
-from jaxformer.tokenizers import decode, encode_batch, special_id
+from jaxformer.tokenizers import Frame, decode, encode_batch, frame_of, special_id
 
 
 class Seq2SeqConfig(TaskSchema):
@@ -33,6 +34,10 @@ class Seq2SeqConfig(TaskSchema):
     source_column: str = Field("source", description="column with the source text")
     target_column: str = Field("target", description="column with the target text")
     prefix: str = Field("", description="prefix of every source, for instance 'translate English to German: '")
+    source_language: str | None = Field(
+        None, description="code of the sources' language, for tokenizers that write one (mBART: en_XX)"
+    )
+    target_language: str | None = Field(None, description="code of the targets' language")
     target_length: int = Field(128, ge=2, description="longest target, end token included")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability mass spread evenly over the vocabulary")
     chunk_tokens: int = Field(2048, ge=1, description="tokens per device whose logits are in memory at once")
@@ -40,6 +45,11 @@ class Seq2SeqConfig(TaskSchema):
     bleu_tokenize: Literal["13a", "intl", "char"] = Field(
         "13a", description="tokenizer of BLEU: 13a (the default of sacrebleu), intl (Unicode) or char (characters)"
     )
+
+    @property
+    def languages(self) -> tuple[str | None, str | None]:
+        """Codes of the languages of source and target."""
+        return self.source_language, self.target_language
 
     def texts(self, record: R.Record) -> list[str]:
         """The source with its prefix, and the target."""
@@ -51,24 +61,37 @@ class Seq2SeqConfig(TaskSchema):
 class Seq2Seq(Task):
     """``-log p(target token | source, target tokens before it)``, summed over the target tokens and their end.
 
-    Sources and targets end with the ``sep`` token (Raffel et al. 2020, section 2.1 and its published models).
+    Sources and targets have the special tokens that the tokenizer puts around them: T5's end, BART's start and end, the
+    language codes of mBART.
     """
 
     config: Seq2SeqConfig
 
     def __post_init__(self) -> None:
-        R.check_length(self, 2)
+        R.check_length(self, 1)
+
+    @cached_property
+    def target_frame(self) -> Frame:
+        """Special tokens around a target."""
+        return frame_of(self.tokenizer, target=True)
+
+    @property
+    def start_id(self) -> int:
+        """Id of the token before the first of a target: T5's padding, else the last of its frame (BART, mBART)."""
+        after = self.target_frame.after
+        return after[-1] if self.start == "sep" and after else super().start_id
 
     def rows(self, data: Sequence[R.Record]) -> Rows:
         """One row a record."""
-        pad, end = special_id(self.tokenizer, "pad"), special_id(self.tokenizer, "sep")
+        pad, source_frame, frame = special_id(self.tokenizer, "pad"), frame_of(self.tokenizer), self.target_frame
         texts = [self.config.texts(record) for record in data]
         sources = encode_batch(self.tokenizer, [source for source, _ in texts])
         targets = encode_batch(self.tokenizer, [target for _, target in texts])
         examples: list[Example] = []
         for source, target in zip(sources, targets, strict=True):
-            labels = [*target[: self.config.target_length - 1], end]
-            examples.append(two_sided_row([*source[: self.sequence_length - 1], end], labels, self.start_id))
+            inputs = source_frame.join(source, None, self.sequence_length).ids
+            labels = frame.join(target, None, self.config.target_length).ids
+            examples.append(two_sided_row(inputs, labels, self.start_id))
         fill = {"input_ids": pad, "decoder_input_ids": pad, "labels": F.IGNORE}
         lengths = dict.fromkeys(("decoder_input_ids", "labels"), self.config.target_length)
         return ExampleRows(examples, self.sequence_length, fill, lengths)

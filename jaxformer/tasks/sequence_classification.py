@@ -19,7 +19,7 @@ from jaxformer.schema import UserError
 from jaxformer.tasks import metrics
 from jaxformer.tasks import records as R
 from jaxformer.tasks.base import Batch, LossSums, Report, Rows
-from jaxformer.tokenizers import encode_batch
+from jaxformer.tokenizers import encode_batch, frame_of
 
 
 class SequenceClassificationConfig(R.LabelledConfig):
@@ -92,7 +92,7 @@ class SequenceClassification(R.LabelledTask):
 
     def __post_init__(self) -> None:
         c = self.config
-        R.check_length(self, 3 if c.text_pair_column is None else 5)
+        R.check_length(self, 1 if c.text_pair_column is None else 2)
         if c.problem != "single_label" and (c.class_weights is not None or c.label_smoothing):
             raise UserError(f"task.problem is {c.problem!r}, without class_weights and label_smoothing: leave them out")
         if c.problem == "regression" and c.labels is not None:
@@ -135,10 +135,11 @@ class SequenceClassification(R.LabelledTask):
         """One row per record."""
         texts = [self.config.texts(record) for record in data]
         ids = [encode_batch(self.tokenizer, column) for column in zip(*texts, strict=True)]
+        frame = frame_of(self.tokenizer, pair=self.config.text_pair_column is not None)
         examples: list[Example] = []
         for number, record in enumerate(data):
             second = ids[1][number] if len(ids) > 1 else None
-            example: Example = dict(R.encoder_input(self.tokenizer, ids[0][number], second, self.sequence_length))
+            example: Example = dict(R.encoder_input(frame, ids[0][number], second, self.sequence_length))
             examples.append(example | self._answer(record))
         fill = R.encoder_fill(self.tokenizer) | ({"labels": 0.0} if self.config.problem == "regression" else {})
         return ExampleRows(examples, self.sequence_length, {**fill, "label_weights": 0.0}, stacked=["labels"])

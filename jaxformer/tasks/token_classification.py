@@ -20,7 +20,7 @@ from jaxformer.schema import UserError
 from jaxformer.tasks import metrics
 from jaxformer.tasks import records as R
 from jaxformer.tasks.base import Batch, LossSums, Report, Rows
-from jaxformer.tokenizers import encode_with_offsets
+from jaxformer.tokenizers import Frame, encode_with_offsets, frame_of
 
 OUTSIDE = "O"
 
@@ -85,7 +85,7 @@ class TokenClassification(R.LabelledTask):
     config: TokenClassificationConfig
 
     def __post_init__(self) -> None:
-        R.check_length(self, 3)
+        R.check_length(self, 1)
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -96,6 +96,16 @@ class TokenClassification(R.LabelledTask):
             raise UserError(f"the training records have the tags {list(labels)}, expected at least two")
         return labels
 
+    @cached_property
+    def frame(self) -> Frame:
+        """Special tokens around a sentence."""
+        return frame_of(self.tokenizer)
+
+    @property
+    def room(self) -> int:
+        """Tokens of a sentence that fit a row."""
+        return self.sequence_length - self.frame.size
+
     def align(self, data: Sequence[R.Record]) -> list[Aligned]:
         """The tokenised sentences."""
         sentences = [self.config.words_of(record) for record in data]
@@ -105,7 +115,7 @@ class TokenClassification(R.LabelledTask):
         aligned = []
         for ids, offsets in encode_with_offsets(self.tokenizer, ["".join(words) for words in sentences]):
             spans, covered = [], 0
-            kept = ids[: self.sequence_length - 2]
+            kept = ids[: self.room]
             for token, (start, end) in enumerate(offsets[: len(kept)]):
                 if max(start, covered) < end:
                     spans.append((token, max(start, covered), end))
@@ -124,10 +134,10 @@ class TokenClassification(R.LabelledTask):
             for number, word in enumerate(words):
                 found, offsets = pieces[word]
                 first = next((i for i, (start, end) in enumerate(offsets) if word[start:end].strip()), None)
-                if first is not None and len(ids) + first < self.sequence_length - 2:
+                if first is not None and len(ids) + first < self.room:
                     spans.append((len(ids) + first, number, number + 1))
                 ids += found
-            aligned.append(Aligned(ids[: self.sequence_length - 2], spans))
+            aligned.append(Aligned(ids[: self.room], spans))
         return aligned
 
     def model(self, config: TransformerConfig) -> nn.Module:
@@ -139,10 +149,10 @@ class TokenClassification(R.LabelledTask):
         examples = []
         for record, sentence in zip(data, self.align(data), strict=True):
             numbers = [self.label_number(tag, record) for tag in self.config.tags_of(record)]
-            inputs = R.encoder_input(self.tokenizer, sentence.ids, None, self.sequence_length)
+            inputs = R.encoder_input(self.frame, sentence.ids, None, self.sequence_length)
             labels = np.full(len(inputs["input_ids"]), F.IGNORE, np.int32)
             for token, first, _ in sentence.spans:
-                labels[token + 1] = numbers[first]  # after [CLS]
+                labels[len(self.frame.before) + token] = numbers[first]
             examples.append({**inputs, "labels": labels})
         return ExampleRows(examples, self.sequence_length, R.encoder_fill(self.tokenizer))
 
@@ -163,7 +173,7 @@ class TokenClassification(R.LabelledTask):
         """Metrics over words (or characters); the prediction for truncated ones is ``O``."""
         tags = [self.config.tags_of(record) for record in data]
         predicted = [
-            self.tags_from(sentence, row[1:], self.config.words_of(record))
+            self.tags_from(sentence, row[len(self.frame.before) :], self.config.words_of(record))
             for sentence, row, record in zip(self.align(data), outputs["predicted"], data, strict=True)
         ]
         words = self.config.words_column

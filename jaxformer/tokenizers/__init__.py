@@ -5,7 +5,15 @@ ids = encode(tokenizer, "a text")
 """
 
 from jaxformer.tokenizers.config import TokenizerConfig
-from jaxformer.tokenizers.encoding import decode, encode, encode_batch, encode_marked, encode_with_offsets, prefix_ids
+from jaxformer.tokenizers.encoding import (
+    decode,
+    encode,
+    encode_batch,
+    encode_marked,
+    encode_with_offsets,
+    splits_special_tokens,
+)
+from jaxformer.tokenizers.frame import Frame, Framed, frame_of, give_frame
 from jaxformer.tokenizers.opening import (
     FILE_NAME,
     PreTrainedTokenizer,
@@ -34,6 +42,8 @@ from jaxformer.tokenizers.vocabulary import (
 
 __all__ = [
     "FILE_NAME",
+    "Frame",
+    "Framed",
     "PreTrainedTokenizer",
     "Role",
     "TokenizerConfig",
@@ -46,16 +56,18 @@ __all__ = [
     "encode_with_offsets",
     "find_special",
     "fingerprint",
+    "frame_of",
+    "give_frame",
     "load_tokenizer",
     "named_special_tokens",
     "open_tokenizer",
-    "prefix_ids",
     "save_tokenizer",
     "sentence_ends",
     "sentinel_ids",
     "special_id",
     "special_ids",
     "special_tokens",
+    "splits_special_tokens",
     "token_id",
     "train_tokenizer",
     "vocabulary_size",

@@ -24,6 +24,13 @@ class TokenizerConfig(Schema):
         None, description="file: a tokenizer.json, or a folder that holds one; pretrained: a folder or owner/name"
     )
 
+    split_special_tokens: bool | None = Field(
+        None,
+        description="cut special tokens that a text itself contains (`[SEP]`, `</s>`) into ordinary pieces, in "
+        "training and in prediction, for texts that are not trusted; default: true for tokenizers trained here, else "
+        "the tokenizer's own setting, mostly false",
+    )
+
     @model_validator(mode="after")
     def _path_goes_with_type(self) -> "TokenizerConfig":
         if self.type in ("file", "pretrained") and self.path is None:

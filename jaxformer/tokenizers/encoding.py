@@ -1,4 +1,4 @@
-"""Text to token ids for training: nothing is added, truncated or padded, and special tokens in a text are text."""
+"""Text to token ids for training: nothing is added, truncated or padded."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,14 +9,23 @@ from jaxformer.tokenizers.opening import PreTrainedTokenizer
 Span = tuple[int, int]
 
 
+def splits_special_tokens(tokenizer: PreTrainedTokenizer) -> bool:
+    """True if a special token that a text contains is cut into pieces like other text, False if it is one token.
+
+    The setting of transformers, which is saved with the tokenizer, so that training and prediction agree. It is true
+    for tokenizers that are trained here.
+    """
+    return bool(tokenizer.split_special_tokens)
+
+
 def encode(tokenizer: PreTrainedTokenizer, text: str) -> list[int]:
-    """The ids of a text; a literal `<|endoftext|>` in it becomes the ordinary characters that it consists of."""
+    """The ids of a text without those that frame it; special tokens in it are read by `splits_special_tokens`."""
     return encode_batch(tokenizer, [text])[0]
 
 
 def encode_batch(tokenizer: PreTrainedTokenizer, texts: Sequence[str]) -> list[list[int]]:
     """The ids of each text, as `encode`, on all cores."""
-    backend = _prepared(tokenizer, special_as_text=True)
+    backend = _prepared(tokenizer, special_as_text=splits_special_tokens(tokenizer))
     if backend is None:
         return [_python_ids(tokenizer, text) for text in texts]
     # The "fast" variant is the same but for the offsets, which are not needed here.
@@ -29,7 +38,7 @@ def encode_with_offsets(tokenizer: PreTrainedTokenizer, texts: Sequence[str]) ->
     Blanks at the ends of a token do not count, unless it holds nothing else. Tokens that are parts of one character
     all have that character. Characters that the normalizer adds or removes are mapped back to the text as given.
     """
-    backend = _prepared(tokenizer, special_as_text=True)
+    backend = _prepared(tokenizer, special_as_text=splits_special_tokens(tokenizer))
     if backend is None:
         return [(_python_ids(tokenizer, text), _byte_offsets(text)) for text in texts]
     encoded = backend.encode_batch(list(texts), add_special_tokens=False)
@@ -42,7 +51,7 @@ def encode_with_offsets(tokenizer: PreTrainedTokenizer, texts: Sequence[str]) ->
 def encode_marked(tokenizer: PreTrainedTokenizer, text: str) -> tuple[list[int], list[Span]]:
     """The ids of a text in which special tokens are read as such, and the characters `[start, end)` of each.
 
-    For what the library or a chat template wrote; `encode` is for the text of others.
+    For what the library or a chat template wrote.
 
     Raises:
         UserError: The tokenizer has no offsets.
@@ -60,13 +69,6 @@ def encode_marked(tokenizer: PreTrainedTokenizer, text: str) -> tuple[list[int],
 def decode(tokenizer: PreTrainedTokenizer, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
     """The text of ids, by default without special tokens."""
     return str(tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens))
-
-
-def prefix_ids(tokenizer: PreTrainedTokenizer) -> list[int]:
-    """The ids that the tokenizer puts before a text when it is called: LLaMA's `<s>`, often none."""
-    batch = tokenizer("a", return_special_tokens_mask=True)
-    mask = list(batch["special_tokens_mask"])
-    return list(batch["input_ids"][: mask.index(0)]) if 0 in mask else []
 
 
 def _prepared(tokenizer: PreTrainedTokenizer, special_as_text: bool) -> Any:
@@ -88,7 +90,7 @@ def _prepared(tokenizer: PreTrainedTokenizer, special_as_text: bool) -> Any:
 
 
 def _python_ids(tokenizer: PreTrainedTokenizer, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 
 

@@ -32,8 +32,8 @@ def wrap_backend(backend: hf.Tokenizer, **settings: Any) -> PreTrainedTokenizer:
     return import_transformers().PreTrainedTokenizerFast(tokenizer_object=backend, **settings)
 
 
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizer:
-    """Loads a `tokenizer.json`, or a folder that holds one, exactly as the file says.
+def load_tokenizer(path: str | Path, **settings: Any) -> PreTrainedTokenizer:
+    """Loads a `tokenizer.json`, or a folder that holds one, exactly as the file says but for `settings`.
 
     A `tokenizer_config.json` or `special_tokens_map.json` beside it names the padding, the end of text and so on, and
     a `chat_template.jinja` the chat template.
@@ -48,8 +48,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizer:
         raise UserError(f"no tokenizer at {file}: give a {FILE_NAME} file or a folder that holds one")
     backend = _read_backend(file)
     if file.name != FILE_NAME:
-        return wrap_backend(backend)
-    return _open(import_transformers().PreTrainedTokenizerFast, file.parent, str(file.parent))
+        return wrap_backend(backend, **settings)
+    return _open(import_transformers().PreTrainedTokenizerFast, file.parent, str(file.parent), **settings)
 
 
 def open_tokenizer(folder: Path, name: str, **settings: Any) -> PreTrainedTokenizer:

@@ -181,7 +181,9 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> PreTrained
     """
     if config.type not in TRAINERS:
         raise UserError(f"tokenizer.type is {config.type!r}, which is loaded, not trained")
-    return wrap_backend(TRAINERS[config.type](config.vocab_size, _require_text(texts)), **SPECIAL_TOKENS[config.type])
+    split = True if config.split_special_tokens is None else config.split_special_tokens
+    backend = TRAINERS[config.type](config.vocab_size, _require_text(texts))
+    return wrap_backend(backend, split_special_tokens=split, **SPECIAL_TOKENS[config.type])
 
 
 def _require_text(texts: Iterable[str]) -> Iterator[str]:

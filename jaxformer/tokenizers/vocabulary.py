@@ -146,7 +146,7 @@ def _state(tokenizer: PreTrainedTokenizer) -> dict[str, Any]:
 def fingerprint(tokenizer: PreTrainedTokenizer) -> str:
     """sha256 over all that decides what a text becomes; the same for the same tokenizer, wherever it was saved."""
     roles = {role: find_special(tokenizer, role) for role in _ROLES}  # type: ignore[arg-type]
-    state = [_state(tokenizer), roles, tokenizer.chat_template]
+    state = [_state(tokenizer), roles, tokenizer.chat_template, bool(tokenizer.split_special_tokens)]
     return hashlib.sha256(json.dumps(state, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
@@ -156,7 +156,7 @@ def difference(mine: PreTrainedTokenizer, theirs: PreTrainedTokenizer) -> str | 
     The vocabularies, the merges, the end of text and the prefix of a text are compared. Padding, special tokens that
     only this one has, and chat templates make no difference.
     """
-    from jaxformer.tokenizers.encoding import prefix_ids
+    from jaxformer.tokenizers.frame import frame_of
 
     ours, others = mine.get_vocab(), theirs.get_vocab()
     padding, end = find_special(theirs, "pad"), find_special(theirs, "eos")
@@ -169,7 +169,7 @@ def difference(mine: PreTrainedTokenizer, theirs: PreTrainedTokenizer) -> str | 
         return f"{min(more)!r} is a token there and none here"
     if _merges(mine) != _merges(theirs):
         return "other pieces are merged there"
-    ends = [(prefix_ids(t), find_special(t, "eos")) for t in (mine, theirs)]
+    ends = [(frame_of(t).before, find_special(t, "eos")) for t in (mine, theirs)]
     if ends[0] != ends[1]:
         return f"a text has {ends[0]} around it here, and {ends[1]} there"
     return None

@@ -1,19 +1,17 @@
 """A run's model in the Hugging Face format."""
 
-import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from flax.traverse_util import unflatten_dict
-from tokenizers import processors
 
 from jaxformer.hub.save import push_to_hub, save_pretrained
 from jaxformer.lora.peft import write_adapter
 from jaxformer.models.value_head import without_value
 from jaxformer.schema import UserError
-from jaxformer.tokenizers import PreTrainedTokenizer, Role, find_special, save_tokenizer
+from jaxformer.tokenizers import PreTrainedTokenizer, save_tokenizer
 from jaxformer.training.config import RunConfig
 from jaxformer.training.pretrained import open_run, read_params, read_trained
 
@@ -45,38 +43,7 @@ def load_run(folder: str | Path) -> Trained:
     run = open_run(path)
     # A value head serves training alone and is in no format: the product of a policy is its language model.
     model, params = without_value(run.model, unflatten_dict(read_params(path), sep="/"))
-    return Trained(model, params, hub_tokenizer(run.config, run.tokenizer), _last_metrics(path), run.config)
-
-
-def hub_tokenizer(config: RunConfig, tokenizer: PreTrainedTokenizer) -> PreTrainedTokenizer:
-    """The run's tokenizer as users of Hugging Face call it, with the special tokens that the model was trained with."""
-    tokenizer = copy.deepcopy(tokenizer)
-    for role in get_args(Role):
-        found = find_special(tokenizer, role)
-        if found is not None and getattr(tokenizer, f"{role}_token") is None:
-            setattr(tokenizer, f"{role}_token", tokenizer.convert_ids_to_tokens(found))
-    tokenizer.model_max_length = config.model.max_length
-    types = ["token_type_ids"] if config.model.token_types > 1 else []
-    tokenizer.model_input_names = ["input_ids", *types, "attention_mask"]
-    if not tokenizer.num_special_tokens_to_add():
-        _frame(tokenizer, config)
-    return tokenizer
-
-
-def _frame(tokenizer: PreTrainedTokenizer, config: RunConfig) -> None:
-    """Puts the special tokens around a text that the objective puts there, where the tokenizer does not yet."""
-    roles = config.task.special_tokens
-    cls, sep = tokenizer.cls_token or tokenizer.bos_token, tokenizer.sep_token or tokenizer.eos_token
-    if "cls" in roles:
-        single, pair = f"{cls} $A {sep}", f"{cls} $A {sep} $B:1 {sep}:1"
-    elif "sep" in roles and config.model.architecture == "encoder_decoder":
-        single, pair = f"$A {sep}", f"$A {sep} $B {sep}"
-    else:
-        return
-    used = {token: tokenizer.convert_tokens_to_ids(token) for token in (cls, sep) if token in single.split()}
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=single, pair=pair, special_tokens=list(used.items())
-    )
+    return Trained(model, params, run.tokenizer, _last_metrics(path), run.config)
 
 
 def _last_metrics(folder: Path) -> dict[str, float]:
@@ -109,7 +76,7 @@ def export_adapter(folder: str | Path, target: str | Path) -> str:
     base = run.config.model.pretrained
     model, whole = without_value(run.model, trained.get("whole"))
     write_adapter(target, model, trained["factors"], run.config.lora, whole=whole, base=base)
-    save_tokenizer(hub_tokenizer(run.config, run.tokenizer), target)
+    save_tokenizer(run.tokenizer, target)
     return str(target)
 
 

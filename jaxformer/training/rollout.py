@@ -139,7 +139,8 @@ class Rollouts:
 
     def _sample(self, response: Response, record: Mapping[str, Any]) -> Sample:
         # As one text with the response, an encoder's input has no end of its own.
-        prompt = response.prompt[:-1] if self.task.two_sided else response.prompt
+        after = len(self.task.encoder.frame.after) if self.task.two_sided else 0
+        prompt = response.prompt[: len(response.prompt) - after]
         texts = (decode(self.run.tokenizer, ids) for ids in (prompt, response.tokens))
         return Sample(record, prompt, response.tokens, response.ended, *texts)
 

@@ -1,9 +1,7 @@
 """A run put together from its configuration: tokenizer, data, model, task, optimizer, mesh and the state's shapes."""
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,16 +10,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import optax
-import tokenizers
 from jax.sharding import Mesh
 
-from jaxformer.data.corpus import Corpus, Split, open_corpus
+from jaxformer.data.corpus import Split, open_corpus
 from jaxformer.data.loader import TrainBatches, evaluation_batches
-from jaxformer.data.records import Records, open_records
+from jaxformer.data.records import open_records
 from jaxformer.data.token_cache import TokenCache, build_cache
 from jaxformer.data.token_rows import Rows
 from jaxformer.hub.kinds import abstract_params
-from jaxformer.hub.tokenizer import AutoTokenizer
 from jaxformer.models.partition import on_mesh
 from jaxformer.parallel import hosts
 from jaxformer.parallel.batch import local_rows, put_batch
@@ -29,18 +25,12 @@ from jaxformer.parallel.mesh import RULES, check_batch, check_length, make_mesh,
 from jaxformer.parallel.strategy import AXIS_NAME, DeviceStep
 from jaxformer.schema import UserError
 from jaxformer.tasks import Task, build_task
-from jaxformer.tasks.chat_template import choose_template
 from jaxformer.tasks.metrics import check_installed
 from jaxformer.tokenizers import (
     PreTrainedTokenizer,
     Role,
-    add_special_tokens,
     find_special,
     fingerprint,
-    load_tokenizer,
-    open_tokenizer,
-    save_tokenizer,
-    train_tokenizer,
     vocabulary_size,
 )
 from jaxformer.training.adapter import Division
@@ -48,7 +38,7 @@ from jaxformer.training.config import RunConfig, dump_config
 from jaxformer.training.console import Display
 from jaxformer.training.flops import flops_per_step
 from jaxformer.training.optimizer import build_optimizer, build_schedule
-from jaxformer.training.sources import CHECKPOINTS, TOKENIZER_FILE
+from jaxformer.training.run_tokenizer import open_run_tokenizer
 from jaxformer.training.state import TrainState, abstract_on, abstract_state, count_parameters
 from jaxformer.training.step import TrainStep, make_policy_step, make_train_step
 from jaxformer.training.teacher import Teacher, open_teacher
@@ -278,7 +268,7 @@ def _read_text(config: RunConfig, folder: Path, display: Display) -> tuple[PreTr
     """Documents, as caches of tokens."""
     corpus = open_corpus(config.data)
     texts = (document.text for document in corpus.documents("train"))
-    tokenizer = _tokenizer(config, corpus, texts, folder, display)
+    tokenizer = open_run_tokenizer(config, corpus, texts, folder, display)
 
     def cache(split: Split) -> TokenCache:
         with display.counting(f"tokenising {corpus.name} ({split})", "documents") as counter:
@@ -294,37 +284,8 @@ def _read_records(config: RunConfig, folder: Path, display: Display) -> tuple[Pr
     if records.validation is not None and config.task.scored:
         check_installed()
     texts = (text for record in records.train for text in config.task.texts(record))
-    tokenizer = _tokenizer(config, records, texts, folder, display)
+    tokenizer = open_run_tokenizer(config, records, texts, folder, display)
     return tokenizer, Splits(records.name, records.fingerprint, records.train, records.validation)
-
-
-def _tokenizer(
-    config: RunConfig, data: Corpus | Records, texts: Iterable[str], folder: Path, display: Display
-) -> PreTrainedTokenizer:
-    """The tokenizer of the run's folder if the run has begun, else that of the configuration.
-
-    One that is trained is kept in the data cache for other runs on the same data.
-    """
-    if (folder / CHECKPOINTS).exists() and (folder / TOKENIZER_FILE).exists():
-        return open_tokenizer(folder, str(folder))
-    c = config.tokenizer
-    if c.type == "pretrained":
-        tokenizer = AutoTokenizer.from_pretrained(str(c.path))
-    elif c.type == "file":
-        tokenizer = load_tokenizer(str(c.path))
-    else:
-        settings = (section.model_dump_json() for section in (c, config.data, config.task))
-        made_of = [data.fingerprint, tokenizers.__version__, *settings]
-        kept = config.data.cache_folder / "tokenizers" / hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:40]
-        if not (kept / TOKENIZER_FILE).exists():
-            with display.counting(f"training a {c.type} tokenizer on {data.name}", "texts") as counter:
-                save_tokenizer(train_tokenizer(c, counter.counted(texts)), kept)
-        tokenizer = open_tokenizer(kept, str(kept))
-    # An objective may need tokens that no text holds (a mask, sentinels), and a way to write dialogues.
-    add_special_tokens(tokenizer, config.task.special_tokens, config.task.sentinels)
-    if config.task.dialogue_template is not None:
-        tokenizer.chat_template = choose_template(config.task.dialogue_template, tokenizer)
-    return tokenizer
 
 
 def _fit_vocabulary(config: RunConfig, tokenizer: PreTrainedTokenizer) -> RunConfig:

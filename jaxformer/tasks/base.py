@@ -95,7 +95,7 @@ class TaskSchema(Schema):
 
     @property
     def languages(self) -> tuple[str | None, str | None] | None:
-        """Codes of the languages of source and target, for a tokenizer that writes them (mBART); None: of no such task."""
+        """Codes of the languages of source and target, for tokenizers that write them (mBART); None: not two texts."""
         return None
 
     @property

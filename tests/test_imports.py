@@ -116,3 +116,15 @@ def test_functional_needs_jax_alone():
 def test_everything_at_the_top_level_is_there():
     assert all(getattr(jaxformer, name) is not None for name in dir(jaxformer))
     assert "softmax" in jaxformer.functional.dot_product_attention.__doc__
+
+
+# Parts of the public interface, whose arguments are those of other libraries.
+LONG = {"dot_product_attention", "from_pretrained", "pipeline"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_function_has_more_than_nine_parameters(module):
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.FunctionDef) and node.name not in LONG:
+            names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            assert len(set(names) - {"self", "cls"}) <= 9, node.name

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.generation.beam import beam_search
-from jaxformer.generation.options import GenerationConfig
+from jaxformer.generation.options import GenerationConfig, options_of
 from jaxformer.generation.request import GenerateOutput, Request
 from jaxformer.generation.text_stream import TextStream, find_stop, held_back, stopped_length
 from jaxformer.models import Decoder, EncoderDecoder
@@ -63,9 +63,8 @@ def generate(
         UserError: an option makes no sense, or a prompt is empty or longer than the model's context.
     """
     streaming = streamer is not None
-    r = Request(
-        model, params, input_ids, attention_mask, tokenizer, seed, cache_dtype, config, options, streaming=streaming
-    )
+    chosen = options_of(config, options)
+    r = Request(model, params, input_ids, attention_mask, tokenizer, seed, cache_dtype, chosen, streaming=streaming)
     if r.is_empty:
         return r.nothing()
     if r.options.num_beams > 1:
@@ -106,9 +105,8 @@ def stream(
     Raises:
         UserError: as ``generate``, and with ``num_beams`` above 1, whose text is not known before its end.
     """
-    request = Request(
-        model, params, input_ids, attention_mask, tokenizer, seed, cache_dtype, config, options, streaming=True
-    )
+    chosen = options_of(config, options)
+    request = Request(model, params, input_ids, attention_mask, tokenizer, seed, cache_dtype, chosen, streaming=True)
     return _pieces(request, steps)
 
 

@@ -90,6 +90,13 @@ class GenerationConfig(Schema):
         return self
 
 
+def options_of(config: GenerationConfig | None, options: Mapping[str, Any]) -> GenerationConfig:
+    """The options of a call, which are given as a configuration or one by one, else a ``UserError``."""
+    if config is not None and options:
+        raise UserError(f"config and {', '.join(options)} are given, expected one of them")
+    return parse_options(options) if config is None else config
+
+
 def parse_options(options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> GenerationConfig:
     """The options, checked; ``defaults`` are of those that are not given.
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.generation.decode import Program, State, advance, start
-from jaxformer.generation.options import GenerationConfig, compile_options, parse_options
+from jaxformer.generation.options import GenerationConfig, compile_options
 from jaxformer.generation.prepare import prepare
 from jaxformer.generation.prompts import Prompt, align, bucket, check_lengths
 from jaxformer.generation.text_stream import added_text, find_stop
@@ -55,8 +55,7 @@ class Request:
         tokenizer: Any,
         seed: int | Sequence[int],
         cache_dtype: str | None,
-        config: GenerationConfig | None,
-        options: dict[str, Any],
+        options: GenerationConfig,
         streaming: bool = False,
     ) -> None:
         if not isinstance(model, Decoder | EncoderDecoder):
@@ -64,35 +63,32 @@ class Request:
                 f"{type(model).__name__} writes no text, expected a decoder or an encoder-decoder with a "
                 "language-model head; open it with AutoModelForCausalLM or AutoModelForSeq2SeqLM"
             )
-        if config is not None and options:
-            raise UserError(f"config and {', '.join(options)} are given, expected one of them")
-        chosen = parse_options(options) if config is None else config
-        if (chosen.stop_strings or streaming) and tokenizer is None:
+        if (options.stop_strings or streaming) and tokenizer is None:
             what = "a stream of text" if streaming else "stop_strings"
             raise UserError(f"{what} needs the tokenizer, expected tokenizer=...")
-        if streaming and chosen.num_beams > 1:
-            raise UserError(f"num_beams is {chosen.num_beams}, expected 1 for a stream; leave the stream out")
+        if streaming and options.num_beams > 1:
+            raise UserError(f"num_beams is {options.num_beams}, expected 1 for a stream; leave the stream out")
         if cache_dtype not in (None, "float32", "bfloat16", "int8"):
             raise UserError(f"cache_dtype is {cache_dtype!r}, expected float32, bfloat16 or int8")
-        c, room = model.config, bucket(chosen.max_new_tokens)
-        rules, self.numbers = compile_options(chosen, c)
+        c, room = model.config, bucket(options.max_new_tokens)
+        rules, self.numbers = compile_options(options, c)
         prompt = align(
-            input_ids, attention_mask, c.bos_token_id if chosen.bos_token_id is None else chosen.bos_token_id
+            input_ids, attention_mask, c.bos_token_id if options.bos_token_id is None else options.bos_token_id
         )
         largest = int(prompt.ids.max(initial=0))
         if largest >= c.vocabulary:
             raise UserError(
                 f"input_ids holds token {largest}, expected ids below {c.vocabulary}; is it this model's tokenizer?"
             )
-        check_lengths(prompt, chosen.max_new_tokens, c)
+        check_lengths(prompt, options.max_new_tokens, c)
         if isinstance(model, EncoderDecoder):
-            prompt = prompt._replace(start_ids=_start_ids(c, chosen, prompt))
-        copies = chosen.num_return_sequences if chosen.num_beams == 1 else 1
+            prompt = prompt._replace(start_ids=_start_ids(c, options, prompt))
+        copies = options.num_return_sequences if options.num_beams == 1 else 1
         ring = c.window is not None and not c.has_mixed_windows and prompt.ids.shape[1] + room > c.window
         self.program = Program(rules, room, copies, cache_dtype, ring)
         self.seeds = _seeds(seed, len(prompt.ids), copies)
         self.model, self.params = model.clone(stacked=False), prepare(model, params)
-        self.prompt, self.options, self.tokenizer = prompt, chosen, tokenizer
+        self.prompt, self.options, self.tokenizer = prompt, options, tokenizer
 
     @property
     def is_empty(self) -> bool:

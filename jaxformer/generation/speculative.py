@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxformer import functional as F
 from jaxformer.generation.decode import Numbers, Program, is_end, prefill, row_keys
+from jaxformer.generation.options import parse_options
 from jaxformer.generation.prepare import prepare
 from jaxformer.generation.prompts import Prompt, check_lengths
 from jaxformer.generation.request import GenerateOutput, Request
@@ -291,7 +292,7 @@ def speculative_generate(
         raise UserError(
             f"the draft model has {of_draft} tokens and the model {vocabulary}, expected the same vocabulary"
         )
-    request = Request(model, params, input_ids, attention_mask, tokenizer, seed, None, None, options)
+    request = Request(model, params, input_ids, attention_mask, tokenizer, seed, None, parse_options(options))
     check_lengths(request.prompt, request.options.max_new_tokens, draft_model.config)
     if request.is_empty:
         return SpeculativeOutput(**vars(request.nothing()))

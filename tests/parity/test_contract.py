@@ -160,7 +160,9 @@ def theirs(folder, what, data):
             words = batch.word_ids()
             best = output.logits[0].argmax(-1).tolist()
             first = {word: place for place, word in reversed(list(enumerate(words))) if word is not None}
-            found.append([model.config.id2label[best[first[w]]] if w in first else "O" for w in range(len(row["words"]))])
+            found.append(
+                [model.config.id2label[best[first[w]]] if w in first else "O" for w in range(len(row["words"]))]
+            )
         elif what == "answers":
             found.append((output.start_logits[0].numpy(), output.end_logits[0].numpy()))
         else:

@@ -177,7 +177,9 @@ def _draw(logits: Array, state: State, limit: Array, rules: Rules, numbers: Numb
     else:
         token = _most_probable(scores)
     token = jnp.where(state.done, rules.pad_id, token).astype(jnp.int32)
-    chosen = F.token_log_probs(logits, token)
+    # By index: comparing with every token, as `token_log_probs` does for a split vocabulary, took 3 % of a step.
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    chosen = jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
     return state._replace(
         token=token,
         position=state.position + 1,

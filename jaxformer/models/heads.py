@@ -184,8 +184,16 @@ class SequenceClassifier(WithBody):
         """Logits ``[B, C]``; arguments are ``Inputs``."""
         inputs = Inputs(*args, **kwargs)
         states = self.states(inputs)
-        pooled = self.drop(self.pooler(states, inputs.attention_mask), inputs)
+        pooled = self.drop(self.pooler(states, self._read(inputs)), inputs)
         return HeadOutput(self.classifier(pooled).astype(jnp.float32), states)
+
+    def _read(self, inputs: Inputs) -> Any:
+        """Tokens of which one is pooled; of a decoder none that is the padding token, as in transformers."""
+        c, mask = self.config, inputs.attention_mask
+        if c.architecture != "decoder" or c.pad_token_id is None:
+            return mask
+        text = jnp.asarray(inputs.input_ids) != c.pad_token_id
+        return text if mask is None else jnp.asarray(mask, bool) & text
 
 
 class MultipleChoice(SequenceClassifier):

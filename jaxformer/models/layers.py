@@ -262,11 +262,13 @@ def check_ids(name: str, ids: Any, size: int, real: Any = None) -> None:
     """
     if isinstance(ids, jax.core.Tracer) or isinstance(real, jax.core.Tracer):
         return
-    outside = np.asarray((ids < 0) | (ids >= size))
+    # With NumPy: in the trace of a program even operations on what is known would be traced.
+    ids = np.asarray(ids)
+    outside = (ids < 0) | (ids >= size)
     if real is not None:
         outside &= np.asarray(real)
     if outside.any():
-        found = int(np.asarray(ids)[outside][0])
+        found = int(ids[outside][0])
         raise ValueError(f"{name} has {found}, expected 0 to {size - 1}: the table has {size} rows")
 
 

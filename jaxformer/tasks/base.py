@@ -94,9 +94,9 @@ class TaskSchema(Schema):
         """Raises ``ValueError`` if the configuration of a run does not suit the objective."""
 
     @property
-    def languages(self) -> tuple[str | None, str | None]:
-        """Codes of the languages of source and target, for a tokenizer that writes them (mBART)."""
-        return None, None
+    def languages(self) -> tuple[str | None, str | None] | None:
+        """Codes of the languages of source and target, for tokenizers that write them (mBART); None: not two texts."""
+        return None
 
     @property
     def dialogue_template(self) -> str | None:

@@ -184,6 +184,7 @@ class ResponseConfig(TaskSchema):
 
     reads = "records"
     scored = False
+    frame_tokens = ("sep",)  # an encoder's input and a decoder's target end with it
 
     columns: dict[str, str] = Field({}, description="column names of the data that differ: {prompt: question}")
     chat_template: str | None = Field(

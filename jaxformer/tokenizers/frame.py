@@ -34,6 +34,7 @@ class Frame(NamedTuple):
     between: list[int]
     after: list[int]
     types: tuple[int, ...]  # of before, the first text, between, the second text, and after
+    first_keeps: bool = False  # at a tie the first text of a pair keeps one token more: tokenizers written in Python
 
     @property
     def size(self) -> int:
@@ -44,7 +45,7 @@ class Frame(NamedTuple):
         """The texts in their frame, truncated to ``length`` tokens in all: a pair from its longer text first."""
         second = () if second is None else second
         if length is not None:
-            a, b = pair_lengths(len(first), len(second), length - self.size)
+            a, b = pair_lengths(len(first), len(second), length - self.size, self.first_keeps)
             first, second = first[:a], second[:b]
         parts = (self.before, first, self.between, second, self.after)
         types = [kind for part, kind in zip(parts, self.types, strict=True) for _ in part]
@@ -52,18 +53,23 @@ class Frame(NamedTuple):
         return Framed([token for part in parts for token in part], types, len(self.before), place)
 
 
-def pair_lengths(first: int, second: int, budget: int) -> tuple[int, int]:
-    """Lengths of two texts truncated to ``budget`` tokens in all, from the longer one (at a tie the second) first.
+def pair_lengths(first: int, second: int, budget: int, first_keeps: bool = False) -> tuple[int, int]:
+    """Lengths of two texts truncated to ``budget`` tokens in all, from the longer one first.
 
-    The ``longest_first`` truncation of Hugging Face.
+    The ``longest_first`` truncation of the `tokenizers` library: what both lose goes half and half, and of an odd rest
+    the longer text keeps one token more (at a tie the second). Tokenizers that are written in Python leave it to the
+    first text, ``first_keeps``.
 
-    >>> pair_lengths(9, 4, 10), pair_lengths(9, 9, 9)
-    ((6, 4), (5, 4))
+    >>> pair_lengths(9, 4, 10), pair_lengths(9, 9, 9), pair_lengths(9, 8, 9)
+    ((6, 4), (4, 5), (5, 4))
     """
     if first + second <= budget:
         return first, second
-    kept = min(first, max(budget - second, (budget + 1) // 2))
-    return kept, budget - kept
+    short, half = min(first, second), budget // 2
+    kept = (short, budget - short) if short <= half else (half, budget - half)
+    if first_keeps and short > half:
+        return budget - half, half
+    return kept if first <= second else kept[::-1]
 
 
 def frame_of(tokenizer: PreTrainedTokenizer, *, pair: bool = False, target: bool = False) -> Frame:
@@ -89,7 +95,7 @@ def frame_of(tokenizer: PreTrainedTokenizer, *, pair: bool = False, target: bool
     before, after = ids[:first], ids[end:]
     between = ids[first + len(plain) : second] if pair else []
     kinds = [types[0], types[first], types[second - 1], types[second], types[-1]]
-    return Frame(before, between, after, tuple(kinds))
+    return Frame(before, between, after, tuple(kinds), first_keeps=not tokenizer.is_fast)
 
 
 def _find(part: list[int], ids: list[int], start: int) -> int:

@@ -66,7 +66,8 @@ def with_objective(tokenizer: PreTrainedTokenizer, config: RunConfig) -> PreTrai
     adds_nothing = not tokenizer.num_special_tokens_to_add()
     roles = (*task.special_tokens, *(task.frame_tokens if adds_nothing else ()))
     add_special_tokens(tokenizer, roles, task.sentinels)
-    set_languages(tokenizer, *task.languages)
+    if task.languages is not None:
+        set_languages(tokenizer, *task.languages)
     if task.dialogue_template is not None:
         tokenizer.chat_template = choose_template(task.dialogue_template, tokenizer)
     for role in get_args(Role):

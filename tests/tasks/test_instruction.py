@@ -16,7 +16,7 @@ from jaxformer.tasks.chat_template import split_dialogue
 from jaxformer.tasks.records import BadRow
 from jaxformer.tasks.row_readers import alpaca_prompt
 from jaxformer.tokenizers import decode, special_id
-from tests.tasks.tiny import SEP, TOKENIZER, bytes_of, config_of, generators, on_device, random_params
+from tests.tasks.tiny import SEP, TOKENIZER, TWO_SIDED, bytes_of, config_of, generators, on_device, random_params
 
 SPECIAL = "<|endoftext|>"
 # Marks the answers, as templates of the Hub may; and one that does not.
@@ -35,7 +35,8 @@ CHAT = [
 
 
 def make(length=12, architecture="decoder", **settings):
-    return Instruction(InstructionConfig(**settings), TOKENIZER, length, architecture)
+    tokenizer = TWO_SIDED if architecture == "encoder_decoder" else TOKENIZER
+    return Instruction(InstructionConfig(**settings), tokenizer, length, architecture)
 
 
 def row(number, **values):

@@ -5,7 +5,7 @@ import pytest
 
 from jaxformer.schema import UserError
 from jaxformer.tasks import MultipleChoice, MultipleChoiceConfig
-from tests.tasks.tiny import CLS, PAD, SEP, TOKENIZER, Scores
+from tests.tasks.tiny import CLS, FRAMED, PAD, SEP, Scores
 
 DATA = [
     {"question": "q", "choices": ["a", "bc"], "label": 1},
@@ -14,7 +14,7 @@ DATA = [
 
 
 def make(length=6):
-    return MultipleChoice(MultipleChoiceConfig(), TOKENIZER, length, train_records=DATA)
+    return MultipleChoice(MultipleChoiceConfig(), FRAMED, length, train_records=DATA)
 
 
 def batch_of(rows):

@@ -13,7 +13,7 @@ from jaxformer.schema import UserError
 from jaxformer.tasks import DPO, DPOConfig, Reward, RewardConfig
 from jaxformer.tasks.row_readers import PairReader
 from jaxformer.tokenizers import decode, special_id
-from tests.tasks.tiny import SEP, TOKENIZER, bytes_of, config_of, on_device, random_params
+from tests.tasks.tiny import SEP, TOKENIZER, TWO_SIDED, bytes_of, config_of, on_device, random_params
 
 USER, GOOD, BAD = (
     {"role": "user", "content": "q"},
@@ -28,7 +28,8 @@ PAIRS = [
 
 
 def dpo(length=16, architecture="decoder", **settings):
-    return DPO(DPOConfig(**settings), TOKENIZER, length, architecture)
+    tokenizer = TWO_SIDED if architecture == "encoder_decoder" else TOKENIZER
+    return DPO(DPOConfig(**settings), tokenizer, length, architecture)
 
 
 def reward(length=16, **settings):

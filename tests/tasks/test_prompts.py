@@ -7,7 +7,7 @@ from jaxformer.schema import UserError
 from jaxformer.tasks.records import BadRow, Tally
 from jaxformer.tasks.responses import ResponseEncoder, encode_prompts, read_rows
 from jaxformer.tasks.row_readers import PromptReader, RowReader, alpaca_prompt
-from tests.tasks.tiny import SEP, TOKENIZER, bytes_of
+from tests.tasks.tiny import SEP, TOKENIZER, TWO_SIDED, bytes_of
 
 SYSTEM, USER, AGAIN = (
     {"role": "system", "content": "s"},
@@ -75,7 +75,7 @@ def test_prompts_are_those_of_the_objectives():
     """By hand, and as rows with their answers have them; the order is that of the rows."""
     data = [{"prompt": "ab"}, {"messages": [USER, GOOD]}, ALPACA]
     for two_sided in (False, True):
-        encoder = ResponseEncoder(TOKENIZER, "human_assistant", two_sided)
+        encoder = ResponseEncoder(TWO_SIDED if two_sided else TOKENIZER, "human_assistant", two_sided)
         found = encode_prompts(encoder, data, PromptReader({}, as_messages=False), Tally(), 999)
         assert [record for record, _ in found] == data
         end = [SEP] if two_sided else []

@@ -8,7 +8,7 @@ from jaxformer.schema import UserError
 from jaxformer.tasks import QuestionAnswering, QuestionAnsweringConfig
 from jaxformer.tasks.question_answering import Answer, best_spans
 from jaxformer.tokenizers import TokenizerConfig, add_special_tokens, train_tokenizer
-from tests.tasks.tiny import CLS, SEP, TOKENIZER, Scores, bytes_of
+from tests.tasks.tiny import CLS, FRAMED, SEP, Scores, bytes_of
 
 
 def record(context, *answers, question="q?", **more):
@@ -22,7 +22,7 @@ def record(context, *answers, question="q?", **more):
     }
 
 
-def make(data=(), length=9, tokenizer=TOKENIZER, **settings):
+def make(data=(), length=9, tokenizer=FRAMED, **settings):
     settings = {"stride": 2, "max_question_tokens": 2, **settings}
     return QuestionAnswering(QuestionAnsweringConfig(**settings), tokenizer, length, train_records=data)
 

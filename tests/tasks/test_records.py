@@ -3,29 +3,18 @@ import pytest
 from jaxformer.data.formats import Row
 from jaxformer.schema import UserError
 from jaxformer.tasks import records as R
-from tests.tasks.tiny import CLS, PAD, SEP, TOKENIZER, bytes_of
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "budget", "expected"),
-    [(3, 4, 7, (3, 4)), (5, 5, 9, (5, 4)), (5, 5, 8, (4, 4)), (9, 2, 8, (6, 2)), (2, 9, 8, (2, 6)), (9, 7, 4, (2, 2))],
-)
-def test_the_longer_text_gives_up_tokens(first, second, budget, expected):
-    assert R.pair_lengths(first, second, budget) == expected
-    a, b = first, second
-    while a + b > budget:  # as Hugging Face does it, a token at a time
-        a, b = (a - 1, b) if a > b else (a, b - 1)
-    assert (a, b) == expected
+from jaxformer.tokenizers import frame_of
+from tests.tasks.tiny import CLS, FRAMED, PAD, SEP, bytes_of
 
 
 def test_encoder_inputs_by_hand():
-    one = R.encoder_input(TOKENIZER, bytes_of("abc"), None, 4)
+    one = R.encoder_input(frame_of(FRAMED), bytes_of("abc"), None, 4)
     assert one["input_ids"].tolist() == [CLS, 97, 98, SEP]
     assert one["token_type_ids"].tolist() == [0, 0, 0, 0]
-    two = R.encoder_input(TOKENIZER, bytes_of("ab"), bytes_of("cde"), 7)
+    two = R.encoder_input(frame_of(FRAMED, pair=True), bytes_of("ab"), bytes_of("cde"), 7)
     assert two["input_ids"].tolist() == [CLS, 97, 98, SEP, 99, 100, SEP]
     assert two["token_type_ids"].tolist() == [0, 0, 0, 0, 1, 1, 1]
-    assert R.encoder_fill(TOKENIZER) == {"input_ids": PAD, "token_type_ids": 0, "labels": -100}
+    assert R.encoder_fill(FRAMED) == {"input_ids": PAD, "token_type_ids": 0, "labels": -100}
 
 
 def test_errors_name_file_and_line():

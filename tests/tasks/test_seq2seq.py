@@ -10,14 +10,14 @@ from jaxformer import functional as F
 from jaxformer.families import build_model, model_config
 from jaxformer.models import TransformerConfig
 from jaxformer.tasks import Seq2Seq, Seq2SeqConfig
-from tests.tasks.tiny import PAD, SEP, TOKENIZER, random_params
+from tests.tasks.tiny import PAD, SEP, TWO_SIDED, random_params
 
 DATA = [{"source": "ab", "target": "cde"}, {"source": "f", "target": "ghijklm"}]
 
 
 def make(start="pad", **settings):
     return Seq2Seq(
-        Seq2SeqConfig(target_length=5, **settings), TOKENIZER, 6, "encoder_decoder", start, train_records=DATA
+        Seq2SeqConfig(target_length=5, **settings), TWO_SIDED, 6, "encoder_decoder", start, train_records=DATA
     )
 
 

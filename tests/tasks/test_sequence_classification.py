@@ -6,7 +6,7 @@ import pytest
 
 from jaxformer.schema import UserError
 from jaxformer.tasks import SequenceClassification, SequenceClassificationConfig
-from tests.tasks.tiny import CLS, PAD, SEP, TOKENIZER, Scores
+from tests.tasks.tiny import CLS, FRAMED, PAD, SEP, Scores
 
 DATA = [
     {"text": "ab", "label": "x"},
@@ -17,7 +17,7 @@ DATA = [
 
 
 def make(records=DATA, length=6, **settings):
-    return SequenceClassification(SequenceClassificationConfig(**settings), TOKENIZER, length, train_records=records)
+    return SequenceClassification(SequenceClassificationConfig(**settings), FRAMED, length, train_records=records)
 
 
 def batch_of(task, records, rows):

@@ -9,14 +9,14 @@ from tokenizers import models, pre_tokenizers
 from jaxformer.schema import UserError
 from jaxformer.tasks import TokenClassification, TokenClassificationConfig
 from jaxformer.tokenizers import add_special_tokens, wrap_backend
-from tests.tasks.tiny import CLS, PAD, SEP, TOKENIZER, Scores, bytes_of
+from tests.tasks.tiny import CLS, FRAMED, PAD, SEP, Scores, bytes_of
 
 WORDS = [{"words": ["Jo", "is", "in", "Rome"], "tags": ["B-P", "O", "O", "B-L"]}, {"words": ["no"], "tags": ["O"]}]
 # 이순신 is a person; a blank within and a blank behind an entity.
 CHARACTERS = [{"words": list("이 순신 왔다"), "tags": ["B-P", "I-P", "I-P", "I-P", "O", "O", "O"]}]
 
 
-def make(data, length, tokenizer=TOKENIZER, **settings):
+def make(data, length, tokenizer=FRAMED, **settings):
     return TokenClassification(TokenClassificationConfig(**settings), tokenizer, length, train_records=data)
 
 

@@ -12,11 +12,16 @@ from flax import linen as nn
 from jaxformer.data import TokenCache
 from jaxformer.families import model_config
 from jaxformer.models import TransformerConfig
-from jaxformer.tokenizers import TokenizerConfig, add_special_tokens, train_tokenizer
+from jaxformer.tokenizers import TokenizerConfig, add_special_tokens, give_frame, train_tokenizer
 
 # Ids: the 256 bytes, then <|endoftext|> (256, the sep token), <pad> (257) and <s> (258, the cls token).
 TOKENIZER = add_special_tokens(train_tokenizer(TokenizerConfig(type="byte"), ["a"]), ("pad", "cls", "sep"))
 SEP, PAD, CLS = 256, 257, 258
+# As a run's of an encoder with a head, and of an encoder-decoder: an end behind the text and nothing before it.
+FRAMED, TWO_SIDED = copy.deepcopy(TOKENIZER), copy.deepcopy(TOKENIZER)
+give_frame(FRAMED, "<s>", "<|endoftext|>")
+FRAMED.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+give_frame(TWO_SIDED, None, "<|endoftext|>")
 # Behind these <mask> (259) and the sentinels (260 to 359).
 WITH_MASK = add_special_tokens(copy.deepcopy(TOKENIZER), ("mask",), sentinels=100)
 MASK, SENTINEL, VOCABULARY = 259, 260, 360

@@ -21,9 +21,9 @@ from jaxformer.tokenizers import (
     encode_with_offsets,
     find_special,
     fingerprint,
+    frame_of,
     load_tokenizer,
     named_special_tokens,
-    prefix_ids,
     save_tokenizer,
     sentence_ends,
     sentinel_ids,
@@ -419,8 +419,8 @@ def test_special_tokens_of_text_that_was_written_here():
 
 
 def test_what_stands_before_a_text():
-    assert prefix_ids(train("byte")) == []
+    assert frame_of(train("byte")).before == []
     backend = word_tokenizer({"[UNK]": 0, "<s>": 1, "a": 2, "</s>": 3})
     ends = [("<s>", 1), ("</s>", 3)]
     backend.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
-    assert prefix_ids(wrap_backend(backend)) == [1]
+    assert frame_of(wrap_backend(backend)).before == [1]

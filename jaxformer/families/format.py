@@ -134,6 +134,16 @@ RESOLVED = {
     "feed_forward_bias": "has_feed_forward_bias",
 }
 TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+# Settings of generation, which files older than ``generation_config.json`` have in their ``config.json``.
+GENERATION_KEYS = (
+    *("max_length", "max_new_tokens", "min_length", "min_new_tokens", "early_stopping", "max_time", "stop_strings"),
+    *("do_sample", "num_beams", "num_beam_groups", "diversity_penalty", "penalty_alpha", "num_return_sequences"),
+    *("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+    *("repetition_penalty", "encoder_repetition_penalty", "length_penalty", "exponential_decay_length_penalty"),
+    *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "force_words_ids", "sequence_bias"),
+    *("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "forced_decoder_ids"),
+    *("renormalize_logits", "remove_invalid_values", "guidance_scale", "token_healing", "watermarking_config"),
+)
 
 
 class Head(NamedTuple):
@@ -272,10 +282,12 @@ class Format:
                 )
             keys[row.ours], said[row.ours] = value, row.theirs
         for key in TOKEN_IDS:
-            # Of several ends of text the first is the one of training; -1 stands for none.
-            value = hf[key][0] if isinstance(hf.get(key), list) and hf[key] else hf.get(key)
-            if value is not None and value != -1:
-                keys[key] = value
+            # A text may have several ends; -1 stands for none.
+            several = hf.get(key)
+            ids = several if isinstance(several, list) else [several]
+            ids = [value for value in ids if value is not None and value != -1]
+            if ids:
+                keys[key] = ids if isinstance(several, list) and key == "eos_token_id" else ids[0]
         try:
             return {**keys, **self.read(hf)}
         except KeyError as error:
@@ -289,8 +301,9 @@ class Format:
         for row in self.keys:
             hf[row.theirs] = row.write(getattr(config, RESOLVED.get(row.ours, row.ours)))
         for key in TOKEN_IDS:
-            if getattr(config, key) is not None:
-                hf[key] = getattr(config, key)
+            value = getattr(config, key)
+            if value is not None:
+                hf[key] = list(value) if isinstance(value, tuple) else value
         if config.architecture == "encoder_decoder":
             hf["is_encoder_decoder"] = True
         return {**hf, **self.write(config)}

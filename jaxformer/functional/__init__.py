@@ -36,7 +36,14 @@ from jaxformer.functional.losses import (
 )
 from jaxformer.functional.mask import MASKED, STATIC, Mask, position_ids_from_mask, position_ids_from_segments
 from jaxformer.functional.norm import layer_norm, rms_norm
-from jaxformer.functional.penalties import ban_sequences, count_penalties, no_repeat_ngram, repetition_penalty
+from jaxformer.functional.penalties import (
+    ban_sequences,
+    bias_sequences,
+    count_penalties,
+    length_decay,
+    no_repeat_ngram,
+    repetition_penalty,
+)
 from jaxformer.functional.policy import (
     ClippedLoss,
     adapted_kl_coefficient,

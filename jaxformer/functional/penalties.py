@@ -85,6 +85,44 @@ def ban_sequences(
     return logits
 
 
+def bias_sequences(
+    logits: Float[Array, "B V"],
+    tokens: Int[Array, "B S"],
+    length: Int[Array, ""] | int,
+    biases: Sequence[tuple[Sequence[int], float]],
+) -> Float[Array, "B V"]:
+    """Adds a bias to the last token of each of these sequences in rows that end with the tokens before it.
+
+    Args:
+        logits: of the next token.
+        tokens: as in ``no_repeat_ngram``.
+        length: number of places taken.
+        biases: sequences of token ids, none of them empty, each with its bias.
+    """
+    added = jnp.zeros(logits.shape, jnp.float32)
+    for word, bias in biases:
+        if len(word) <= tokens.shape[1]:
+            ends = jnp.all(_last(tokens, length, len(word) - 1) == jnp.array(word[:-1], jnp.int32), axis=1)
+            added = added.at[:, word[-1]].add(jnp.where(ends, bias, 0.0))
+    return logits + added
+
+
+def length_decay(
+    logits: Float[Array, "B V"], ends: Int[Array, " E"], beyond: Int[Array, ""], factor: float | Float[Array, ""]
+) -> Float[Array, "B V"]:
+    """Makes the ends of a text more probable by ``|logit| (factor^beyond - 1)``; masked ones stay masked.
+
+    Args:
+        logits: of the next token.
+        ends: tokens that end a text.
+        beyond: number of tokens written after the length from which on this is done; below 1 nothing changes.
+        factor: above 1: more probable.
+    """
+    found = logits[:, ends]
+    grown = found + jnp.abs(found) * (factor ** jnp.maximum(beyond, 0).astype(jnp.float32) - 1.0)
+    return logits.at[:, ends].set(jnp.where((beyond > 0) & (found > MASKED / 2), grown, found))
+
+
 def _last(tokens: Int[Array, "B S"], length: Int[Array, ""] | int, count: int) -> Int[Array, "B count"]:
     """The last tokens before ``length``; -1 where the row is shorter."""
     padded = jnp.pad(tokens, ((0, 0), (count, 0)), constant_values=-1)

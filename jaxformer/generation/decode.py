@@ -81,6 +81,9 @@ def write(written: Written, token: Array) -> Written:
 
 def apply_rules(scores: Array, written: Written, count: Array, limit: Array, rules: Rules, numbers: Numbers) -> Array:
     """Logits or log-probabilities ``[R, V]`` after the rules, in the order in which transformers applies them."""
+    history = jnp.zeros((scores.shape[0], 1), jnp.int32) if written.history is None else written.history
+    if rules.sequence_bias:
+        scores = F.bias_sequences(scores, history, written.length, rules.sequence_bias)
     if written.seen is not None:
         scores = F.repetition_penalty(scores, written.seen, numbers["repetition_penalty"])
     if written.counts is not None:
@@ -89,7 +92,6 @@ def apply_rules(scores: Array, written: Written, count: Array, limit: Array, rul
     if rules.no_repeat_ngram_size:
         scores = F.no_repeat_ngram(scores, written.history, written.length, rules.no_repeat_ngram_size)
     if rules.bad_words:
-        history = jnp.zeros((scores.shape[0], 1), jnp.int32) if written.history is None else written.history
         scores = F.ban_sequences(scores, history, written.length, rules.bad_words)
     if "min_new_tokens" in numbers and rules.end_ids:
         ends = jnp.array(rules.end_ids)
@@ -97,8 +99,17 @@ def apply_rules(scores: Array, written: Written, count: Array, limit: Array, rul
         scores = scores.at[:, ends].set(jnp.where(early, F.MASKED, scores[:, ends]))
     for forced, when in ((rules.forced_bos, count == 0), (rules.forced_eos, count == limit - 1)):
         if forced is not None:
-            only = jnp.where(jnp.arange(scores.shape[-1]) == forced, 0.0, F.MASKED)
+            only = jnp.where(jnp.isin(jnp.arange(scores.shape[-1]), jnp.array(forced)), 0.0, F.MASKED)
             scores = jnp.where(when, only, scores)
+    if "decay_factor" in numbers and rules.end_ids:
+        ends, beyond = jnp.array(rules.end_ids), count - numbers["decay_start"]
+        scores = F.length_decay(scores, ends, beyond, numbers["decay_factor"])
+    if rules.suppress:
+        scores = scores.at[:, jnp.array(rules.suppress)].set(F.MASKED)
+    if rules.begin_suppress:
+        # A token that is forced to be the first does not count as the beginning.
+        ids, begins = jnp.array(rules.begin_suppress), count == (rules.forced_bos is not None)
+        scores = scores.at[:, ids].set(jnp.where(begins, F.MASKED, scores[:, ids]))
     return scores
 
 

@@ -70,11 +70,13 @@ class Request:
             raise UserError(f"num_beams is {options.num_beams}, expected 1 for a stream; leave the stream out")
         if cache_dtype not in (None, "float32", "bfloat16", "int8"):
             raise UserError(f"cache_dtype is {cache_dtype!r}, expected float32, bfloat16 or int8")
-        c, room = model.config, bucket(options.max_new_tokens)
+        c = model.config
+        bos = c.special_id("bos_token_id") if options.bos_token_id is None else options.bos_token_id
+        prompt = align(input_ids, attention_mask, bos)
+        longest = int(prompt.real.sum(axis=1).max(initial=0))
+        options = options.after(1 if isinstance(model, EncoderDecoder) else longest)
+        room = bucket(options.max_new_tokens)
         rules, self.numbers = compile_options(options, c)
-        prompt = align(
-            input_ids, attention_mask, c.bos_token_id if options.bos_token_id is None else options.bos_token_id
-        )
         largest = int(prompt.ids.max(initial=0))
         if largest >= c.vocabulary:
             raise UserError(
@@ -152,7 +154,7 @@ class Request:
 def _start_ids(config: Any, options: GenerationConfig, prompt: Prompt) -> np.ndarray:
     """``[B]``, start tokens of the decoder."""
     start_id = options.decoder_start_token_id
-    start_id = config.decoder_start_token_id if start_id is None else start_id
+    start_id = config.special_id("decoder_start_token_id") if start_id is None else start_id
     if start_id is None and config.decoder_start == "last":
         return np.asarray(prompt.ids[:, -1])
     if start_id is None:

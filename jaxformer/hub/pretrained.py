@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from jaxformer.families import family_of, get_family, model_config
 from jaxformer.families.checkpoint import Loaded, Weights, has_own_head, read_params
+from jaxformer.families.format import GENERATION_KEYS
 from jaxformer.hub.kinds import abstract_params, build, init_params
 from jaxformer.hub.repository import Repository
 from jaxformer.hub.weights import open_weights
@@ -21,9 +22,13 @@ from jaxformer.models.config import TransformerConfig
 from jaxformer.parallel.mesh import parameter_shardings
 from jaxformer.schema import UserError, nearest
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE, GENERATION_FILE = "config.json", "generation_config.json"
 # Version 5 of transformers writes all models of these kinds as tied and tells by the checkpoint.
 ALWAYS_TIED = ("t5", "mt5")
+
+
+# Keys of ``generation_config.json`` that are about the file.
+OF_THE_FILE = ("transformers_version", "_from_model_config")
 
 
 class PretrainedWarning(UserWarning):
@@ -52,14 +57,23 @@ class Described:
     hf: Mapping[str, Any]
 
 
-def describe(hf: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Described:
+def describe(
+    hf: Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    generation: Mapping[str, Any] | None = None,
+) -> Described:
     """Our configuration from a ``config.json``, with keys of ours laid over it.
+
+    ``generation`` is the content of ``generation_config.json``; without it the settings in ``hf`` itself count.
 
     Raises:
         UserError: if it is of a family that is not here, or a key is missing or makes no sense.
     """
     family = family_of(hf)
-    keys = {**family.from_hf(hf), **(overrides or {})}
+    if generation is None:
+        generation = {key: hf[key] for key in GENERATION_KEYS if hf.get(key) is not None}
+    settings = {key: value for key, value in generation.items() if key not in OF_THE_FILE}
+    keys = {**family.from_hf(hf), "generation": settings, **(overrides or {})}
     for key in overrides or {}:
         if key not in TransformerConfig.model_fields:
             near = nearest(key, TransformerConfig.model_fields)
@@ -93,12 +107,17 @@ def _labels(hf: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def read_config(repository: Repository, overrides: Mapping[str, Any] | None = None) -> Described:
-    """Reads a model's ``config.json``; nothing else of the model is downloaded.
+    """Reads a model's ``config.json`` and ``generation_config.json``; nothing else of the model is downloaded.
 
     Raises:
-        UserError: if it has none, or it makes no sense.
+        UserError: if it has no ``config.json``, or it makes no sense.
     """
-    return describe(repository.get_json(CONFIG_FILE), overrides)
+    hf = repository.get_json(CONFIG_FILE)
+    described = describe(hf, overrides)
+    if described.config.architecture == "encoder":
+        return described
+    generation = repository.find_json(GENERATION_FILE)
+    return described if generation is None else describe(hf, overrides, generation)
 
 
 def untie(described: Described, kind: str, weights: Weights, name: str) -> TransformerConfig:

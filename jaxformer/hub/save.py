@@ -17,7 +17,7 @@ from jaxformer.families.checkpoint import params_to_hf
 from jaxformer.families.format import RESOLVED
 from jaxformer.hub.card import model_card
 from jaxformer.hub.kinds import kind_of
-from jaxformer.hub.pretrained import CONFIG_FILE, describe
+from jaxformer.hub.pretrained import CONFIG_FILE, GENERATION_FILE, describe
 from jaxformer.hub.repository import first_line
 from jaxformer.hub.weights import SAFETENSORS, SAFETENSORS_INDEX
 from jaxformer.models.config import TransformerConfig
@@ -25,12 +25,13 @@ from jaxformer.schema import UserError
 from jaxformer.tokenizers import PreTrainedTokenizer, save_tokenizer
 
 SHARD_BYTES = 5_000_000_000  # above it a checkpoint is cut, as transformers does
-GENERATION_FILE, CARD_FILE = "generation_config.json", "README.md"
+CARD_FILE = "README.md"
 # Keys that say how a model is run or was started, not what it is: the format need not hold them.
 NOT_OF_THE_MODEL = {
     "type",
     "pretrained",
     "decoder_start",
+    "generation",
     "dropout",
     "attention_dropout",
     "initializer",
@@ -86,8 +87,9 @@ def save_pretrained(
 ) -> Path:
     """Writes a model so that ``AutoModel...`` here and in PyTorch's transformers open it.
 
-    ``config.json``, ``model.safetensors`` (above ``shard_bytes`` in shards, with an index), ``generation_config.json``
-    of a model that writes text, a model card, and the tokenizer's files. Nothing of the training's state.
+    ``config.json``, ``model.safetensors`` (above ``shard_bytes`` in shards, with an index), a model card, and the
+    tokenizer's files; of a model that writes text ``generation_config.json`` with its token ids and the settings in
+    ``config.generation``. Nothing of the training's state.
 
     Args:
         folder: made if need be; files of these names are replaced.
@@ -119,7 +121,7 @@ def save_pretrained(
     _write_json(target / CONFIG_FILE, {**hf, **(keys or {}), "dtype": written})
     if kind in ("causal_lm", "seq2seq_lm"):
         ids = {key: value for key, value in hf.items() if key.endswith("_token_id")}
-        _write_json(target / GENERATION_FILE, ids)
+        _write_json(target / GENERATION_FILE, {**ids, **config.generation_settings})
     if tokenizer is not None:
         save_tokenizer(tokenizer, target)
     write_atomically(target / CARD_FILE, model_card(target.name, kind, config, metrics or {}, card or {}))

@@ -1,8 +1,9 @@
 """The configuration of a model: sizes and switches, with one set of names for all families."""
 
-from typing import Annotated, Literal
+import json
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
 from jaxformer.functional import ACTIVATIONS
 from jaxformer.schema import Schema, UserError
@@ -17,6 +18,22 @@ def _known_activation(name: str) -> str:
 Architecture = Literal["encoder", "decoder", "encoder_decoder"]
 Positions = Literal["learned", "sinusoidal", "rotary", "relative", "alibi", "none"]
 Activation = Annotated[str, AfterValidator(_known_activation)]
+
+
+def _as_text(value: Any) -> str:
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+        text = json.dumps(found, sort_keys=True)
+    except (TypeError, ValueError):
+        found = text = None
+    if text is None or not isinstance(found, dict):
+        raise ValueError(f"is {value!r:.80}, expected names and values as in generation_config.json")
+    return text
+
+
+# Mappings have no hash, which a configuration needs: kept as text, written as the mapping.
+Settings = Annotated[str, BeforeValidator(_as_text), PlainSerializer(json.loads, return_type=dict[str, Any])]
+TokenId = Annotated[int, Field(ge=0)]
 
 
 # No model is near these sizes: a file with more is broken, and is refused before memory is allocated.
@@ -139,9 +156,16 @@ class TransformerConfig(Schema):
     token_pooler: bool = Field(False, description="that layer also precedes the scores of single tokens; ModernBERT")
     pad_token_id: int | None = Field(None, ge=0, description="id of the padding token, for other programs")
     bos_token_id: int | None = Field(None, ge=0, description="id of the token that begins a text, for other programs")
-    eos_token_id: int | None = Field(None, ge=0, description="id of the token that ends a text")
+    eos_token_id: TokenId | tuple[TokenId, ...] | None = Field(
+        None, description="id of the token that ends a text, or a list of several"
+    )
     decoder_start_token_id: int | None = Field(
         None, ge=0, description="encoder_decoder: id of the token before the first of the target"
+    )
+    generation: Settings = Field(
+        "{}",
+        description="settings of generation_config.json, by the names of transformers: pipelines follow them, exports "
+        "hold them",
     )
 
     dropout: float = Field(0.0, ge=0, lt=1, description="on the embedding and on each sublayer's output")
@@ -162,6 +186,26 @@ class TransformerConfig(Schema):
     attention_implementation: Literal["auto", "splash", "blocked", "reference"] = Field(
         "auto", description="how attention is computed"
     )
+
+    @property
+    def generation_settings(self) -> dict[str, Any]:
+        """``generation`` as a mapping."""
+        return dict(json.loads(self.generation))
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text: of ``generation``, else of the model."""
+        ends = self.generation_settings.get("eos_token_id")
+        ends = self.eos_token_id if ends is None else ends
+        ends = () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
+        return tuple(end for end in ends if end >= 0)
+
+    def special_id(self, name: str) -> int | None:
+        """A token id by its key, ``pad_token_id`` or another: of ``generation``, else of the model."""
+        found = self.generation_settings.get(name)
+        found = None if isinstance(found, int) and found < 0 else found
+        value: int | None = getattr(self, name) if found is None else found
+        return value
 
     @property
     def has_mixed_windows(self) -> bool:

@@ -27,7 +27,7 @@ from jaxformer.tokenizers import encode, find_special, frame_of
 from jaxformer.training.rewards import Reward, Sample, describe_reward, open_reward
 
 # Options that are not taken from the model's generation_config.json: length and search.
-LENGTH = {"max_new_tokens", "min_new_tokens"}
+LENGTH = {"max_new_tokens", "min_new_tokens", "max_length", "min_length"}
 SEARCH = {"do_sample", "num_return_sequences", "num_beams", "num_beam_groups", "diversity_penalty", "early_stopping"}
 WINDOW = 4  # batches, whose prompts are sorted by length together
 

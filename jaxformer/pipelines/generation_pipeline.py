@@ -17,9 +17,6 @@ class GenerationOptions(GenerationConfig):
     """Options of a pipeline that generates text: those of ``generate`` and its own."""
 
     max_new_tokens: int = Field(NEW_TOKENS, ge=0, description="most new tokens; default: as many as fit")
-    max_length: int | None = Field(
-        None, ge=1, description="in place of max_new_tokens: length with the prompt or start token"
-    )
     seed: int = Field(0, ge=0, description="random seed; a text depends on its prompt and the seed only")
     weights: Literal["float32", "bfloat16", "int8"] | None = Field(
         None, description="type in which the weights are stored; an option of the pipeline, not of a call"
@@ -44,11 +41,13 @@ class GenerationPipeline(Pipeline):
     @property
     def defaults(self) -> dict[str, Any]:
         """The task's defaults, overridden by ``generation_config.json`` and by ``task_specific_params``."""
-        given = self.task_params
-        known = {key: value for key, value in given.items() if key in self.Options.model_fields and value is not None}
-        if given.get("min_length") and "min_new_tokens" not in known:
-            known["min_new_tokens"] = max(int(given["min_length"]) - 1, 0)
+        known = {k: value for k, value in self.task_params.items() if k in self.Options.model_fields}
+        known = {key: value for key, value in known.items() if value is not None}
         found = {**self.own_defaults, **self.opened.generation, **known}
+        if found.get("max_length") is not None:
+            # Not asked for: what fits.
+            longest = self.model.config.max_length + (1 if self.encoder_decoder else 0)
+            found["max_length"] = min(int(found["max_length"]), longest)
         # ``room`` may lower the default of max_new_tokens.
         return {name: value for name, value in found.items() if name != "max_new_tokens"}
 
@@ -73,9 +72,24 @@ class GenerationPipeline(Pipeline):
         latest = options if "max_length" in options else given
         if "max_new_tokens" in latest:
             eased["max_length"] = None
+        if "min_new_tokens" in (options if "min_length" in options else given):
+            eased["min_length"] = None
         if given.get("max_new_tokens") is not None and "min_new_tokens" not in given:
             eased["min_new_tokens"] = min(self.defaults.get("min_new_tokens", 0), given["max_new_tokens"])
-        return super()._parse({**options, **eased})
+        try:
+            return super()._parse({**options, **eased})
+        except UserError as error:
+            brought = {name: value for name, value in self.defaults.items() if name in self.opened.generation}
+            if not brought:
+                raise
+            said = ", ".join(f"{name}: {value!r:.40}" for name, value in brought.items())
+            raise UserError(f"{error} ({self.opened.settings_from} has {said})") from None
+
+    def least(self, row: Row, options: Any) -> int:
+        """Minimum number of tokens to generate after a row."""
+        if options.min_length is None:
+            return int(options.min_new_tokens)
+        return max(int(options.min_length) - (1 if self.encoder_decoder else len(row)), 0)
 
     def room(self, row: Row, options: Any) -> int:
         """Maximum number of tokens to generate after a row; refuses it if there is no room for what was asked."""
@@ -106,11 +120,12 @@ class GenerationPipeline(Pipeline):
         found: list[Any] = [None] * len(rows)
         for numbers in in_batches([len(row) for row in rows], self.batch_size):
             # A batch has one number of new tokens.
-            rooms: dict[int, list[int]] = {}
+            rooms: dict[tuple[int, int], list[int]] = {}
             for number in numbers:
-                rooms.setdefault(self.room(rows[number], options), []).append(number)
-            for room, some in rooms.items():
-                for number, texts in zip(some, self._write([rows[n] for n in some], room, options), strict=True):
+                row = rows[number]
+                rooms.setdefault((self.room(row, options), self.least(row, options)), []).append(number)
+            for some in rooms.values():
+                for number, texts in zip(some, self._write([rows[n] for n in some], options), strict=True):
                     found[number] = texts
         return found
 
@@ -129,19 +144,20 @@ class GenerationPipeline(Pipeline):
             tokenizer=self.tokenizer,
             seed=[chosen.seed],
             cache_dtype=chosen.cache_dtype,
-            config=self.config(self.room(row, chosen), chosen),
+            config=self.config(row, chosen),
         )
 
-    def config(self, room: int, options: Any) -> GenerationConfig:
-        """The options of ``generate`` for rows with room for that many tokens."""
-        names = GenerationConfig.model_fields
-        chosen = {name: getattr(options, name) for name in names} | {"max_new_tokens": room, **self.forced(options)}
-        chosen["min_new_tokens"] = min(chosen["min_new_tokens"], room)
+    def config(self, row: Row, options: Any) -> GenerationConfig:
+        """The options of ``generate`` for a row, and for others with as much room."""
+        room = self.room(row, options)
+        chosen = {name: getattr(options, name) for name in GenerationConfig.model_fields} | self.forced(options)
+        chosen |= {"max_new_tokens": room, "min_new_tokens": min(self.least(row, options), room)}
+        chosen |= {"max_length": None, "min_length": None}
         if chosen["pad_token_id"] is None:
             chosen["pad_token_id"] = self.tokenizer.pad_token_id
         return GenerationConfig(**chosen)
 
-    def _write(self, rows: list[Row], room: int, options: Any) -> list[list[str]]:
+    def _write(self, rows: list[Row], options: Any) -> list[list[str]]:
         # Pads the batch to few sizes with copies of a row, which end when it does.
         filled = [*rows, *[rows[0]] * (bucket(len(rows), self.batch_size, 1) - len(rows))]
         texts = generate(
@@ -151,7 +167,7 @@ class GenerationPipeline(Pipeline):
             tokenizer=self.tokenizer,
             seed=[options.seed] * len(filled),
             cache_dtype=options.cache_dtype,
-            config=self.config(room, options),
+            config=self.config(rows[0], options),
         ).text
         assert texts is not None
         count = options.num_return_sequences

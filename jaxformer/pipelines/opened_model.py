@@ -11,11 +11,10 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxformer.families import get_family
-from jaxformer.generation import read_generation_config
+from jaxformer.generation import read_settings
 from jaxformer.hub.kinds import abstract_params, kind_of
-from jaxformer.hub.pretrained import read_checkpoint, read_config
+from jaxformer.hub.pretrained import CONFIG_FILE, GENERATION_FILE, read_checkpoint, read_config
 from jaxformer.hub.repository import Repository
-from jaxformer.hub.save import GENERATION_FILE
 from jaxformer.hub.tokenizer import AutoTokenizer
 from jaxformer.models.heads import Body
 from jaxformer.pipelines.task_names import tasks_of
@@ -38,7 +37,8 @@ class Opened:
             None if nothing says.
         pooling: of a sentence encoder, how the states of a text become one vector; None if nothing says.
         longest: tokens that a sentence encoder was trained with; None if nothing says.
-        generation: what ``generation_config.json`` says, as options of ``generate``.
+        settings_from: the file with the settings of generation, for messages.
+        generation: what it says, as options of ``generate``.
         hf: the keys of ``config.json``.
     """
 
@@ -49,6 +49,7 @@ class Opened:
     problem: str | None = None
     pooling: str | None = None
     longest: int | None = None
+    settings_from: str = "the model's configuration"
     generation: Mapping[str, Any] = field(default_factory=dict)
     hf: Mapping[str, Any] = field(default_factory=dict)
 
@@ -103,6 +104,9 @@ def open_model(
         config = opened.model.config.model_copy(update={"dtype": dtype})
         opened = replace(opened, model=opened.model.clone(config=config))
     cast = (lambda x: x.astype(dtype)) if dtype is not None else lambda x: x
+    settings = opened.model.config.generation_settings
+    if settings and kind_of(opened.model) in ("causal_lm", "seq2seq_lm"):
+        opened = replace(opened, generation=read_settings(settings, opened.settings_from))
     # On the device once: a jitted call would send arrays of NumPy there every time.
     return replace(opened, params=jax.tree.map(lambda x: jax.device_put(cast(x)), opened.params))
 
@@ -158,18 +162,26 @@ def _given(model: nn.Module, params: Any, tokenizer: Any, kind: str | None) -> O
 def _run(folder: Path, kind: str | None) -> Opened:
     # Imported here: slow, and only needed for a run.
     from jaxformer.training.export import load_run
-    from jaxformer.training.sources import CHECKPOINTS, CONFIG_FILE
+    from jaxformer.training.sources import CHECKPOINTS
+    from jaxformer.training.sources import CONFIG_FILE as RUN_FILE
 
-    if not (folder / CONFIG_FILE).exists():
+    if not (folder / RUN_FILE).exists():
         raise UserError(
-            f"{folder} holds neither config.json nor {CONFIG_FILE}, expected a folder in the Hugging Face format or "
+            f"{folder} holds neither config.json nor {RUN_FILE}, expected a folder in the Hugging Face format or "
             "the output_dir of a run"
         )
     if not (folder / CHECKPOINTS).exists():
         raise UserError(f"{folder} is a run that has not saved a checkpoint yet; train it further")
     trained = load_run(folder)
     model, params = as_kind(str(folder), trained.model, trained.params, kind)
-    return Opened(str(folder), model, params, trained.tokenizer, trained.problem_type)
+    return Opened(
+        str(folder),
+        model,
+        params,
+        trained.tokenizer,
+        trained.problem_type,
+        settings_from=f"model.generation in {RUN_FILE} of {folder}",
+    )
 
 
 def _hub(repository: Repository, kind: str | None, with_tokenizer: bool, dtype: str | None) -> Opened:
@@ -196,7 +208,6 @@ def _hub(repository: Repository, kind: str | None, with_tokenizer: bool, dtype: 
         params.pop("pooler", None)  # trained for pairs of sentences, not a part of the states
     elif loaded.missing:
         raise _refuse(repository.name, found, wanted, f"the checkpoint has no {', '.join(loaded.missing)}")
-    generation = repository.find(GENERATION_FILE) if wanted in ("causal_lm", "seq2seq_lm") else None
     return Opened(
         repository.name,
         model,
@@ -205,8 +216,8 @@ def _hub(repository: Repository, kind: str | None, with_tokenizer: bool, dtype: 
         hf.get("problem_type"),
         _pooling(repository) if sentences else None,
         (repository.find_json(SENTENCE_FILE) or {}).get("max_seq_length") if sentences else None,
-        {} if generation is None else read_generation_config(generation.parent),
-        hf,
+        f"{CONFIG_FILE if repository.find(GENERATION_FILE) is None else GENERATION_FILE} of {repository.name}",
+        hf=hf,
     )
 
 

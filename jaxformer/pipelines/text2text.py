@@ -15,7 +15,6 @@ from jaxformer.schema import UserError, nearest
 class Options(GenerationOptions):
     """Options of text to text."""
 
-    min_length: int | None = Field(None, ge=0, description="in place of min_new_tokens: length with the start token")
     prefix: str | None = Field(None, description="a text before every input; default: that of config.json")
     truncation: bool = Field(True, description="cut a text that is too long")
     src_lang: str | None = Field(None, description="translation: source language")
@@ -31,12 +30,6 @@ class Text2TextGeneration(GenerationPipeline):
     Options: ClassVar[type[Any]] = Options
     own_defaults: ClassVar[Mapping[str, Any]] = {"num_beams": 4}
     key: ClassVar[str] = "generated_text"
-
-    def _parse(self, options: Mapping[str, Any]) -> Any:
-        given = {**self.given, **options}
-        if given.get("min_length") is not None and "min_new_tokens" not in given:
-            options = {**options, "min_new_tokens": max(given["min_length"] - 1, 0)}
-        return super()._parse(options)
 
     def encode(self, items: Sequence[Any], options: Any) -> list[list[Row]]:
         """One row a text."""

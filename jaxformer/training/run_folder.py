@@ -30,6 +30,7 @@ FREE_KEYS = (
     "model.pad_token_id",
     "model.bos_token_id",
     "model.eos_token_id",
+    "model.generation.",
     "model.remat",
     "model.unroll",
     "model.attention_implementation",

@@ -164,7 +164,8 @@ def test_ids_of_special_tokens_as_files_have_them(tmp_path):
     folder = tiny.save(tmp_path, "llama", "causal_lm")
     tiny.edit(folder, pad_token_id=-1, eos_token_id=[2, 7], bos_token_id=1)
     config = hub.AutoConfig.from_pretrained(folder)
-    assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == (None, 1, 2)
+    assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == (None, 1, (2, 7))
+    assert config.end_ids == (2, 7)
 
 
 def test_the_first_t5_does_not_say_its_activation(tmp_path):

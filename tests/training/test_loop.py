@@ -276,7 +276,7 @@ def test_prepare_reuses_the_cache(tmp_path):
 def test_a_trained_tokenizer_is_kept_for_the_next_run(tmp_path, monkeypatch):
     keys = {**tiny_keys(tmp_path), "tokenizer": {"type": "bpe", "vocab_size": 270}}
     first = make_run(keys)
-    monkeypatch.setattr("jaxformer.training.run.train_tokenizer", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("jaxformer.training.run_tokenizer.train_tokenizer", lambda *_: pytest.fail("trained again"))
     again = make_run({**keys, "output_dir": str(tmp_path / "other")})
     assert again.facts == first.facts
     monkeypatch.undo()

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxformer import functional as F
 from jaxformer.functional import (
     RotaryScaling,
     alibi_bias,
@@ -222,3 +223,26 @@ def test_sinusoids_in_halves_are_the_same_waves_in_another_order():
     places = jnp.arange(5)[None]
     pairs, halves = sinusoidal_positions(places, 6), sinusoidal_positions(places, 6, halves=True)
     np.testing.assert_array_equal(halves, pairs[..., jnp.array([0, 2, 4, 1, 3, 5])])
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_frequencies_go_by_the_length_of_each_row(kind):
+    scaling = F.RotaryScaling(
+        kind, 4.0, original_max_length=10, short_factors=(1.0, 1.0, 1.0), long_factors=(1.0, 2.0, 4.0)
+    )
+    together = F.rotary_frequencies(6, theta=100.0, scaling=scaling, lengths=jnp.array([7, 20]))
+    for row, length in enumerate((7, 20)):
+        alone = F.rotary_frequencies(6, theta=100.0, scaling=scaling, lengths=jnp.array([length]))
+        np.testing.assert_array_equal(together[row], alone[0])
+    np.testing.assert_allclose(together[0], F.rotary_frequencies(6, theta=100.0), rtol=1e-6)
+    assert together[1, -1] < together[0, -1]
+
+
+def test_yarn_keeps_fast_frequencies_and_divides_slow_ones():
+    """The values of transformers 5.24 for a head of 6, base 100, factor 4 and an original length of 10."""
+    scaling = F.RotaryScaling("yarn", 4.0, original_max_length=10)
+    plain = F.rotary_frequencies(6, theta=100.0)
+    found = F.rotary_frequencies(6, theta=100.0, scaling=scaling)
+    np.testing.assert_allclose(found[1:], plain[1:] / 4, rtol=1e-6)
+    np.testing.assert_allclose(found[0], 1.0, rtol=1e-6)
+    np.testing.assert_allclose(scaling.magnitude, 0.1 * np.log(4.0) + 1)

@@ -8,7 +8,7 @@ import pytest
 
 from jaxformer import functional as F
 from jaxformer.families import build_model
-from jaxformer.models import Inputs
+from jaxformer.models import Inputs, TransformerConfig
 from jaxformer.models.layers import Embeddings, Norm, Projection, embedding_deviation, kernel_deviation
 from tests.models.tiny import CONFIGS, config_of
 
@@ -147,3 +147,15 @@ def test_initial_weights():
     # Layers are stacked and drawn apart from each other.
     kernel = layers["attention"]["query"]["kernel"]
     assert kernel.shape == (2, 60, 3, 20) and abs(np.corrcoef(kernel[0].ravel(), kernel[1].ravel())[0, 1]) < 0.1
+
+
+def test_ids_outside_a_table_are_refused():
+    model = build_model(TransformerConfig(vocab_size=5, hidden_size=8, num_layers=1, num_heads=2, max_length=4))
+    params = model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
+    for ids in ([[1, 5]], [[-1, 2]]):
+        with pytest.raises(ValueError, match=r"input_ids has (5|-1), expected 0 to 4: the table has 5 rows"):
+            model.apply(params, jnp.array(ids))
+    with pytest.raises(ValueError, match="position_ids has 4, expected 0 to 3: the table has 4 rows"):
+        model.apply(params, jnp.array([[1, 2]]), position_ids=jnp.array([[0, 4]]))
+    padded = model.apply(params, jnp.array([[1, 9]]), jnp.array([[1, 0]])).logits[0, 0]
+    np.testing.assert_allclose(padded, model.apply(params, jnp.array([[1]])).logits[0, 0], rtol=1e-5)

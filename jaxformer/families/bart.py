@@ -106,6 +106,7 @@ SIDE = {
     "embeddings/norm": "layernorm_embedding",
     "final_norm": "layer_norm",
 }
+# OPT's blocks have these names too.
 BLOCK = {
     "attention_norm": "self_attn_layer_norm",
     "attention/query": "self_attn.q_proj",

@@ -134,16 +134,6 @@ RESOLVED = {
     "feed_forward_bias": "has_feed_forward_bias",
 }
 TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
-# Settings of generation, which files older than ``generation_config.json`` have in their ``config.json``.
-GENERATION_KEYS = (
-    *("max_length", "max_new_tokens", "min_length", "min_new_tokens", "early_stopping", "max_time", "stop_strings"),
-    *("do_sample", "num_beams", "num_beam_groups", "diversity_penalty", "penalty_alpha", "num_return_sequences"),
-    *("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"),
-    *("repetition_penalty", "encoder_repetition_penalty", "length_penalty", "exponential_decay_length_penalty"),
-    *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "force_words_ids", "sequence_bias"),
-    *("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "forced_decoder_ids"),
-    *("renormalize_logits", "remove_invalid_values", "guidance_scale", "token_healing", "watermarking_config"),
-)
 
 
 class Head(NamedTuple):
@@ -374,64 +364,3 @@ def write_activation(name: str) -> str:
 def activation(theirs: str, absent: Any = REQUIRED) -> Key:
     """The row of the activation."""
     return Key("activation", theirs, absent, read_activation, write_activation)
-
-
-ROPE_SCALING = {
-    "factor": "factor",
-    "low_frequency_factor": "low_freq_factor",
-    "high_frequency_factor": "high_freq_factor",
-    "original_max_length": "original_max_position_embeddings",
-    "attention_factor": "attention_factor",
-    "beta_fast": "beta_fast",
-    "beta_slow": "beta_slow",
-    "truncate": "truncate",
-    "mscale": "mscale",
-    "mscale_all_dim": "mscale_all_dim",
-    "short_factors": "short_factor",
-    "long_factors": "long_factor",
-}
-# The keys that belong to each type of scaling.
-ROPE_KEYS = {
-    "linear": ("factor",),
-    "llama3": ("factor", "low_frequency_factor", "high_frequency_factor", "original_max_length"),
-    "yarn": (
-        *("factor", "original_max_length", "attention_factor"),
-        *("beta_fast", "beta_slow", "truncate", "mscale", "mscale_all_dim"),
-    ),
-    "longrope": ("factor", "original_max_length", "attention_factor", "short_factors", "long_factors"),
-    "dynamic": ("factor", "original_max_length"),
-}
-
-
-def read_rotary(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """``rope_theta`` and ``rope_scaling`` from a ``config.json`` of transformers 4, or 5 (in ``rope_parameters``)."""
-    rope = hf.get("rope_parameters") or {}
-    scaling = hf.get("rope_scaling") or rope
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    theta = hf.get("rope_theta") or rope.get("rope_theta", 10_000.0)
-    if kind == "default":
-        return {"rope_theta": theta, "rope_scaling": None}
-    kind = "longrope" if kind == "su" else kind  # as Phi-3 called it first
-    if kind not in ROPE_KEYS:
-        raise UserError(f"config.json has rope_type: {kind!r}, expected default, {', '.join(ROPE_KEYS)}")
-    given = {ours: scaling.get(ROPE_SCALING[ours]) for ours in ROPE_KEYS[kind]}
-    if kind in ("yarn", "longrope", "dynamic"):
-        longest = hf["max_position_embeddings"]
-        original = given["original_max_length"] or hf.get("original_max_position_embeddings") or longest
-        # The base of dynamic positions changes from the length on that the file allows, whatever else it says.
-        given["original_max_length"] = longest if kind == "dynamic" else original
-        given["factor"] = given["factor"] or longest / original
-    given = {ours: value for ours, value in given.items() if value is not None}
-    return {"rope_theta": theta, "rope_scaling": {"type": kind, **given}}
-
-
-def write_rotary(config: TransformerConfig) -> dict[str, Any]:
-    """Undoes ``read_rotary``, in the form that both versions read."""
-    scaling = config.rope_scaling
-    if scaling is None:
-        return {"rope_theta": config.rope_theta, "rope_scaling": None}
-    given = {ROPE_SCALING[ours]: getattr(scaling, ours) for ours in ROPE_KEYS[scaling.type]}
-    given = {
-        key: list(value) if isinstance(value, tuple) else value for key, value in given.items() if value is not None
-    }
-    return {"rope_theta": config.rope_theta, "rope_scaling": {"rope_type": scaling.type, **given}}

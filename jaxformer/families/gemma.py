@@ -13,11 +13,10 @@ from jaxformer.families.format import (
     Key,
     attention_bias,
     read_activation,
-    read_rotary,
     require,
     write_activation,
-    write_rotary,
 )
+from jaxformer.families.rotary import read_rotary, write_rotary
 from jaxformer.models.config import TransformerConfig
 
 # The shape is that of Gemma 2B.

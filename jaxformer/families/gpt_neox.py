@@ -12,10 +12,9 @@ from jaxformer.families.format import (
     activation,
     attention_bias,
     decoder_heads,
-    read_rotary,
     rows,
-    write_rotary,
 )
+from jaxformer.families.rotary import read_rotary, write_rotary
 from jaxformer.models.config import TransformerConfig
 
 # The shape is that of Pythia 160M.

@@ -10,10 +10,9 @@ from jaxformer.families.format import (
     activation,
     attention_bias,
     decoder_heads,
-    read_rotary,
     rows,
-    write_rotary,
 )
+from jaxformer.families.rotary import read_rotary, write_rotary
 
 # The shape is that of Llama 3.2 1B, so that the bare defaults are a model people know.
 DEFAULTS = {

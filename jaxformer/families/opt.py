@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxformer.families.bart import BLOCK
 from jaxformer.families.format import Family, Format, Key, activation, decoder_heads, require, rows, same
 from jaxformer.models.config import TransformerConfig
 
@@ -45,16 +46,6 @@ TABLE = {
     "embeddings/token": "embed_tokens",
     "embeddings/position": "embed_positions",
     "final_norm": "final_layer_norm",
-}
-BLOCK = {
-    "attention_norm": "self_attn_layer_norm",
-    "attention/query": "self_attn.q_proj",
-    "attention/key": "self_attn.k_proj",
-    "attention/value": "self_attn.v_proj",
-    "attention/output": "self_attn.out_proj",
-    "feed_forward_norm": "final_layer_norm",
-    "feed_forward/up": "fc1",
-    "feed_forward/down": "fc2",
 }
 HEADS = decoder_heads("OPT")
 # transformers has no OPT for tokens.

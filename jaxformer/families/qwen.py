@@ -5,7 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from jaxformer.families import llama
-from jaxformer.families.format import Family, attention_bias, read_rotary, require, write_rotary
+from jaxformer.families.format import Family, attention_bias, require
+from jaxformer.families.rotary import read_rotary, write_rotary
 from jaxformer.models.config import TransformerConfig
 
 # The shape is that of Qwen2 0.5B.

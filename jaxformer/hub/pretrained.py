@@ -14,7 +14,6 @@ from pydantic import ValidationError
 
 from jaxformer.families import family_of, get_family, model_config
 from jaxformer.families.checkpoint import Loaded, Weights, has_own_head, read_params
-from jaxformer.families.format import GENERATION_KEYS
 from jaxformer.hub.kinds import abstract_params, build, init_params
 from jaxformer.hub.repository import Repository
 from jaxformer.hub.weights import open_weights
@@ -23,6 +22,16 @@ from jaxformer.parallel.mesh import parameter_shardings
 from jaxformer.schema import UserError, nearest
 
 CONFIG_FILE, GENERATION_FILE = "config.json", "generation_config.json"
+# Settings of generation, which files older than ``generation_config.json`` have in their ``config.json``.
+GENERATION_KEYS = (
+    *("max_length", "max_new_tokens", "min_length", "min_new_tokens", "early_stopping", "max_time", "stop_strings"),
+    *("do_sample", "num_beams", "num_beam_groups", "diversity_penalty", "penalty_alpha", "num_return_sequences"),
+    *("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+    *("repetition_penalty", "encoder_repetition_penalty", "length_penalty", "exponential_decay_length_penalty"),
+    *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "force_words_ids", "sequence_bias"),
+    *("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "forced_decoder_ids"),
+    *("renormalize_logits", "remove_invalid_values", "guidance_scale", "token_healing", "watermarking_config"),
+)
 # Version 5 of transformers writes all models of these kinds as tied and tells by the checkpoint.
 ALWAYS_TIED = ("t5", "mt5")
 

@@ -168,6 +168,8 @@ def init_factors(key: jax.Array, params: Params, config: LoraConfig) -> dict[str
 def int8_kernels(params: Params, config: LoraConfig) -> list[Target]:
     """The kernels that ``base: int8`` stores as int8: all frozen ones but the heads that losses read whole.
 
+    Dettmers et al. 2023, "QLoRA", with 8 bits for its 4.
+
     Args:
         params: of the model, or their shapes.
         config: names the parameters that are trained whole.
@@ -189,14 +191,6 @@ def to_int8(kernel: jax.Array, target: Target) -> F.Quantized:
     """A kernel as int8 with a scale for each output of each layer."""
     first = int(target.stacked)
     return F.quantize(kernel, tuple(range(first, first + target.inputs)))
-
-
-def quantize_base(params: Params, config: LoraConfig) -> dict[str, Any]:
-    """The parameters with their ``int8_kernels`` as int8; Dettmers et al. 2023, "QLoRA", with 8 bits for its 4."""
-    flat = flatten_dict(dict(params), sep="/")
-    for target in int8_kernels(params, config):
-        flat[target.path] = to_int8(flat[target.path], target)
-    return unflatten_dict(flat, sep="/")
 
 
 def kernel_lengths(kernel: jax.Array, target: Target) -> jax.Array:

@@ -82,7 +82,7 @@ class TaskSchema(Schema):
 
     @property
     def longest_target(self) -> int:
-        """Length of the decoder's target where it differs from the sequence length, else 0."""
+        """Length of the decoder's target where an objective sets one, else 0."""
         return 0
 
     @property
@@ -95,7 +95,7 @@ class TaskSchema(Schema):
 
     @property
     def languages(self) -> tuple[str | None, str | None] | None:
-        """Codes of the languages of source and target, for tokenizers that write them (mBART); None: not two texts."""
+        """Codes of the languages of source and target, for tokenizers that write them; None without two such texts."""
         return None
 
     @property

@@ -42,6 +42,7 @@ class DistillationConfig(TaskSchema):
     reads: ClassVar[Any] = property(attrgetter("of.reads"))
     special_tokens: ClassVar[Any] = property(attrgetter("of.special_tokens"))
     frame_tokens: ClassVar[Any] = property(attrgetter("of.frame_tokens"))
+    longest_target: ClassVar[Any] = property(attrgetter("of.longest_target"))
     sentinels: ClassVar[Any] = property(attrgetter("of.sentinels"))
     unit: ClassVar[Any] = property(attrgetter("of.unit"))
     report_at_end: ClassVar[Any] = property(attrgetter("of.report_at_end"))
@@ -72,11 +73,6 @@ class DistillationConfig(TaskSchema):
     def teacher_source(self) -> str:
         """The teacher model."""
         return self.teacher
-
-    @property
-    def longest_target(self) -> int:
-        """Length of the decoder's target where it differs from the sequence length, else 0."""
-        return (self.of.target_length or 0) if isinstance(self.of, Seq2SeqConfig | InstructionConfig) else 0
 
     def texts(self, record: Any) -> list[str]:
         """Those of the inner objective."""

@@ -51,6 +51,11 @@ class Seq2SeqConfig(TaskSchema):
         """Codes of the languages of source and target."""
         return self.source_language, self.target_language
 
+    @property
+    def longest_target(self) -> int:
+        """Longest target, tokens."""
+        return self.target_length
+
     def texts(self, record: R.Record) -> list[str]:
         """The source with its prefix, and the target."""
         source = self.prefix + R.text(record, self.source_column, "source_column")

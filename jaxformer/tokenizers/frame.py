@@ -78,13 +78,9 @@ def frame_of(tokenizer: PreTrainedTokenizer, *, pair: bool = False, target: bool
     Raises:
         UserError: The tokenizer changes a text when it frames it.
     """
-    text = "a"
-    plain = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    if target:
-        plain = list(tokenizer(text_target=text, add_special_tokens=False)["input_ids"])
-        batch = tokenizer(text_target=text)
-    else:
-        batch = tokenizer(text, text if pair else None)
+    texts = {"text_target": "a"} if target else {"text": "a"}
+    plain = list(tokenizer(**texts, add_special_tokens=False)["input_ids"])
+    batch = tokenizer(**texts, **({"text_pair": "a"} if pair else {}))
     ids = list(batch["input_ids"])
     types = list(batch["token_type_ids"]) if "token_type_ids" in batch else [0] * len(ids)
     first = _find(plain, ids, 0)

@@ -3,7 +3,8 @@ import pytest
 
 from jaxformer.families import FAMILIES, build_model, get_family, model_config
 from jaxformer.families.checkpoint import params_from_hf, params_to_hf
-from jaxformer.families.format import Format, Head, Name, read_activation, read_rotary, rows
+from jaxformer.families.format import Format, Head, Name, read_activation, rows
+from jaxformer.families.rotary import read_rotary
 from jaxformer.models import TransformerConfig
 from jaxformer.schema import UserError
 

@@ -23,7 +23,7 @@ from jaxformer.lora import (
     unmerge,
     write_adapter,
 )
-from jaxformer.lora.factors import int8_kernels, quantize_base
+from jaxformer.lora.factors import int8_kernels, to_int8
 from jaxformer.models import TransformerConfig
 from jaxformer.schema import UserError
 from tests.golden import adapters, heads
@@ -100,7 +100,9 @@ def test_beside_the_kernel_is_as_good_as_in_it(tiny):
 def test_beside_int8_kernels_is_beside_what_they_stand_for(tiny):
     model, params, config, factors = tiny
     config = LoraConfig(**{**config.model_dump(), "base": "int8"})
-    small = quantize_base(params, config)
+    flat = flatten_dict(dict(params), sep="/")
+    flat |= {target.path: to_int8(flat[target.path], target) for target in int8_kernels(params, config)}
+    small = unflatten_dict(flat, sep="/")
     # What they stand for, as an ordinary model.
     whole = merge(small, factors, config)
     names = {name for name, leaf in flatten_dict(small, sep="/").items() if isinstance(leaf, F.Quantized)}

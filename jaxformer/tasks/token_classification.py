@@ -47,8 +47,14 @@ class TokenClassificationConfig(R.LabelledConfig):
         return words
 
     def tags_of(self, record: R.Record) -> list[str]:
-        """The tags of a record, one per word."""
-        tags, words = R.items(record, self.tags_column, "tags_column"), self.words_of(record)
+        """The tags of a record, one per word; raises ``BadRow`` if one is missing."""
+        found, words = R.answer(record, self.tags_column, "tags_column"), self.words_of(record)
+        if R.is_missing(found):
+            raise R.BadRow(f"column {self.tags_column!r} (task.tags_column) holds no tags but {R.said(found)}")
+        if isinstance(found, list | tuple | np.ndarray) and any(map(R.is_missing, found)):
+            named = [self.label(tag, self.tags_column, "tags_column") for tag in found]
+            record = {**record, self.tags_column: named}
+        tags = R.items(record, self.tags_column, "tags_column")
         if len(tags) != len(words):
             raise UserError(f"{R.where(record)} has {len(tags)} tags for {len(words)} words, expected one per word")
         return tags
@@ -90,8 +96,9 @@ class TokenClassification(R.LabelledTask):
     @cached_property
     def labels(self) -> tuple[str, ...]:
         """The tags by number."""
-        found = (tag for record in self.train_records for tag in self.config.tags_of(record))
-        labels = R.find_labels(self.config.labels, found)
+        records = self.train_records if self.config.labels is None else ()
+        known = R.read_rows(records, self.config.tags_of, R.Tally())
+        labels = R.find_labels(self.config.labels, (tag for _, tags in known for tag in tags))
         if len(labels) < 2:
             raise UserError(f"the training records have the tags {list(labels)}, expected at least two")
         return labels
@@ -145,16 +152,19 @@ class TokenClassification(R.LabelledTask):
         return heads.TokenClassifier(config, len(self.labels), self.labels)
 
     def rows(self, data: Sequence[R.Record]) -> Rows:
-        """One row per record."""
+        """One row per record with tags."""
+        usable, tally = R.read_answers(data, self.config.tags_of, self.config.bad_rows)
         examples = []
-        for record, sentence in zip(data, self.align(data), strict=True):
-            numbers = [self.label_number(tag, record) for tag in self.config.tags_of(record)]
+        aligned = self.align([record for record, _ in usable])
+        for (record, tags), sentence in zip(usable, aligned, strict=True):
+            numbers = [self.label_number(tag, record) for tag in tags]
             inputs = R.encoder_input(self.frame, sentence.ids, None, self.sequence_length)
             labels = np.full(len(inputs["input_ids"]), F.IGNORE, np.int32)
             for token, first, _ in sentence.spans:
                 labels[len(self.frame.before) + token] = numbers[first]
             examples.append({**inputs, "labels": labels})
-        return ExampleRows(examples, self.sequence_length, R.encoder_fill(self.tokenizer))
+        rows = ExampleRows(examples, self.sequence_length, R.encoder_fill(self.tokenizer))
+        return R.answered_rows(rows, usable, tally)
 
     def loss(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> LossSums:
         """Cross-entropy summed over the tokens that have a tag, nats."""

@@ -106,3 +106,11 @@ def test_what_is_refused():
         make(WORDS, 8, joined=True).rows(WORDS)
     with pytest.raises(UserError, match=r"label 'B-X' is not one of B-L, B-P, O"):
         make(WORDS, 8).rows([{"words": ["a"], "tags": ["B-X"]}])
+
+
+def test_a_sentence_with_a_missing_tag_is_left_out():
+    tags = (["B-A", "O"], ["O", None], ["O", ""], ["nan", "O"], None)
+    data = [{"words": ["a", "b"], "tags": found} for found in tags]
+    task = make(data, 8)
+    rows = task.rows(data)
+    assert task.labels == ("B-A", "O") and rows.records == data[:1] and len(rows.left_out) == 4

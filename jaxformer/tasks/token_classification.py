@@ -20,9 +20,8 @@ from jaxformer.schema import UserError
 from jaxformer.tasks import metrics
 from jaxformer.tasks import records as R
 from jaxformer.tasks.base import Batch, LossSums, Report, Rows
+from jaxformer.tasks.tag_schemes import OUTSIDE, TagScheme, scheme_of
 from jaxformer.tokenizers import Frame, encode_with_offsets, frame_of
-
-OUTSIDE = "O"
 
 
 class TokenClassificationConfig(R.LabelledConfig):
@@ -74,11 +73,6 @@ class Aligned(NamedTuple):
     spans: list[tuple[int, int, int]]
 
 
-def inside(tag: str) -> str:
-    """The tag that continues the entity of ``tag``: ``I-X`` for ``B-X``."""
-    return f"I-{tag[2:]}" if tag.startswith("B-") else tag
-
-
 @dataclass(frozen=True, eq=False)
 class TokenClassification(R.LabelledTask):
     """Cross-entropy of the tags, summed over the tokens that have one.
@@ -102,6 +96,11 @@ class TokenClassification(R.LabelledTask):
         if len(labels) < 2:
             raise UserError(f"the training records have the tags {list(labels)}, expected at least two")
         return labels
+
+    @cached_property
+    def scheme(self) -> TagScheme:
+        """The scheme of the tags."""
+        return scheme_of(self.labels)
 
     @cached_property
     def frame(self) -> Frame:
@@ -196,14 +195,17 @@ class TokenClassification(R.LabelledTask):
         numbers = {name: number for number, name in enumerate(names)}
         right, ours = (np.array([numbers[tag] for tag in chain.from_iterable(p)], int) for p in (tags, predicted))
         confusion = metrics.confusion(right, ours, len(names))
-        return Report(metrics.tagging(tags, predicted), predictions, names, confusion)
+        found, notes = metrics.tagging(tags, predicted, self.labels)
+        return Report(found, predictions, names, confusion, notes)
 
     def tags_from(self, sentence: Aligned, predicted: np.ndarray, words: Sequence[str]) -> list[str]:
         """Tags of the words (or characters) from the number of each token's tag.
 
         The first character of a token has its tag, the others continue that entity; a space between tokens is inside an
-        entity if the next character continues that of the previous one.
+        entity if the next character continues that of the previous one. Where ends are marked, an entity ends with the
+        last of several characters of a token if the next token does not continue it.
         """
+        split, inside = self.scheme.split, self.scheme.inside
         tags = [OUTSIDE] * len(words)
         for token, first, end in sentence.spans:
             tags[first] = self.labels[int(predicted[token])]
@@ -211,8 +213,15 @@ class TokenClassification(R.LabelledTask):
         if self.config.joined:
             covered = {i for _, first, end in sentence.spans for i in range(first, end)}
             for i in range(len(words) - 1, -1, -1):
-                if i not in covered and 0 < i < len(words) - 1 and tags[i + 1].startswith("I-"):
+                if i not in covered and 0 < i < len(words) - 1 and split(tags[i + 1])[0] in ("I", "E"):
                     before = next((tags[j] for j in range(i - 1, -1, -1) if j in covered), OUTSIDE)
-                    if inside(before) == tags[i + 1]:
-                        tags[i] = tags[i + 1]
+                    (letter, kind), (_, going_on) = split(before), split(tags[i + 1])
+                    if letter in ("B", "I") and kind == going_on:
+                        tags[i] = inside(before)
+        if self.scheme.strict:
+            for _, first, end in sentence.spans:
+                letter, kind = split(tags[end - 1])
+                goes_on = end < len(tags) and split(tags[end]) in (("I", kind), ("E", kind))
+                if end - first > 1 and letter == "I" and not goes_on:
+                    tags[end - 1] = self.scheme.label("E", kind)
         return tags

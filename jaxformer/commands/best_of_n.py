@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from jaxformer.commands.options import add_model, add_options, parse_options, report_lines, start_display
+from jaxformer.commands.options import add_model, add_options, add_quoting, parse_options, report_lines, start_display
 
 SUMMARY = "Generate n texts for each prompt of a file and keep the one with the highest score."
 
@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="column with the prompt; default: the first of messages, prompt, instruction, chosen, rejected",
     )
+    add_quoting(parser)
     parser.add_argument("--plain", action="store_true", help="do not put prompts into the chat template")
     parser.add_argument("--all", action="store_true", help="also write the other texts, under completions")
     parser.add_argument("--keep-truncated", action="store_true", help="a text that did not end may win")
@@ -65,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     maker = BestOfN(options.model, options.reward, settings, options.dtype)
     start = time.monotonic()
     with display.counting(f"best of {settings.n}", "lines") as progress:
-        done = best_of_n(maker, file, out, progress)
+        done = best_of_n(maker, file, out, progress, options.quoting)
     if code := report_lines(done, out, display, start):
         return code
     found = summarise(out)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxformer.commands.options import EXIT_SIGNAL, add_model, add_options, parse_options, start_display
+from jaxformer.commands.options import EXIT_SIGNAL, add_model, add_options, add_quoting, parse_options, start_display
 from jaxformer.schema import UserError
 
 SUMMARY = "Continue a prompt or a file of prompts, or hold a conversation."
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text-column", default="text", metavar="NAME", help="column of FILE with the prompt (default: text)"
     )
+    add_quoting(parser)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--chat", action="store_true", help="prompts are messages, put into the chat template")
     form.add_argument("--plain", action="store_true", help="prompts are plain text, even with a chat template")
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     prompts = None
     if options.file is not None:
         path = Path(options.file).expanduser()
-        prompts = _read_prompts(path, check_file(path), options.text_column)
+        prompts = _read_prompts(path, check_file(path), options.text_column, options.quoting)
     pipe: Any = pipeline(None, options.model, dtype=options.dtype, **parse_options(options.options))
     if not hasattr(pipe, "pieces"):
         raise UserError(
@@ -70,11 +71,11 @@ def _is_chat(pipe: Any, options: argparse.Namespace) -> bool:
     return bool(able and not options.plain)
 
 
-def _read_prompts(path: Path, kind: str, column: str) -> Iterator[Any]:
+def _read_prompts(path: Path, kind: str, column: str, quoting: Any = "auto") -> Iterator[Any]:
     """The prompts of a file; a bad line is an error that names it."""
     from jaxformer.data.lines import read_lines
 
-    for line in read_lines(path, kind):
+    for line in read_lines(path, kind, quoting):
         found = line.value
         if isinstance(found, dict):
             found = line.value.get(column, line.value.get("messages"))

@@ -36,6 +36,16 @@ def add_task(parser: argparse.ArgumentParser) -> None:
     add_options(parser, "the task", "top_k=3")
 
 
+def add_quoting(parser: argparse.ArgumentParser) -> None:
+    """``--quoting``."""
+    parser.add_argument(
+        "--quoting",
+        choices=("auto", "double", "none"),
+        default="auto",
+        help="how fields of .csv and .tsv are enclosed; auto: double quotes in .csv, nothing in .tsv (default: auto)",
+    )
+
+
 def add_options(parser: argparse.ArgumentParser, of: str, example: str) -> None:
     """Options as ``key=value``."""
     parser.add_argument("options", nargs="*", metavar="key=value", help=f"options of {of}, for example {example}")

@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from jaxformer.commands.options import add_model, add_task, parse_options, report_lines, start_display
+from jaxformer.commands.options import add_model, add_quoting, add_task, parse_options, report_lines, start_display
 
 SUMMARY = "Run a model over a file and write one line of JSON for each line of it."
 
@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--file", required=True, help="input: .jsonl, .csv, .tsv or .txt, optionally with .gz")
     parser.add_argument("--out", required=True, help="output; run the same command again to resume it")
     parser.add_argument("--text-column", default="text", metavar="NAME", help="column with the text (default: text)")
+    add_quoting(parser)
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="rows in a batch (default: 8)")
 
 
@@ -37,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     )
     start = time.monotonic()
     with display.counting(pipe.task, "lines") as progress:
-        done = predict(pipe, file, out, options.text_column, progress)
+        done = predict(pipe, file, out, options.text_column, progress, options.quoting)
     code = report_lines(done, out, display, start)
     if code == 0 and done.errors:
         display.say(f'{done.errors:,} of {done.lines:,} lines failed, see their "error"')

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from jaxformer.data.lines import Quoting
 from jaxformer.schema import Schema
 
 
@@ -26,6 +27,11 @@ class DataConfig(Schema):
     )
     text_column: str | list[str] = Field(
         "text", description="column (JSON key) with the text; with a list every one of them is a document"
+    )
+    quoting: Quoting = Field(
+        "auto",
+        description="of csv: double: double quotes may enclose a field; none: quotes are text and a line is a row; "
+        "auto: double in .csv, none in .tsv",
     )
     max_examples: int | None = Field(
         None, ge=1, description="most training examples (documents or rows), drawn with sample_seed"

@@ -1,5 +1,6 @@
 """Reads rows and documents of text, JSON lines, CSV, Parquet and Hugging Face datasets, one at a time."""
 
+import json
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxformer.data.files import NamedFile, decode, reading, walk
-from jaxformer.data.lines import BlankLineError, read_lines
+from jaxformer.data.lines import BlankLineError, Quoting, read_lines
 from jaxformer.schema import UserError
 
 Columns = str | Sequence[str]
@@ -44,8 +45,20 @@ class Row(dict[str, Any]):
         self.where = where
 
 
+class ClassName(str):
+    """The name of a class of a ``datasets.ClassLabel``, with its number."""
+
+    number: int
+
+    def __new__(cls, name: str, number: int) -> "ClassName":
+        """The name of a class and its number."""
+        found = super().__new__(cls, name)
+        found.number = number
+        return found
+
+
 # Reads the rows of a file; the columns are those that will be used, None for all.
-RowReader = Callable[[NamedFile, Columns | None], Iterator[Row]]
+RowReader = Callable[..., Iterator[Row]]
 
 
 def read_text(file: NamedFile, text_column: Columns) -> Iterator[Document]:
@@ -54,9 +67,11 @@ def read_text(file: NamedFile, text_column: Columns) -> Iterator[Document]:
         yield Document(file.name, decode(stream.read(), file.path))
 
 
-def read_line_rows(kind: str, file: NamedFile, columns: Columns | None = None) -> Iterator[Row]:
+def read_line_rows(
+    kind: str, file: NamedFile, columns: Columns | None = None, quoting: Quoting = "auto"
+) -> Iterator[Row]:
     """The rows of a file of JSON lines or CSV; blank lines are skipped."""
-    for line in read_lines(file.path, kind):
+    for line in read_lines(file.path, kind, quoting):
         if isinstance(line.value, BlankLineError):
             continue
         where = f"{file.path}, line {line.number}"
@@ -75,14 +90,61 @@ def read_parquet_rows(file: NamedFile, columns: Columns | None = None) -> Iterat
 
     try:
         with pq.ParquetFile(file.path) as table:
-            names = table.schema_arrow.names
+            names, convert = table.schema_arrow.names, _converters(_features_of(table.schema_arrow))
             number = 0
             for batch in table.iter_batches(batch_size=1024, columns=_require_column(columns, names, str(file.path))):
                 for values in batch.to_pylist():
                     number += 1
-                    yield Row(values, f"{file.name}:{number}", f"{file.path}, row {number}")
+                    yield Row(_converted(values, convert), f"{file.name}:{number}", f"{file.path}, row {number}")
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"cannot read {file.path} as Parquet: {_first_line(error)}") from error
+
+
+def _features_of(schema: Any) -> Any:
+    """The ``datasets.Features`` that a Parquet file was written with, None for a file of another library."""
+    try:
+        known = "features" in json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {})
+    except ValueError:
+        return None
+    if not known:
+        return None
+    import datasets
+
+    return datasets.Features.from_arrow_schema(schema)
+
+
+def _converters(features: Mapping[str, Any] | None) -> dict[str, Callable[[Any], Any]]:
+    """What names the classes of each column that has classes."""
+    found = {name: _converter(feature) for name, feature in (features or {}).items()}
+    return {name: convert for name, convert in found.items() if convert is not None}
+
+
+def _converter(feature: Any) -> Callable[[Any], Any] | None:
+    """Numbers of classes to their names in a value of a ``datasets`` feature; a number below 0 is no class, null."""
+    import datasets
+
+    if isinstance(feature, datasets.ClassLabel):
+        names = feature.names or []
+
+        def name_of(value: Any) -> Any:
+            if value is None or value < 0:
+                return None
+            return ClassName(names[value], value) if value < len(names) else value
+
+        return name_of if names else None
+    if isinstance(feature, list):  # as datasets before 4 wrote a list
+        return _converter(datasets.List(feature[0]))
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        of_one = _converter(feature.feature)
+        return None if of_one is None else lambda value: None if value is None else [of_one(item) for item in value]
+    if isinstance(feature, dict):
+        parts = _converters(feature)
+        return (lambda value: None if value is None else _converted(value, parts)) if parts else None
+    return None
+
+
+def _converted(values: dict[str, Any], convert: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
+    return {**values, **{name: convert[name](value) for name, value in values.items() if name in convert}}
 
 
 ROW_READERS: dict[str, RowReader] = {
@@ -113,11 +175,11 @@ def documents_of(rows: Iterable[Row], text_column: Columns) -> Iterator[Document
             yield Document(f"{row.name}:{column}", text, row=row.name)
 
 
-def _read_documents(kind: str, file: NamedFile, text_column: Columns) -> Iterator[Document]:
-    yield from documents_of(ROW_READERS[kind](file, text_column), text_column)
+def _read_documents(kind: str, file: NamedFile, text_column: Columns, **options: Any) -> Iterator[Document]:
+    yield from documents_of(ROW_READERS[kind](file, text_column, **options), text_column)
 
 
-READERS: dict[str, Callable[[NamedFile, Columns], Iterator[Document]]] = {
+READERS: dict[str, Callable[..., Iterator[Document]]] = {
     "text": read_text,
     **{kind: partial(_read_documents, kind) for kind in ROW_READERS},
 }
@@ -176,12 +238,13 @@ def is_saved_dataset(folder: Path) -> bool:
 
 def read_huggingface_rows(dataset: Any, name: str, columns: Columns | None = None) -> Iterator[Row]:
     """One row a row; only the columns asked for are read."""
-    names = _require_column(columns, dataset.column_names, name)
+    names, convert = _require_column(columns, dataset.column_names, name), _converters(dataset.features)
     number = 0
     for batch in dataset.select_columns(names).iter(batch_size=1024):
         for values in zip(*(batch[column] for column in names), strict=True):
             number += 1
-            yield Row(dict(zip(names, values, strict=True)), str(number), f"{name}, row {number}")
+            row = _converted(dict(zip(names, values, strict=True)), convert)
+            yield Row(row, str(number), f"{name}, row {number}")
 
 
 def _require_column(wanted: Columns | None, columns: Sequence[str], where: str) -> list[str]:

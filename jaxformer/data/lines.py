@@ -2,13 +2,20 @@
 
 import csv
 import json
+import logging
 import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from jaxformer.data.files import reading
 from jaxformer.schema import UserError
+
+logger = logging.getLogger(__name__)
+# How fields are enclosed: auto is double in .csv files and none in .tsv files.
+Quoting = Literal["auto", "double", "none"]
+ENCLOSED = "quotes are text here; if they enclose fields, set data.quoting (or --quoting) to double"
 
 
 class BlankLineError(UserError):
@@ -31,20 +38,27 @@ class Line(NamedTuple):
     value: Any
 
 
-def read_lines(path: Path, kind: str) -> Iterator[Line]:
+def is_quoted(path: Path, quoting: Quoting = "auto") -> bool:
+    """Returns whether double quotes of a CSV file enclose fields."""
+    return not _is_tsv(path) if quoting == "auto" else quoting == "double"
+
+
+def read_lines(path: Path, kind: str, quoting: Quoting = "auto") -> Iterator[Line]:
     """The lines of a file in order, unpacked if its name ends in ".gz".
 
     Args:
         path: the file.
         kind: ``text``, ``json`` (one object or text a line) or ``csv`` (the first row names the columns, the first of
             several columns of one name counts; separated by commas, in ``.tsv`` files by tabs).
+        quoting: of CSV; ``double``: double quotes may enclose a field, which may then hold separators, line ends and
+            doubled quotes (RFC 4180); ``none``: quotes are text and a line is a row (IANA's tab-separated values).
 
     Raises:
         UserError: the file cannot be read.
     """
     with reading(path) as stream:
         if kind == "csv":
-            yield from _csv(stream, path)
+            yield from _csv(stream, path, is_quoted(path, quoting))
             return
         for number, raw in enumerate(stream, 1):
             try:
@@ -76,7 +90,17 @@ def _parse_json(text: str) -> dict[str, Any] | str:
     return value
 
 
-def _csv(stream: Iterable[bytes], path: Path) -> Iterator[Line]:
+@cache
+def _warn_once(message: str) -> None:
+    """Warns of a file once, however often it is read."""
+    logger.warning(message)
+
+
+def _is_tsv(path: Path) -> bool:
+    return path.name.removesuffix(".gz").endswith(".tsv")
+
+
+def _csv(stream: Iterable[bytes], path: Path, quoted: bool) -> Iterator[Line]:
     csv.field_size_limit(sys.maxsize)  # the default refuses texts of more than 131,072 characters
     size = 0
     undecoded: UserError | None = None
@@ -91,10 +115,12 @@ def _csv(stream: Iterable[bytes], path: Path) -> Iterator[Line]:
                 undecoded = error
                 yield raw.decode("utf-8", "surrogateescape")
 
-    delimiter = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
-    rows = csv.reader(lines(), delimiter=delimiter, strict=True)
+    delimiter = "\t" if _is_tsv(path) else ","
+    rows = csv.reader(
+        lines(), delimiter=delimiter, strict=True, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    )
     header: list[str] | None = None
-    index = 0
+    index = enclosed = 0
     while True:
         value: Any
         try:
@@ -106,11 +132,15 @@ def _csv(stream: Iterable[bytes], path: Path) -> Iterator[Line]:
                 continue
             if len(row) != len(header):
                 kind = UserError if row else BlankLineError
-                raise kind(f"it has {len(row)} fields, expected the header's {len(header)}")
+                advice = "" if quoted or not any('"' in field for field in row) else f" ({ENCLOSED})"
+                raise kind(f"it has {len(row)} fields, expected the header's {len(header)}{advice}")
             value = {}
             for name, field in zip(header, row, strict=True):
                 value.setdefault(name, field)
+            enclosed += not quoted and any(len(field) > 1 and field[0] == field[-1] == '"' for field in row)
         except StopIteration:
+            if enclosed:
+                _warn_once(f"{path}: {enclosed:,} of {index:,} rows have a field between double quotes ({ENCLOSED})")
             return
         except csv.Error as error:
             value = UserError(f"it is not CSV: {error}")

@@ -14,6 +14,7 @@ import numpy as np
 from jaxformer.data import formats
 from jaxformer.data.config import DataConfig
 from jaxformer.data.files import NamedFile, content_hash, find_all_files, kind_of
+from jaxformer.data.lines import is_quoted
 from jaxformer.schema import UserError
 
 Form = Literal["documents", "rows"]
@@ -109,9 +110,17 @@ def _kind(config: DataConfig) -> str:
 def _files(kind: str, path: str | Sequence[str], config: DataConfig, form: Form) -> Source:
     files = find_all_files(path, kind)
     name, identity = ", ".join(_listed(path)), _file_identity(files, config)
+    options = {}
+    if kind == "csv":
+        options["quoting"] = config.quoting
+        for file, known in zip(files, identity, strict=True):
+            known += [] if is_quoted(file.path, config.quoting) else ["quotes are text"]
+    elif config.quoting != "auto":
+        raise UserError(f"data.quoting is {config.quoting!r}, which is for CSV, but data is of the kind {kind!r}")
     if form == "rows":
-        return Source(kind, name, partial(_read_all, formats.ROW_READERS[kind], files, None), [identity, "rows"])
-    read = partial(_read_all, formats.READERS[kind], files, config.text_column)
+        read = partial(_read_all, partial(formats.ROW_READERS[kind], **options), files, None)
+        return Source(kind, name, read, [identity, "rows"])
+    read = partial(_read_all, partial(formats.READERS[kind], **options), files, config.text_column)
     return Source(kind, name, read, [identity, config.text_column if kind != "text" else None])
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxformer.data.formats import Row
-from jaxformer.data.lines import Line
+from jaxformer.data.lines import Line, Quoting
 from jaxformer.data.sources import in_validation
 from jaxformer.generation import GenerationConfig, prepare
 from jaxformer.generation.best_of_n import Drawn, choose, draw, prompt_seed
@@ -206,8 +206,13 @@ def _generation_config(opened: Opened, given: Mapping[str, Any], n: int) -> Gene
 
 
 def best_of_n(
-    maker: BestOfN, file: Path, out: Path, progress: Callable[[int, int], None] = lambda lines, size: None
+    maker: BestOfN,
+    file: Path,
+    out: Path,
+    progress: Callable[[int, int], None] = lambda lines, size: None,
+    quoting: Quoting = "auto",
 ) -> Done:
     """Writes the best answer to each prompt of a file by ``resumable.write_lines``, resumed to the same bytes."""
     read = partial(maker.read, file=file)
-    return write_lines(file, out, maker.describe(), read, maker.answer, WINDOW * maker.batch, progress)
+    settings = maker.describe() | ({} if quoting == "auto" else {"quoting": quoting})
+    return write_lines(file, out, settings, read, maker.answer, WINDOW * maker.batch, progress, quoting)

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxformer.tasks.tag_schemes import TagScheme, scheme_of
+
 
 @dataclass(frozen=True)
 class Token:
@@ -24,7 +26,8 @@ def entities(
 ) -> list[dict[str, Any]]:
     """The entities of a text in their order, those of every label; ``merge`` makes text of tokens.
 
-    A label ``B-X`` begins an entity X and ``I-X`` continues it. The strategy ``none`` gives one dictionary for each
+    A label ``B-X`` begins an entity X and ``I-X`` continues it; labels of other schemes (``E-X``, ``U-X``, ``X-B``) do
+    what they do there. The strategy ``none`` gives one dictionary for each
     token; ``simple`` groups tokens; ``first``, ``max`` and ``average`` first give each word one label: that of its
     first token, of its most certain token, or of the mean of its tokens' scores.
     """
@@ -39,16 +42,16 @@ def entities(
         order = ("entity", "score", "index", "word", "start", "end")
         found = ({**unit, "index": token.index} for unit, token in zip(units, tokens, strict=True))
         return [{key: one[key] for key in order} for one in found]
+    scheme = scheme_of(labels)
     groups: list[list[dict[str, Any]]] = []
     for unit in units:
-        begins, kind = split_tag(unit["entity"])
-        if groups and not begins and kind == split_tag(groups[-1][-1]["entity"])[1]:
+        if groups and continues(groups[-1][-1]["entity"], unit["entity"], scheme):
             groups[-1].append(unit)
         else:
             groups.append([unit])
     return [
         {
-            "entity_group": group[0]["entity"].split("-", 1)[-1],
+            "entity_group": group_name(group[0]["entity"], scheme),
             "score": float(np.mean([unit["score"] for unit in group])),
             "word": merge([unit["word"] for unit in group]),
             "start": group[0]["start"],
@@ -85,6 +88,27 @@ def split_tag(label: str) -> tuple[bool, str]:
     ((True, 'PER'), (False, 'PER'), (False, 'VERB'))
     """
     return label.startswith("B-"), label[2:] if label.startswith(("B-", "I-")) else label
+
+
+def continues(before: str, tag: str, scheme: TagScheme) -> bool:
+    """Returns whether a label continues the entity of the label before it.
+
+    >>> bilou = scheme_of(["O", "B-A", "I-A", "L-A", "U-A"])
+    >>> [continues(*pair, bilou) for pair in (("B-A", "L-A"), ("L-A", "L-A"), ("U-A", "U-A"), ("O", "O"))]
+    [True, False, False, True]
+    """
+    if not scheme.name or scheme.standard or scheme.split(tag) == scheme.split("O"):
+        begins, kind = split_tag(tag)
+        return not begins and kind == split_tag(before)[1]
+    (ends, of_before), (letter, kind) = scheme.split(before), scheme.split(tag)
+    return letter in ("I", "E") and ends in ("B", "I") and kind == of_before
+
+
+def group_name(tag: str, scheme: TagScheme) -> str:
+    """The kind of entity of a label, as transformers names it where labels are ``B-X`` and ``I-X``."""
+    if scheme.standard or tag not in scheme.tags:
+        return tag.split("-", 1)[-1]
+    return scheme.split(tag)[1] or tag
 
 
 def without_overlaps(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxformer.data.lines import Line
+from jaxformer.data.lines import Line, Quoting
 from jaxformer.hub.repository import model_files
 from jaxformer.pipelines.base_pipeline import Pipeline
 from jaxformer.pipelines.resumable import Done, write_lines
@@ -17,6 +17,7 @@ def predict(
     out: Path,
     column: str = "text",
     progress: Callable[[int, int], None] = lambda lines, size: None,
+    quoting: Quoting = "auto",
 ) -> Done:
     """Writes the pipeline's result for each line of a file by ``resumable.write_lines``."""
     settings = {
@@ -25,6 +26,7 @@ def predict(
         "model_files": model_files(pipe.name),
         "options": dict(sorted(pipe.given.items())),
         "text_column": column,
+        **({} if quoting == "auto" else {"quoting": quoting}),
     }
 
     def read(line: Line) -> Any:
@@ -34,4 +36,4 @@ def predict(
         results = pipe.window(inputs, pipe.options)
         return [result if isinstance(result, UserError) else pipe.record(result) for result in results]
 
-    return write_lines(file, out, settings, read, answer, pipe.window_size, progress)
+    return write_lines(file, out, settings, read, answer, pipe.window_size, progress, quoting)

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from jaxformer.atomic import write_atomically
 from jaxformer.data.files import kind_of
-from jaxformer.data.lines import Line, read_lines
+from jaxformer.data.lines import Line, Quoting, read_lines
 from jaxformer.schema import UserError
 
 # Bytes at the beginning of the input that identify it; the rest may grow.
@@ -56,6 +56,7 @@ def write_lines(
     answer: Callable[[list[Any]], Sequence[Mapping[str, Any] | UserError]],
     window_size: int,
     progress: Callable[[int, int], None] = lambda lines, size: None,
+    quoting: Quoting = "auto",
 ) -> Done:
     """Writes one JSON object for each line of the input, ``{"error": "line 17: ..."}`` for a bad line.
 
@@ -79,7 +80,7 @@ def write_lines(
     with _locked(out), _stop_signals() as stopped:
         earlier, errors = _begin_or_resume(file, out, settings)
         lines, seen, size = earlier, 0, 0
-        source = read_lines(file, kind)
+        source = read_lines(file, kind, quoting)
         with out.open("ab") as stream:
             while not stopped and (window := list(islice(source, window_size))):
                 seen, size = seen + len(window), size + sum(line.size for line in window)

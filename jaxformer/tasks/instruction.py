@@ -11,8 +11,8 @@ from jaxformer.data.example_rows import Example
 from jaxformer.data.piece_rows import pack
 from jaxformer.tasks.base import Rows
 from jaxformer.tasks.packing import best_fit, packed_pairs
-from jaxformer.tasks.records import Record, Tally
-from jaxformer.tasks.responses import Encoded, ResponseConfig, ResponseTask, causal_row, read_rows
+from jaxformer.tasks.records import Record, Tally, read_rows
+from jaxformer.tasks.responses import Encoded, ResponseConfig, ResponseTask, causal_row
 from jaxformer.tasks.row_readers import RowFormat, RowReader
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from jaxformer.schema import UserError
+from jaxformer.tasks.tag_schemes import scheme_of
 
 Tags = Sequence[Sequence[str]]
-ENTITY_PREFIXES = ("B-", "I-", "E-", "S-")
 
 
 def need(module: str) -> Any:
@@ -82,21 +82,27 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, num_labels: int) -> np.
     return counts
 
 
-def tagging(tags: Tags, predicted: Tags) -> dict[str, float]:
-    """Accuracy over tags and, where there are entities (``B-X``, ``I-X``), their precision, recall and F1 by seqeval.
+def tagging(tags: Tags, predicted: Tags, labels: Sequence[str] = ()) -> tuple[dict[str, float], dict[str, str]]:
+    """Accuracy over tags and, where there are entities, their precision, recall and F1 by seqeval; and notes on them.
 
-    An entity is correct if its type and both its ends are; micro average over all entities, delimited as by conlleval
-    (an ``I-X`` without a preceding ``X`` begins an entity).
+    An entity is correct if its type and both its ends are; micro average over all entities. In a scheme with marked
+    ends (IOBES, BILOU, BMES) entities are those of seqeval's strict mode: whole, from their beginning to their end.
+    Others are delimited as by conlleval (an ``I-X`` without a preceding ``X`` begins an entity). The scheme is that of
+    ``labels`` and the tags.
     """
     flat = [(a, b) for one, other in zip(tags, predicted, strict=True) for a, b in zip(one, other, strict=True)]
     found = {"accuracy": sum(a == b for a, b in flat) / max(len(flat), 1)}
-    if any(tag.startswith(ENTITY_PREFIXES) for pair in flat for tag in pair):
+    scheme = scheme_of({*labels, *(tag for pair in flat for tag in pair)})
+    notes = [scheme.refusal] if scheme.refusal else []
+    if scheme.name:
         seqeval = need("seqeval.metrics")
+        mode = {"mode": "strict", "scheme": need("seqeval.scheme").IOBES} if scheme.strict else {}
+        both = [[[scheme.canonical(tag) for tag in sentence] for sentence in part] for part in (tags, predicted)]
         for name in ("precision", "recall", "f1"):
-            score = getattr(seqeval, f"{name}_score")
-            both = [[list(sentence) for sentence in part] for part in (tags, predicted)]
-            found[f"entity_{name}"] = float(score(*both, zero_division=0))
-    return found
+            found[f"entity_{name}"] = float(getattr(seqeval, f"{name}_score")(*both, zero_division=0, **mode))
+        notes += [f"entities of {scheme.name}, strictly"] if scheme.strict else []
+        notes += [f"of no entity: {', '.join(scheme.others)}"] if scheme.others else []
+    return found, {"entities": "; ".join(notes)} if notes else {}
 
 
 def normalize_answer(text: str) -> str:

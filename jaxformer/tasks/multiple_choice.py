@@ -12,6 +12,7 @@ from pydantic import Field
 
 from jaxformer import functional as F
 from jaxformer.data.example_rows import ExampleRows
+from jaxformer.data.formats import ClassName
 from jaxformer.models import heads
 from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
@@ -38,8 +39,11 @@ class MultipleChoiceConfig(R.SupervisedConfig):
         return choices
 
     def label_of(self, record: R.Record) -> int:
-        """The number of the correct choice."""
-        value, count = R.column(record, self.label_column, "label_column"), len(self.choices_of(record))
+        """The number of the correct choice; raises ``BadRow`` if it is missing."""
+        value, count = R.answer(record, self.label_column, "label_column"), len(self.choices_of(record))
+        if R.is_missing(value):
+            raise R.BadRow(f"column {self.label_column!r} (task.label_column) holds no label but {R.said(value)}")
+        value = value.number if isinstance(value, ClassName) else value
         if not str(value).isdecimal() or int(value) >= count:
             raise UserError(
                 f"{R.where(record)}: column {self.label_column!r} (task.label_column) holds {value!r}, expected the "
@@ -70,13 +74,14 @@ class MultipleChoice(Task):
         return heads.MultipleChoice(config)
 
     def rows(self, data: Sequence[R.Record]) -> Rows:
-        """One row per record."""
+        """One row per record with a label."""
+        usable, tally = R.read_answers(data, self.config.label_of, self.config.bad_rows)
         examples, fill, frame = [], R.encoder_fill(self.tokenizer), frame_of(self.tokenizer, pair=True)
-        for record in data:
+        for record, label in usable:
             question, *choices = encode_batch(self.tokenizer, self.config.texts(record))
             inputs = [R.encoder_input(frame, question, choice, self.sequence_length) for choice in choices]
-            examples.append(R.stack_rows(inputs, fill) | {"labels": self.config.label_of(record)})
-        return ExampleRows(examples, self.sequence_length, fill)
+            examples.append(R.stack_rows(inputs, fill) | {"labels": label})
+        return R.answered_rows(ExampleRows(examples, self.sequence_length, fill), usable, tally)
 
     def _logits(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> jax.Array:
         logits = R.apply(model, params, batch, dropout_key).logits.astype(jnp.float32)

@@ -1,7 +1,7 @@
 """Tasks on records: columns of a record, unusable rows, labels, inputs of an encoder."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Self
@@ -12,7 +12,7 @@ import numpy as np
 from flax import linen as nn
 from pydantic import Field
 
-from jaxformer.data.example_rows import Example
+from jaxformer.data.example_rows import Example, ExampleRows
 from jaxformer.schema import UserError
 from jaxformer.tasks import base
 from jaxformer.tasks.base import Batch, Task, TaskSchema
@@ -29,6 +29,10 @@ MOST_NAMED = 3  # rows that a warning names for each reason
 class SupervisedConfig(TaskSchema):
     """Base class of the objectives on records with a classification head."""
 
+    bad_rows: BadRows = Field(
+        "report", description="rows without a usable answer: report: skip them with a warning; error: stop"
+    )
+
     architectures = ("encoder", "decoder", "encoder_decoder")
     reads = "records"
     special_tokens = ("pad",)
@@ -43,6 +47,12 @@ class LabelledConfig(SupervisedConfig):
     def with_labels(self, labels: Sequence[str]) -> Self:
         """The configuration with the class names found in the data, where it names none."""
         return self.model_copy(update={"labels": list(labels)}) if labels and self.labels is None else self
+
+    def label(self, value: Any, name: str, key: str) -> str:
+        """The label in a column as text; raises ``BadRow`` if it is missing and ``labels`` does not name it."""
+        if is_missing(value) and str(value) not in (self.labels or ()):
+            raise BadRow(f"column {name!r} (task.{key}) holds no label but {said(value)}")
+        return str(value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +78,22 @@ def where(record: Record) -> str:
 
 class BadRow(Exception):  # noqa: N818  a property of the data, not an error of the program
     """Reason why a row cannot be used."""
+
+
+def is_missing(value: Any) -> bool:
+    """Returns whether a value stands for none: null, a blank text, or nan, also as text.
+
+    >>> [is_missing(value) for value in (None, " ", float("nan"), "NaN", 0, "no", -1)]
+    [True, True, True, True, False, False, False]
+    """
+    if isinstance(value, str):
+        return value.strip().lower() in ("", "nan")
+    return value is None or (isinstance(value, float | np.floating) and bool(np.isnan(value)))
+
+
+def said(value: Any) -> str:
+    """A missing value, for messages."""
+    return "null" if value is None else repr(value) if isinstance(value, str) else str(value)
 
 
 @dataclass
@@ -103,6 +129,33 @@ class Tally:
             logger.warning(f"truncated {len(self.cut):,} of {self.total:,} responses{context} ({_few(self.cut)})")
 
 
+def read_rows(records: Sequence[Record], read: Callable[[Record], Any], tally: Tally) -> list[tuple[Record, Any]]:
+    """The usable records, each with the result of ``read``."""
+    found = []
+    for record in records:
+        try:
+            found.append((record, read(record)))
+        except BadRow as reason:
+            tally.leave_out(record, str(reason))
+    return found
+
+
+def read_answers(
+    records: Sequence[Record], read: Callable[[Record], Any], policy: BadRows
+) -> tuple[list[tuple[Record, Any]], Tally]:
+    """The records with an answer, each with it; logs how many have none, a ``UserError`` if none is left."""
+    tally = Tally(policy, len(records))
+    usable = read_rows(records, read, tally)
+    tally.report()
+    return usable, tally
+
+
+def answered_rows(rows: ExampleRows, usable: Sequence[tuple[Record, Any]], tally: Tally) -> ExampleRows:
+    """The rows with the records that they are made of, and those skipped."""
+    rows.records, rows.left_out = [record for record, _ in usable], tally.left_out
+    return rows
+
+
 def _few(places: Sequence[str]) -> str:
     more = f" and {len(places) - MOST_NAMED:,} more" if len(places) > MOST_NAMED else ""
     return "; ".join(places[:MOST_NAMED]) + more
@@ -118,11 +171,17 @@ def check_length(task: Task, texts: int) -> None:
 
 def column(record: Record, name: str, key: str) -> Any:
     """The value in the column ``name``, configured as ``task.KEY``; a ``UserError`` if it is missing or null."""
+    value = answer(record, name, key)
+    if value is None:
+        raise UserError(f"{where(record)}: column {name!r} (task.{key}) holds null, expected a value")
+    return value
+
+
+def answer(record: Record, name: str, key: str) -> Any:
+    """The value in the column ``name``, which may be null; a ``UserError`` if there is no such column."""
     if name not in record:
         found = ", ".join(map(str, record)) or "none"
         raise UserError(f"{where(record)} has no column {name!r}, only {found}: set task.{key} to one of them")
-    if record[name] is None:
-        raise UserError(f"{where(record)}: column {name!r} (task.{key}) holds null, expected a value")
     return record[name]
 
 
@@ -139,17 +198,24 @@ def items(record: Record, name: str, key: str) -> list[str]:
     value = column(record, name, key)
     if not isinstance(value, list | tuple | np.ndarray) or not all(isinstance(item, str) for item in value):
         raise UserError(f"{where(record)}: column {name!r} (task.{key}) is {value!r:.60}, expected a list of texts")
-    return list(value)
+    return [str(item) for item in value]
 
 
 def find_labels(configured: Sequence[str] | None, found: Iterable[str]) -> tuple[str, ...]:
-    """Class names: as configured, else those of the training records, sorted (as numbers if all are)."""
+    """Class names: as configured, else those of the training records, sorted (as numbers if all are).
+
+    Names of one number are sorted as text, so that every process has the same order.
+
+    >>> find_labels(None, ["10", "1", "01", "2"])
+    ('01', '1', '2', '10')
+    """
     if configured is not None:
         if len(set(configured)) < len(configured):
             raise UserError(f"task.labels is {list(configured)}, expected each label once")
         return tuple(configured)
     names = set(found)
-    return tuple(sorted(names, key=int if all(name.isdecimal() for name in names) else None))
+    numbers = all(name.isdecimal() for name in names)
+    return tuple(sorted(names, key=lambda name: (int(name) if numbers else 0, name)))
 
 
 def encoder_input(frame: Frame, first: Sequence[int], second: Sequence[int] | None, length: int) -> Batch:

@@ -13,7 +13,7 @@ from jaxformer.data.example_rows import Example, ExampleRows
 from jaxformer.schema import UserError
 from jaxformer.tasks.base import Task, TaskSchema
 from jaxformer.tasks.chat_template import ChatWriter, Message, choose_template
-from jaxformer.tasks.records import BadRow, BadRows, Record, Tally, where
+from jaxformer.tasks.records import BadRow, BadRows, Record, Tally, read_rows, where
 from jaxformer.tasks.row_readers import Answered, Pair, PromptReader
 from jaxformer.tokenizers import (
     PreTrainedTokenizer,
@@ -55,17 +55,6 @@ def two_sided_row(prompt: list[int], response: list[int], start: int) -> Example
         "decoder_input_ids": np.array([start, *response[:-1]], np.int32),
         "labels": np.array(response, np.int32),
     }
-
-
-def read_rows(records: Sequence[Record], read: Callable[[Record], Any], tally: Tally) -> list[tuple[Record, Any]]:
-    """The usable records, each with the result of ``read``."""
-    found = []
-    for record in records:
-        try:
-            found.append((record, read(record)))
-        except BadRow as reason:
-            tally.leave_out(record, str(reason))
-    return found
 
 
 class ResponseEncoder:

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from jaxformer import functional as F
 from jaxformer.data.example_rows import Example, ExampleRows
+from jaxformer.data.formats import ClassName
 from jaxformer.models import heads
 from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
@@ -55,22 +56,27 @@ class SequenceClassificationConfig(R.LabelledConfig):
         return [R.text(record, name, key) for name, key in pairs if name is not None]
 
     def labels_of(self, record: R.Record) -> list[str]:
-        """The labels of a record as text; exactly one unless the problem is ``multi_label``."""
-        value = R.column(record, self.label_column, "label_column")
-        if self.problem == "multi_label":
+        """The labels of a record as text; exactly one unless the problem is ``multi_label``.
+
+        Raises ``BadRow`` if a label is missing.
+        """
+        value = R.answer(record, self.label_column, "label_column")
+        if self.problem == "multi_label" and not R.is_missing(value):
             if not isinstance(value, list | tuple | np.ndarray):
                 raise UserError(
                     f"{R.where(record)}: column {self.label_column!r} (task.label_column) is {value!r:.60}, expected a "
                     "list of labels for task.problem 'multi_label'"
                 )
-            return [str(label) for label in value]
-        return [str(value)]
+            return [self.label(label, self.label_column, "label_column") for label in value]
+        return [self.label(value, self.label_column, "label_column")]
 
     def target_of(self, record: R.Record) -> float:
-        """The number to predict."""
-        value = R.column(record, self.label_column, "label_column")
+        """The number to predict; raises ``BadRow`` if it is missing."""
+        value = R.answer(record, self.label_column, "label_column")
+        if R.is_missing(value):
+            raise R.BadRow(f"column {self.label_column!r} (task.label_column) holds no number but {R.said(value)}")
         try:
-            number = float(value)
+            number = float(value.number if isinstance(value, ClassName) else value)
         except (TypeError, ValueError):
             number = float("nan")
         if not np.isfinite(number):
@@ -104,7 +110,8 @@ class SequenceClassification(R.LabelledTask):
         c = self.config
         if c.problem == "regression":
             return ()
-        labels = R.find_labels(c.labels, (label for record in self.train_records for label in c.labels_of(record)))
+        known = R.read_rows(self.train_records if c.labels is None else (), c.labels_of, R.Tally())
+        labels = R.find_labels(c.labels, (label for _, labels in known for label in labels))
         if len(labels) < (2 if c.problem == "single_label" else 1):
             raise UserError(f"the training records have the labels {list(labels)}, expected at least two classes")
         return labels
@@ -116,7 +123,8 @@ class SequenceClassification(R.LabelledTask):
         if c.class_weights is None:
             return None
         if c.class_weights == "balanced":
-            numbers = [self.label_number(c.labels_of(record)[0], record) for record in self.train_records]
+            known = R.read_rows(self.train_records, c.labels_of, R.Tally())
+            numbers = [self.label_number(labels[0], record) for record, labels in known]
             counts = np.bincount(numbers, minlength=len(self.labels))
             if not counts.all():
                 missing = self.labels[int(np.argmin(counts))]
@@ -132,17 +140,19 @@ class SequenceClassification(R.LabelledTask):
         return heads.SequenceClassifier(config, len(self.labels) or 1, self.labels)
 
     def rows(self, data: Sequence[R.Record]) -> Rows:
-        """One row per record."""
-        texts = [self.config.texts(record) for record in data]
+        """One row per record with a label."""
+        usable, tally = R.read_answers(data, self._answer, self.config.bad_rows)
+        texts = [self.config.texts(record) for record, _ in usable]
         ids = [encode_batch(self.tokenizer, column) for column in zip(*texts, strict=True)]
         frame = frame_of(self.tokenizer, pair=self.config.text_pair_column is not None)
         examples: list[Example] = []
-        for number, record in enumerate(data):
+        for number, (_, answer) in enumerate(usable):
             second = ids[1][number] if len(ids) > 1 else None
             example: Example = dict(R.encoder_input(frame, ids[0][number], second, self.sequence_length))
-            examples.append(example | self._answer(record))
+            examples.append(example | answer)
         fill = R.encoder_fill(self.tokenizer) | ({"labels": 0.0} if self.config.problem == "regression" else {})
-        return ExampleRows(examples, self.sequence_length, {**fill, "label_weights": 0.0}, stacked=["labels"])
+        rows = ExampleRows(examples, self.sequence_length, {**fill, "label_weights": 0.0}, stacked=["labels"])
+        return R.answered_rows(rows, usable, tally)
 
     def _answer(self, record: R.Record) -> Example:
         if self.config.problem == "regression":

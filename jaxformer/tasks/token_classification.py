@@ -20,9 +20,8 @@ from jaxformer.schema import UserError
 from jaxformer.tasks import metrics
 from jaxformer.tasks import records as R
 from jaxformer.tasks.base import Batch, LossSums, Report, Rows
+from jaxformer.tasks.tag_schemes import OUTSIDE, TagScheme, scheme_of
 from jaxformer.tokenizers import Frame, encode_with_offsets, frame_of
-
-OUTSIDE = "O"
 
 
 class TokenClassificationConfig(R.LabelledConfig):
@@ -47,8 +46,14 @@ class TokenClassificationConfig(R.LabelledConfig):
         return words
 
     def tags_of(self, record: R.Record) -> list[str]:
-        """The tags of a record, one per word."""
-        tags, words = R.items(record, self.tags_column, "tags_column"), self.words_of(record)
+        """The tags of a record, one per word; raises ``BadRow`` if one is missing."""
+        found, words = R.answer(record, self.tags_column, "tags_column"), self.words_of(record)
+        if R.is_missing(found):
+            raise R.BadRow(f"column {self.tags_column!r} (task.tags_column) holds no tags but {R.said(found)}")
+        if isinstance(found, list | tuple | np.ndarray) and any(map(R.is_missing, found)):
+            named = [self.label(tag, self.tags_column, "tags_column") for tag in found]
+            record = {**record, self.tags_column: named}
+        tags = R.items(record, self.tags_column, "tags_column")
         if len(tags) != len(words):
             raise UserError(f"{R.where(record)} has {len(tags)} tags for {len(words)} words, expected one per word")
         return tags
@@ -68,11 +73,6 @@ class Aligned(NamedTuple):
     spans: list[tuple[int, int, int]]
 
 
-def inside(tag: str) -> str:
-    """The tag that continues the entity of ``tag``: ``I-X`` for ``B-X``."""
-    return f"I-{tag[2:]}" if tag.startswith("B-") else tag
-
-
 @dataclass(frozen=True, eq=False)
 class TokenClassification(R.LabelledTask):
     """Cross-entropy of the tags, summed over the tokens that have one.
@@ -90,11 +90,17 @@ class TokenClassification(R.LabelledTask):
     @cached_property
     def labels(self) -> tuple[str, ...]:
         """The tags by number."""
-        found = (tag for record in self.train_records for tag in self.config.tags_of(record))
-        labels = R.find_labels(self.config.labels, found)
+        records = self.train_records if self.config.labels is None else ()
+        known = R.read_rows(records, self.config.tags_of, R.Tally())
+        labels = R.find_labels(self.config.labels, (tag for _, tags in known for tag in tags))
         if len(labels) < 2:
             raise UserError(f"the training records have the tags {list(labels)}, expected at least two")
         return labels
+
+    @cached_property
+    def scheme(self) -> TagScheme:
+        """The scheme of the tags."""
+        return scheme_of(self.labels)
 
     @cached_property
     def frame(self) -> Frame:
@@ -145,16 +151,19 @@ class TokenClassification(R.LabelledTask):
         return heads.TokenClassifier(config, len(self.labels), self.labels)
 
     def rows(self, data: Sequence[R.Record]) -> Rows:
-        """One row per record."""
+        """One row per record with tags."""
+        usable, tally = R.read_answers(data, self.config.tags_of, self.config.bad_rows)
         examples = []
-        for record, sentence in zip(data, self.align(data), strict=True):
-            numbers = [self.label_number(tag, record) for tag in self.config.tags_of(record)]
+        aligned = self.align([record for record, _ in usable])
+        for (record, tags), sentence in zip(usable, aligned, strict=True):
+            numbers = [self.label_number(tag, record) for tag in tags]
             inputs = R.encoder_input(self.frame, sentence.ids, None, self.sequence_length)
             labels = np.full(len(inputs["input_ids"]), F.IGNORE, np.int32)
             for token, first, _ in sentence.spans:
                 labels[len(self.frame.before) + token] = numbers[first]
             examples.append({**inputs, "labels": labels})
-        return ExampleRows(examples, self.sequence_length, R.encoder_fill(self.tokenizer))
+        rows = ExampleRows(examples, self.sequence_length, R.encoder_fill(self.tokenizer))
+        return R.answered_rows(rows, usable, tally)
 
     def loss(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> LossSums:
         """Cross-entropy summed over the tokens that have a tag, nats."""
@@ -186,14 +195,17 @@ class TokenClassification(R.LabelledTask):
         numbers = {name: number for number, name in enumerate(names)}
         right, ours = (np.array([numbers[tag] for tag in chain.from_iterable(p)], int) for p in (tags, predicted))
         confusion = metrics.confusion(right, ours, len(names))
-        return Report(metrics.tagging(tags, predicted), predictions, names, confusion)
+        found, notes = metrics.tagging(tags, predicted, self.labels)
+        return Report(found, predictions, names, confusion, notes)
 
     def tags_from(self, sentence: Aligned, predicted: np.ndarray, words: Sequence[str]) -> list[str]:
         """Tags of the words (or characters) from the number of each token's tag.
 
         The first character of a token has its tag, the others continue that entity; a space between tokens is inside an
-        entity if the next character continues that of the previous one.
+        entity if the next character continues that of the previous one. Where ends are marked, an entity ends with the
+        last of several characters of a token if the next token does not continue it.
         """
+        split, inside = self.scheme.split, self.scheme.inside
         tags = [OUTSIDE] * len(words)
         for token, first, end in sentence.spans:
             tags[first] = self.labels[int(predicted[token])]
@@ -201,8 +213,15 @@ class TokenClassification(R.LabelledTask):
         if self.config.joined:
             covered = {i for _, first, end in sentence.spans for i in range(first, end)}
             for i in range(len(words) - 1, -1, -1):
-                if i not in covered and 0 < i < len(words) - 1 and tags[i + 1].startswith("I-"):
+                if i not in covered and 0 < i < len(words) - 1 and split(tags[i + 1])[0] in ("I", "E"):
                     before = next((tags[j] for j in range(i - 1, -1, -1) if j in covered), OUTSIDE)
-                    if inside(before) == tags[i + 1]:
-                        tags[i] = tags[i + 1]
+                    (letter, kind), (_, going_on) = split(before), split(tags[i + 1])
+                    if letter in ("B", "I") and kind == going_on:
+                        tags[i] = inside(before)
+        if self.scheme.strict:
+            for _, first, end in sentence.spans:
+                letter, kind = split(tags[end - 1])
+                goes_on = end < len(tags) and split(tags[end]) in (("I", kind), ("E", kind))
+                if end - first > 1 and letter == "I" and not goes_on:
+                    tags[end - 1] = self.scheme.label("E", kind)
         return tags

@@ -88,3 +88,44 @@ def test_what_is_refused(tmp_path, path):
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n[1]')
     with pytest.raises(UserError, match=r"bad.jsonl, line 2: it is a JSON list, expected one object a line"):
         open_path(tmp_path / "bad.jsonl")
+
+
+def test_quoting_of_records_is_part_of_their_identity(tmp_path):
+    (tmp_path / "a.tsv").write_text('text\tlabel\n"a\tx\nb"\ty\n')
+    kept = open_path(tmp_path / "a.tsv", validation_fraction=0)
+    assert kept.train == [{"text": '"a', "label": "x"}, {"text": 'b"', "label": "y"}]
+    (tmp_path / "a.tsv").write_text('text\tlabel\n"a"\tx\n')
+    kept, quoted = (open_path(tmp_path / "a.tsv", validation_fraction=0, quoting=q) for q in ("auto", "double"))
+    assert (kept.train[0]["text"], quoted.train[0]["text"]) == ('"a"', "a")
+    assert kept.fingerprint != quoted.fingerprint
+    with pytest.raises(UserError, match=r"data\.quoting is 'none', which is for CSV, but data is of the kind 'json'"):
+        (tmp_path / "a.jsonl").write_text('{"text": "a"}')
+        open_path(tmp_path / "a.jsonl", quoting="none")
+
+
+@pytest.mark.parametrize("form", ["saved", "parquet"])
+def test_names_of_classes_are_the_values(tmp_path, form):
+    classes = datasets.ClassLabel(names=["neg", "pos"])
+    features = datasets.Features(
+        {
+            "label": classes,
+            "tags": datasets.Sequence(classes),
+            "nested": {"deep": datasets.List({"one": classes})},
+            "text": datasets.Value("string"),
+        }
+    )
+    rows = [
+        {"label": 1, "tags": [0, 1], "nested": {"deep": [{"one": 0}]}, "text": "a"},
+        {"label": -1, "tags": [1, -1], "nested": {"deep": []}, "text": "b"},
+        {"label": None, "tags": None, "nested": None, "text": "c"},
+    ]
+    data = datasets.Dataset.from_list(rows, features=features)
+    if form == "saved":
+        data.save_to_disk(tmp_path / "data")
+    else:
+        data.to_parquet(tmp_path / "data.parquet")
+    records = open_path(tmp_path / ("data" if form == "saved" else "data.parquet"), validation_fraction=0)
+    assert [row["label"] for row in records.train] == ["pos", None, None]
+    assert records.train[0]["label"].number == 1, "for those who count"
+    assert [row["tags"] for row in records.train] == [["neg", "pos"], ["pos", None], None]
+    assert records.train[0]["nested"]["deep"] == [{"one": "neg"}]

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from seqeval.metrics import f1_score
+from seqeval.scheme import BILOU, IOBES
 
 from jaxformer.schema import UserError
 from jaxformer.tasks import metrics
@@ -26,10 +28,72 @@ def test_entities_are_right_with_type_and_both_ends():
     tags = [["B-A", "I-A", "O", "B-B"], ["B-A", "O"]]
     ours = [["B-A", "O", "O", "B-B"], ["B-A", "B-B"]]
     # Right: one B-B, one B-A; predicted four; there are three.
-    assert metrics.tagging([["DET"]], [["NOUN"]]) == {"accuracy": 0.0}
-    found = metrics.tagging(tags, ours)
+    assert metrics.tagging([["DET"]], [["NOUN"]]) == ({"accuracy": 0.0}, {})
+    found, notes = metrics.tagging(tags, ours)
+    assert not notes
     assert found["accuracy"] == 4 / 6
     np.testing.assert_allclose([found[f"entity_{n}"] for n in ("precision", "recall", "f1")], [2 / 4, 2 / 3, 4 / 7])
+
+
+ENTITIES = [("B", "I", "E", "S"), ("B", "I", "L", "U"), ("B", "M", "E", "S"), ("B", "M", "E", "W")]
+
+
+@pytest.mark.parametrize("letters", ENTITIES)
+def test_marked_ends_are_scored_strictly(letters):
+    b, i, e, s = (f"{letter}-A" for letter in letters)
+    tags = [[b, i, e, "O", s], [b, e, "O", "O", "O"]]
+    ours = [[b, i, i, "O", s], [b, b, "O", "O", "O"]]
+    # Right: the single one; predicted: the single one, since the others do not end; there are three.
+    found, notes = metrics.tagging(tags, ours, [b, i, e, s, "O"])
+    assert [found[f"entity_{n}"] for n in ("precision", "recall", "f1")] == [1, 1 / 3, 1 / 2]
+    assert notes["entities"].endswith("strictly")
+    # The beginnings alone were an F1 of 1 as conlleval delimits them.
+    assert metrics.tagging([[b, "O"]], [[b, "O"]], [b, i, e, s, "O"])[0]["entity_f1"] == 0
+
+
+@pytest.mark.parametrize("letters", ENTITIES[:2])
+def test_marked_ends_as_in_seqeval(letters):
+    scheme = IOBES if "E" in letters else BILOU
+    labels = ["O", *(f"{letter}-{kind}" for letter in letters for kind in "AB")]
+    random = np.random.default_rng(0)
+    for _ in range(100):
+        tags = random.choice(labels, (4, 8))
+        ours = np.where(random.random((4, 8)) < 0.7, tags, random.choice(labels, (4, 8)))
+        expected = f1_score(tags.tolist(), ours.tolist(), mode="strict", scheme=scheme, zero_division=0)
+        assert metrics.tagging(tags.tolist(), ours.tolist(), labels)[0]["entity_f1"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("spelling", ["{0}-{1}", "{0}_{1}", "{1}-{0}", "{1}_{0}", "{0}"])
+@pytest.mark.parametrize("lower", [False, True])
+def test_other_spellings_have_entities(spelling, lower):
+    def write(tags):
+        found = [spelling.format(*tag.split("-")) if tag != "O" else "O" for tag in tags]
+        return [tag.lower() for tag in found] if lower else found
+
+    tags, ours = ["B-PER", "I-PER", "O", "B-PER"], ["B-PER", "O", "O", "B-PER"]
+    found, notes = metrics.tagging([write(tags)], [write(ours)], write(["O", "B-PER", "I-PER"]))
+    assert (found["entity_precision"], found["entity_recall"], notes) == (1 / 2, 1 / 2, {})
+
+
+def test_single_entities_alone():
+    found, _ = metrics.tagging([["U-A", "O", "U-B"]], [["U-A", "U-A", "O"]])
+    assert [found[f"entity_{n}"] for n in ("precision", "recall")] == [1 / 2, 1 / 2]
+
+
+@pytest.mark.parametrize(
+    ("tags", "note"),
+    [
+        (["PER", "O"], "no entity metrics: 'PER' is not written as in a scheme (B-X, I-X; X-B; B)"),
+        (["B-A", "E-A", "L-A"], "no entity metrics: the letters B, E, L of the tags mix schemes"),
+    ],
+)
+def test_why_there_are_no_entities(tags, note):
+    assert metrics.tagging([tags], [tags]) == ({"accuracy": 1}, {"entities": note})
+
+
+def test_a_tag_of_no_scheme_is_in_no_entity():
+    found, notes = metrics.tagging([["B-A", "X"]], [["B-A", "O"]])
+    assert found["entity_f1"] == 1 and notes == {"entities": "of no entity: X"}
 
 
 @pytest.mark.parametrize(

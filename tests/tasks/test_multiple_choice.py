@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxformer.data.formats import ClassName
 from jaxformer.schema import UserError
 from jaxformer.tasks import MultipleChoice, MultipleChoiceConfig
 from tests.tasks.tiny import CLS, FRAMED, PAD, SEP, Scores
@@ -70,3 +71,10 @@ def test_report():
 def test_what_is_refused(record, message):
     with pytest.raises(UserError, match=message):
         make().rows([record])
+
+
+def test_a_missing_label_is_left_out_and_a_class_is_its_number():
+    rows = [{"question": "q", "choices": ["a", "b"], "label": label} for label in ("", None, ClassName("B", 1), 0)]
+    found = make().rows(rows)
+    assert found.take(np.arange(2))["labels"].tolist() == [1, 0]
+    assert found.records == rows[2:] and len(found.left_out) == 2

@@ -4,8 +4,8 @@ import pytest
 
 from jaxformer.data.formats import Row
 from jaxformer.schema import UserError
-from jaxformer.tasks.records import BadRow, Tally
-from jaxformer.tasks.responses import ResponseEncoder, encode_prompts, read_rows
+from jaxformer.tasks.records import BadRow, Tally, read_rows
+from jaxformer.tasks.responses import ResponseEncoder, encode_prompts
 from jaxformer.tasks.row_readers import PromptReader, RowReader, alpaca_prompt
 from tests.tasks.tiny import SEP, TOKENIZER, TWO_SIDED, bytes_of
 

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 
 from jaxformer.data.formats import Row
@@ -35,3 +39,15 @@ def test_labels_are_sorted_as_numbers_if_they_are():
     assert R.find_labels(["z", "a"], ["q"]) == ("z", "a")
     with pytest.raises(UserError, match=r"task.labels is \['a', 'a'\], expected each label once"):
         R.find_labels(["a", "a"], [])
+
+
+def test_labels_of_one_number_have_one_order():
+    code = (
+        "from jaxformer.tasks.records import find_labels; print(find_labels(None, ['1', '01', '001', '2', '\u0661']))"
+    )
+    for seed in "0", "1":
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONUTF8": "1"}
+        found = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        )
+        assert found.stdout.strip() == "('001', '01', '1', '\u0661', '2')"

@@ -151,3 +151,38 @@ def test_labels_that_validation_brings_are_refused():
         make(problem="regression").rows([{"text": "a", "label": "many"}])
     with pytest.raises(UserError, match="the sequence length is 2, expected at least 3"):
         make(length=2)
+
+
+NAN = float("nan")
+
+
+def test_missing_labels_are_left_out_and_said(caplog):
+    data = [*DATA, *({"text": "e", "label": label} for label in ("", " ", None, NAN, "nan", np.float32(NAN)))]
+    task = make(data)
+    assert task.labels == ("x", "y")
+    rows = task.rows(data)
+    assert rows.num_rows == 4 and rows.records == DATA and len(rows.left_out) == 6
+    assert "skipped 2 of 10 rows: column 'label' (task.label_column) holds no label but nan (" in caplog.text
+    assert "skipped 1 of 10 rows: column 'label' (task.label_column) holds no label but null" in caplog.text
+    with pytest.raises(UserError, match=r"holds no label but ''; fix the row, or set task\.bad_rows to report"):
+        make(data, bad_rows="error").rows(data)
+    with pytest.raises(UserError, match="none of the 6 rows can be used"):
+        task.rows(data[4:])
+    np.testing.assert_allclose(make(data, class_weights="balanced").class_weights, [2 / 3, 2], rtol=1e-6)
+    assert task.report(rows.records, {"scores": np.eye(2)[[0, 1, 0, 0]]}).metrics["accuracy"] == 1
+
+
+def test_a_label_that_is_named_is_not_missing():
+    # "nan" is the code of Min Nan Chinese.
+    data = [{"text": "a", "label": "nan"}, {"text": "b", "label": ""}, {"text": "c", "label": "ko"}]
+    task = make(data, labels=["ko", "nan"])
+    assert task.rows(data).take(np.arange(2))["labels"].tolist() == [1, 0]
+
+
+def test_missing_among_several_labels_and_numbers():
+    data = [{"text": "a", "label": ["p"]}, {"text": "b", "label": None}, {"text": "c", "label": ["q", None]}]
+    task = make([*data, {"text": "d", "label": []}], problem="multi_label")
+    assert task.labels == ("p",) and [r["text"] for r in task.rows(task.train_records).records] == ["a", "d"]
+    data = [{"text": "a", "label": 0.5}, {"text": "b", "label": NAN}, {"text": "c", "label": ""}]
+    rows = make(data, problem="regression").rows(data)
+    assert rows.take(np.arange(1))["labels"].tolist() == [0.5] and len(rows.left_out) == 2

@@ -106,3 +106,32 @@ def test_what_is_refused():
         make(WORDS, 8, joined=True).rows(WORDS)
     with pytest.raises(UserError, match=r"label 'B-X' is not one of B-L, B-P, O"):
         make(WORDS, 8).rows([{"words": ["a"], "tags": ["B-X"]}])
+
+
+def test_a_sentence_with_a_missing_tag_is_left_out():
+    tags = (["B-A", "O"], ["O", None], ["O", ""], ["nan", "O"], None)
+    data = [{"words": ["a", "b"], "tags": found} for found in tags]
+    task = make(data, 8)
+    rows = task.rows(data)
+    assert task.labels == ("B-A", "O") and rows.records == data[:1] and len(rows.left_out) == 4
+
+
+@pytest.mark.parametrize("letters", ["BIES", "BILU"])
+def test_characters_of_a_token_end_their_entity(letters):
+    # Tokens of several characters: 홍길동 | 이 | 갑니 | 다
+    b, i, e, s = (f"{letter}-P" for letter in letters)
+    vocabulary = {"[UNK]": 0, "홍길동": 1, "이": 2, "갑니": 3, "다": 4, "[PAD]": 5, "[CLS]": 6, "[SEP]": 7}
+    backend = hf.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", continuing_subword_prefix=""))
+    names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+    tokenizer = wrap_backend(backend, **names)
+    data = [
+        {"words": list("홍길동이갑니다"), "tags": [b, i, e, "O", "O", "O", "O"]},  # one token, one entity
+        {"words": list("홍길동이갑니다"), "tags": [b, i, i, i, e, "O", "O"]},  # ends within a token, which loses it
+        {"words": list("홍길동이갑니다"), "tags": ["O", "O", "O", s, "O", "O", "O"]},
+    ]
+    task = make(data, 12, tokenizer, joined=True)
+    rows = task.rows(data).take(np.arange(3))["labels"]
+    outputs = {"predicted": np.where(rows >= 0, rows, 0)}
+    found = [prediction["predicted"] for prediction in task.report(data, outputs).predictions]
+    assert found == [data[0]["tags"], [b, i, i, i, e, "O", "O"], data[2]["tags"]]
+    assert task.report(data, outputs).metrics["entity_f1"] == 1

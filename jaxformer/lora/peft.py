@@ -34,6 +34,10 @@ REFUSED: dict[str, Any] = {
     "target_parameters": None,
     "alora_invocation_tokens": None,
 }
+TABLES = {"embeddings/token/embedding", "shared/embedding"}  # of tokens
+OUTPUT_LAYER = "the output layer"
+UNTIE = "expected an untied model: model, params = jaxformer.lora.untie(model, params)"
+TIE = "expected an adapter that holds the same embedding under all of its names"
 TASK_TYPES = {
     "causal_lm": "CAUSAL_LM",
     "seq2seq_lm": "SEQ_2_SEQ_LM",
@@ -147,13 +151,19 @@ def read_adapter(folder: str | Path, model: nn.Module) -> tuple[LoraConfig, dict
             _read_module(module, found, tensors, scaled, shapes, flat)
     rest = {name: array for name, array in tensors.items() if name not in used}
     lora = sorted(name for name in rest if ".lora_" in name)
+    if lora and ".lora_embedding_" in lora[0]:
+        raise UserError(
+            f"{path} has {lora[0]}, expected factors of linear layers alone: those of embeddings are not read"
+        )
     if lora:
+        if _copies(format, model).get(lora[0].split(".lora_")[0] + ".weight") == OUTPUT_LAYER:
+            raise UserError(f"{path} has {lora[0]}, and {OUTPUT_LAYER} of this model is its token embedding; {UNTIE}")
         raise UserError(
             f"{path} has {lora[0]}, which is no linear layer of this {model.config.type} model; "
             "check that the two belong together"
         )
     targets = sorted({p.removesuffix("/kernel") for p in (name.rsplit("/", 1)[0] for name in flat)})
-    whole = _read_whole(format, model, rest)
+    whole = _read_whole(path, format, model, rest)
     config = config.model_copy(update={"targets": targets, "also_train": sorted(flatten_dict(whole, sep="/"))})
     return config, unflatten_dict({name: jnp.asarray(array) for name, array in flat.items()}, sep="/"), whole
 
@@ -232,18 +242,89 @@ def _read_module(
             flat[f"{name.ours}/magnitude"] = lengths
 
 
-def _read_whole(format: Format, model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The parameters that an adapter holds whole: those of a head."""
-    if not tensors:
+def untie(model: Any, params: Params) -> tuple[Any, dict[str, Any]]:
+    """The model with an output layer of its own, as yet equal to its embedding, and its parameters.
+
+    An adapter of PEFT that trains one of the two whole leaves the other as it was, also where the model ties them.
+
+    Raises:
+        UserError: if the output layer is not tied.
+    """
+    if not model.config.tie_embeddings:
+        raise UserError("the model's output layer is not tied to its embedding, expected one that is")
+    model = model.clone(config=model.config.model_copy(update={"tie_embeddings": False}))
+    table = params["shared" if "shared" in params else "embeddings"]
+    table = table.get("token", table)["embedding"]
+    return model, {**params, "lm_head": {"kernel": table.T}}
+
+
+def _copies(format: Format, model: nn.Module) -> dict[str, str]:
+    """Names of their tensors that are the token embedding again, in a model of ours that has it once."""
+    kind, config = kind_of(model), model.config
+    found: dict[str, str] = {}
+    if config.architecture == "encoder_decoder":
+        found |= {f"{format.prefix_of(kind)}{name}": "the embedding of encoder or decoder" for name in format.copies}
+    if config.tie_embeddings:
+        untied = config.model_copy(update={"tie_embeddings": False})
+        heads = [row.theirs for row in format.names(untied, kind) if row.ours == "lm_head/kernel"]
+        found |= dict.fromkeys(heads, OUTPUT_LAYER)
+    return found
+
+
+def _places(format: Format, model: nn.Module, shapes: Shapes) -> dict[str, tuple[list[str], list[str]]]:
+    """Of every tensor of theirs our parameters that it holds, and the names of their tensor in all layers."""
+    rows = [name for name in format.names(model.config, kind_of(model)) if name.ours in shapes]
+    found: dict[str, tuple[list[str], list[str]]] = {}
+    for spelling in ("theirs", "otherwise"):
+        own: dict[str, tuple[list[str], list[str]]] = {}
+        for row in rows:
+            theirs = getattr(row, spelling)
+            if theirs is None:
+                continue
+            layers = range(int(row.not_first), shapes[row.ours][0]) if "{}" in theirs else range(1)
+            names = [theirs.format(layer) for layer in layers]
+            for name in names:
+                own.setdefault(name, ([], names))[0].append(row.ours)
+        found |= {name: place for name, place in own.items() if name not in found}
+    return found
+
+
+def _read_whole(path: Path, format: Format, model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The parameters that an adapter holds whole: of ``modules_to_save``, and the base of an adapted output layer.
+
+    Every tensor has a place or is refused.
+    """
+    # The kernel below factors, which PEFT saves of output layers.
+    tensors = {name.replace(".base_layer.", "."): array for name, array in tensors.items()}
+    kind, leaves = kind_of(model), flatten_dict(nn.unbox(abstract_params(model)), sep="/")
+    places = _places(format, model, {name: leaf.shape for name, leaf in leaves.items()})
+    table = next((name for name, (ours, _) in places.items() if name in tensors and TABLES & {*ours}), None)
+    for copy, what in _copies(format, model).items():
+        pair = [tensors[name] for name in (copy, table) if name in tensors]
+        if len(pair) == 1 or (pair and not np.array_equal(pair[0], pair[1])):
+            raise UserError(
+                f"{path} trains {' and '.join(name for name in (table, copy) if name in tensors)} apart, and {what} of "
+                f"this model is its token embedding; {UNTIE if what == OUTPUT_LAYER else TIE}"
+            )
+        tensors.pop(copy, None)
+    wanted: set[str] = set()
+    for name in sorted(tensors):
+        if name not in places:
+            raise UserError(
+                f"{path} has {name}, which this {model.config.type} model does not have; check that the two belong "
+                "together"
+            )
+        ours, layers = places[name]
+        lacking = [layer for layer in layers if layer not in tensors]
+        if lacking:
+            raise UserError(
+                f"{path} has {name} and not {lacking[0]}, expected a module that is trained whole in all layers or none"
+            )
+        wanted |= {*ours}
+    if not wanted:
         return {}
-    kind, shapes = kind_of(model), nn.unbox(abstract_params(model))
-    wanted = {
-        name.ours for name in format.names(model.config, kind) if name.theirs in tensors or name.otherwise in tensors
-    }
-    flat = {path: leaf for path, leaf in flatten_dict(shapes, sep="/").items() if path in wanted}
-    if not flat:
-        raise UserError(f"the adapter has {sorted(tensors)[0]}, which this {model.config.type} model does not have")
-    loaded = read_params(format, model.config, kind, ArrayWeights(dict(tensors)), unflatten_dict(flat, sep="/"))
+    shapes = unflatten_dict({name: leaf for name, leaf in leaves.items() if name in wanted}, sep="/")
+    loaded = read_params(format, model.config, kind, ArrayWeights(tensors), shapes)
     return unflatten_dict(loaded.params, sep="/")
 
 
@@ -270,7 +351,7 @@ def write_adapter(
         base: name or folder of the base model, for ``adapter_config.json``.
 
     Raises:
-        UserError: if the family has no Hugging Face format.
+        UserError: if the family has no Hugging Face format, or a parameter no place in it.
     """
     from safetensors.numpy import save_file
 
@@ -288,7 +369,7 @@ def write_adapter(
                 tensors[PREFIX + place] = tensor
                 if place.endswith("lora_A.weight") and len(tensor) != config.rank:
                     ranks[place.removesuffix(".lora_A.weight")] = len(tensor)
-    saved = dict(params_to_hf(format, model.config, kind_of(model), whole)) if whole else {}
+    saved = _whole_tensors(format, model, shapes, whole or {})
     tensors |= {PREFIX + name: np.asarray(array, np.float32) for name, array in saved.items()}
     # The scale stays the same: alpha grows with the rank, or with its square root.
     growth = 0.5 if config.rslora else 1.0
@@ -305,6 +386,12 @@ def write_adapter(
         "alpha_pattern": {_pattern(place): alpha for place, alpha in alphas.items()},
         "target_modules": _target_names(targets, modules, shapes),
         "modules_to_save": sorted({name.rsplit(".", 1)[0] for name in saved}) or None,
+        # Of an encoder-decoder PEFT would put a linear layer in place of its embeddings: equal copies do.
+        "ensure_weight_tying": bool(
+            model.config.architecture != "encoder_decoder"
+            and TABLES & flatten_dict(dict(whole or {}), sep="/").keys()
+            and _copies(format, model)
+        ),
         "bias": "none",
         "fan_in_fan_out": not targets[0].names[0].transposed,
         "use_rslora": config.rslora,
@@ -316,6 +403,29 @@ def write_adapter(
     save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / WEIGHTS_FILE)
     (folder / CONFIG_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     return folder
+
+
+def _whole_tensors(format: Format, model: nn.Module, shapes: Shapes, whole: Params) -> dict[str, np.ndarray]:
+    """Their tensors of parameters that were trained whole; refuses a part of a tensor and what has no place."""
+    flat = flatten_dict(dict(whole), sep="/")
+    places = [ours for ours, _ in _places(format, model, shapes).values()]
+    for path in flat:
+        together = next((ours for ours in places if path in ours), None)
+        if together is None:
+            raise UserError(
+                f"{path} was trained whole, and the Hugging Face format of {model.config.type} has no place for it"
+            )
+        if lacking := [ours for ours in together if ours not in flat]:
+            raise UserError(
+                f"{path} was trained whole and {lacking[0]} was not, which are one tensor in the Hugging Face format; "
+                "name both in lora.also_train"
+            )
+    found = dict(params_to_hf(format, model.config, kind_of(model), whole)) if flat else {}
+    table = next(
+        (name for name, (ours, _) in _places(format, model, shapes).items() if TABLES & flat.keys() & {*ours}), None
+    )
+    # Else PEFT would leave the output layer, or the decoder's embedding, as it was.
+    return found if table is None else {**found, **dict.fromkeys(_copies(format, model), found[table])}
 
 
 def _pattern(place: str) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import load_file, save_file
 
 from jaxformer import functional as F
 from jaxformer.families import FAMILIES, model_config
@@ -21,6 +22,7 @@ from jaxformer.lora import (
     merge,
     read_adapter,
     unmerge,
+    untie,
     write_adapter,
 )
 from jaxformer.lora.factors import int8_kernels, to_int8
@@ -277,3 +279,57 @@ def test_adapters_that_cannot_be_read(tmp_path):
     path.write_text(path.read_text().replace('"LORA"', '"IA3"'))
     with pytest.raises(UserError, match="has peft_type: 'IA3', expected 'LORA'"):
         read_adapter(tmp_path, model)
+
+
+def written(model, params, tmp_path, whole):
+    """An adapter of query kernels with these parameters whole."""
+    lora = LoraConfig(rank=2, targets=["query"])
+    factors = randomise(init_factors(jax.random.key(0), params, lora))
+    write_adapter(tmp_path, model, factors, lora, whole=unflatten_dict(whole, sep="/"))
+    return tmp_path / "adapter_model.safetensors"
+
+
+def rewrite(path, change):
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def test_no_tensor_is_dropped(tmp_path):
+    model, params = golden_model("gpt2")
+    flat = flatten_dict(params, sep="/")
+    scale = {"layers/attention_norm/scale": flat["layers/attention_norm/scale"] + 1}
+    path = written(model, params, tmp_path, scale)
+    close(flatten_dict(read_adapter(tmp_path, model)[2], sep="/"), scale)
+    rewrite(path, lambda tensors: tensors.update({"base_model.model.transformer.h.0.ln_9.weight": np.zeros(15, "f")}))
+    with pytest.raises(UserError, match=r"has transformer.h.0.ln_9.weight, which this gpt2 model does not have"):
+        read_adapter(tmp_path, model)
+    path = written(model, params, tmp_path, scale)
+    rewrite(path, lambda tensors: tensors.pop("base_model.model.transformer.h.1.ln_1.weight"))
+    with pytest.raises(UserError, match=r"has transformer.h.0.ln_1.weight and not transformer.h.1.ln_1.weight"):
+        read_adapter(tmp_path, model)
+
+
+def test_a_tied_output_layer_is_in_the_file_beside_its_embedding(tmp_path):
+    model, params = golden_model("gpt2")
+    table = params["embeddings"]["token"]["embedding"] * 2
+    path = written(model, params, tmp_path, {"embeddings/token/embedding": table})
+    assert '"ensure_weight_tying": true' in (tmp_path / "adapter_config.json").read_text()
+    head = "base_model.model.lm_head.weight"
+    np.testing.assert_array_equal(load_file(path)[head], table)
+    close(read_adapter(tmp_path, model)[2], {"embeddings": {"token": {"embedding": table}}})
+    rewrite(path, lambda tensors: tensors.update({head: tensors[head] + 1}))
+    with pytest.raises(UserError, match=r"transformer.wte.weight and lm_head.weight apart, .* jaxformer.lora.untie"):
+        read_adapter(tmp_path, model)
+    apart, whole = untie(model, params)
+    close(logits(apart, whole), logits(model, params))
+    close(read_adapter(tmp_path, apart)[2]["lm_head"]["kernel"], table.T + 1)
+    with pytest.raises(UserError, match="output layer is not tied to its embedding, expected one that is"):
+        untie(apart, whole)
+
+
+def test_half_a_tensor_is_not_written(tmp_path):
+    model, params = golden_model("gpt2")
+    half = {"layers/attention/key/bias": params["layers"]["attention"]["key"]["bias"]}
+    with pytest.raises(UserError, match=r"layers/attention/key/bias was trained whole and layers/attention/query/bias"):
+        written(model, params, tmp_path, half)

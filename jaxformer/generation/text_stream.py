@@ -3,15 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+from jaxformer.tokenizers import decode
+
 # Stands for bytes that are not (yet) a character.
 _BROKEN = "�"
 # Number of tokens before the new ones that are decoded again, because their text may still change.
 _OVERLAP = 6
-
-
-def decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The text of tokens, without the special ones."""
-    return str(tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)) if len(ids) else ""
 
 
 def added_text(tokenizer: Any, before: Sequence[int], ids: Sequence[int]) -> str:

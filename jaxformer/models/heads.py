@@ -188,12 +188,18 @@ class SequenceClassifier(WithBody):
         return HeadOutput(self.classifier(pooled).astype(jnp.float32), states)
 
     def _read(self, inputs: Inputs) -> Any:
-        """Tokens of which one is pooled; of a decoder none that is the padding token, as in transformers."""
-        c, mask = self.config, inputs.attention_mask
-        if c.architecture != "decoder" or c.pad_token_id is None:
-            return mask
-        text = jnp.asarray(inputs.input_ids) != c.pad_token_id
-        return text if mask is None else jnp.asarray(mask, bool) & text
+        """Tokens of which one is pooled, as in transformers.
+
+        A decoder reads none that is the padding token, an encoder-decoder its end token where a text has one.
+        """
+        c, ids = self.config, jnp.asarray(inputs.input_ids)
+        real = jnp.ones(ids.shape, bool) if inputs.attention_mask is None else jnp.asarray(inputs.attention_mask, bool)
+        if c.architecture == "decoder" and c.pad_token_id is not None:
+            return real & (ids != c.pad_token_id)
+        if c.architecture == "encoder_decoder" and c.end_ids:
+            ends = real & jnp.isin(ids, jnp.array(c.end_ids))
+            return jnp.where(jnp.any(ends, axis=-1, keepdims=True), ends, real)
+        return real
 
 
 class MultipleChoice(SequenceClassifier):

@@ -108,8 +108,15 @@ class Pipeline(ABC):
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Options that the model brings."""
-        return {}
+        """Options that the model brings: the task's entry of ``task_specific_params`` in ``config.json``."""
+        known = {name: value for name, value in self.task_params.items() if name in self.Options.model_fields}
+        return {name: value for name, value in known.items() if value is not None}
+
+    @property
+    def task_params(self) -> Mapping[str, Any]:
+        """The entry of ``task_specific_params`` in ``config.json``."""
+        found = (self.opened.hf.get("task_specific_params") or {}).get(self.task) or {}
+        return found if isinstance(found, Mapping) else {}
 
     @property
     def longest(self) -> int:

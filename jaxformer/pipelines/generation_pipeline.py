@@ -41,21 +41,13 @@ class GenerationPipeline(Pipeline):
     @property
     def defaults(self) -> dict[str, Any]:
         """The task's defaults, overridden by ``generation_config.json`` and by ``task_specific_params``."""
-        known = {k: value for k, value in self.task_params.items() if k in self.Options.model_fields}
-        known = {key: value for key, value in known.items() if value is not None}
-        found = {**self.own_defaults, **self.opened.generation, **known}
+        found = {**self.own_defaults, **self.opened.generation, **super().defaults}
         if found.get("max_length") is not None:
             # Not asked for: what fits.
             longest = self.model.config.max_length + (1 if self.encoder_decoder else 0)
             found["max_length"] = min(int(found["max_length"]), longest)
         # ``room`` may lower the default of max_new_tokens.
         return {name: value for name, value in found.items() if name != "max_new_tokens"}
-
-    @property
-    def task_params(self) -> Mapping[str, Any]:
-        """The entry of ``task_specific_params`` in ``config.json``."""
-        found = (self.opened.hf.get("task_specific_params") or {}).get(self.task) or {}
-        return found if isinstance(found, Mapping) else {}
 
     def _parse(self, options: Mapping[str, Any]) -> Any:
         given = {**self.given, **options}

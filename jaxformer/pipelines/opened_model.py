@@ -179,8 +179,9 @@ def _run(folder: Path, kind: str | None) -> Opened:
         model,
         params,
         trained.tokenizer,
-        trained.problem_type,
+        trained.keys.get("problem_type"),
         settings_from=f"model.generation in {RUN_FILE} of {folder}",
+        hf=trained.keys,
     )
 
 

@@ -10,6 +10,7 @@ from pydantic import Field
 from jaxformer.pipelines.base_pipeline import Pipeline, apply, require_text, softmax
 from jaxformer.pipelines.batching import Row
 from jaxformer.schema import Schema, UserError
+from jaxformer.tokenizers import shorten
 
 LONGEST_WINDOW, LARGEST_STRIDE = 384, 128
 
@@ -23,16 +24,19 @@ class Options(Schema):
     doc_stride: int | None = Field(
         None, ge=0, description="tokens that windows share; default: 128, or half of a window"
     )
+    max_question_len: int | None = Field(None, ge=1, description="tokens of a question; the rest is cut off")
     handle_impossible_answer: bool = Field(False, description="an empty answer is possible")
+    null_threshold: float = Field(0.0, description="lead in nats over the best answer at which the empty one is chosen")
     align_to_words: bool = Field(True, description="an answer begins and ends with whole words")
 
 
 class QuestionAnswering(Pipeline):
     """``{"score", "start", "end", "answer"}`` for each ``{"question": ..., "context": ...}``; with ``top_k`` a list.
 
-    A long context is read in windows. In each the probabilities of the first and of the last token are softmaxes over
-    the context and ``[CLS]``; the score of an answer is their product (Devlin et al. 2019, section 4.2). Of answers
-    with the same characters the best is kept. A list of one question gives what that question gives.
+    A long context is read in windows, behind the question. In each the probabilities of the first and of the last token
+    are softmaxes over the context and the first token, ``[CLS]``; the score of an answer is their product (Devlin et
+    al. 2019, section 4.2). Of answers with the same characters the best is kept. A list of one question gives what that
+    question gives. Options of the evaluation in training are the defaults of its model.
     """
 
     Options: ClassVar[type[Any]] = Options
@@ -57,24 +61,22 @@ class QuestionAnswering(Pipeline):
         pairs = [{"question": q, "context": c} for q, c in zip(question, contexts, strict=True)]
         return super().__call__(pairs, **options)
 
-    @property
-    def question_first(self) -> bool:
-        """True if the question precedes the context; it follows where padding is on the left."""
-        return self.tokenizer.padding_side == "right"
-
     def encode(self, items: Sequence[Any], options: Any) -> list[list[Row]]:
         """The windows of each context with its question."""
         pairs = [_parts(item) for item in items]
-        first, second = zip(*(pair if self.question_first else pair[::-1] for pair in pairs), strict=True)
+        questions, contexts = zip(*pairs, strict=True)
+        if options.max_question_len is not None:
+            with self._lock:
+                questions = tuple(shorten(self.tokenizer, text, options.max_question_len) for text in questions)
         longest = min(options.max_seq_len or LONGEST_WINDOW, self.longest)
         stride = min(longest // 2, LARGEST_STRIDE) if options.doc_stride is None else options.doc_stride
         if stride >= longest:
             raise UserError(f"doc_stride is {stride}, expected less than max_seq_len, {longest} tokens")
         try:
             windows = self.tokenize(
-                first,
-                second,
-                truncation="only_second" if self.question_first else "only_first",
+                questions,
+                contexts,
+                truncation="only_second",
                 max_length=longest,
                 stride=stride,
                 return_overflowing_tokens=True,
@@ -104,7 +106,7 @@ class QuestionAnswering(Pipeline):
         best: dict[tuple[int, int], float] = {}
         null = 1.0
         for row, (starts, ends) in zip(rows, outputs, strict=True):
-            spans, without = self._spans(row, starts, ends, options)
+            spans, without = self._spans(row, context, starts, ends, options)
             null = min(null, without)
             for place, score in spans:
                 best[place] = max(score, best.get(place, 0.0))
@@ -114,17 +116,20 @@ class QuestionAnswering(Pipeline):
         if options.handle_impossible_answer or not answers:
             empty = null if options.handle_impossible_answer else 0.0
             answers.append({"score": empty, "start": 0, "end": 0, "answer": ""})
-        answers = sorted(answers, key=lambda answer: -answer["score"])[: options.top_k]
+        lead = np.exp(-options.null_threshold)
+        answers.sort(key=lambda answer: answer["score"] * (1.0 if answer["answer"] else lead), reverse=True)
+        answers = answers[: options.top_k]
         return answers[0] if len(answers) == 1 else answers
 
     def _spans(
-        self, row: Row, starts: np.ndarray, ends: np.ndarray, options: Any
+        self, row: Row, context: str, starts: np.ndarray, ends: np.ndarray, options: Any
     ) -> tuple[list[tuple[tuple[int, int], float]], float]:
         """Characters and scores of a window's best spans, and the score of no answer in it."""
         encoding = row.about[0]
-        of_context = np.array([text == int(self.question_first) for text in encoding.sequence_ids])
-        ids = np.array(encoding.ids)
-        allowed = of_context | (ids == self.tokenizer.cls_token_id)
+        # A token that is a blank alone neither begins nor ends an answer.
+        spans = zip(encoding.sequence_ids, encoding.offsets, strict=True)
+        of_context = np.array([text == 1 and bool(context[a:b].strip()) for text, (a, b) in spans])
+        allowed = of_context | (np.arange(len(of_context)) == 0)
         first, last = (softmax(np.where(allowed, x.astype(np.float64), -10_000.0)) for x in (starts, ends))
         null = float(first[0] * last[0])
         first, last = (np.where(of_context, x, 0.0) for x in (first, last))
@@ -133,21 +138,24 @@ class QuestionAnswering(Pipeline):
         # Several spans may be the same words.
         count = min(options.top_k * 4 + 10, len(scores))
         chosen = np.argpartition(-scores, count - 1)[:count]
-        found = [(divmod(int(k), len(ids)), float(scores[k])) for k in chosen if scores[k] > 0]
-        return [(self._characters(encoding, *span, options.align_to_words), score) for span, score in found], null
-
-    def _characters(self, encoding: Any, first: int, last: int, align: bool) -> tuple[int, int]:
-        """The characters of a span, widened to whole words if asked."""
-        start, end = encoding.offsets[first][0], encoding.offsets[last][1]
-        words = encoding.word_ids[first], encoding.word_ids[last]
-        if not align or None in words:
-            return start, end
-        first_word, last_word = (encoding.word_to_chars(word, int(self.question_first)) for word in words)
-        return first_word[0] if first_word else start, last_word[1] if last_word else end
+        found = [(divmod(int(k), len(of_context)), float(scores[k])) for k in chosen if scores[k] > 0]
+        align = options.align_to_words
+        return [(_characters(encoding, context, *span, align), score) for span, score in found], null
 
     def from_record(self, record: Mapping[str, Any], column: str) -> Any:
         """The question and the context."""
         return {key: Pipeline.from_record(self, record, key) for key in ("question", "context")}
+
+
+def _characters(encoding: Any, context: str, first: int, last: int, align: bool) -> tuple[int, int]:
+    """The characters of a span without blanks around them, or widened to whole words."""
+    start, end = encoding.offsets[first][0], encoding.offsets[last][1]
+    words = encoding.word_ids[first], encoding.word_ids[last]
+    if align and None not in words:
+        first_word, last_word = (encoding.word_to_chars(word, 1) for word in words)
+        return first_word[0] if first_word else start, last_word[1] if last_word else end
+    text = context[start:end]
+    return (end - len(text.lstrip()), start + len(text.rstrip())) if text.strip() else (start, end)
 
 
 def _parts(item: Any) -> tuple[str, str]:

@@ -33,12 +33,17 @@ class Text2TextGeneration(GenerationPipeline):
 
     def encode(self, items: Sequence[Any], options: Any) -> list[list[Row]]:
         """One row a text."""
-        prefix = self.task_params.get("prefix") or "" if options.prefix is None else options.prefix
+        prefix = self.prefix if options.prefix is None else options.prefix
         texts = [prefix + require_text(item, "the input") for item in items]
         rows = self.rows_of(texts, None, options.truncation, None)
         for row in rows:
             self.room(row, options)
         return [[row] for row in rows]
+
+    @property
+    def prefix(self) -> str:
+        """The text before every input that ``config.json`` names, for the task or for all."""
+        return str(self.task_params.get("prefix") or self.opened.hf.get("prefix") or "")
 
     def result(self, item: Any, rows: Sequence[Row], outputs: Sequence[Any], options: Any) -> list[dict[str, Any]]:
         """The texts."""

@@ -23,7 +23,9 @@ class Options(Schema):
     stride: int | None = Field(
         None, ge=0, description="tokens that the windows of a long text share; the longest of overlapping entities stay"
     )
-    is_split_into_words: bool = Field(False, description="texts are lists of words")
+    is_split_into_words: bool = Field(
+        False, description="texts are lists of words, which are read with spaces between them, as in training"
+    )
     delimiter: str = Field(" ", description="text between the words, counted by the offsets")
 
 
@@ -57,19 +59,18 @@ class TokenClassification(Pipeline):
                 raise UserError("is_split_into_words is true and the input is not a list of words, expected one")
             for text in item if options.is_split_into_words else [item]:
                 require_text(text, "a word of the input" if options.is_split_into_words else "the input")
-        split = {"is_split_into_words": options.is_split_into_words}
-        rows = [[row] for row in self.tokenize(items, truncation=False, **split)]
+        texts = [" ".join(item) if options.is_split_into_words else item for item in items]
+        rows = [[row] for row in self.tokenize(texts, truncation=False)]
         long = [number for number, windows in enumerate(rows) if len(windows[0]) > self.longest]
         if not long:
             return rows
         quarter = (self.longest - self.tokenizer.num_special_tokens_to_add()) // 4
         windows = self.tokenize(
-            [items[number] for number in long],
+            [texts[number] for number in long],
             truncation=True,
             max_length=self.longest,
             stride=quarter if options.stride is None else options.stride,
             return_overflowing_tokens=True,
-            **split,
         )
         for number in long:
             rows[number] = []
@@ -84,21 +85,21 @@ class TokenClassification(Pipeline):
 
     def result(self, item: Any, rows: Sequence[Row], outputs: Sequence[Any], options: Any) -> list[dict[str, Any]]:
         """The entities of a text."""
-        starts, text = None, item
-        if options.is_split_into_words:
-            text = options.delimiter.join(item)
-            starts = np.cumsum([0, *(len(word) + len(options.delimiter) for word in item)])
-        windows = [self._tokens(text, starts, row, scores) for row, scores in zip(rows, outputs, strict=True)]
+        text = " ".join(item) if options.is_split_into_words else item
+        windows = [self._tokens(text, row, scores) for row, scores in zip(rows, outputs, strict=True)]
         strategy, merge = options.aggregation_strategy, self.tokenizer.convert_tokens_to_string
         if options.stride is None or strategy == "none":
             windows = [_merge_windows(windows)]
-        found = []
+        found: list[dict[str, Any]] = []
         for tokens in windows:
             some = entities(tokens, self.labels, strategy, merge)
             found += [x for x in some if x.get("entity", x.get("entity_group")) not in options.ignore_labels]
-        return without_overlaps(found) if len(windows) > 1 else found
+        found = without_overlaps(found) if len(windows) > 1 else found
+        if options.is_split_into_words and options.delimiter != " ":
+            _move(found, item, len(options.delimiter) - 1)
+        return found
 
-    def _tokens(self, text: str, starts: Any, row: Row, scores: np.ndarray) -> list[Token]:
+    def _tokens(self, text: str, row: Row, scores: np.ndarray) -> list[Token]:
         """The tokens of a window without the special ones."""
         encoding = row.about[0]
         marked = bool(getattr(self.tokenizer.backend_tokenizer.model, "continuing_subword_prefix", None))
@@ -107,8 +108,6 @@ class TokenClassification(Pipeline):
             if special:
                 continue
             start, end = encoding.offsets[index]
-            if starts is not None and encoding.word_ids[index] is not None:
-                start, end = (int(starts[encoding.word_ids[index]]) + x for x in (start, end))
             word, there = encoding.tokens[index], text[start:end]
             # Marked pieces (##) are longer than their characters in the text; otherwise a word ends at a space.
             continues = len(word) != len(there) if marked else start > 0 and " " not in text[start - 1 : start + 1]
@@ -116,6 +115,14 @@ class TokenClassification(Pipeline):
                 word, continues = there, False
             tokens.append(Token(word, scores[index], start, end, index, continues))
         return tokens
+
+
+def _move(found: list[dict[str, Any]], words: Sequence[str], step: int) -> None:
+    """Moves the characters of entities by ``step`` for every word before them."""
+    starts = np.cumsum([0, *(len(word) + 1 for word in words)])
+    for entity in found:
+        for key in ("start", "end"):
+            entity[key] += step * (int(np.searchsorted(starts, entity[key], side="right")) - 1)
 
 
 def _merge_windows(windows: list[list[Token]]) -> list[Token]:

@@ -85,11 +85,6 @@ class TaskSchema(Schema):
         """Length of the decoder's target where an objective sets one, else 0."""
         return 0
 
-    @property
-    def problem_type(self) -> str | None:
-        """``problem_type`` in the ``config.json`` of a classifier."""
-        return None
-
     def check_run(self, run: Any) -> None:
         """Raises ``ValueError`` if the configuration of a run does not suit the objective."""
 
@@ -174,6 +169,15 @@ class Task:
     def labels(self) -> tuple[str, ...]:
         """Class names, where there are classes."""
         return ()
+
+    @property
+    def export_keys(self) -> dict[str, Any]:
+        """Keys of ``config.json`` that tell pipelines how the model was evaluated."""
+        return {}
+
+    def generation(self, config: TransformerConfig) -> dict[str, Any]:
+        """Settings of generation with which texts are written in an evaluation; none where none are written."""
+        return config.generation_settings
 
     @property
     def reference_column(self) -> str | None:

@@ -99,6 +99,15 @@ class Distillation(Task):
     of: Task = field(kw_only=True)
     teacher: nn.Module | None = field(default=None, kw_only=True)
 
+    @property
+    def export_keys(self) -> dict[str, Any]:
+        """Those of the inner objective."""
+        return self.of.export_keys
+
+    def generation(self, config: TransformerConfig) -> dict[str, Any]:
+        """That of the inner objective."""
+        return self.of.generation(config)
+
     def model(self, config: TransformerConfig) -> nn.Module:
         """The student, a model of the inner objective."""
         return self.of.model(config)

@@ -18,7 +18,7 @@ from jaxformer.schema import UserError
 from jaxformer.tasks import metrics
 from jaxformer.tasks import records as R
 from jaxformer.tasks.base import Batch, LossSums, Report, Rows, Task
-from jaxformer.tokenizers import encode_batch, encode_with_offsets, frame_of
+from jaxformer.tokenizers import encode, encode_batch, encode_with_offsets, frame_of, shorten
 
 
 class Answer(NamedTuple):
@@ -44,7 +44,7 @@ class QuestionAnsweringConfig(R.SupervisedConfig):
     max_question_tokens: int = Field(64, ge=1, description="longer questions are truncated")
     max_answer_tokens: int = Field(30, ge=1, description="longest predicted answer, tokens")
     null_threshold: float | None = Field(
-        0.0, description='lead over the best span at which "no answer" is predicted; null: never'
+        0.0, description='lead in nats over the best span at which "no answer" is predicted; null: never'
     )
 
     def texts(self, record: R.Record) -> list[str]:
@@ -110,14 +110,33 @@ class QuestionAnswering(Task):
                 "raise the length"
             )
 
+    @property
+    def export_keys(self) -> dict[str, Any]:
+        """How windows are cut and answers chosen."""
+        c = self.config
+        options: dict[str, Any] = {
+            "max_seq_len": self.sequence_length,
+            "doc_stride": c.stride,
+            "max_question_len": c.max_question_tokens,
+            "max_answer_len": c.max_answer_tokens,
+            "align_to_words": False,
+            "handle_impossible_answer": c.null_threshold is not None,
+        }
+        if c.null_threshold:
+            options["null_threshold"] = c.null_threshold
+        return {"task_specific_params": {"question-answering": options}}
+
     def windows(self, data: Sequence[R.Record]) -> list[Window]:
         """The windows of all records in order, at least one per record."""
         texts = [self.config.texts(record) for record in data]
+        longest = self.config.max_question_tokens
         questions = encode_batch(self.tokenizer, [question for question, _ in texts])
+        for number, ids in enumerate(questions):
+            if len(ids) > longest:
+                questions[number] = encode(self.tokenizer, shorten(self.tokenizer, texts[number][0], longest))
         contexts = encode_with_offsets(self.tokenizer, [context for _, context in texts])
         windows, frame = [], frame_of(self.tokenizer, pair=True)
         for number, (question, (ids, offsets)) in enumerate(zip(questions, contexts, strict=True)):
-            question = question[: self.config.max_question_tokens]
             room = self.sequence_length - len(question) - frame.size
             begin = len(frame.before) + len(question) + len(frame.between)
             start = 0
@@ -153,7 +172,11 @@ class QuestionAnswering(Task):
         for window in self.windows(data):
             start, end = self.span_labels(window, answers[window.record])
             context = np.zeros(len(window.inputs["input_ids"]), np.int32)
-            context[window.begin : window.begin + len(window.offsets)] = 1
+            text = self.config.texts(data[window.record])[1]
+            # A token that is a blank alone neither begins nor ends an answer.
+            context[window.begin : window.begin + len(window.offsets)] = [
+                bool(text[a:b].strip()) for a, b in window.offsets
+            ]
             labels: Example = {"context_mask": context, "start_positions": start, "end_positions": end}
             examples.append({**window.inputs, **labels})
         fill = {"context_mask": 0, "start_positions": F.IGNORE, "end_positions": F.IGNORE}
@@ -173,12 +196,17 @@ class QuestionAnswering(Task):
     def predict(self, model: nn.Module, params: Any, batch: Batch) -> dict[str, jax.Array]:
         """The best span of each window, ``start``, ``end`` and ``score [B]``, and the score of ``[CLS]``, ``null``.
 
-        The score of a span is the sum of its start and end logits; spans are in the context and have at most
-        ``max_answer_tokens``.
+        The score of a span is the log-probability of its start and its end among the tokens of the context and the
+        ``[CLS]``, as in the pipeline; spans are in the context and have at most ``max_answer_tokens``.
         """
         output = R.apply(model, params, batch, None)
-        starts, ends = output.start_logits.astype(jnp.float32), output.end_logits.astype(jnp.float32)
-        start, end, score = best_spans(starts, ends, batch["context_mask"] == 1, self.config.max_answer_tokens)
+        context = jnp.asarray(batch["context_mask"]) == 1
+        allowed = context.at[:, 0].set(True)
+        starts, ends = (
+            jax.nn.log_softmax(jnp.where(allowed, logits.astype(jnp.float32), F.MASKED), axis=-1)
+            for logits in (output.start_logits, output.end_logits)
+        )
+        start, end, score = best_spans(starts, ends, context, self.config.max_answer_tokens)
         return {"start": start, "end": end, "score": score, "null": starts[:, 0] + ends[:, 0]}
 
     def report(self, data: Sequence[R.Record], outputs: dict[str, np.ndarray]) -> Report:

@@ -61,11 +61,18 @@ class ResponseEncoder:
     """Encodes prompts and responses for a decoder or, ``two_sided``, an encoder-decoder.
 
     The prompt's tokens are those of the prompt alone, as in generation, after the tokenizer's prefix; an encoder's ends
-    with an end token. The response ends with the end-of-text token. A dialogue is rendered by its chat template, and
-    its special tokens are encoded as such.
+    with an end token. The response ends with the end-of-text token, or, if prompt and response are ``one_text``, with
+    the tokens that the tokenizer puts behind a text. A dialogue is rendered by its chat template, and its special
+    tokens are encoded as such.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizer, chat_template: str | None, two_sided: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizer,
+        chat_template: str | None,
+        two_sided: bool = False,
+        one_text: bool = False,
+    ) -> None:
         self.tokenizer, self.two_sided = tokenizer, two_sided
         template = choose_template(chat_template, tokenizer)
         self.writer = None if template is None else ChatWriter(template, tokenizer)
@@ -74,6 +81,7 @@ class ResponseEncoder:
             raise UserError("the tokenizer has no end-of-text token, expected one to end a response with")
         self.end_id, self.frame = end, frame_of(tokenizer)
         self.target_frame = frame_of(tokenizer, target=True) if two_sided else None
+        self.ends = (one_text and self.frame.after) or [end]
 
     def encode(self, rows: Sequence[tuple[Record, Answered]], tally: Tally) -> list[Encoded | None]:
         """The tokens of each row, None for unusable rows."""
@@ -119,7 +127,7 @@ class ResponseEncoder:
         return found
 
     def _answer(self, prompt: list[int], response: list[int]) -> Encoded:
-        ids = [*response, self.end_id] if self.target_frame is None else self.target_frame.join(response).ids
+        ids = [*response, *self.ends] if self.target_frame is None else self.target_frame.join(response).ids
         return Encoded(prompt, ids, [True] * len(ids))
 
     def _dialogue(self, answered: Answered) -> Encoded:

@@ -58,7 +58,7 @@ class Reward(ResponseTask):
     @cached_property
     def encoder(self) -> ResponseEncoder:
         """Text to tokens; the model reads prompt and response as one text, whatever its architecture."""
-        return ResponseEncoder(self.tokenizer, self.config.chat_template)
+        return ResponseEncoder(self.tokenizer, self.config.chat_template, one_text=self.two_sided)
 
     @property
     def target_length(self) -> None:
@@ -69,6 +69,11 @@ class Reward(ResponseTask):
     def room(self) -> int:
         """Tokens of prompt and response."""
         return self.sequence_length
+
+    @property
+    def export_keys(self) -> dict[str, Any]:
+        """The only class is a number, not the logit of a probability."""
+        return {"problem_type": "regression"}
 
     def model(self, config: TransformerConfig) -> nn.Module:
         """The backbone with one score."""

@@ -13,8 +13,12 @@ from pydantic import Field
 
 from jaxformer import functional as F
 from jaxformer.data.example_rows import Example, ExampleRows
-from jaxformer.generation.decode import search
-from jaxformer.generation.options import Rules
+from jaxformer.generation.beam import beam_search
+from jaxformer.generation.decode import Program, search
+from jaxformer.generation.options import compile_options, parse_options, read_settings
+from jaxformer.generation.prepare import prepare
+from jaxformer.generation.prompts import Prompt
+from jaxformer.models.config import TransformerConfig
 from jaxformer.tasks import metrics
 from jaxformer.tasks import records as R
 from jaxformer.tasks.base import Batch, LossSums, Report, Rows, Task, TaskSchema, token_loss
@@ -106,21 +110,48 @@ class Seq2Seq(Task):
         options = self.config.model_dump(include={"chunk_tokens", "label_smoothing"})
         return token_loss(model, params, batch, dropout_key, **options)
 
+    @property
+    def export_keys(self) -> dict[str, Any]:
+        """The prefix of sources."""
+        return {"prefix": self.config.prefix} if self.config.prefix else {}
+
+    def generation(self, config: TransformerConfig) -> dict[str, Any]:
+        """The model's settings, but without sampling, with the start and the end of a target, and its length.
+
+        Greedy search, or beam search where the settings of the pre-trained model say so.
+        """
+        of_model = read_settings(config.generation_settings, "model.generation")
+        before, longest = self.target_frame.before, self.config.target_length
+        shortest = max(of_model.pop("min_new_tokens", 0), (of_model.pop("min_length", None) or 1) - 1)
+        of_model.pop("max_length", None)
+        return {
+            **of_model,
+            "do_sample": False,
+            "num_beams": of_model.get("num_beams", 1),
+            "num_return_sequences": 1,
+            "max_new_tokens": longest,
+            "min_new_tokens": min(shortest, longest),
+            "decoder_start_token_id": self.start_id,
+            "eos_token_id": special_id(self.tokenizer, "sep"),
+            **({"forced_bos_token_id": before[0]} if before else {}),
+        }
+
     def predict(self, model: nn.Module, params: Any, batch: Batch) -> dict[str, jax.Array]:
-        """``tokens [B, target_length]`` by greedy search, padded."""
-        rows, end = len(batch["input_ids"]), special_id(self.tokenizer, "sep")
-        found = search(
-            model,
-            params,
-            batch["input_ids"],
-            batch["attention_mask"].astype(bool),
-            rules=Rules(end_ids=(end,), pad_id=end),
-            numbers={},
-            max_new_tokens=self.config.target_length,
-            seeds=jnp.zeros((rows, 2), jnp.int32),
-            start_ids=jnp.full(rows, self.start_id, jnp.int32),
-        )
-        return {"tokens": found.tokens}
+        """``tokens [B, target_length]``, as ``generation`` says, padded."""
+        options = parse_options(self.generation(model.config))
+        rules, numbers = compile_options(options, model.config)
+        rows, longest = len(batch["input_ids"]), self.config.target_length
+        start_ids = jnp.full(rows, self.start_id, jnp.int32)
+        prompt = Prompt(batch["input_ids"], jnp.asarray(batch["attention_mask"], bool), start_ids)
+        if options.num_beams == 1:
+            seeds = jnp.zeros((rows, 2), jnp.int32)
+            limits: dict[str, Any] = {"max_new_tokens": longest, "seeds": seeds, "start_ids": start_ids}
+            return {"tokens": search(model, params, *prompt[:2], rules=rules, numbers=numbers, **limits).tokens}
+        separate, params = model.clone(stacked=False), prepare(model, params)
+        program = Program(rules, longest)
+        limit = jnp.int32(longest)
+        tokens = beam_search(separate, params, prompt, limit, numbers, program=program, options=options)[0]
+        return {"tokens": tokens}
 
     def report(self, data: Sequence[R.Record], outputs: dict[str, np.ndarray]) -> Report:
         """The configured metrics, and for each record source, target and prediction."""

@@ -41,11 +41,6 @@ class SequenceClassificationConfig(R.LabelledConfig):
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability mass spread evenly over the classes")
 
     @property
-    def problem_type(self) -> str:
-        """As transformers names it."""
-        return self.problem if self.problem == "regression" else f"{self.problem}_classification"
-
-    @property
     def weighting(self) -> str:
         """With class weights, the weight of a loss is not the number of examples."""
         return " by class weight" if self.class_weights else ""
@@ -134,6 +129,12 @@ class SequenceClassification(R.LabelledTask):
             found = sorted(c.class_weights)
             raise UserError(f"task.class_weights has the labels {found}, expected {sorted(self.labels)}")
         return np.array([c.class_weights[label] for label in self.labels], np.float32)
+
+    @property
+    def export_keys(self) -> dict[str, Any]:
+        """The problem, as transformers names it."""
+        problem = self.config.problem
+        return {"problem_type": problem if problem == "regression" else f"{problem}_classification"}
 
     def model(self, config: TransformerConfig) -> nn.Module:
         """The backbone with a classification head."""

@@ -73,13 +73,25 @@ class Aligned(NamedTuple):
     spans: list[tuple[int, int, int]]
 
 
+def word_places(words: Sequence[str]) -> list[int]:
+    """The number of the word that each character of the words with spaces between them belongs to, -1 for a space.
+
+    >>> word_places(["a", "cat"])
+    [0, -1, 1, 1, 1]
+    """
+    places: list[int] = []
+    for number, word in enumerate(words):
+        places += [-1] * (number > 0) + [number] * len(word)
+    return places
+
+
 @dataclass(frozen=True, eq=False)
 class TokenClassification(R.LabelledTask):
     """Cross-entropy of the tags, summed over the tokens that have one.
 
-    Words are tokenised one by one, each but the first after a space; the first token that is not a space has the word's
-    tag. With ``joined`` the text is tokenised as a whole, and a token has the tag of its first character that no
-    earlier token covers (a byte-level token may be part of a character). The model's output has ``logits [B, T, C]``.
+    The words are tokenised as one text with spaces between them, and the first token that begins in a word and is not a
+    space has its tag. With ``joined`` a token has the tag of its first character that no earlier token covers (a
+    byte-level token may be part of a character). The model's output has ``logits [B, T, C]``.
     """
 
     config: TokenClassificationConfig
@@ -114,35 +126,17 @@ class TokenClassification(R.LabelledTask):
 
     def align(self, data: Sequence[R.Record]) -> list[Aligned]:
         """The tokenised sentences."""
-        sentences = [self.config.words_of(record) for record in data]
-        return self._align_characters(sentences) if self.config.joined else self._align_words(sentences)
-
-    def _align_characters(self, sentences: Sequence[list[str]]) -> list[Aligned]:
+        texts = [self.config.texts(record)[0] for record in data]
         aligned = []
-        for ids, offsets in encode_with_offsets(self.tokenizer, ["".join(words) for words in sentences]):
+        for record, text, (ids, offsets) in zip(data, texts, encode_with_offsets(self.tokenizer, texts), strict=True):
             spans, covered = [], 0
-            kept = ids[: self.room]
-            for token, (start, end) in enumerate(offsets[: len(kept)]):
-                if max(start, covered) < end:
-                    spans.append((token, max(start, covered), end))
-                    covered = end
-            aligned.append(Aligned(kept, spans))
-        return aligned
-
-    def _align_words(self, sentences: Sequence[list[str]]) -> list[Aligned]:
-        written = [[word if i == 0 else f" {word}" for i, word in enumerate(words)] for words in sentences]
-        different = list(dict.fromkeys(chain.from_iterable(written)))
-        pieces = dict(zip(different, encode_with_offsets(self.tokenizer, different), strict=True))
-        aligned = []
-        for words in written:
-            ids: list[int] = []
-            spans = []
-            for number, word in enumerate(words):
-                found, offsets = pieces[word]
-                first = next((i for i, (start, end) in enumerate(offsets) if word[start:end].strip()), None)
-                if first is not None and len(ids) + first < self.room:
-                    spans.append((len(ids) + first, number, number + 1))
-                ids += found
+            places = range(len(text)) if self.config.joined else word_places(self.config.words_of(record))
+            for token, (start, end) in enumerate(offsets[: self.room]):
+                if self.config.joined or text[start:end].strip():
+                    own = [place for place in places[start:end] if place >= covered]
+                    if own:
+                        spans.append((token, own[0], own[-1] + 1))
+                        covered = own[-1] + 1
             aligned.append(Aligned(ids[: self.room], spans))
         return aligned
 

@@ -11,6 +11,7 @@ from jaxformer.tokenizers.encoding import (
     encode_batch,
     encode_marked,
     encode_with_offsets,
+    shorten,
     splits_special_tokens,
 )
 from jaxformer.tokenizers.frame import Frame, Framed, frame_of, give_frame
@@ -64,6 +65,7 @@ __all__ = [
     "save_tokenizer",
     "sentence_ends",
     "sentinel_ids",
+    "shorten",
     "special_id",
     "special_ids",
     "special_tokens",

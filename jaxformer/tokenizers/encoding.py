@@ -40,12 +40,24 @@ def encode_with_offsets(tokenizer: PreTrainedTokenizer, texts: Sequence[str]) ->
     """
     backend = _prepared(tokenizer, special_as_text=splits_special_tokens(tokenizer))
     if backend is None:
-        return [(_python_ids(tokenizer, text), _byte_offsets(text)) for text in texts]
+        rows = [_python_ids(tokenizer, text) for text in texts]
+        return [(ids, _byte_offsets(tokenizer, text, ids)) for text, ids in zip(texts, rows, strict=True)]
     encoded = backend.encode_batch(list(texts), add_special_tokens=False)
     return [
         (encoding.ids, [_without_blanks(text, *offsets) for offsets in encoding.offsets])
         for text, encoding in zip(texts, encoded, strict=True)
     ]
+
+
+def shorten(tokenizer: PreTrainedTokenizer, text: str, most: int) -> str:
+    """The beginning of a text that has at most `most` tokens: the text ends where the last of them does."""
+    while True:
+        ids, offsets = encode_with_offsets(tokenizer, [text])[0]
+        if len(ids) <= most:
+            return text
+        end = offsets[most - 1][1]
+        # Parts of one character end where it does, and a shorter text may have other tokens.
+        text = text[: end if end < len(text) else -1]
 
 
 def encode_marked(tokenizer: PreTrainedTokenizer, text: str) -> tuple[list[int], list[Span]]:
@@ -67,8 +79,11 @@ def encode_marked(tokenizer: PreTrainedTokenizer, text: str) -> tuple[list[int],
 
 
 def decode(tokenizer: PreTrainedTokenizer, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
-    """The text of ids, by default without special tokens."""
-    return str(tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens))
+    """The text of ids, by default without special tokens; ids of a model's spare rows have none."""
+    ids = [int(i) for i in ids]
+    if not getattr(tokenizer, "is_fast", True):  # one that is written in Python may raise at a spare id
+        ids = [i for i in ids if i < len(tokenizer)]
+    return str(tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)) if ids else ""
 
 
 def _prepared(tokenizer: PreTrainedTokenizer, special_as_text: bool) -> Any:
@@ -94,9 +109,16 @@ def _python_ids(tokenizer: PreTrainedTokenizer, text: str) -> list[int]:
     return ids
 
 
-def _byte_offsets(text: str) -> list[Span]:
-    """ByT5's: the character of each byte."""
-    return [(i, i + 1) for i, character in enumerate(text) for _ in character.encode()]
+def _byte_offsets(tokenizer: PreTrainedTokenizer, text: str, ids: Sequence[int]) -> list[Span]:
+    """ByT5's: the character of each byte, and the characters of a special token; blanks beside one may be left out."""
+    owners = [i for i, character in enumerate(text) for _ in character.encode()]
+    data, place, spans = text.encode(), 0, []
+    for token in tokenizer.convert_ids_to_tokens(ids):
+        part = token.encode() if token in tokenizer.added_tokens_encoder else bytes([ord(token)])
+        place = data.index(part, place)
+        spans.append((owners[place], owners[place + len(part) - 1] + 1))
+        place += len(part)
+    return spans
 
 
 def _without_blanks(text: str, start: int, end: int) -> Span:

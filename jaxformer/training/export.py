@@ -17,18 +17,17 @@ from jaxformer.training.pretrained import open_run, read_params, read_trained
 
 
 class Trained(NamedTuple):
-    """The product of a run: model, parameters, tokenizer, metrics of the last evaluation, configuration."""
+    """The product of a run: model, parameters, tokenizer, metrics of the last evaluation, configuration.
+
+    ``keys`` are further ones of ``config.json``.
+    """
 
     model: Any
     params: Any
     tokenizer: PreTrainedTokenizer
     metrics: Mapping[str, float]
     config: RunConfig
-
-    @property
-    def problem_type(self) -> str | None:
-        """A classifier's problem in the terms of transformers, else None."""
-        return self.config.task.problem_type
+    keys: Mapping[str, Any]
 
 
 def load_run(folder: str | Path) -> Trained:
@@ -43,7 +42,10 @@ def load_run(folder: str | Path) -> Trained:
     run = open_run(path)
     # A value head serves training alone and is in no format: the product of a policy is its language model.
     model, params = without_value(run.model, unflatten_dict(read_params(path), sep="/"))
-    return Trained(model, params, run.tokenizer, _last_metrics(path), run.config)
+    # Texts are written as in the evaluation.
+    settings = json.dumps(run.task.generation(model.config))
+    model = model.clone(config=model.config.model_copy(update={"generation": settings}))
+    return Trained(model, params, run.tokenizer, _last_metrics(path), run.config, run.task.export_keys)
 
 
 def _last_metrics(folder: Path) -> dict[str, float]:
@@ -97,8 +99,7 @@ def export(folder: str | Path, target: str | Path, *, push: str | None = None, d
     """
     trained = load_run(folder)
     model, params, tokenizer = trained[:3]
-    keys = {} if trained.problem_type is None else {"problem_type": trained.problem_type}
-    saved: dict[str, Any] = {"metrics": trained.metrics, "keys": keys, "dtype": dtype}
+    saved: dict[str, Any] = {"metrics": trained.metrics, "keys": trained.keys, "dtype": dtype}
     written = [str(save_pretrained(target, model, params, tokenizer, **saved))]
     if push is not None:
         written.append(push_to_hub(push, model, params, tokenizer, **saved))

@@ -22,6 +22,7 @@ from jaxformer.hub.weights import open_weights
 from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
 from jaxformer.tasks import build_task
+from jaxformer.tasks.base import Task
 from jaxformer.tokenizers import PreTrainedTokenizer, open_tokenizer
 from jaxformer.training.adapter import Division
 from jaxformer.training.checkpoint import Checkpoints
@@ -36,7 +37,7 @@ class SavedRun(NamedTuple):
     config: RunConfig
     tokenizer: PreTrainedTokenizer
     model: Any
-    labels: tuple[str, ...]
+    task: Task
 
 
 def open_run(folder: Path, key: str = "model.pretrained") -> SavedRun:
@@ -48,7 +49,7 @@ def open_run(folder: Path, key: str = "model.pretrained") -> SavedRun:
     config = parse_config(read_yaml(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
     tokenizer = open_tokenizer(folder, str(folder))
     task = build_task(config.task, tokenizer, config.model, config.sequence_length, config.data.layout, ())
-    return SavedRun(config, tokenizer, task.model(config.model), task.labels)
+    return SavedRun(config, tokenizer, task.model(config.model), task)
 
 
 def earlier_params(
@@ -107,7 +108,7 @@ def merged_run(folder: Path, trained: Any) -> Any:
     run = open_run(folder)
     assert run.config.lora is not None and run.config.model.pretrained is not None
     division = Division(abstract_params(run.model), run.config.lora)
-    earlier, _ = earlier_params(run.config.model.pretrained, run.model, run.labels)
+    earlier, _ = earlier_params(run.config.model.pretrained, run.model, run.task.labels)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shardings = jax.tree.map(lambda _: here, division.shapes)
     base, _ = start_params(run.model, run.config.seed, earlier, shardings, division.kept)

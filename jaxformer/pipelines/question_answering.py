@@ -10,6 +10,7 @@ from pydantic import Field
 from jaxformer.pipelines.base_pipeline import Pipeline, apply, require_text, softmax
 from jaxformer.pipelines.batching import Row
 from jaxformer.schema import Schema, UserError
+from jaxformer.tokenizers import whole_characters
 
 LONGEST_WINDOW, LARGEST_STRIDE = 384, 128
 
@@ -100,11 +101,11 @@ class QuestionAnswering(Pipeline):
 
     def result(self, item: Any, rows: Sequence[Row], outputs: Sequence[Any], options: Any) -> Any:
         """The best answers of all windows."""
-        context = item["context"]
+        context: str = item["context"]
         best: dict[tuple[int, int], float] = {}
         null = 1.0
         for row, (starts, ends) in zip(rows, outputs, strict=True):
-            spans, without = self._spans(row, starts, ends, options)
+            spans, without = self._spans(row, context, starts, ends, options)
             null = min(null, without)
             for place, score in spans:
                 best[place] = max(score, best.get(place, 0.0))
@@ -118,7 +119,7 @@ class QuestionAnswering(Pipeline):
         return answers[0] if len(answers) == 1 else answers
 
     def _spans(
-        self, row: Row, starts: np.ndarray, ends: np.ndarray, options: Any
+        self, row: Row, context: str, starts: np.ndarray, ends: np.ndarray, options: Any
     ) -> tuple[list[tuple[tuple[int, int], float]], float]:
         """Characters and scores of a window's best spans, and the score of no answer in it."""
         encoding = row.about[0]
@@ -134,7 +135,10 @@ class QuestionAnswering(Pipeline):
         count = min(options.top_k * 4 + 10, len(scores))
         chosen = np.argpartition(-scores, count - 1)[:count]
         found = [(divmod(int(k), len(ids)), float(scores[k])) for k in chosen if scores[k] > 0]
-        return [(self._characters(encoding, *span, options.align_to_words), score) for span, score in found], null
+        tokens = [place for place, inside in zip(encoding.offsets, of_context, strict=True) if inside]
+        places = [self._characters(encoding, *span, options.align_to_words) for span, _ in found]
+        places = whole_characters(context, places, tokens)
+        return [(place, score) for place, (_, score) in zip(places, found, strict=True)], null
 
     def _characters(self, encoding: Any, first: int, last: int, align: bool) -> tuple[int, int]:
         """The characters of a span, widened to whole words if asked."""

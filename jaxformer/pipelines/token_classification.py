@@ -11,6 +11,7 @@ from jaxformer.pipelines.base_pipeline import Pipeline, apply, require_text
 from jaxformer.pipelines.batching import Row
 from jaxformer.pipelines.entities import Token, entities, without_overlaps
 from jaxformer.schema import Schema, UserError
+from jaxformer.tokenizers import whole_characters
 
 
 class Options(Schema):
@@ -88,7 +89,12 @@ class TokenClassification(Pipeline):
         if options.is_split_into_words:
             text = options.delimiter.join(item)
             starts = np.cumsum([0, *(len(word) + len(options.delimiter) for word in item)])
-        windows = [self._tokens(text, starts, row, scores) for row, scores in zip(rows, outputs, strict=True)]
+        places = [self._places(starts, row) for row in rows]
+        covered = [place for some in places for place in some]
+        windows = [
+            self._tokens(text, row, scores, some, whole_characters(text, some, covered))
+            for row, scores, some in zip(rows, outputs, places, strict=True)
+        ]
         strategy, merge = options.aggregation_strategy, self.tokenizer.convert_tokens_to_string
         if options.stride is None or strategy == "none":
             windows = [_merge_windows(windows)]
@@ -98,22 +104,30 @@ class TokenClassification(Pipeline):
             found += [x for x in some if x.get("entity", x.get("entity_group")) not in options.ignore_labels]
         return without_overlaps(found) if len(windows) > 1 else found
 
-    def _tokens(self, text: str, starts: Any, row: Row, scores: np.ndarray) -> list[Token]:
-        """The tokens of a window without the special ones."""
+    def _places(self, starts: Any, row: Row) -> list[tuple[int, int]]:
+        """The characters ``[start, end)`` of each token; words begin at ``starts``."""
+        encoding = row.about[0]
+        if starts is None:
+            return list(encoding.offsets)
+        begins = [0 if word is None else int(starts[word]) for word in encoding.word_ids]
+        return [(begin + start, begin + end) for begin, (start, end) in zip(begins, encoding.offsets, strict=True)]
+
+    def _tokens(
+        self, text: str, row: Row, scores: np.ndarray, places: list[tuple[int, int]], whole: list[tuple[int, int]]
+    ) -> list[Token]:
+        """The tokens of a window without the special ones; ``whole`` are their places with whole characters."""
         encoding = row.about[0]
         marked = bool(getattr(self.tokenizer.backend_tokenizer.model, "continuing_subword_prefix", None))
         tokens = []
         for index, (number, special) in enumerate(zip(encoding.ids, encoding.special_tokens_mask, strict=True)):
             if special:
                 continue
-            start, end = encoding.offsets[index]
-            if starts is not None and encoding.word_ids[index] is not None:
-                start, end = (int(starts[encoding.word_ids[index]]) + x for x in (start, end))
-            word, there = encoding.tokens[index], text[start:end]
+            start, end = places[index]
+            word, there, end = encoding.tokens[index], text[start:end], whole[index][1]
             # Marked pieces (##) are longer than their characters in the text; otherwise a word ends at a space.
             continues = len(word) != len(there) if marked else start > 0 and " " not in text[start - 1 : start + 1]
             if number == self.tokenizer.unk_token_id:
-                word, continues = there, False
+                word, continues = text[start:end], False
             tokens.append(Token(word, scores[index], start, end, index, continues))
         return tokens
 

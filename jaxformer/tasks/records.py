@@ -124,9 +124,9 @@ class Tally:
         for place, reason in self.left_out:
             reasons.setdefault(reason, []).append(place)
         for reason, places in reasons.items():
-            logger.warning(f"skipped {len(places):,} of {self.total:,} rows: {reason} ({_few(places)})")
+            logger.warning(f"skipped {len(places):,} of {self.total:,} rows: {reason} ({few(places)})")
         if self.cut:
-            logger.warning(f"truncated {len(self.cut):,} of {self.total:,} responses{context} ({_few(self.cut)})")
+            logger.warning(f"truncated {len(self.cut):,} of {self.total:,} responses{context} ({few(self.cut)})")
 
 
 def read_rows(records: Sequence[Record], read: Callable[[Record], Any], tally: Tally) -> list[tuple[Record, Any]]:
@@ -156,7 +156,8 @@ def answered_rows(rows: ExampleRows, usable: Sequence[tuple[Record, Any]], tally
     return rows
 
 
-def _few(places: Sequence[str]) -> str:
+def few(places: Sequence[str]) -> str:
+    """The first few places and the number of the others, for messages."""
     more = f" and {len(places) - MOST_NAMED:,} more" if len(places) > MOST_NAMED else ""
     return "; ".join(places[:MOST_NAMED]) + more
 

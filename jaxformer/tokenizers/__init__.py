@@ -12,6 +12,7 @@ from jaxformer.tokenizers.encoding import (
     encode_marked,
     encode_with_offsets,
     splits_special_tokens,
+    whole_characters,
 )
 from jaxformer.tokenizers.frame import Frame, Framed, frame_of, give_frame
 from jaxformer.tokenizers.opening import (
@@ -71,6 +72,7 @@ __all__ = [
     "token_id",
     "train_tokenizer",
     "vocabulary_size",
+    "whole_characters",
     "word_starts",
     "wrap_backend",
 ]

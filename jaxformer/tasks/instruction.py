@@ -48,8 +48,8 @@ class InstructionConfig(ResponseConfig):
         """Reads prompt and response of a row."""
         return RowReader(self.format, self.columns, as_messages=self.chat_template is not None)
 
-    def parts(self, record: Record) -> tuple[Any, Any]:
-        """Prompt and response."""
+    def parts(self, record: Record) -> Sequence[Any]:
+        """Prompt and response, and what the chat template reads beside them."""
         return self.reader.read(record)
 
 

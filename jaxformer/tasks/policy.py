@@ -79,8 +79,9 @@ class PolicyConfig(ResponseConfig):
             )
 
     def parts(self, record: Record) -> list[Any]:
-        """The prompt."""
-        return [PromptReader(self.columns).read(record)]
+        """The prompt, and what the chat template reads beside it."""
+        reader = PromptReader(self.columns)
+        return [reader.read(record), reader.variables(record)]
 
 
 class PPOConfig(PolicyConfig):

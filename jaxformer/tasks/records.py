@@ -16,7 +16,7 @@ from jaxformer.data.example_rows import Example, ExampleRows
 from jaxformer.schema import UserError
 from jaxformer.tasks import base
 from jaxformer.tasks.base import Batch, Task, TaskSchema
-from jaxformer.tokenizers import Frame, PreTrainedTokenizer, frame_of, special_id
+from jaxformer.tokenizers import Frame, PreTrainedTokenizer, encode_batch, frame_of, special_id
 
 logger = logging.getLogger(__name__)
 Record = Mapping[str, Any]
@@ -168,6 +168,12 @@ def check_length(task: Task, texts: int) -> None:
     shortest = frame_of(task.tokenizer, pair=texts > 1).size + texts
     if shortest > T:
         raise UserError(f"{task.config.type}: the sequence length is {T}, expected at least {shortest}; raise it")
+
+
+def require_tokens(task: Task, frame: Frame, *inputs: Sequence[str]) -> None:
+    """Raises ``BadRow`` if the texts of an input have no tokens and none are put around them: nothing could be read."""
+    if not frame.size and not all(any(encode_batch(task.tokenizer, texts)) for texts in inputs):
+        raise BadRow("the text has no tokens, and the tokenizer puts none around it")
 
 
 def column(record: Record, name: str, key: str) -> Any:

@@ -38,10 +38,9 @@ class InstructionConfig(ResponseConfig):
     )
     chunk_tokens: int = Field(2048, ge=1, description="tokens per device whose logits are in memory at once")
 
-    @property
-    def longest_target(self) -> int:
-        """Longest response of an encoder-decoder where one is set, else 0."""
-        return self.target_length or 0
+    def longest_target(self, sequence_length: int) -> int:
+        """Longest response of an encoder-decoder."""
+        return self.target_length or sequence_length
 
     @property
     def reader(self) -> RowReader:

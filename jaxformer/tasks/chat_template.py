@@ -149,9 +149,10 @@ class ChatWriter:
             if messages[number]["role"] == "assistant":
                 before = self._before(messages, number, whole.text, variables)
                 after = self._render(messages[: number + 1], False, variables).text
-                if not (after.startswith(before) and whole.text.startswith(after)):
+                end = _end_of(str(messages[number].get("content", "")).strip(), before, after, whole.text)
+                if end is None:
                     raise UserError(NO_ANSWERS)
-                learned.append((len(before), len(after)))
+                learned.append((len(before), end))
         return RenderedDialogue(whole.text, learned)
 
     def behind(self) -> str:
@@ -191,6 +192,22 @@ class ChatWriter:
             if special is not None:
                 raise BadRow(f"{what} the special token {special}")
         return found
+
+
+def _end_of(answer: str, before: str, after: str, whole: str) -> int | None:
+    """The place in a dialogue at which an answer ends, its end included; None if it cannot be located.
+
+    ``before`` is what precedes the answer, ``after`` the dialogue up to and with it. A later turn may take away what
+    precedes the answer's content: Qwen3 writes the reasoning of the last turn alone.
+    """
+    if not after.startswith(before):
+        return None
+    if whole.startswith(after):
+        return len(after)
+    place = whole.find(answer, len(before)) if answer else -1
+    end = after[after.rfind(answer) + len(answer) :]  # what the template writes behind the content
+    taken = place >= 0 and not whole[len(before) : place].strip() and whole.startswith(end, place + len(answer))
+    return place + len(answer) + len(end) if taken and end.strip() and answer in after else None
 
 
 def split_dialogue(text: str) -> list[Message]:

@@ -145,6 +145,28 @@ def test_a_template_of_its_own_for_tools():
         assert instruction(tokenizer, {"messages": WHOLE, **tools})[0] == expected
 
 
+def test_reasoning_that_a_later_turn_takes_away():
+    """As Qwen3's template, which writes the reasoning of the last turn alone."""
+    last = "{%- set last = namespace(user=0) %}{%- for m in messages %}{%- if m.role == 'user' %}"
+    last += "{%- set last.user = loop.index0 %}{%- endif %}{%- endfor %}"
+    template = last + QWEN.replace(
+        "if message.reasoning_content", "if message.reasoning_content and loop.index0 > last.user"
+    )
+    tokenizer = with_template(template)
+    first, second = (
+        {"role": "assistant", "content": f"{answer}\n", "reasoning_content": f"{answer} it is."}
+        for answer in ("A", "B")
+    )
+    dialogue = [ASKED, first, {"role": "user", "content": "A"}, second]
+    text, learned = instruction(tokenizer, {"messages": dialogue})
+    assert text == tokenizer.apply_chat_template(dialogue, tokenize=False) and "A it is." not in text
+    assert learned == "A\n<|im_end|>\n<think>B it is.</think>\nB\n<|im_end|>\n"
+    # Calls that a later turn takes away cannot be located.
+    template = QWEN.replace("in message.tool_calls", "in (message.tool_calls if loop.last else [])")
+    with pytest.raises(UserError, match="does not write a dialogue turn by turn"):
+        instruction(with_template(template), {"messages": WHOLE})
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

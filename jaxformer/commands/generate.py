@@ -74,6 +74,7 @@ def _is_chat(pipe: Any, options: argparse.Namespace) -> bool:
 def _read_prompts(path: Path, kind: str, column: str, quoting: Any = "auto") -> Iterator[Any]:
     """The prompts of a file; a bad line is an error that names it."""
     from jaxformer.data.lines import read_lines
+    from jaxformer.pipelines.text_generation import with_variables
 
     for line in read_lines(path, kind, quoting):
         found = line.value
@@ -81,6 +82,11 @@ def _read_prompts(path: Path, kind: str, column: str, quoting: Any = "auto") -> 
             found = line.value.get(column, line.value.get("messages"))
             if not isinstance(found, str | list):
                 found = UserError(f"there is no text {column!r}, only {', '.join(line.value)}; see --text-column")
+            else:
+                try:
+                    found = with_variables(found, line.value)
+                except UserError as error:
+                    found = error
         yield UserError(f"line {line.number}: {found}") if isinstance(found, UserError) else found
 
 

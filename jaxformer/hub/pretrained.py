@@ -17,7 +17,7 @@ from jaxformer.families.checkpoint import Loaded, Weights, has_own_head, read_pa
 from jaxformer.hub.kinds import abstract_params, build, init_params
 from jaxformer.hub.repository import Repository
 from jaxformer.hub.weights import open_weights
-from jaxformer.models.config import TransformerConfig
+from jaxformer.models.config import TransformerConfig, check_dtype
 from jaxformer.parallel.mesh import parameter_shardings
 from jaxformer.schema import UserError, nearest
 
@@ -92,6 +92,11 @@ def describe(
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "it"
+        if where in (overrides or {}):
+            expected = first["msg"].removeprefix("Input should be ")
+            raise UserError(
+                f"{where} is {first['input']!r}, given in place of config.json's, expected {expected}"
+            ) from None
         raise UserError(
             f"config.json does not describe a {family.name} model: {where}: {first['msg']}, got {first['input']!r}"[
                 :400
@@ -165,6 +170,7 @@ def read_checkpoint(
     overrides: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """The model of this kind and what the checkpoint has of it, without initialising the rest; see ``load``."""
+    check_dtype(dtype)
     described = read_config(repository, {"dtype": dtype, **(overrides or {})})
     family = get_family(described.config.type)
     family.hub.head(kind)  # before anything large is downloaded

@@ -20,7 +20,7 @@ from jaxformer.hub.kinds import kind_of
 from jaxformer.hub.pretrained import CONFIG_FILE, GENERATION_FILE, describe
 from jaxformer.hub.repository import first_line
 from jaxformer.hub.weights import SAFETENSORS, SAFETENSORS_INDEX
-from jaxformer.models.config import TransformerConfig
+from jaxformer.models.config import TransformerConfig, check_dtype
 from jaxformer.schema import UserError
 from jaxformer.tokenizers import PreTrainedTokenizer, save_tokenizer
 
@@ -108,6 +108,8 @@ def save_pretrained(
     Raises:
         UserError: if the format cannot hold this model, or the folder cannot be written.
     """
+    if dtype is not None:
+        check_dtype(dtype)
     kind, config = kind_of(model), model.config
     hf = config_json(model)
     target = Path(folder).expanduser()

@@ -63,6 +63,16 @@ class RopeScaling(Schema):
     long_factors: tuple[float, ...] = Field((), description="longrope: divisors for longer rows")
 
 
+DTYPES = ("float32", "bfloat16")
+
+
+def check_dtype(dtype: Any) -> None:
+    """Refuses a type in which nothing is computed or stored here, with a ``UserError``."""
+    if dtype not in DTYPES:
+        why = ": a number above 65,504 has no place in float16, and T5, for one, has such" if dtype == "float16" else ""
+        raise UserError(f"dtype is {dtype!r}, expected {' or '.join(DTYPES)}{why}")
+
+
 class TransformerConfig(Schema):
     """A Transformer's shape and switches. ``type`` names the family whose defaults fill what is not given."""
 

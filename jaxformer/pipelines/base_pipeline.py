@@ -285,10 +285,13 @@ class Pipeline(ABC):
     ) -> list[Row]:
         """One row for each text, truncated to ``max_length``, or with a warning to ``longest`` (default: the model's).
 
-        Without ``truncation`` a text that is too long is refused.
+        Without ``truncation`` a text that is too long is refused; one without tokens always is.
         """
         limit = min(max_length or longest or self.longest, self.longest)
         whole = self.tokenize(texts, pairs, truncation=False)
+        for text, row in zip(texts, whole, strict=True):
+            if not len(row):
+                raise UserError(f"the text {text!r:.40} has no tokens, expected at least one")
         long = [number for number, row in enumerate(whole) if len(row) > limit]
         if not long:
             return whole

@@ -22,7 +22,7 @@ from jaxformer.schema import UserError
 from jaxformer.tasks.chat_template import Message
 from jaxformer.tasks.records import BadRow, rounded
 from jaxformer.tasks.responses import ResponseEncoder
-from jaxformer.tasks.row_readers import PROMPT_COLUMNS, PromptReader
+from jaxformer.tasks.row_readers import PROMPT_COLUMNS, VARIABLES, PromptReader
 from jaxformer.tokenizers import encode, find_special, frame_of
 from jaxformer.training.rewards import Reward, Sample, describe_reward, open_reward
 
@@ -133,7 +133,9 @@ class BestOfN:
             elif self.encoder.writer is None:
                 raise UserError("it is a dialogue, and the model's tokenizer has no chat template to write it")
             else:
-                text, ids = self.encoder.writer.prompt(said), self.encoder.chat_prompt(said)
+                variables = self._reader.variables(row)
+                ids = self.encoder.chat_prompt(said, variables)
+                text = self.encoder.writer.prompt(said, variables)
         except BadRow as reason:
             raise UserError(str(reason)) from None
         if not 0 < len(ids) <= self.longest:
@@ -185,6 +187,7 @@ class BestOfN:
         if not isinstance(prompt.said, str):
             # The dialogue's earlier answers are part of the prompt.
             completion = [{"role": "assistant", "content": completion.strip()}]
+            facts |= {name: prompt.row[name] for name in VARIABLES if prompt.row.get(name) is not None}
         score, mean = rounded(np.array([scores[best], np.mean(scores, dtype=np.float64)]))
         return {"prompt": prompt.said, "completion": completion, "score": score, "mean_score": mean, **facts}
 

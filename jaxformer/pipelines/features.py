@@ -48,11 +48,7 @@ class FeatureExtraction(Pipeline):
     def encode(self, items: Sequence[Any], options: Any) -> list[list[Row]]:
         """One row a text."""
         texts = [require_text(item, "the input") for item in items]
-        rows = self.rows_of(texts, None, options.truncation, options.max_length)
-        for item, row in zip(items, rows, strict=True):
-            if not len(row):
-                raise UserError(f"the text {item!r:.40} has no tokens, expected at least one")
-        return [[row] for row in rows]
+        return [[row] for row in self.rows_of(texts, None, options.truncation, options.max_length)]
 
     @staticmethod
     def forward(model: Any, params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:

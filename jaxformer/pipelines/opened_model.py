@@ -16,6 +16,7 @@ from jaxformer.hub.kinds import abstract_params, kind_of
 from jaxformer.hub.pretrained import CONFIG_FILE, GENERATION_FILE, read_checkpoint, read_config
 from jaxformer.hub.repository import Repository
 from jaxformer.hub.tokenizer import AutoTokenizer
+from jaxformer.models.config import check_dtype
 from jaxformer.models.heads import Body
 from jaxformer.pipelines.task_names import tasks_of
 from jaxformer.schema import UserError
@@ -74,6 +75,8 @@ def open_model(
     Raises:
         UserError: there is no such model, it has no trained head of that kind, or no tokenizer.
     """
+    if dtype is not None:
+        check_dtype(dtype)
     if isinstance(name, tuple | list) and len(name) == 2:
         name, params = name
     if isinstance(name, nn.Module):

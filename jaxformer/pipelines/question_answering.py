@@ -10,7 +10,7 @@ from pydantic import Field
 from jaxformer.pipelines.base_pipeline import Pipeline, apply, require_text, softmax
 from jaxformer.pipelines.batching import Row
 from jaxformer.schema import Schema, UserError
-from jaxformer.tokenizers import shorten
+from jaxformer.tokenizers import shorten, whole_characters
 
 LONGEST_WINDOW, LARGEST_STRIDE = 384, 128
 
@@ -102,7 +102,7 @@ class QuestionAnswering(Pipeline):
 
     def result(self, item: Any, rows: Sequence[Row], outputs: Sequence[Any], options: Any) -> Any:
         """The best answers of all windows."""
-        context = item["context"]
+        context: str = item["context"]
         best: dict[tuple[int, int], float] = {}
         null = 1.0
         for row, (starts, ends) in zip(rows, outputs, strict=True):
@@ -139,8 +139,10 @@ class QuestionAnswering(Pipeline):
         count = min(options.top_k * 4 + 10, len(scores))
         chosen = np.argpartition(-scores, count - 1)[:count]
         found = [(divmod(int(k), len(of_context)), float(scores[k])) for k in chosen if scores[k] > 0]
-        align = options.align_to_words
-        return [(_characters(encoding, context, *span, align), score) for span, score in found], null
+        tokens = [place for place, inside in zip(encoding.offsets, of_context, strict=True) if inside]
+        places = [_characters(encoding, context, *span, options.align_to_words) for span, _ in found]
+        places = whole_characters(context, places, tokens)
+        return [(place, score) for place, (_, score) in zip(places, found, strict=True)], null
 
     def from_record(self, record: Mapping[str, Any], column: str) -> Any:
         """The question and the context."""

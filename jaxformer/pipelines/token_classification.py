@@ -11,6 +11,7 @@ from jaxformer.pipelines.base_pipeline import Pipeline, apply, require_text
 from jaxformer.pipelines.batching import Row
 from jaxformer.pipelines.entities import Token, entities, without_overlaps
 from jaxformer.schema import Schema, UserError
+from jaxformer.tokenizers import whole_characters
 
 
 class Options(Schema):
@@ -86,7 +87,11 @@ class TokenClassification(Pipeline):
     def result(self, item: Any, rows: Sequence[Row], outputs: Sequence[Any], options: Any) -> list[dict[str, Any]]:
         """The entities of a text."""
         text = " ".join(item) if options.is_split_into_words else item
-        windows = [self._tokens(text, row, scores) for row, scores in zip(rows, outputs, strict=True)]
+        covered = [place for row in rows for place in row.about[0].offsets]
+        windows = [
+            self._tokens(text, row, scores, whole_characters(text, row.about[0].offsets, covered))
+            for row, scores in zip(rows, outputs, strict=True)
+        ]
         strategy, merge = options.aggregation_strategy, self.tokenizer.convert_tokens_to_string
         if options.stride is None or strategy == "none":
             windows = [_merge_windows(windows)]
@@ -99,8 +104,8 @@ class TokenClassification(Pipeline):
             _move(found, item, len(options.delimiter) - 1)
         return found
 
-    def _tokens(self, text: str, row: Row, scores: np.ndarray) -> list[Token]:
-        """The tokens of a window without the special ones."""
+    def _tokens(self, text: str, row: Row, scores: np.ndarray, whole: list[tuple[int, int]]) -> list[Token]:
+        """The tokens of a window without the special ones; ``whole`` are their places with whole characters."""
         encoding = row.about[0]
         marked = bool(getattr(self.tokenizer.backend_tokenizer.model, "continuing_subword_prefix", None))
         tokens = []
@@ -108,11 +113,11 @@ class TokenClassification(Pipeline):
             if special:
                 continue
             start, end = encoding.offsets[index]
-            word, there = encoding.tokens[index], text[start:end]
+            word, there, end = encoding.tokens[index], text[start:end], whole[index][1]
             # Marked pieces (##) are longer than their characters in the text; otherwise a word ends at a space.
             continues = len(word) != len(there) if marked else start > 0 and " " not in text[start - 1 : start + 1]
             if number == self.tokenizer.unk_token_id:
-                word, continues = there, False
+                word, continues = text[start:end], False
             tokens.append(Token(word, scores[index], start, end, index, continues))
         return tokens
 

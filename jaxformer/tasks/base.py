@@ -80,10 +80,9 @@ class TaskSchema(Schema):
         """The teacher model: a run's folder, a folder or a name on the Hub."""
         return None
 
-    @property
-    def longest_target(self) -> int:
-        """Length of the decoder's target where an objective sets one, else 0."""
-        return 0
+    def longest_target(self, sequence_length: int) -> int:
+        """Longest target of a decoder beside an encoder, whose rows have ``sequence_length`` tokens."""
+        return sequence_length
 
     def check_run(self, run: Any) -> None:
         """Raises ``ValueError`` if the configuration of a run does not suit the objective."""

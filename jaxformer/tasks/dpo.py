@@ -63,6 +63,10 @@ class DPOConfig(PreferenceConfig):
             )
         return self
 
+    def longest_target(self, sequence_length: int) -> int:
+        """Longest response of an encoder-decoder."""
+        return self.target_length or sequence_length
+
     def check_run(self, run: Any) -> None:
         """Refuses to divide the batch of KTO, whose loss has a mean over it."""
         if self.loss == "kto" and (run.training.accumulate > 1 or run.parallel.strategy == "pmap"):

@@ -38,18 +38,17 @@ class InstructionConfig(ResponseConfig):
     )
     chunk_tokens: int = Field(2048, ge=1, description="tokens per device whose logits are in memory at once")
 
-    @property
-    def longest_target(self) -> int:
-        """Longest response of an encoder-decoder where one is set, else 0."""
-        return self.target_length or 0
+    def longest_target(self, sequence_length: int) -> int:
+        """Longest response of an encoder-decoder."""
+        return self.target_length or sequence_length
 
     @property
     def reader(self) -> RowReader:
         """Reads prompt and response of a row."""
         return RowReader(self.format, self.columns, as_messages=self.chat_template is not None)
 
-    def parts(self, record: Record) -> tuple[Any, Any]:
-        """Prompt and response."""
+    def parts(self, record: Record) -> Sequence[Any]:
+        """Prompt and response, and what the chat template reads beside them."""
         return self.reader.read(record)
 
 

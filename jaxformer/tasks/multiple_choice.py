@@ -75,8 +75,14 @@ class MultipleChoice(Task):
 
     def rows(self, data: Sequence[R.Record]) -> Rows:
         """One row per record with a label."""
-        usable, tally = R.read_answers(data, self.config.label_of, self.config.bad_rows)
         examples, fill, frame = [], R.encoder_fill(self.tokenizer), frame_of(self.tokenizer, pair=True)
+
+        def read(record: R.Record) -> int:
+            question, *choices = self.config.texts(record)
+            R.require_tokens(self, frame, *([question, choice] for choice in choices))
+            return self.config.label_of(record)
+
+        usable, tally = R.read_answers(data, read, self.config.bad_rows)
         for record, label in usable:
             question, *choices = encode_batch(self.tokenizer, self.config.texts(record))
             inputs = [R.encoder_input(frame, question, choice, self.sequence_length) for choice in choices]

@@ -62,6 +62,10 @@ class PolicyConfig(ResponseConfig):
         """Optimizer updates in a training step."""
         return self.epochs * self.minibatches
 
+    def longest_target(self, sequence_length: int) -> int:
+        """Longest response of an encoder-decoder."""
+        return self.max_new_tokens
+
     def check_run(self, run: Any) -> None:
         """Refuses batches that do not divide, pmap, and responses that do not fit."""
         size, parts = run.training.batch_size, run.training.accumulate * self.minibatches
@@ -79,8 +83,9 @@ class PolicyConfig(ResponseConfig):
             )
 
     def parts(self, record: Record) -> list[Any]:
-        """The prompt."""
-        return [PromptReader(self.columns).read(record)]
+        """The prompt, and what the chat template reads beside it."""
+        reader = PromptReader(self.columns)
+        return [reader.read(record), reader.variables(record)]
 
 
 class PPOConfig(PolicyConfig):

@@ -18,9 +18,9 @@ class PreferenceConfig(ResponseConfig):
     unit = "examples"
 
     def parts(self, record: Record) -> list[Any]:
-        """Prompt and both responses."""
+        """Prompt, both responses, and what the chat template reads beside them."""
         pair = PairReader(self.columns).read(record)
-        return [pair.chosen.prompt, pair.chosen.response, pair.rejected.response]
+        return [pair.chosen.prompt, pair.chosen.response, pair.rejected.response, pair.chosen.variables]
 
 
 def pair_report(name: str, records: Sequence[Record], values: np.ndarray) -> Report:

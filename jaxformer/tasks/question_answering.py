@@ -1,7 +1,9 @@
 """Extractive question answering: find the span of a context that answers a question, if there is one."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -19,6 +21,8 @@ from jaxformer.tasks import metrics
 from jaxformer.tasks import records as R
 from jaxformer.tasks.base import Batch, LossSums, Report, Rows, Task
 from jaxformer.tokenizers import encode, encode_batch, encode_with_offsets, frame_of, shorten
+
+logger = logging.getLogger(__name__)
 
 
 class Answer(NamedTuple):
@@ -81,13 +85,15 @@ class QuestionAnsweringConfig(R.SupervisedConfig):
 class Window(NamedTuple):
     """A part of a context with its question: ``[CLS] question [SEP] part [SEP]``, for the record of this number.
 
-    ``begin`` is the position of the first token of the part, ``offsets`` the characters of the context of each token.
+    ``begin`` is the position of the first token of the part, ``offsets`` the characters of the context of each token,
+    ``beside`` those of the tokens of the context before and after the part.
     """
 
     record: int
     inputs: Batch
     begin: int
     offsets: list[tuple[int, int]]
+    beside: list[tuple[int, int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,34 +149,40 @@ class QuestionAnswering(Task):
             while True:
                 part = slice(start, start + room)
                 inputs = R.encoder_input(frame, question, ids[part], self.sequence_length)
-                windows.append(Window(number, inputs, begin, offsets[part]))
+                beside = [*offsets[max(start - 1, 0) : start], *offsets[start + room : start + room + 1]]
+                windows.append(Window(number, inputs, begin, offsets[part], beside))
                 if start + room >= len(ids):
                     break
                 start += room - self.config.stride
         return windows
 
     def span_labels(self, window: Window, answers: Sequence[Answer]) -> tuple[int, int]:
-        """First and last token of the first answer, without surrounding spaces; ``(0, 0)`` if the window cuts it."""
+        """First and last token of the first answer, without surrounding spaces; ``(0, 0)`` if the window cuts it.
+
+        They are those that have a character of it: a tokenizer may leave out characters.
+        """
         if not answers:
             return 0, 0
         text, start = answers[0]
-        first = start + len(text) - len(text.lstrip())
-        last = start + len(text.rstrip()) - 1
-        containing = [[i for i, (a, b) in enumerate(window.offsets) if a <= at < b] for at in (first, last)]
-        if not all(containing):
+        first, end = start + len(text) - len(text.lstrip()), start + len(text.rstrip())
+
+        def of_answer(spans: Sequence[tuple[int, int]]) -> list[int]:
+            return [token for token, (a, b) in enumerate(spans) if a < end and b > first]
+
+        inside = of_answer(window.offsets)
+        if not inside or of_answer(window.beside):
             return 0, 0
-        return window.begin + containing[0][0], window.begin + containing[1][-1]
+        return window.begin + inside[0], window.begin + inside[-1]
 
     def model(self, config: TransformerConfig) -> nn.Module:
         """The backbone with a start and an end score for each token."""
         return heads.QuestionAnswering(config)
 
     def rows(self, data: Sequence[R.Record]) -> Rows:
-        """One row per window."""
-        answers = [self.config.answers_of(record) for record in data]
+        """One row per window; nothing is learned of a question whose answers are in none."""
         examples: list[Example] = []
-        for window in self.windows(data):
-            start, end = self.span_labels(window, answers[window.record])
+        windows = self.windows(data)
+        for window, (start, end) in zip(windows, self._labels(windows, data), strict=True):
             context = np.zeros(len(window.inputs["input_ids"]), np.int32)
             text = self.config.texts(data[window.record])[1]
             # A token that is a blank alone neither begins nor ends an answer.
@@ -181,6 +193,23 @@ class QuestionAnswering(Task):
             examples.append({**window.inputs, **labels})
         fill = {"context_mask": 0, "start_positions": F.IGNORE, "end_positions": F.IGNORE}
         return ExampleRows(examples, self.sequence_length, R.encoder_fill(self.tokenizer) | fill)
+
+    def _labels(self, windows: Sequence[Window], data: Sequence[R.Record]) -> list[tuple[int, int]]:
+        """``span_labels`` of each window for the first answer that is in one, ``IGNORE`` if none is; logs how many."""
+        found, nowhere = [], R.Tally(self.config.bad_rows)
+        for number, group in groupby(windows, key=lambda window: window.record):
+            here, answers = list(group), self.config.answers_of(data[number])
+            tried = ([self.span_labels(window, [answer]) for window in here] for answer in answers)
+            labels = next((spans for spans in tried if any(span != (0, 0) for span in spans)), None)
+            if labels is None and answers:
+                nowhere.leave_out(data[number], f"the answer is in no window of {self.sequence_length} tokens")
+            found += labels or [(F.IGNORE, F.IGNORE) if answers else (0, 0)] * len(here)
+        if nowhere.left_out:
+            places, (_, reason) = R.few([place for place, _ in nowhere.left_out]), nowhere.left_out[0]
+            logger.warning(
+                f"nothing is learned of {len(nowhere.left_out):,} of {len(data):,} questions: {reason} ({places})"
+            )
+        return found
 
     def loss(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> LossSums:
         """Mean of the cross-entropies of start and end, summed over windows, nats."""

@@ -16,7 +16,7 @@ from jaxformer.data.example_rows import Example, ExampleRows
 from jaxformer.schema import UserError
 from jaxformer.tasks import base
 from jaxformer.tasks.base import Batch, Task, TaskSchema
-from jaxformer.tokenizers import Frame, PreTrainedTokenizer, frame_of, special_id
+from jaxformer.tokenizers import Frame, PreTrainedTokenizer, encode_batch, frame_of, special_id
 
 logger = logging.getLogger(__name__)
 Record = Mapping[str, Any]
@@ -124,9 +124,9 @@ class Tally:
         for place, reason in self.left_out:
             reasons.setdefault(reason, []).append(place)
         for reason, places in reasons.items():
-            logger.warning(f"skipped {len(places):,} of {self.total:,} rows: {reason} ({_few(places)})")
+            logger.warning(f"skipped {len(places):,} of {self.total:,} rows: {reason} ({few(places)})")
         if self.cut:
-            logger.warning(f"truncated {len(self.cut):,} of {self.total:,} responses{context} ({_few(self.cut)})")
+            logger.warning(f"truncated {len(self.cut):,} of {self.total:,} responses{context} ({few(self.cut)})")
 
 
 def read_rows(records: Sequence[Record], read: Callable[[Record], Any], tally: Tally) -> list[tuple[Record, Any]]:
@@ -156,7 +156,8 @@ def answered_rows(rows: ExampleRows, usable: Sequence[tuple[Record, Any]], tally
     return rows
 
 
-def _few(places: Sequence[str]) -> str:
+def few(places: Sequence[str]) -> str:
+    """The first few places and the number of the others, for messages."""
     more = f" and {len(places) - MOST_NAMED:,} more" if len(places) > MOST_NAMED else ""
     return "; ".join(places[:MOST_NAMED]) + more
 
@@ -167,6 +168,12 @@ def check_length(task: Task, texts: int) -> None:
     shortest = frame_of(task.tokenizer, pair=texts > 1).size + texts
     if shortest > T:
         raise UserError(f"{task.config.type}: the sequence length is {T}, expected at least {shortest}; raise it")
+
+
+def require_tokens(task: Task, frame: Frame, *inputs: Sequence[str]) -> None:
+    """Raises ``BadRow`` if the texts of an input have no tokens and none are put around them: nothing could be read."""
+    if not frame.size and not all(any(encode_batch(task.tokenizer, texts)) for texts in inputs):
+        raise BadRow("the text has no tokens, and the tokenizer puts none around it")
 
 
 def column(record: Record, name: str, key: str) -> Any:

@@ -1,5 +1,6 @@
 """Prompts and responses as tokens, with the tokens that are learned."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ from jaxformer import functional as F
 from jaxformer.data.example_rows import Example, ExampleRows
 from jaxformer.schema import UserError
 from jaxformer.tasks.base import Task, TaskSchema
-from jaxformer.tasks.chat_template import ChatWriter, Message, choose_template
+from jaxformer.tasks.chat_template import NONE, ChatWriter, Message, Variables, choose_template, strings, unread
 from jaxformer.tasks.records import BadRow, BadRows, Record, Tally, read_rows, where
 from jaxformer.tasks.row_readers import Answered, Pair, PromptReader
 from jaxformer.tokenizers import (
@@ -25,6 +26,7 @@ from jaxformer.tokenizers import (
     special_id,
 )
 
+logger = logging.getLogger(__name__)
 FILL = {"input_ids": 0, "decoder_input_ids": 0, "labels": F.IGNORE}  # of padding
 
 
@@ -61,9 +63,10 @@ class ResponseEncoder:
     """Encodes prompts and responses for a decoder or, ``two_sided``, an encoder-decoder.
 
     The prompt's tokens are those of the prompt alone, as in generation, after the tokenizer's prefix; an encoder's ends
-    with an end token. The response ends with the end-of-text token, or, if prompt and response are ``one_text``, with
-    the tokens that the tokenizer puts behind a text. A dialogue is rendered by its chat template, and its special
-    tokens are encoded as such.
+    with an end token. The response ends with the end-of-text token, or, where a model reads prompt and response as one
+    text and no model ``writes`` the response, with the tokens that the tokenizer puts behind a text. A dialogue is
+    rendered by its chat template, and its special tokens are encoded as such. Warnings are given once, that of an
+    answer without an end only if a model ``writes`` the responses.
     """
 
     def __init__(
@@ -71,7 +74,7 @@ class ResponseEncoder:
         tokenizer: PreTrainedTokenizer,
         chat_template: str | None,
         two_sided: bool = False,
-        one_text: bool = False,
+        writes: bool = True,
     ) -> None:
         self.tokenizer, self.two_sided = tokenizer, two_sided
         template = choose_template(chat_template, tokenizer)
@@ -81,12 +84,15 @@ class ResponseEncoder:
             raise UserError("the tokenizer has no end-of-text token, expected one to end a response with")
         self.end_id, self.frame = end, frame_of(tokenizer)
         self.target_frame = frame_of(tokenizer, target=True) if two_sided else None
-        self.ends = (one_text and self.frame.after) or [end]
+        self.ends = [end] if writes else self.frame.after or [end]
+        self._writes, self._said = writes, set[str]()
 
     def encode(self, rows: Sequence[tuple[Record, Answered]], tally: Tally) -> list[Encoded | None]:
         """The tokens of each row, None for unusable rows."""
-        texts = {number: (str(p), str(r)) for number, (_, (p, r)) in enumerate(rows) if isinstance(p, str)}
+        texts = {n: (str(a.prompt), str(a.response)) for n, (_, a) in enumerate(rows) if isinstance(a.prompt, str)}
         found: dict[int, Encoded] = dict(zip(texts, self._texts(list(texts.values())), strict=True))
+        if len(texts) < len(rows) and self._writes and not self.two_sided:
+            self._check_end()
         for number, (record, answered) in enumerate(rows):
             if number not in texts:
                 try:
@@ -106,12 +112,34 @@ class ResponseEncoder:
         """The ids of prompts as in generation; an encoder's with its end token."""
         return [self._prompt(ids) for ids in encode_batch(self.tokenizer, texts)]
 
-    def chat_prompt(self, messages: list[Message]) -> list[int]:
+    def chat_prompt(self, messages: list[Message], variables: Variables = NONE) -> list[int]:
         """The ids before the answer to these messages; raises ``BadRow`` if there can be none."""
-        return self._chat_ids(self.chat_writer().checked(messages))
+        return self._chat_ids(self._checked(messages, variables), variables)
 
-    def _chat_ids(self, messages: list[Message]) -> list[int]:
-        ids, _ = encode_marked(self.tokenizer, self.chat_writer().prompt(messages))
+    def _warn_once(self, text: str) -> None:
+        if text not in self._said:
+            logger.warning(text)
+        self._said.add(text)
+
+    def _check_end(self) -> None:
+        """Warns if the chat template never lets the end of an answer be learned."""
+        ids, _ = encode_marked(self.tokenizer, self.chat_writer().behind())
+        if not {*self.tokenizer.added_tokens_decoder, self.end_id}.intersection(ids):
+            self._warn_once(
+                "the chat template puts no special token behind an answer that is learned, so the model does not learn "
+                "to end its answers: write eos_token there, within {% generation %} if the template has it"
+            )
+
+    def _checked(self, messages: Any, variables: Variables) -> list[Message]:
+        """The messages, if they can be used; says once what the template leaves out."""
+        writer = self.chat_writer()
+        checked = writer.checked(messages, variables)
+        for part in unread(writer.template(variables), checked, variables):
+            self._warn_once(f"rows have {part}, which the chat template leaves out: the model does not see them")
+        return checked
+
+    def _chat_ids(self, messages: list[Message], variables: Variables) -> list[int]:
+        ids, _ = encode_marked(self.tokenizer, self.chat_writer().prompt(messages, variables))
         return self.frame.join(ids).ids if self.two_sided else ids
 
     def _prompt(self, ids: list[int]) -> list[int]:
@@ -131,15 +159,19 @@ class ResponseEncoder:
         return Encoded(prompt, ids, [True] * len(ids))
 
     def _dialogue(self, answered: Answered) -> Encoded:
-        writer = self.chat_writer()
-        messages, first = writer.checked([*answered.prompt, *answered.response]), len(answered.prompt)
+        variables, first = answered.variables, len(answered.prompt)
+        messages = self._checked([*answered.prompt, *answered.response], variables)
         answers = [n for n, message in enumerate(messages) if n >= first and message["role"] == "assistant"]
         if not answers:
             raise BadRow("the dialogue has no answer of the assistant")
         if self.two_sided:  # the encoder reads everything before the last answer
-            response = encode(self.tokenizer, messages[answers[-1]]["content"])
-            return self._answer(self._chat_ids(messages[: answers[-1]]), response)
-        rendered = writer.write(messages, first)
+            answer = messages[answers[-1]]
+            more = sorted(answer.keys() - {"role", "content"})
+            if more:
+                raise BadRow(f"the answer has {', '.join(more)}, of which an encoder-decoder learns nothing")
+            response = encode(self.tokenizer, answer["content"])
+            return self._answer(self._chat_ids(messages[: answers[-1]], variables), response)
+        rendered = self.chat_writer().write(messages, first, variables)
         ids, offsets = encode_marked(self.tokenizer, rendered.text)
         # A token is learned if it contains a character of an answer.
         spans = np.array(rendered.learned)
@@ -166,7 +198,7 @@ def encode_prompts(
     usable = []
     for record, prompt in rows:
         try:
-            ids = next(texts) if isinstance(prompt, str) else encoder.chat_prompt(prompt)
+            ids = next(texts) if isinstance(prompt, str) else encoder.chat_prompt(prompt, reader.variables(record))
             check_prompt(ids, longest)
             if not ids:
                 raise BadRow("the prompt has no tokens")
@@ -200,12 +232,12 @@ class ResponseConfig(TaskSchema):
 
     def texts(self, record: Record) -> list[str]:
         """The texts of a record, none of an unusable one; raises a ``UserError`` for it if ``bad_rows`` is error."""
-        found = []
+        found: list[str] = []
         for _, parts in read_rows([record], self.parts, Tally(self.bad_rows)):
             for part in parts:
-                messages = [{"content": part}] if isinstance(part, str) else part
-                found += [message.get("content") for message in messages if isinstance(message, dict)]
-        return [text for text in found if isinstance(text, str)]
+                messages = part if isinstance(part, list) else [part]
+                found += strings([{**m, "role": None} if isinstance(m, dict) else m for m in messages])
+        return found
 
 
 @dataclass(frozen=True, eq=False)

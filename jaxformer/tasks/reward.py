@@ -58,7 +58,7 @@ class Reward(ResponseTask):
     @cached_property
     def encoder(self) -> ResponseEncoder:
         """Text to tokens; the model reads prompt and response as one text, whatever its architecture."""
-        return ResponseEncoder(self.tokenizer, self.config.chat_template, one_text=self.two_sided)
+        return ResponseEncoder(self.tokenizer, self.config.chat_template, writes=False)
 
     @property
     def target_length(self) -> None:

@@ -1,9 +1,10 @@
 """Readers of prompts, responses and preference pairs in rows of different formats."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from jaxformer.tasks.chat_template import Message, split_dialogue
+from jaxformer.tasks.chat_template import NONE, Message, Variables, split_dialogue
 from jaxformer.tasks.records import BadRow, Record
 
 RowFormat = Literal["auto", "alpaca", "completion", "messages"]
@@ -14,6 +15,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "alpaca": ("instruction", "output"),
 }
 SIDES = ("chosen", "rejected")
+# Columns for the chat template.
+VARIABLES = ("tools", "chat_template_kwargs")
 PROMPT_COLUMNS = ("messages", "prompt", "instruction", *SIDES)
 # The template of Stanford's Alpaca (Taori et al. 2023).
 ALPACA = (
@@ -26,10 +29,14 @@ DIFFER = "the two dialogues differ before their last message"
 
 
 class Answered(NamedTuple):
-    """A prompt and its response, both text or both messages; the prompt's messages are not learned."""
+    """A prompt and its response, both text or both messages; the prompt's messages are not learned.
+
+    ``variables`` are for the chat template.
+    """
 
     prompt: Turns
     response: Turns
+    variables: Variables = NONE
 
 
 class Pair(NamedTuple):
@@ -71,6 +78,31 @@ class ColumnReader:
             raise BadRow(f"column {self._name(name)!r} contains {kind}, expected text")
         return value
 
+    def variables(self, record: Record) -> Variables:
+        """What the chat template reads beside the messages: ``tools``, and all in ``chat_template_kwargs``.
+
+        Either may be text in JSON, as in tables, where all rows have the same keys.
+
+        Raises:
+            BadRow: a column holds something else.
+        """
+        tools, more = (self._json(record, name) for name in VARIABLES)
+        if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+            raise BadRow(f"column {self._name('tools')!r} contains {tools!r:.60}, expected a list of JSON schemas")
+        if more is not None and not isinstance(more, dict):
+            raise BadRow(f"column {self._name(VARIABLES[1])!r} contains {more!r:.60}, expected a dictionary")
+        return {**({} if tools is None else {"tools": tools}), **(more or {})}
+
+    def _json(self, record: Record, name: str) -> Any:
+        """The value in a column, from text if it is text in JSON; None if there is none."""
+        value = self._value(record, name)
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value) if value.strip() else None
+        except ValueError:
+            raise BadRow(f"column {self._name(name)!r} contains {value!r:.60}, expected JSON") from None
+
     def _instruction(self, record: Record) -> Turns:
         """The prompt of an Alpaca row; as a message, the input follows the instruction after an empty line."""
         context = "" if self._value(record, "input") is None else self._text(record, "input")
@@ -102,17 +134,19 @@ class RowReader(ColumnReader):
         """Prompt and response; ``BadRow`` if a column is missing or contains no text, or the response is empty."""
         form = self._form_of(record)
         if form == "messages":
-            return Answered([], self._value(record, "messages"))
+            return Answered([], self._value(record, "messages"), self.variables(record))
         if form == "completion":
             prompt, response = self._value(record, "prompt"), self._value(record, "completion")
             if isinstance(prompt, list | tuple) and isinstance(response, list | tuple):
-                return Answered(list(prompt), list(response))
+                return Answered(list(prompt), list(response), self.variables(record))
             prompt, response = self._text(record, "prompt"), self._text(record, "completion")
         else:
             prompt, response = self._instruction(record), self._text(record, "output")
         if not response.strip():
             raise BadRow("the response is empty")
-        return Answered(prompt, response if isinstance(prompt, str) else [{"role": "assistant", "content": response}])
+        if isinstance(prompt, str):
+            return Answered(prompt, response)
+        return Answered(prompt, [{"role": "assistant", "content": response}], self.variables(record))
 
 
 class PairReader(ColumnReader):
@@ -132,6 +166,8 @@ class PairReader(ColumnReader):
         if not any(all(isinstance(part, kind) for part in parts) for kind in (str, list | tuple)):
             raise BadRow("prompt, chosen and rejected are not all text or all messages")
         pair = Pair(*(self._side(prompt, side) for side in sides))
+        if not isinstance(sides[0], str):
+            pair = Pair(*(side._replace(variables=self.variables(record)) for side in pair))
         if pair.chosen.prompt != pair.rejected.prompt:
             raise BadRow(DIFFER)
         if prompt is None and isinstance(sides[0], str):

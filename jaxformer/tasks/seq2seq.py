@@ -55,8 +55,7 @@ class Seq2SeqConfig(TaskSchema):
         """Codes of the languages of source and target."""
         return self.source_language, self.target_language
 
-    @property
-    def longest_target(self) -> int:
+    def longest_target(self, sequence_length: int) -> int:
         """Longest target, tokens."""
         return self.target_length
 

@@ -142,10 +142,15 @@ class SequenceClassification(R.LabelledTask):
 
     def rows(self, data: Sequence[R.Record]) -> Rows:
         """One row per record with a label."""
-        usable, tally = R.read_answers(data, self._answer, self.config.bad_rows)
+        frame = frame_of(self.tokenizer, pair=self.config.text_pair_column is not None)
+
+        def read(record: R.Record) -> Example:
+            R.require_tokens(self, frame, self.config.texts(record))
+            return self._answer(record)
+
+        usable, tally = R.read_answers(data, read, self.config.bad_rows)
         texts = [self.config.texts(record) for record, _ in usable]
         ids = [encode_batch(self.tokenizer, column) for column in zip(*texts, strict=True)]
-        frame = frame_of(self.tokenizer, pair=self.config.text_pair_column is not None)
         examples: list[Example] = []
         for number, (_, answer) in enumerate(usable):
             second = ids[1][number] if len(ids) > 1 else None

@@ -32,6 +32,15 @@ class SpanCorruptionConfig(TaskSchema):
     )
     chunk_tokens: int = Field(2048, ge=1, description="tokens per device whose logits are in memory at once")
 
+    def longest_target(self, sequence_length: int) -> int:
+        """Length of the decoder's rows: ``target_length``, else as needed for one text that fills a row."""
+        if self.target_length is not None:
+            return self.target_length
+        length = 2
+        while corrupted_lengths(length + 1, self.rate, self.mean_span)[0] <= sequence_length:
+            length += 1
+        return corrupted_lengths(length, self.rate, self.mean_span)[1]
+
 
 def span_counts(length: int, rate: float, mean_span: float) -> tuple[int, int]:
     """Numbers of tokens and of spans removed from a text of ``length`` tokens.
@@ -103,12 +112,7 @@ class SpanCorruption(Task):
     @cached_property
     def target_length(self) -> int:
         """Length of the decoder's rows."""
-        if self.config.target_length is not None:
-            return self.config.target_length
-        length = 2
-        while self._lengths(length + 1)[0] <= self.sequence_length:
-            length += 1
-        return self._lengths(length)[1]
+        return self.config.longest_target(self.sequence_length)
 
     def _lengths(self, length: int) -> tuple[int, int]:
         return corrupted_lengths(length, self.config.rate, self.config.mean_span)

@@ -13,6 +13,7 @@ from jaxformer.tokenizers.encoding import (
     encode_with_offsets,
     shorten,
     splits_special_tokens,
+    whole_characters,
 )
 from jaxformer.tokenizers.frame import Frame, Framed, frame_of, give_frame
 from jaxformer.tokenizers.opening import (
@@ -73,6 +74,7 @@ __all__ = [
     "token_id",
     "train_tokenizer",
     "vocabulary_size",
+    "whole_characters",
     "word_starts",
     "wrap_backend",
 ]

@@ -1,5 +1,6 @@
 """Text to token ids for training: nothing is added, truncated or padded."""
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -36,7 +37,8 @@ def encode_with_offsets(tokenizer: PreTrainedTokenizer, texts: Sequence[str]) ->
     """The ids of each text, and for each id the characters `[start, end)` of the text that it stands for.
 
     Blanks at the ends of a token do not count, unless it holds nothing else. Tokens that are parts of one character
-    all have that character. Characters that the normalizer adds or removes are mapped back to the text as given.
+    all have that character. Characters that the normalizer adds or removes are mapped back to the text as given; an
+    accent or jamo that it composes with the character before, or removes, belongs to the token of that character.
     """
     backend = _prepared(tokenizer, special_as_text=splits_special_tokens(tokenizer))
     if backend is None:
@@ -44,7 +46,7 @@ def encode_with_offsets(tokenizer: PreTrainedTokenizer, texts: Sequence[str]) ->
         return [(ids, _byte_offsets(tokenizer, text, ids)) for text, ids in zip(texts, rows, strict=True)]
     encoded = backend.encode_batch(list(texts), add_special_tokens=False)
     return [
-        (encoding.ids, [_without_blanks(text, *offsets) for offsets in encoding.offsets])
+        (encoding.ids, whole_characters(text, [_without_blanks(text, *offsets) for offsets in encoding.offsets]))
         for text, encoding in zip(texts, encoded, strict=True)
     ]
 
@@ -76,6 +78,38 @@ def encode_marked(tokenizer: PreTrainedTokenizer, text: str) -> tuple[list[int],
         )
     encoding = backend.encode(text, add_special_tokens=False)
     return list(encoding.ids), list(encoding.offsets)
+
+
+def whole_characters(text: str, spans: Sequence[Span], tokens: Sequence[Span] | None = None) -> list[Span]:
+    """Spans ``[start, end)`` of a text, lengthened by the marks and jamo behind them that no token has.
+
+    Normalizers that compose (NFC, NFKC, those of SentencePiece) place a composed character where its first part is, and
+    no more; those that remove accents say nothing of them.
+
+    Args:
+        text: as given to the tokenizer.
+        spans: the spans to lengthen.
+        tokens: the spans of all tokens of the text; default: ``spans``.
+    """
+    if text.isascii():
+        return list(spans)
+    covered = bytearray(len(text))
+    for start, end in spans if tokens is None else tokens:
+        covered[start:end] = b"\1" * (end - start)
+    found = []
+    for start, end in spans:
+        while start < end < len(text) and not covered[end] and _joins(text, end):
+            end += 1
+        found.append((start, end))
+    return found
+
+
+def _joins(text: str, place: int) -> bool:
+    """Returns whether the character at ``place`` is a mark, or composes with the one or two characters before it."""
+    if unicodedata.category(text[place]).startswith("M"):
+        return True
+    starts = [start for start in (place - 1, place - 2) if start >= 0]
+    return any(len(unicodedata.normalize("NFKC", text[start : place + 1])) == 1 for start in starts)
 
 
 def decode(tokenizer: PreTrainedTokenizer, ids: Iterable[int], skip_special_tokens: bool = True) -> str:

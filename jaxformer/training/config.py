@@ -106,6 +106,11 @@ class RunConfig(Schema):
         return self.training.sequence_length or self.model.max_length
 
     @property
+    def longest_target(self) -> int:
+        """Longest target of a decoder beside an encoder, tokens; 0 without one."""
+        return self.task.longest_target(self.sequence_length) if self.model.architecture == "encoder_decoder" else 0
+
+    @property
     def compilation_folder(self) -> Path | None:
         """Folder of the compilation cache, resolved."""
         folder = self.training.compilation_cache
@@ -135,6 +140,11 @@ class RunConfig(Schema):
         if self.sequence_length > model.max_length:
             raise ValueError(
                 f"training.sequence_length is {t.sequence_length}, expected at most model.max_length {model.max_length}"
+            )
+        if self.longest_target > model.max_length:
+            raise ValueError(
+                f"a target of the task may have {self.longest_target} tokens, expected at most model.max_length "
+                f"{model.max_length}; set target_length (of an objective that generates max_new_tokens) lower"
             )
         self.task.check_run(self)
         if self.lora is not None and model.pretrained is None:

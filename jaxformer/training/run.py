@@ -89,7 +89,7 @@ class Run:
         if c.task.teacher_source is None:
             return None
         teacher = open_teacher(c.task.teacher_source, c.model)
-        teacher.check(c.model, self.tokenizer, max(c.sequence_length, c.task.longest_target))
+        teacher.check(c.model, self.tokenizer, c.sequence_length, c.longest_target)
         return teacher
 
     @cached_property

@@ -35,7 +35,7 @@ class Teacher:
     tokenizer: PreTrainedTokenizer
     fingerprint: str
 
-    def check(self, student: TransformerConfig, tokenizer: PreTrainedTokenizer, length: int) -> None:
+    def check(self, student: TransformerConfig, tokenizer: PreTrainedTokenizer, length: int, target: int = 0) -> None:
         """Refuses a teacher whose probabilities are not of the student's tokens, saying what differs."""
         said, mine = f"task.teacher is {self.source}", self.config
         if mine.architecture != student.architecture:
@@ -62,6 +62,11 @@ class Teacher:
             raise UserError(
                 f"training.sequence_length is {length} and {said}, which reads {mine.max_length} tokens, expected at "
                 "most as many; lower training.sequence_length"
+            )
+        if target > mine.max_length:
+            raise UserError(
+                f"a target of the task may have {target} tokens and {said}, which reads {mine.max_length}, expected at "
+                "most as many; set task.of.target_length lower"
             )
 
 

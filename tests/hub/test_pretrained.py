@@ -266,3 +266,31 @@ def test_the_parameters_read_are_those_of_init(tmp_path):
     assert {k: v.shape for k, v in flatten_dict(shapes).items()} == {
         k: v.shape for k, v in flatten_dict(params).items()
     }
+
+
+@pytest.mark.parametrize("family", ["t5", "bert", "llama"])
+def test_a_type_is_blamed_on_who_named_it(tmp_path, family):
+    """A ``config.json`` may say float16, in which nothing is computed here; a caller may not."""
+    from safetensors.numpy import load_file, save_file
+
+    opener = hub.AutoModel
+    folder = tiny.save(tmp_path, family, "body")
+    path = folder / "model.safetensors"
+    tensors = {name: array.astype(np.float16) for name, array in load_file(path).items()}
+    save_file(tensors, path)
+    for key in ("dtype", "torch_dtype"):
+        tiny.edit(folder, **{"dtype": None, "torch_dtype": None, key: "float16"})
+        model, params = opener.from_pretrained(folder)
+        assert model.config.dtype == "float32"
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
+    for refused in ("float16", "fp16", None):
+        with pytest.raises(UserError, match=f"^dtype is {refused!r}, expected float32 or bfloat16"):
+            opener.from_pretrained(folder, dtype=refused)
+        if refused is not None:
+            with pytest.raises(UserError, match=f"^dtype is {refused!r}, expected float32 or bfloat16"):
+                hub.save_pretrained(tmp_path / "saved", model, params, dtype=refused)
+    with pytest.raises(UserError, match=r"^dropout is 5, given in place of config.json's, expected less than 1"):
+        opener.from_pretrained(folder, dropout=5)
+    with pytest.raises(UserError, match=r"^dtype is 'float16', given in place of config.json's, expected 'float32' or"):
+        hub.AutoConfig.from_pretrained(folder, dtype="float16")
+    assert not (tmp_path / "saved").exists()

@@ -1,5 +1,6 @@
 """How pipelines are called, and what a user may get wrong."""
 
+import json
 import warnings
 from itertools import count, islice
 
@@ -10,6 +11,7 @@ import pytest
 import jaxformer
 from jaxformer.pipelines import PipelineWarning, base_pipeline
 from jaxformer.pipelines.base_pipeline import run_model
+from jaxformer.pipelines.predict import predict
 from jaxformer.schema import UserError
 from tests.hub import tiny as hub_tiny
 from tests.pipelines import tiny
@@ -282,3 +284,48 @@ def test_a_tokenizer_without_offsets_is_refused_where_they_are_needed(folder, ta
 
     with pytest.raises(UserError, match=r"needs to know which characters a token stands for, which a ByT5Tokenizer"):
         jaxformer.pipeline(model=folder(task), tokenizer=ByT5Tokenizer())
+
+
+def test_a_type_that_is_refused(folder, classes):
+    model, params = jaxformer.AutoModelForSequenceClassification.from_pretrained(folder("classes"))
+    for given in ({"model": folder("classes")}, {"model": model, "params": params, "tokenizer": classes.tokenizer}):
+        with pytest.raises(
+            UserError, match=r"^dtype is 'float16', expected float32 or bfloat16: a number above 65,504"
+        ):
+            jaxformer.pipeline(**given, dtype="float16")
+
+
+def test_a_text_without_tokens(tmp_path):
+    """Of a tokenizer that puts nothing around a text, as GPT-2's."""
+    made = {what: str(tiny.save(tmp_path / what, what, "gpt2")) for what in ("classes", "states", "tags", "nli")}
+    refused = r"the text '' has no tokens, expected at least one"
+    for what, task, item in (
+        ("classes", None, ""),
+        ("classes", None, {"text": "", "text_pair": ""}),
+        ("states", None, ""),
+        ("states", "sentence-similarity", {"source_sentence": "", "sentences": ["rain"]}),
+        ("states", "sentence-similarity", {"source_sentence": "rain", "sentences": ["rain", ""]}),
+    ):
+        pipe = jaxformer.pipeline(task, model=made[what])
+        good = {"source_sentence": "rain", "sentences": ["rain"]} if task else "rain"
+        with pytest.raises(UserError, match=refused):
+            pipe(item)
+        results = pipe.window([good, item, good], pipe.options)
+        assert str(results[1]) == "the text '' has no tokens, expected at least one"
+        compare(results[0], results[2], 1e-6)
+    with pytest.raises(UserError, match=refused):
+        pipe(["rain"], ["rain", ""])
+    # No token has no tag; of a hypothesis there is always one.
+    tags = jaxformer.pipeline(model=made["tags"], ignore_labels=[])
+    assert tags("") == [] and tags([[], ["", ""]], is_split_into_words=True) == [[], []]
+    found = jaxformer.pipeline("zero-shot-classification", model=made["nli"])("", candidate_labels=["a", "b"])
+    assert sum(found["scores"]) == pytest.approx(1)
+
+
+def test_a_line_without_tokens(tmp_path):
+    model, file, out = tiny.save(tmp_path, "classes", "gpt2"), tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("rain", "", "mill")))
+    done = predict(jaxformer.pipeline(model=str(model)), file, out)
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert (done.lines, done.errors) == (3, 1) and {"label", "score"} == lines[0].keys() == lines[2].keys()
+    assert lines[1] == {"error": "line 2: the text '' has no tokens, expected at least one"}

@@ -6,7 +6,7 @@ import pytest
 from jaxformer.data.formats import ClassName
 from jaxformer.schema import UserError
 from jaxformer.tasks import MultipleChoice, MultipleChoiceConfig
-from tests.tasks.tiny import CLS, FRAMED, PAD, SEP, Scores
+from tests.tasks.tiny import CLS, FRAMED, PAD, SEP, TOKENIZER, Scores
 
 DATA = [
     {"question": "q", "choices": ["a", "bc"], "label": 1},
@@ -78,3 +78,11 @@ def test_a_missing_label_is_left_out_and_a_class_is_its_number():
     found = make().rows(rows)
     assert found.take(np.arange(2))["labels"].tolist() == [1, 0]
     assert found.records == rows[2:] and len(found.left_out) == 2
+
+
+def test_a_choice_without_tokens_is_not_taken_for_a_missing_one():
+    data = [*DATA, {"question": "", "choices": ["a", ""], "label": 0}]
+    rows = MultipleChoice(MultipleChoiceConfig(), TOKENIZER, 6).rows(data)
+    reason = "the text has no tokens, and the tokenizer puts none around it"
+    assert rows.left_out == [("a record", reason)] and rows.num_rows == 2
+    assert MultipleChoice(MultipleChoiceConfig(), FRAMED, 6).rows(data).num_rows == 3

@@ -11,7 +11,7 @@ from jaxformer import functional as F
 from jaxformer.data.formats import Row
 from jaxformer.schema import UserError
 from jaxformer.tasks import DPO, DPOConfig, Reward, RewardConfig
-from jaxformer.tasks.row_readers import PairReader
+from jaxformer.tasks.row_readers import Answered, PairReader
 from jaxformer.tokenizers import decode, special_id
 from tests.tasks.tiny import SEP, TOKENIZER, TWO_SIDED, bytes_of, config_of, on_device, random_params
 
@@ -81,7 +81,7 @@ def test_dialogues():
     text = PairReader({}, as_messages=False)
     human = "\n\nHuman: q\n\nAssistant: r\n\nHuman: s\n\nAssistant:"
     pair = text.read({"chosen": f"{human} good", "rejected": f"{human} bad"})
-    assert pair == ((human, " good"), (human, " bad"))
+    assert pair == (Answered(human, " good"), Answered(human, " bad"))
     as_messages = PairReader({}, as_messages=True).read({"chosen": f"{human} good", "rejected": f"{human} bad"})
     assert [m["content"] for m in as_messages.chosen.prompt] == ["q", "r", "s"]
     assert as_messages.rejected.response == [{"role": "assistant", "content": "bad"}]
@@ -89,7 +89,7 @@ def test_dialogues():
     assert (
         whole
         == text.read({"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]})
-        == (([USER], [GOOD]), ([USER], [BAD]))
+        == (Answered([USER], [GOOD]), Answered([USER], [BAD]))
     )
     batch = (
         dpo(40, chat_template="human_assistant")

@@ -1,8 +1,13 @@
+import copy
+import unicodedata
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers import normalizers
 
+from jaxformer import functional as F
 from jaxformer.data.formats import Row
 from jaxformer.schema import UserError
 from jaxformer.tasks import QuestionAnswering, QuestionAnsweringConfig
@@ -203,3 +208,35 @@ def test_what_is_refused():
         make().rows([record("abc") | {"answers": "b"}])
     with pytest.raises(UserError, match="leaves 2 tokens of context beside max_question_tokens 2, expected more than"):
         make(length=7)
+
+
+@pytest.mark.parametrize("normalizer", [normalizers.NFC(), normalizers.BertNormalizer()])
+@pytest.mark.parametrize("answer", ["한국", "café", "뷁"])
+def test_an_answer_of_decomposed_text_reaches_its_last_character(normalizer, answer, caplog):
+    context, answer = (unicodedata.normalize("NFD", text) for text in ("그 한국 café 뷁", answer))
+    tokenizer = copy.deepcopy(FRAMED)
+    tokenizer.backend_tokenizer.normalizer = normalizer
+    task = make(length=60, tokenizer=tokenizer)
+    data = [record(context, answer)]
+    row = {name: int(values[0]) for name, values in task.rows(data).take(np.arange(1)).items() if values.ndim == 1}
+    assert not caplog.records
+    outputs = {"start": [row["start_positions"]], "end": [row["end_positions"]], "score": [1.0], "null": [0.0]}
+    report = task.report(data, {name: np.array(value) for name, value in outputs.items()})
+    assert report.predictions[0]["predicted"] == answer and report.metrics["exact_match"] == 1
+
+
+def test_an_answer_in_no_window_is_counted_and_said(caplog):
+    # Windows have four tokens of the context.
+    data = [LONG, Row(record("abcdefghij", "cdefg"), "a:2", "a.jsonl, line 2"), record("abcdefghij")]
+    rows = make().rows(data).take(np.arange(12))
+    assert rows["start_positions"].tolist() == [0, 6, 4, 0, *[F.IGNORE] * 4, 0, 0, 0, 0]
+    assert rows["end_positions"].tolist() == [0, 7, 5, 0, *[F.IGNORE] * 4, 0, 0, 0, 0]
+    said = "nothing is learned of 1 of 3 questions: the answer is in no window of 9 tokens (a.jsonl, line 2)"
+    assert said in caplog.text
+    with pytest.raises(UserError, match="line 2: the answer is in no window of 9 tokens; fix the row"):
+        make(bad_rows="error").rows(data)
+
+
+def test_another_answer_counts_if_the_first_is_in_no_window():
+    rows = make().rows([record("abcdefghij", "cdefg", "ij")]).take(np.arange(4))
+    assert rows["start_positions"].tolist() == [0, 0, 0, 6]

@@ -4,9 +4,10 @@ import numpy as np
 import optax
 import pytest
 
+from jaxformer.data.formats import Row
 from jaxformer.schema import UserError
 from jaxformer.tasks import SequenceClassification, SequenceClassificationConfig
-from tests.tasks.tiny import CLS, FRAMED, PAD, SEP, Scores
+from tests.tasks.tiny import CLS, FRAMED, PAD, SEP, TOKENIZER, Scores
 
 DATA = [
     {"text": "ab", "label": "x"},
@@ -186,3 +187,21 @@ def test_missing_among_several_labels_and_numbers():
     data = [{"text": "a", "label": 0.5}, {"text": "b", "label": NAN}, {"text": "c", "label": ""}]
     rows = make(data, problem="regression").rows(data)
     assert rows.take(np.arange(1))["labels"].tolist() == [0.5] and len(rows.left_out) == 2
+
+
+@pytest.mark.parametrize("pair", [False, True])
+def test_a_text_without_tokens_is_named_where_nothing_is_put_around_it(pair, caplog):
+    columns = {"text_pair_column": "b"} if pair else {}
+    data = [
+        Row({"text": text, "b": "", "label": label}, text, f"a, line {text}")
+        for text, label in zip("01", "xy", strict=True)
+    ]
+    data[1]["text"] = ""
+    config = SequenceClassificationConfig(labels=["x", "y"], **columns)
+    rows = SequenceClassification(config, TOKENIZER, 6).rows(data)
+    reason = "the text has no tokens, and the tokenizer puts none around it"
+    assert rows.left_out == [("a, line 1", reason)] and rows.num_rows == 1 and reason in caplog.text
+    with pytest.raises(UserError, match=f"a, line 1: {reason}; fix the row"):
+        SequenceClassification(config.model_copy(update={"bad_rows": "error"}), TOKENIZER, 6).rows(data)
+    # In a frame, as a run gives one, the row is read.
+    assert SequenceClassification(config, FRAMED, 6).rows(data).take(np.arange(2))["attention_mask"][1].sum() > 1

@@ -1,10 +1,13 @@
+import copy
+import unicodedata
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import tokenizers as hf
-from tokenizers import models, pre_tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
 
 from jaxformer.schema import UserError
 from jaxformer.tasks import TokenClassification, TokenClassificationConfig
@@ -135,3 +138,14 @@ def test_characters_of_a_token_end_their_entity(letters):
     found = [prediction["predicted"] for prediction in task.report(data, outputs).predictions]
     assert found == [data[0]["tags"], [b, i, i, i, e, "O", "O"], data[2]["tags"]]
     assert task.report(data, outputs).metrics["entity_f1"] == 1
+
+
+def test_tags_of_decomposed_text_reach_the_last_character():
+    tokenizer = copy.deepcopy(FRAMED)
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    words = list(unicodedata.normalize("NFD", "홍각이 é"))
+    tags = ["B-P", *["I-P"] * 5, "O", "O", "O", "B-L", "I-L"]
+    task = make([{"words": words, "tags": tags}], 40, tokenizer, joined=True)
+    labels = task.rows(task.train_records).take(np.arange(1))["labels"]
+    report = task.report(task.train_records, {"predicted": np.where(labels < 0, 0, labels)})
+    assert report.predictions[0]["predicted"] == tags

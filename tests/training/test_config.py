@@ -50,6 +50,20 @@ def error_of(text: str, tmp_path, *overrides: str) -> str:
             "training: {sequence_length: 2000}",
             "c.yaml: training.sequence_length is 2000, expected at most model.max_length 1024",
         ),
+        *(
+            (
+                f"{{model: {{type: t5, max_length: 64}}, task: {{{task}}}}}",
+                f"c.yaml: a target of the task may have {length} tokens, expected at most model.max_length 64; set ",
+            )
+            for task, length in (
+                ("type: seq2seq", 128),
+                ("type: span_corruption, target_length: 65", 65),
+                ("type: instruction, target_length: 65", 65),
+                ("type: dpo, target_length: 65", 65),
+                ("type: grpo, reward: a, max_new_tokens: 65, group_size: 8", 65),
+                ("type: distillation, teacher: a, of: {type: seq2seq}", 128),
+            )
+        ),
         ("optimizer: {type: adam}", "c.yaml: optimizer.type is 'adam', expected 'adamw', "),
         ("schedule: {type: inverse_sqrt}", "c.yaml: schedule: schedule.warmup_steps is 0, expected 1 or more"),
         ("- a\n- b", "config file c.yaml holds a list, expected keys and values"),

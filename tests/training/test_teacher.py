@@ -168,6 +168,29 @@ def test_teachers_of_other_tokens_are_refused(folder):
         make_run(keys_of(folder, task={"teacher": str(folder / "empty")}))
 
 
+def test_a_teacher_that_cannot_read_the_targets_is_refused(tmp_path):
+    keys = tiny_keys(tmp_path, steps=1)
+    keys["model"] = {**keys["model"], "type": "t5", "dropout": 0.0}
+    run_training({**keys, "task": {"type": "span_corruption"}})
+    del keys["tokenizer"]
+    student = {"output_dir": str(tmp_path / "student"), "model": {**keys["model"], "max_length": 64}}
+    student["training"] = {**keys["training"], "sequence_length": 16}
+    for of, target in (
+        ({"target_length": 17}, 17),
+        ({"rate": 0.8, "mean_span": 8.0}, 48),
+        ({"target_length": 16}, None),
+    ):
+        task = {"type": "distillation", "teacher": str(tmp_path / "run"), "of": {"type": "span_corruption", **of}}
+        if target is None:
+            assert make_run({**keys, **student, "task": task}).teacher.config.max_length == 16
+            continue
+        said = (
+            rf"may have {target} tokens and task\.teacher is .*, which reads 16, expected at most as many; set task\.of"
+        )
+        with pytest.raises(UserError, match=said):
+            make_run({**keys, **student, "task": task})
+
+
 @pytest.mark.slow
 def test_a_classifier_is_no_teacher(folder):
     rows = folder / "rows.jsonl"

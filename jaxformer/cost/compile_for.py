@@ -15,7 +15,7 @@ from jaxformer.cost.hlo_cost import hbm_bytes, kernels, matmul_flops
 from jaxformer.cost.topology import Chip, described_devices
 from jaxformer.data.token_cache import TokenCache
 from jaxformer.functional.kernels.splash import kernel_flops, kernel_name, visible_share
-from jaxformer.schema import UserError
+from jaxformer.schema import UserError, local_path
 from jaxformer.tokenizers import TokenizerConfig, add_special_tokens, train_tokenizer
 from jaxformer.training.config import RunConfig
 from jaxformer.training.console import Display, duration, number
@@ -72,7 +72,7 @@ def shape_run(config: RunConfig, devices: Sequence[jax.Device]) -> Run:
     document, documents = 2 * config.sequence_length, 8
     tokens = np.zeros(documents * document, np.uint16)
     cache = TokenCache(Path(), tokens, np.arange(documents + 1, dtype=np.int64) * document)
-    return Run(config, Path(config.output_dir), tokenizer, Splits("shapes", "", cache, None), tuple(devices))
+    return Run(config, local_path(config.output_dir), tokenizer, Splits("shapes", "", cache, None), tuple(devices))
 
 
 def step_cost(run: Run) -> StepCost:

@@ -23,7 +23,7 @@ from jaxformer.parallel import hosts
 from jaxformer.parallel.batch import local_rows, put_batch
 from jaxformer.parallel.mesh import RULES, check_batch, check_length, make_mesh, replicated
 from jaxformer.parallel.strategy import AXIS_NAME, DeviceStep
-from jaxformer.schema import UserError
+from jaxformer.schema import UserError, local_path
 from jaxformer.tasks import Task, build_task
 from jaxformer.tasks.metrics import check_installed
 from jaxformer.tokenizers import (
@@ -251,7 +251,7 @@ def prepare(config: RunConfig, display: Display, devices: tuple[jax.Device, ...]
     configuration or the data cannot work.
     """
     check_spread(config, devices)
-    folder = Path(config.output_dir)
+    folder = local_path(config.output_dir)
     read = _read_text if config.task.reads == "text" else _read_records
     tokenizer, splits = read(config, folder, display)
     run = Run(_fit_vocabulary(config, tokenizer), folder, tokenizer, splits, devices)

@@ -127,8 +127,11 @@ def run(options: argparse.Namespace) -> int:
     prepared = prepare(config, display)
     if options.dry_run:
         from jaxformer.cost.dry_run import plan
+        from jaxformer.training.forecast import forewarnings
 
         display.facts(plan(prepared))
+        for line in forewarnings(prepared):
+            display.warn(line)
         code = 0
     else:
         code = _evaluate(prepared, display) if options.evaluate else _train(prepared, display)

@@ -207,11 +207,14 @@ class Run:
     @cached_property
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The arrays of a global batch, by name; where batches differ in length, those of the first."""
+        return self._shapes_at(0)
+
+    def _shapes_at(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
         size = self.config.training.batch_size
         if (shapes := self.task.shapes(size)) is not None:
             return shapes
-        first = self.train_batches[0]
-        return {name: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype) for name, array in first.items()}
+        batch = self.train_batches[step]
+        return {name: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype) for name, array in batch.items()}
 
     @cached_property
     def flops_per_step(self) -> float:
@@ -223,9 +226,10 @@ class Run:
             flops += flops_per_step(self.teacher.config, self.division.teacher, shapes) / 3
         return flops
 
-    def lowered(self) -> Any:
-        """The program of a training step for the devices of the run, ready to be compiled."""
-        return self.device_step.lower(self.abstract, self.batch_shapes, self.abstract_frozen)
+    def lowered(self, step: int = 0) -> Any:
+        """The program of a training step for the devices of the run and a batch as that of ``step``, to be compiled."""
+        shapes = self._shapes_at(step) if step else self.batch_shapes
+        return self.device_step.lower(self.abstract, shapes, self.abstract_frozen)
 
     @cached_property
     def validation_rows(self) -> Rows | None:

@@ -79,7 +79,6 @@ def test_a_list_of_paths_is_looked_through(tmp_path):
         "best-of-n --model {model} --reward gs://b/x --file {file} --out {model}/out.jsonl",
         "export gs://b/x {model}/out",
         "export {model} gs://b/x",
-        "demo --model gs://b/x",
     ],
 )
 def test_an_option_that_is_an_address_is_refused(tmp_path, capsys, arguments):

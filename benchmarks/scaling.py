@@ -45,7 +45,7 @@ def measure(axes: Mapping[str, int], devices: int) -> Measured:
     import numpy as np
     import optax
 
-    from jaxformer.cost.hlo import collectives
+    from jaxformer.cost.hlo import collectives, parse_program
     from jaxformer.families import build_model, model_config
     from jaxformer.hub.kinds import abstract_params
     from jaxformer.models import TransformerConfig
@@ -64,7 +64,7 @@ def measure(axes: Mapping[str, int], devices: int) -> Measured:
     tokens = jax.ShapeDtypeStruct((BATCH, LENGTH), np.int32)
     compiled = step.lower(abstract, {"input_ids": tokens, "labels": tokens}).compile()
     sent: dict[str, float] = {}
-    for one in collectives(compiled.as_text()):
+    for one in collectives(parse_program(compiled.as_text())):
         sent[one.kind] = sent.get(one.kind, 0.0) + one.sent * one.times
 
     def on_first(tree: Any) -> int:

@@ -2,9 +2,9 @@
 
 import argparse
 import time
-from pathlib import Path
 
 from jaxformer.commands.options import add_model, add_options, add_quoting, parse_options, report_lines, start_display
+from jaxformer.schema import check_local, local_path
 
 SUMMARY = "Generate n texts for each prompt of a file and keep the one with the highest score."
 
@@ -50,8 +50,9 @@ def run(options: argparse.Namespace) -> int:
     from jaxformer.pipelines.resumable import check_file
 
     display = start_display(options.debug)
-    file, out = Path(options.file).expanduser(), Path(options.out).expanduser()
+    file, out = local_path(options.file), local_path(options.out)
     check_file(file)  # before a model is opened
+    check_local(options.reward)
     settings = Settings(
         n=options.n,
         seed=options.seed,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxformer.commands.options import EXIT_SIGNAL, add_model, add_options, add_quoting, parse_options, start_display
-from jaxformer.schema import UserError
+from jaxformer.schema import UserError, local_path
 
 SUMMARY = "Continue a prompt or a file of prompts, or hold a conversation."
 
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError("--prompt and --file are both given, expected one of them")
     prompts = None
     if options.file is not None:
-        path = Path(options.file).expanduser()
+        path = local_path(options.file)
         prompts = _read_prompts(path, check_file(path), options.text_column, options.quoting)
     pipe: Any = pipeline(None, options.model, dtype=options.dtype, **parse_options(options.options))
     if not hasattr(pipe, "pieces"):

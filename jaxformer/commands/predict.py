@@ -2,9 +2,9 @@
 
 import argparse
 import time
-from pathlib import Path
 
 from jaxformer.commands.options import add_model, add_quoting, add_task, parse_options, report_lines, start_display
+from jaxformer.schema import local_path
 
 SUMMARY = "Run a model over a file and write one line of JSON for each line of it."
 
@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
     from jaxformer.pipelines.resumable import check_file
 
     display = start_display(options.debug)
-    file, out = Path(options.file).expanduser(), Path(options.out).expanduser()
+    file, out = local_path(options.file), local_path(options.out)
     check_file(file)  # before a model is opened
     pipe = pipeline(
         options.task,

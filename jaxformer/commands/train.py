@@ -72,7 +72,7 @@ def _type_name(annotation: Any) -> str:
     ('int or null', 'str')
     """
     from types import NoneType, UnionType
-    from typing import Literal, Union, get_args, get_origin
+    from typing import Annotated, Literal, Union, get_args, get_origin
 
     if annotation is NoneType:
         return "null"
@@ -81,6 +81,8 @@ def _type_name(annotation: Any) -> str:
         return " | ".join(map(str, get_args(annotation)))
     if origin in (Union, UnionType):
         return " or ".join(_type_name(part) for part in get_args(annotation))
+    if origin is Annotated:
+        return _type_name(get_args(annotation)[0])
     if origin is list:
         return f"list of {_type_name(get_args(annotation)[0])}"
     if "type" in getattr(annotation, "model_fields", ()):
@@ -125,8 +127,11 @@ def run(options: argparse.Namespace) -> int:
     prepared = prepare(config, display)
     if options.dry_run:
         from jaxformer.cost.dry_run import plan
+        from jaxformer.training.forecast import forewarnings
 
         display.facts(plan(prepared))
+        for line in forewarnings(prepared):
+            display.warn(line)
         code = 0
     else:
         code = _evaluate(prepared, display) if options.evaluate else _train(prepared, display)

@@ -15,11 +15,12 @@ from jaxformer.cost.hlo_cost import hbm_bytes, kernels, matmul_flops
 from jaxformer.cost.topology import Chip, described_devices
 from jaxformer.data.token_cache import TokenCache
 from jaxformer.functional.kernels.splash import kernel_flops, kernel_name, visible_share
-from jaxformer.schema import UserError
+from jaxformer.schema import UserError, local_path
 from jaxformer.tokenizers import TokenizerConfig, add_special_tokens, train_tokenizer
 from jaxformer.training.config import RunConfig
 from jaxformer.training.console import Display, duration, number
 from jaxformer.training.flops import PEAK_FLOPS
+from jaxformer.training.forecast import gib, less_memory, peak_memory
 from jaxformer.training.run import Run, Splits, check_spread, prepare
 
 
@@ -72,7 +73,7 @@ def shape_run(config: RunConfig, devices: Sequence[jax.Device]) -> Run:
     document, documents = 2 * config.sequence_length, 8
     tokens = np.zeros(documents * document, np.uint16)
     cache = TokenCache(Path(), tokens, np.arange(documents + 1, dtype=np.int64) * document)
-    return Run(config, Path(config.output_dir), tokenizer, Splits("shapes", "", cache, None), tuple(devices))
+    return Run(config, local_path(config.output_dir), tokenizer, Splits("shapes", "", cache, None), tuple(devices))
 
 
 def step_cost(run: Run) -> StepCost:
@@ -88,15 +89,11 @@ def step_cost(run: Run) -> StepCost:
         parameters=_bytes_on_one((run.abstract.params, run.abstract_frozen)),
         optimizer=_bytes_on_one((run.abstract.opt_state, run.abstract.ema)),
         activations=memory.temp_size_in_bytes,
-        peak=memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.generated_code_size_in_bytes,
+        peak=peak_memory(compiled),
         model_flops=run.flops_per_step / run.mesh.size,
         flops=matmul_flops(program) + attention_flops(run, program),
         moved=hbm_bytes(program),
-        collectives=collectives(text),
+        collectives=collectives(program),
         kernels=sorted({kernel_name(one.instruction.name) for one in kernels(program)}),
         seconds=seconds,
     )
@@ -148,11 +145,9 @@ def compile_for(config: RunConfig, target: str, display: Display) -> dict[str, s
 
 def too_large(run: Run, chip: Chip, target: str, need: str) -> UserError:
     """The error for a step that needs more memory than a chip has."""
-    c = run.config
     return UserError(
-        f"--compile-for {target}: the step needs {need}, expected at most {gib(chip.hbm)} a chip; raise parallel.fsdp "
-        f"(now {c.parallel.fsdp}) or training.accumulate (now {c.training.accumulate}), set model.remat to full (now "
-        f"{c.model.remat}), or lower training.batch_size (now {c.training.batch_size})"
+        f"--compile-for {target}: the step needs {need}, expected at most {gib(chip.hbm)} a chip; "
+        f"{less_memory(run.config, split=True)}"
     )
 
 
@@ -167,15 +162,6 @@ def xla_need(error: str) -> str:
         return f"more memory than there is ({' '.join(error.split())[:200]})"
     need, have = (float(size) / {"G": 1, "M": 2**10, "K": 2**20}[unit] for size, unit in sizes[:2])
     return f"{need:.2f} GiB where XLA has {have:.2f} GiB, {need - have:.2f} GiB too much"
-
-
-def gib(size: float) -> str:
-    """Bytes in GiB.
-
-    >>> gib(3 * 2**29)
-    '1.50 GiB'
-    """
-    return f"{size / 2**30:.2f} GiB"
 
 
 def report(run: Run, chip: Chip, cost: StepCost) -> dict[str, str]:

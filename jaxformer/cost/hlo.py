@@ -248,9 +248,8 @@ class Collective(NamedTuple):
         return self.bytes * (self.group - 1) / self.group * (2 if self.kind == "all-reduce" else 1)
 
 
-def collectives(text: str) -> list[Collective]:
-    """Every collective in ``compiled.as_text()``, equal ones together, those that send most in all first."""
-    program = parse_program(text)
+def collectives(program: Program) -> list[Collective]:
+    """Every collective of a compiled program, equal ones together, those that send most in all first."""
     counts: dict[Collective, int] = {}
     for run in exchanges(program):
         kind = "reduce-scatter" if is_reduce_scatter(run) else run.instruction.opcode.removesuffix("-start")

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from jaxformer.data.lines import Quoting
-from jaxformer.schema import Schema
+from jaxformer.schema import LocalPath, LocalPaths, Schema, local_path
 
 
 class DataConfig(Schema):
@@ -17,12 +17,12 @@ class DataConfig(Schema):
         "auto",
         description="kind of corpus; auto: Python's standard library without a path, else by suffix or folder content",
     )
-    path: str | list[str] | None = Field(
+    path: LocalPaths | None = Field(
         None,
         description="a file, a folder or a glob, or a list of them; for huggingface a `save_to_disk` folder or a "
         "dataset `name[:config]`",
     )
-    validation_path: str | list[str] | None = Field(
+    validation_path: LocalPaths | None = Field(
         None, description="validation corpus of the same kind; else it is split off"
     )
     text_column: str | list[str] = Field(
@@ -48,7 +48,7 @@ class DataConfig(Schema):
     layout: Literal["packed", "stream"] = Field(
         "packed", description="packed: no attention across documents; stream: one contiguous text, as nanoGPT does"
     )
-    cache_dir: str | None = Field(
+    cache_dir: LocalPath | None = Field(
         None,
         description="folder of the token cache; else $JAXFORMER_CACHE, $XDG_CACHE_HOME/jaxformer, ~/.cache/jaxformer",
     )
@@ -66,8 +66,8 @@ class DataConfig(Schema):
     def cache_folder(self) -> Path:
         """The folder of the token cache: `cache_dir`, else what the environment says."""
         if self.cache_dir is not None:
-            return Path(self.cache_dir).expanduser()
+            return local_path(self.cache_dir)
         if own := os.environ.get("JAXFORMER_CACHE"):
-            return Path(own).expanduser()
+            return local_path(own)
         base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        return Path(base).expanduser() / "jaxformer"
+        return local_path(base) / "jaxformer"

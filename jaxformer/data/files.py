@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxformer.atomic import write_atomically
-from jaxformer.schema import UserError
+from jaxformer.schema import UserError, local_path
 
 # The suffixes that a folder is searched for, each also with ".gz" behind it (but Parquet, which compresses itself). A
 # single file or a glob may have any other suffix if `data.source` says what it is.
@@ -54,7 +54,7 @@ def find_files(path: str, kind: str | None) -> list[NamedFile]:
     Raises:
         UserError: Nothing is there.
     """
-    given = Path(path).expanduser()
+    given = local_path(path)
     if given.is_file():
         return [NamedFile(given.name, given)]
     if given.is_dir():

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from jaxformer.data.files import NamedFile, decode, reading, walk
 from jaxformer.data.lines import BlankLineError, Quoting, read_lines
-from jaxformer.schema import UserError
+from jaxformer.schema import UserError, local_path
 
 Columns = str | Sequence[str]
 
@@ -213,9 +213,10 @@ def open_huggingface(path: str) -> tuple[Any, Any | None]:
     """
     import datasets  # half a second, for those only who use it
 
+    folder = local_path(path)
     try:
-        if is_saved_dataset(Path(path).expanduser()):
-            opened = datasets.load_from_disk(str(Path(path).expanduser()))
+        if is_saved_dataset(folder):
+            opened = datasets.load_from_disk(str(folder))
         else:
             name, _, config = path.partition(":")
             opened = datasets.load_dataset(name, config or None)

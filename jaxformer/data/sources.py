@@ -15,7 +15,7 @@ from jaxformer.data import formats
 from jaxformer.data.config import DataConfig
 from jaxformer.data.files import NamedFile, content_hash, find_all_files, kind_of
 from jaxformer.data.lines import is_quoted
-from jaxformer.schema import UserError
+from jaxformer.schema import UserError, local_path
 
 Form = Literal["documents", "rows"]
 Reader = Callable[[], Iterator[Any]]  # of documents or of rows
@@ -93,7 +93,7 @@ def _kind(config: DataConfig) -> str:
     if config.source != "auto":
         return config.source
     title = ", ".join(_listed(config.path))
-    saved = [formats.is_saved_dataset(Path(path).expanduser()) for path in _listed(config.path)]
+    saved = [formats.is_saved_dataset(local_path(path)) for path in _listed(config.path)]
     if all(saved):
         return "huggingface"
     if any(saved):

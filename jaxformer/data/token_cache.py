@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from jaxformer.data.corpus import Corpus, Split
 from jaxformer.data.formats import Document
-from jaxformer.schema import UserError
+from jaxformer.schema import UserError, local_path
 from jaxformer.tokenizers import PreTrainedTokenizer, encode_batch, find_special, fingerprint, vocabulary_size
 
 FORMAT = 1  # part of every key: raise it when the files below change their meaning
@@ -81,7 +81,7 @@ def build_cache(
     Raises:
         UserError: The split is empty, a document cannot be read, or the cache cannot be written (disk full).
     """
-    folder = Path(cache_dir)
+    folder = local_path(cache_dir)
     key = hashlib.sha256(f"{corpus.fingerprint} {split} {fingerprint(tokenizer)} {FORMAT}".encode()).hexdigest()[:40]
     target = folder / key
     try:

@@ -5,7 +5,6 @@ import html
 import inspect
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from flax.linen import unbox
@@ -14,7 +13,7 @@ from jaxformer.demo import answers
 from jaxformer.demo.panels import drawing, panel_of
 from jaxformer.hub.kinds import abstract_params
 from jaxformer.pipelines import Pipeline
-from jaxformer.schema import UserError
+from jaxformer.schema import UserError, local_path
 
 CSS = """
 .gradio-container { width: 100%; max-width: 1040px !important; margin: 0 auto; }
@@ -40,7 +39,7 @@ def load_gradio() -> Any:
 
 def name_of(pipe: Pipeline) -> str:
     """The model's name; of a folder, the last part of its path."""
-    folder = Path(pipe.name).expanduser()
+    folder = local_path(pipe.name)
     return folder.resolve().name if folder.is_dir() else pipe.name
 
 

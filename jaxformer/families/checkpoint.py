@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from jaxformer.families.format import Format, Name
 from jaxformer.models.config import TransformerConfig
@@ -307,16 +307,6 @@ def _check_body(
             "check model_type in config.json"
         )
     raise UserError(f"the checkpoint has no {first}, expected it for this config; check that the two belong together")
-
-
-def params_from_hf(
-    format: Format, config: TransformerConfig, kind: str, state_dict: Mapping[str, np.ndarray], shapes: Any
-) -> dict[str, Any]:
-    """Our whole parameter tree from a Hugging Face state dict in memory, float32."""
-    loaded = read_params(format, config, kind, ArrayWeights(state_dict), shapes)
-    if loaded.missing:
-        raise UserError(f"the checkpoint lacks {', '.join(loaded.missing)}, expected them for this config")
-    return unflatten_dict(loaded.params, sep="/")
 
 
 def params_to_hf(format: Format, config: TransformerConfig, kind: str, params: Any) -> Iterator[tuple[str, np.ndarray]]:

@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from jaxformer.schema import UserError
+from jaxformer.schema import UserError, check_local, local_path
 
 # What tells the files of a model, or of a run, from those of another.
 MODEL_FILES = ("config.json", "config.yaml", "tokenizer*.json", "*.safetensors", "*.msgpack", "*.bin", "checkpoints/*")
@@ -42,7 +42,7 @@ def bare_name(file: str, said_by: str) -> str:
 
 def model_files(name: str) -> str | None:
     """A hash of the names, sizes and times of a model's files; None for a name on the Hub."""
-    folder = Path(name).expanduser()
+    folder = local_path(name)
     if not folder.is_dir():
         return None
     found = sorted(path for pattern in MODEL_FILES for path in folder.glob(pattern))
@@ -88,7 +88,9 @@ class Repository:
         Raises:
             UserError: if it is neither a folder nor a name that the Hub could have.
         """
-        path = Path(self.name).expanduser()
+        path = local_path(self.name)
+        if self.cache_dir is not None:
+            check_local(self.cache_dir)
         if path.is_dir():
             return path
         try:

@@ -21,7 +21,7 @@ from jaxformer.hub.pretrained import CONFIG_FILE, GENERATION_FILE, describe
 from jaxformer.hub.repository import first_line
 from jaxformer.hub.weights import SAFETENSORS, SAFETENSORS_INDEX
 from jaxformer.models.config import TransformerConfig, check_dtype
-from jaxformer.schema import UserError
+from jaxformer.schema import UserError, local_path
 from jaxformer.tokenizers import PreTrainedTokenizer, save_tokenizer
 
 SHARD_BYTES = 5_000_000_000  # above it a checkpoint is cut, as transformers does
@@ -112,7 +112,7 @@ def save_pretrained(
         check_dtype(dtype)
     kind, config = kind_of(model), model.config
     hf = config_json(model)
-    target = Path(folder).expanduser()
+    target = local_path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -19,7 +19,7 @@ from jaxformer.hub.kinds import abstract_params, kind_of
 from jaxformer.hub.weights import SafetensorsWeights
 from jaxformer.lora.factors import LoraConfig, Params
 from jaxformer.models.kernel_layout import kernel_axes
-from jaxformer.schema import UserError
+from jaxformer.schema import UserError, local_path
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -94,7 +94,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     Raises:
         UserError: if there is none, or it asks for something that is not supported.
     """
-    path = Path(folder) / CONFIG_FILE
+    path = local_path(folder) / CONFIG_FILE
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -128,7 +128,7 @@ def read_adapter(folder: str | Path, model: nn.Module) -> tuple[LoraConfig, dict
         UserError: if the files are missing, broken or of another model, or ask for something that is not supported.
     """
     described = read_config(folder)
-    path = Path(folder) / WEIGHTS_FILE
+    path = local_path(folder) / WEIGHTS_FILE
     if not path.exists():
         raise UserError(f"{folder} has no {WEIGHTS_FILE}, expected it beside {CONFIG_FILE}")
     weights = SafetensorsWeights([path])
@@ -398,7 +398,7 @@ def write_adapter(
         "use_dora": config.dora,
         "init_lora_weights": True,
     }
-    folder = Path(folder)
+    folder = local_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / WEIGHTS_FILE)
     (folder / CONFIG_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
 from jaxformer.functional import ACTIVATIONS
-from jaxformer.schema import Schema, UserError
+from jaxformer.schema import LocalPath, Schema, UserError
 
 
 def _known_activation(name: str) -> str:
@@ -77,7 +77,7 @@ class TransformerConfig(Schema):
     """A Transformer's shape and switches. ``type`` names the family whose defaults fill what is not given."""
 
     type: str = Field("gpt2", description="model family; chooses the defaults of the keys below")
-    pretrained: str | None = Field(
+    pretrained: LocalPath | None = Field(
         None,
         description="base model, which gives sizes, tokenizer and common parameters: the output_dir of a run, a folder "
         "in the Hugging Face format, or owner/name on the Hub",

@@ -165,10 +165,12 @@ class BestOfN:
     def _sample(self, prompt: Prompt, drawn: Drawn) -> Sample:
         """The input of the reward: one text, ended like the texts that it was trained on."""
         ids, response, end = prompt.ids, drawn.ids, find_special(self.tokenizer, "eos")
-        if self.two_sided:
-            ids = ids[: len(ids) - len(frame_of(self.tokenizer).after)]
+        after = frame_of(self.tokenizer).after if self.two_sided else []
+        ids = ids[: len(ids) - len(after)]
         if drawn.ended and self.config.stop_strings and response[-1] != end and end is not None:
             response = [*encode(self.tokenizer, drawn.text), end]
+        if drawn.ended and after[:1] == response[-1:]:
+            response = [*response, *after[1:]]  # mBART's language code
         return Sample(prompt.row, ids, response, drawn.ended, prompt.text, drawn.text)
 
     def _record(self, prompt: Prompt, texts: Sequence[Drawn], scores: np.ndarray) -> dict[str, Any]:

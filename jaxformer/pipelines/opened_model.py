@@ -19,7 +19,7 @@ from jaxformer.hub.tokenizer import AutoTokenizer
 from jaxformer.models.config import check_dtype
 from jaxformer.models.heads import Body
 from jaxformer.pipelines.task_names import tasks_of
-from jaxformer.schema import UserError
+from jaxformer.schema import UserError, local_path
 from jaxformer.tokenizers import PreTrainedTokenizer
 
 POOLING_FILE, SENTENCE_FILE = "1_Pooling/config.json", "sentence_bert_config.json"
@@ -84,8 +84,9 @@ def open_model(
     elif isinstance(name, str | Path):
         if params is not None:
             raise UserError(f"params were given beside the model {str(name)!r}, which has its own; leave them out")
-        if Path(name).expanduser().is_dir() and not (Path(name).expanduser() / "config.json").exists():
-            opened = _run(Path(name).expanduser(), kind)
+        folder = local_path(name)
+        if folder.is_dir() and not (folder / "config.json").exists():
+            opened = _run(folder, kind)
         else:
             _refuse_missing_folder(str(name))
             repository = Repository(str(name), revision, token, cache_dir, local_files_only)
@@ -116,7 +117,7 @@ def open_model(
 
 def _refuse_missing_folder(name: str) -> None:
     """Refuses a name that can only be a path and does not exist."""
-    path = Path(name).expanduser()
+    path = local_path(name)
     if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         folder = next((parent for parent in path.absolute().parents if parent.is_dir()), Path("/"))
         near = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=3)

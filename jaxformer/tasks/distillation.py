@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from jaxformer import functional as F
 from jaxformer.models.config import TransformerConfig
+from jaxformer.schema import LocalPath
 from jaxformer.tasks.base import Batch, LossSums, Report, Rows, Task, TaskSchema, apply, global_chunk
 from jaxformer.tasks.causal_lm import CausalLMConfig
 from jaxformer.tasks.denoising import DenoisingConfig
@@ -50,7 +51,7 @@ class DistillationConfig(TaskSchema):
     dialogue_template: ClassVar[Any] = property(attrgetter("of.dialogue_template"))
 
     type: Literal["distillation"] = Field("distillation", description="objective")
-    teacher: str = Field(
+    teacher: LocalPath = Field(
         description="teacher model with the same tokenizer: the output_dir of a run, a folder in the Hugging Face "
         "format, or owner/name on the Hub"
     )

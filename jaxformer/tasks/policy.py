@@ -14,6 +14,7 @@ from jaxformer import functional as F
 from jaxformer.data.example_rows import Example, ExampleRows
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.value_head import with_value
+from jaxformer.schema import LocalPath
 from jaxformer.tasks.base import Batch, LossSums, Rows, global_chunk
 from jaxformer.tasks.records import Record, Tally, apply
 from jaxformer.tasks.responses import (
@@ -38,7 +39,7 @@ class PolicyConfig(ResponseConfig):
     unit = "responses"
     generates = True
 
-    reward: str = Field(
+    reward: LocalPath = Field(
         description="reward of a response: a reward model (output_dir of a run, a folder or a name on the Hub), or a "
         "Python function, `file.py:name`"
     )

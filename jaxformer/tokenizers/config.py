@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from jaxformer.schema import Schema
+from jaxformer.schema import LocalPath, Schema
 
 
 class TokenizerConfig(Schema):
@@ -20,7 +20,7 @@ class TokenizerConfig(Schema):
         ge=1,
         description="vocabulary of bpe, wordpiece and unigram; byte and character have as many tokens as they need",
     )
-    path: str | None = Field(
+    path: LocalPath | None = Field(
         None, description="file: a tokenizer.json, or a folder that holds one; pretrained: a folder or owner/name"
     )
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import tokenizers as hf
 
 from jaxformer.external import import_transformers
-from jaxformer.schema import UserError
+from jaxformer.schema import UserError, local_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as PreTrainedTokenizer
@@ -41,7 +41,7 @@ def load_tokenizer(path: str | Path, **settings: Any) -> PreTrainedTokenizer:
     Raises:
         UserError: There is no such file, or it is not a tokenizer of the `tokenizers` library.
     """
-    file = Path(path).expanduser()
+    file = local_path(path)
     if file.is_dir():
         file = file / FILE_NAME
     if not file.is_file():
@@ -166,7 +166,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizer, folder: str | Path) -> None:
     Raises:
         UserError: The folder cannot be written.
     """
-    target = Path(folder)
+    target = local_path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".tokenizer", dir=target) as partial:

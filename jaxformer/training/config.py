@@ -14,7 +14,7 @@ from jaxformer.families import model_config
 from jaxformer.lora.factors import LoraConfig
 from jaxformer.models.config import TransformerConfig
 from jaxformer.parallel.mesh import ParallelConfig
-from jaxformer.schema import Schema, UserError
+from jaxformer.schema import LocalPath, Schema, UserError, local_path
 from jaxformer.tasks import TASKS, CausalLMConfig, TaskConfig, check_fit, task_config
 from jaxformer.tokenizers import TokenizerConfig
 from jaxformer.training.optimizer import OptimizerConfig, ScheduleConfig
@@ -46,7 +46,7 @@ class TrainingConfig(Schema):
     ema_decay: float | None = Field(
         None, gt=0, lt=1, description="decay of an exponential moving average of the weights, which is evaluated"
     )
-    compilation_cache: str | None = Field(
+    compilation_cache: LocalPath | None = Field(
         "auto",
         description="folder of JAX's compilation cache; auto: `compiled` in the data cache; null: no cache",
     )
@@ -86,7 +86,9 @@ class SampleConfig(Schema):
 class RunConfig(Schema):
     """All settings of a run."""
 
-    output_dir: str = Field("runs/default", description="folder of the run; default: runs/ and the config file's name")
+    output_dir: LocalPath = Field(
+        "runs/default", description="folder of the run; default: runs/ and the config file's name"
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="seed of every random draw")
     model: TransformerConfig = Field(default_factory=TransformerConfig)
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
@@ -116,7 +118,7 @@ class RunConfig(Schema):
         folder = self.training.compilation_cache
         if folder == "auto":
             return self.data.cache_folder / "compiled"
-        return None if folder is None else Path(folder).expanduser()
+        return None if folder is None else local_path(folder)
 
     @model_validator(mode="before")
     @classmethod

@@ -10,7 +10,7 @@ from flax.traverse_util import unflatten_dict
 from jaxformer.hub.save import push_to_hub, save_pretrained
 from jaxformer.lora.peft import write_adapter
 from jaxformer.models.value_head import without_value
-from jaxformer.schema import UserError
+from jaxformer.schema import UserError, local_path
 from jaxformer.tokenizers import PreTrainedTokenizer, save_tokenizer
 from jaxformer.training.config import RunConfig
 from jaxformer.training.pretrained import open_run, read_params, read_trained
@@ -38,7 +38,7 @@ def load_run(folder: str | Path) -> Trained:
     Raises:
         UserError: if the folder holds no run, or one that has not saved yet.
     """
-    path = Path(folder).expanduser()
+    path = local_path(folder)
     run = open_run(path)
     # A value head serves training alone and is in no format: the product of a policy is its language model.
     model, params = without_value(run.model, unflatten_dict(read_params(path), sep="/"))
@@ -71,10 +71,11 @@ def export_adapter(folder: str | Path, target: str | Path) -> str:
     Raises:
         UserError: if there is no such run, or it trained a whole model.
     """
-    run = open_run(Path(folder).expanduser())
+    target = local_path(target)  # before a model is opened
+    run = open_run(local_path(folder))
     if run.config.lora is None:
         raise UserError(f"{folder} trained a whole model, expected a run with lora; leave out --adapter")
-    trained = read_trained(Path(folder).expanduser())
+    trained = read_trained(local_path(folder))
     base = run.config.model.pretrained
     model, whole = without_value(run.model, trained.get("whole"))
     write_adapter(target, model, trained["factors"], run.config.lora, whole=whole, base=base)
@@ -97,6 +98,7 @@ def export(folder: str | Path, target: str | Path, *, push: str | None = None, d
     Raises:
         UserError: if there is no such run, its model has no Hugging Face format, or the Hub refuses it.
     """
+    target = local_path(target)  # before a model is opened
     trained = load_run(folder)
     model, params, tokenizer = trained[:3]
     saved: dict[str, Any] = {"metrics": trained.metrics, "keys": trained.keys, "dtype": dtype}

@@ -17,7 +17,6 @@ from jaxformer.data.loader import load
 from jaxformer.generation import compile_options, parse_options, search
 from jaxformer.models import Decoder
 from jaxformer.parallel.hosts import is_first
-from jaxformer.parallel.mesh import replicated
 from jaxformer.schema import UserError
 from jaxformer.tasks.base import Report
 from jaxformer.tokenizers import decode, encode, find_special
@@ -25,13 +24,14 @@ from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.console import Display, number
 from jaxformer.training.evaluation import headline, in_words, make_evaluator, write_report
 from jaxformer.training.flops import peak_flops
+from jaxformer.training.forecast import start_warnings
 from jaxformer.training.initial_state import start_frozen, start_state
 from jaxformer.training.metrics import MetricsLog
 from jaxformer.training.profile import Profile
 from jaxformer.training.reference_log_probs import fill_reference
 from jaxformer.training.rollout import PolicyStep, Rollouts
 from jaxformer.training.run import Run
-from jaxformer.training.run_folder import open_folder
+from jaxformer.training.run_folder import keep_config, open_folder
 from jaxformer.training.sources import CHECKPOINTS
 from jaxformer.training.step import StepMetrics
 
@@ -142,8 +142,10 @@ class Trainer:
             self.step, self.state = restored
             self.frozen = start_frozen(run, display)
             fill_reference(run, display)
-            display.say(f"resuming at step {self.step} of {c.training.steps}")
         self.log = MetricsLog(run.folder, c.logging, self.step, c.model_dump(mode="json"))
+        if restored is not None:
+            said = "nothing is left to train" if self.bound else "resuming"
+            display.say(f"{said} at step {self.step} of {c.training.steps}")
         rollouts = Rollouts(run, self.frozen) if c.task.generates else None
         self.device_step: Any = run.device_step if rollouts is None else PolicyStep(run, rollouts)
         self.evaluator = make_evaluator(run, self.frozen, rollouts)
@@ -184,6 +186,13 @@ class Trainer:
         finally:
             self.profile.close()
             batches.close()
+
+    @property
+    def bound(self) -> str | None:
+        """The key by which no step is left to be trained; None if there is one."""
+        if self.step >= self.run.config.training.steps:
+            return "training.steps"
+        return "training.early_stopping" if self.stale else None
 
     @property
     def stopping(self) -> bool:
@@ -294,9 +303,9 @@ class Trainer:
             )
             return drawn.tokens
 
-        # On every device, so that every process can read it.
-        jitted = jax.jit(draw, out_shardings=replicated(self.run.mesh))
-        tokens = jitted(self.run.merged(self.state.evaluation_params, self.frozen), np.array([prompt], np.int32))
+        tokens = self.run.jit(draw)(
+            self.run.merged(self.state.evaluation_params, self.frozen), np.array([prompt], np.int32)
+        )
         return decode(tokenizer, prompt + np.asarray(tokens)[0].tolist())
 
     def close(self) -> None:
@@ -309,12 +318,18 @@ class Trainer:
 
 def train(run: Run, display: Display) -> Result:
     """Trains a run to its end or until it is asked to stop; called again, it resumes from the newest checkpoint."""
-    with open_folder(run), StopRequest().listening() as stop:
+    steps = run.config.training.steps
+    with open_folder(run) as earlier, StopRequest().listening() as stop:
+        if (newest := max(Checkpoints(run.folder / CHECKPOINTS).steps(), default=0)) < steps:
+            for line in start_warnings(run, newest):
+                display.warn(line)
         trainer = Trainer(run, display, stop)
         try:
-            already_done = trainer.step >= run.config.training.steps
+            already_done = trainer.bound is not None
+            if earlier is not None and (idle := keep_config(run, earlier, trainer.bound)) is not None:
+                display.warn(idle)
             if not already_done:
-                with display.training(run.config.training.steps, trainer.step):
+                with display.training(steps, trainer.step):
                     trainer.train()
             losses = trainer.log.losses("eval")
             finished = already_done or stop.agreed is None

@@ -20,7 +20,7 @@ from jaxformer.hub.pretrained import read_config, untie
 from jaxformer.hub.repository import Repository
 from jaxformer.hub.weights import open_weights
 from jaxformer.models.config import TransformerConfig
-from jaxformer.schema import UserError
+from jaxformer.schema import UserError, local_path
 from jaxformer.tasks import build_task
 from jaxformer.tasks.base import Task
 from jaxformer.tokenizers import PreTrainedTokenizer, open_tokenizer
@@ -62,7 +62,7 @@ def earlier_params(
     ``UserError`` if there are no parameters.
     """
     if is_run(source):
-        return read_params(Path(source).expanduser()), []
+        return read_params(local_path(source)), []
     repository = Repository(source)
     described = read_config(repository)
     hub = get_family(described.config.type).hub

@@ -20,7 +20,7 @@ from jaxformer.hub.pretrained import read_checkpoint, read_config
 from jaxformer.hub.repository import Repository, model_files
 from jaxformer.hub.tokenizer import AutoTokenizer
 from jaxformer.models.heads import SequenceClassifier
-from jaxformer.schema import UserError, nearest
+from jaxformer.schema import UserError, local_path, nearest
 from jaxformer.tasks.records import where
 from jaxformer.tokenizers import PreTrainedTokenizer, difference
 from jaxformer.training.pretrained import open_run, read_params
@@ -217,7 +217,7 @@ def function_of(source: str) -> tuple[Path, str] | None:
         raise UserError(f"the reward {source} is a Python file, expected a function in it: {source}:FUNCTION")
     if not path.endswith(".py"):
         return None
-    file = Path(path).expanduser()
+    file = local_path(path)
     if not file.is_file():
         raise UserError(f"no such file: {file}, expected the Python file with the reward function {name}")
     return file, name
@@ -247,7 +247,7 @@ def _open_model(source: str) -> tuple[SequenceClassifier, Any, PreTrainedTokeniz
     """A classifier with one class, its parameters and the tokenizer that it was trained with."""
     if not is_run(source):
         return _open_hub(source)
-    folder = Path(source).expanduser()
+    folder = local_path(source)
     run = open_run(folder, "the reward model")
     if run.config.task.type != "reward":
         raise UserError(

@@ -23,7 +23,7 @@ from jaxformer.parallel import hosts
 from jaxformer.parallel.batch import local_rows, put_batch
 from jaxformer.parallel.mesh import RULES, check_batch, check_length, make_mesh, replicated
 from jaxformer.parallel.strategy import AXIS_NAME, DeviceStep
-from jaxformer.schema import UserError
+from jaxformer.schema import UserError, local_path
 from jaxformer.tasks import Task, build_task
 from jaxformer.tasks.metrics import check_installed
 from jaxformer.tokenizers import (
@@ -207,11 +207,14 @@ class Run:
     @cached_property
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The arrays of a global batch, by name; where batches differ in length, those of the first."""
+        return self._shapes_at(0)
+
+    def _shapes_at(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
         size = self.config.training.batch_size
         if (shapes := self.task.shapes(size)) is not None:
             return shapes
-        first = self.train_batches[0]
-        return {name: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype) for name, array in first.items()}
+        batch = self.train_batches[step]
+        return {name: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype) for name, array in batch.items()}
 
     @cached_property
     def flops_per_step(self) -> float:
@@ -223,9 +226,10 @@ class Run:
             flops += flops_per_step(self.teacher.config, self.division.teacher, shapes) / 3
         return flops
 
-    def lowered(self) -> Any:
-        """The program of a training step for the devices of the run, ready to be compiled."""
-        return self.device_step.lower(self.abstract, self.batch_shapes, self.abstract_frozen)
+    def lowered(self, step: int = 0) -> Any:
+        """The program of a training step for the devices of the run and a batch as that of ``step``, to be compiled."""
+        shapes = self._shapes_at(step) if step else self.batch_shapes
+        return self.device_step.lower(self.abstract, shapes, self.abstract_frozen)
 
     @cached_property
     def validation_rows(self) -> Rows | None:
@@ -251,7 +255,7 @@ def prepare(config: RunConfig, display: Display, devices: tuple[jax.Device, ...]
     configuration or the data cannot work.
     """
     check_spread(config, devices)
-    folder = Path(config.output_dir)
+    folder = local_path(config.output_dir)
     read = _read_text if config.task.reads == "text" else _read_records
     tokenizer, splits = read(config, folder, display)
     run = Run(_fit_vocabulary(config, tokenizer), folder, tokenizer, splits, devices)

@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxformer.hub.pretrained import read_config
 from jaxformer.hub.repository import Repository
-from jaxformer.schema import UserError
+from jaxformer.schema import UserError, local_path
 from jaxformer.training.config import RunConfig, apply_override, parse_config, read_yaml
 
 CONFIG_FILE, TOKENIZER_FILE, CHECKPOINTS = "config.yaml", "tokenizer_config.json", "checkpoints"
@@ -21,7 +21,7 @@ def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> RunCo
     Raises:
         UserError: one line that names the file (or the command line), the key, what was got and what was expected.
     """
-    keys = {} if path is None else read_yaml(Path(path))
+    keys = {} if path is None else read_yaml(local_path(path))
     if path is not None:
         keys.setdefault("output_dir", f"runs/{Path(path).stem}")
     overridden = {apply_override(keys, override) for override in overrides}
@@ -67,7 +67,7 @@ def model_keys(source: str) -> dict[str, Any]:
     if not is_run(source):
         config = read_config(Repository(source)).config
         return config.model_dump(exclude={"pretrained", "dtype", "remat", "unroll", "attention_implementation"})
-    folder = Path(source).expanduser()
+    folder = local_path(source)
     check_run(folder)
     found = read_yaml(folder / CONFIG_FILE)["model"]
     # The tokenizer may grow by the special tokens of another objective, and the vocabulary with it.
@@ -77,7 +77,7 @@ def model_keys(source: str) -> dict[str, Any]:
 def tokenizer_keys(source: str, key: str = "model.pretrained") -> dict[str, str]:
     """The keys of ``tokenizer`` for the tokenizer of an earlier model, named by ``key`` of the configuration."""
     if is_run(source):
-        check_run(Path(source).expanduser(), key)
+        check_run(local_path(source), key)
     return {"type": "pretrained", "path": source}
 
 
@@ -86,7 +86,7 @@ def is_run(source: str) -> bool:
 
     A folder with neither is taken for a run that has not saved yet, and ``check_run`` says what it lacks.
     """
-    folder = Path(source).expanduser()
+    folder = local_path(source)
     return folder.is_dir() and not (folder / "config.json").exists()
 
 

@@ -14,7 +14,7 @@ from jaxformer.hub.repository import Repository
 from jaxformer.hub.tokenizer import AutoTokenizer
 from jaxformer.hub.weights import open_weights
 from jaxformer.models.config import TransformerConfig
-from jaxformer.schema import UserError
+from jaxformer.schema import UserError, local_path
 from jaxformer.tokenizers import PreTrainedTokenizer
 from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.pretrained import earlier_params, open_run
@@ -85,7 +85,7 @@ def differing_token(student: PreTrainedTokenizer, teacher: PreTrainedTokenizer) 
 def open_teacher(source: str, student: TransformerConfig) -> Teacher:
     """Reads the description of a teacher, and none of its weights; raises ``UserError`` if there is no such model."""
     if is_run(source):
-        folder = Path(source).expanduser()
+        folder = local_path(source)
         run = open_run(folder, "task.teacher")
         said = f"{(folder / CONFIG_FILE).read_text(encoding='utf-8')} {Checkpoints(folder / CHECKPOINTS).steps()[-1:]}"
         config, tokenizer = run.config.model, run.tokenizer

@@ -39,7 +39,7 @@ def by_hand(body):
 )
 def test_each_kind_by_hand(body, expected):
     """An array [8, 12] over data and fsdp: 4 x 6 float32 on a device."""
-    assert collectives(text_of(by_hand(body), (8, 12))) == [Collective(*expected, 1)]
+    assert collectives(parse_program(text_of(by_hand(body), (8, 12)))) == [Collective(*expected, 1)]
 
 
 def test_a_collective_in_loops_counts_as_often_as_they_turn():
@@ -52,7 +52,7 @@ def test_a_collective_in_loops_counts_as_often_as_they_turn():
 
         return lax.scan(part, x, None, length=3)[0]
 
-    found = collectives(text_of(by_hand(body), (8, 12)))
+    found = collectives(parse_program(text_of(by_hand(body), (8, 12))))
     assert set(found) == {Collective("all-reduce", 96, 2, 15), Collective("all-gather", 192, 2, 3)}
 
 
@@ -63,7 +63,7 @@ def test_the_partitioner_s_gradient_of_a_loop_of_layers():
         x = lax.with_sharding_constraint(x, P(("data", "fsdp")))
         return jax.grad(lambda w: jnp.sum(lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0] ** 2))(weights)
 
-    found = collectives(text_of(step, (7, 16, 16), (8, 16)))
+    found = collectives(parse_program(text_of(step, (7, 16, 16), (8, 16))))
     assert sum(one.bytes * one.times for one in found) == 7 * 16 * 16 * 4
     assert {(one.kind, one.group) for one in found} == {("all-reduce", 4)}
 
@@ -101,7 +101,7 @@ TPU = (Path(__file__).parent / "tpu_program.txt").read_text()
 def test_as_a_tpu_program_is_written():
     """The counter begins at 1, as where the first turn was peeled off."""
     size = 256 * 128 * 2
-    assert collectives(TPU) == [
+    assert collectives(parse_program(TPU)) == [
         Collective("all-gather", 4 * size, 4, 11),
         Collective("collective-permute", size, 2, 11),
         Collective("reduce-scatter", size, 4, 1),
@@ -113,4 +113,4 @@ def test_a_loop_that_ends_by_what_it_computes_counts_once():
     def body(x):
         return lax.while_loop(lambda x: x.sum() < 100, lambda x: lax.psum(x, "tensor") + 1, x)
 
-    assert [one.times for one in collectives(text_of(by_hand(body), (8, 12))) if one.bytes == 96] == [1]
+    assert [one.times for one in collectives(parse_program(text_of(by_hand(body), (8, 12)))) if one.bytes == 96] == [1]

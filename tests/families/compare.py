@@ -9,9 +9,9 @@ import numpy as np
 
 from jaxformer import functional as F
 from jaxformer.families import FAMILIES, model_config
-from jaxformer.families.checkpoint import params_from_hf
 from jaxformer.hub.kinds import abstract_params, build
 from jaxformer.models import TransformerConfig
+from tests.families.state_dict import params_from_hf
 
 
 def part(golden, prefix):

@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 
 from jaxformer.families import FAMILIES, build_model, get_family, model_config
-from jaxformer.families.checkpoint import params_from_hf, params_to_hf
+from jaxformer.families.checkpoint import params_to_hf
 from jaxformer.families.format import Format, Head, Name, read_activation, rows
 from jaxformer.families.rotary import read_rotary
 from jaxformer.models import TransformerConfig
 from jaxformer.schema import UserError
+from tests.families.state_dict import params_from_hf
 
 CONFIG = TransformerConfig(vocab_size=2, num_layers=2, hidden_size=2, num_heads=1)
 TABLE = [

@@ -12,7 +12,6 @@ from safetensors.numpy import load_file, save_file
 
 from jaxformer import functional as F
 from jaxformer.families import FAMILIES, model_config
-from jaxformer.families.checkpoint import params_from_hf
 from jaxformer.hub.kinds import abstract_params, build
 from jaxformer.lora import (
     LoraConfig,
@@ -28,6 +27,7 @@ from jaxformer.lora import (
 from jaxformer.lora.factors import int8_kernels, to_int8
 from jaxformer.models import TransformerConfig
 from jaxformer.schema import UserError
+from tests.families.state_dict import params_from_hf
 from tests.golden import adapters, heads
 from tests.hub.tiny import make
 

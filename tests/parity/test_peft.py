@@ -7,11 +7,11 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxformer.families import FAMILIES, model_config
-from jaxformer.families.checkpoint import params_from_hf
 from jaxformer.hub.kinds import abstract_params, build
 from jaxformer.lora import LoraConfig, adapt, init_factors, merge, read_adapter, untie, write_adapter
 from jaxformer.models import TransformerConfig
 from jaxformer.schema import UserError
+from tests.families.state_dict import params_from_hf
 from tests.golden import REMADE, adapters, heads
 from tests.lora.test_factors import randomise
 

@@ -284,3 +284,120 @@ def test_a_trained_tokenizer_is_kept_for_the_next_run(tmp_path, monkeypatch):
         make_run({**keys, "tokenizer": {"type": "bpe", "vocab_size": 265}}).facts["tokenizer"]
         != first.facts["tokenizer"]
     )
+
+
+def warnings_of(keys):
+    display = quiet()
+    run_training(keys, display)
+    lines = display.console.file.getvalue().splitlines()
+    return lines, [line.removeprefix("warning: ") for line in lines if line.startswith("warning:")]
+
+
+def saved_config(keys):
+    return load_config(Path(keys["output_dir"], "config.yaml"))
+
+
+def test_changed_keys_of_a_finished_run_have_no_effect_and_it_says_so(tmp_path):
+    keys = tiny_keys(tmp_path, steps=4)
+    run_training(keys)
+    before = final_state(keys)
+    changed = {**keys, "optimizer": {"learning_rate": 0.5}, "schedule": {"type": "constant"}}
+    changed["training"] = {**keys["training"], "steps": 2, "accumulate": 1, "eval_batch_size": 16}
+    lines, warnings = warnings_of(changed)
+    assert "nothing is left to train at step 4 of 2" in lines
+    assert not [line for line in lines if "resuming" in line]
+    (warning,) = warnings
+    assert warning.startswith("no effect on a run that is finished: optimizer.learning_rate 0.01 -> 0.5, schedule.")
+    assert "schedule.type 'cosine' -> 'constant'" in warning and "training.steps 4 -> 2" in warning
+    assert "eval_batch_size" not in warning, "it is evaluated with it"
+    assert warning.endswith("raise training.steps to go on, or choose another output_dir to train with it")
+    kept = saved_config(keys)
+    assert (kept.optimizer.learning_rate, kept.schedule.type, kept.training.steps) == (0.01, "cosine", 4)
+    assert kept.training.eval_batch_size == 16
+    assert all(map(np.array_equal, final_state(keys), before))
+    assert warnings_of(keys)[1] == [], "the keys that it was trained with"
+
+
+def test_changed_keys_of_a_run_that_goes_on_take_effect(tmp_path):
+    keys = tiny_keys(tmp_path, steps=4)
+    run_training(keys)
+    changed = {**keys, "optimizer": {"learning_rate": 0.5}, "schedule": {"type": "constant", "warmup_steps": 0}}
+    changed["training"] = {**keys["training"], "steps": 6}
+    lines, warnings = warnings_of(changed)
+    assert "resuming at step 4 of 6" in lines and warnings == []
+    assert [record["learning_rate"] for record in records(keys, "train")][-2:] == [0.5, 0.5]
+    assert saved_config(keys).optimizer.learning_rate == 0.5
+
+
+def test_a_run_that_stopped_early_is_finished_until_it_may_be_more_patient(tmp_path):
+    # At this rate no evaluation after the first is better.
+    keys = tiny_keys(tmp_path, steps=40, eval_every=1, early_stopping=2)
+    keys["optimizer"] = {"learning_rate": 100.0, "clip_norm": None}
+    step = run_training(keys).step
+    assert step < 40
+    lines, warnings = warnings_of({**keys, "optimizer": {"learning_rate": 1e-3, "clip_norm": None}})
+    assert f"nothing is left to train at step {step} of 40" in lines
+    assert warnings == [
+        "no effect on a run that is finished: optimizer.learning_rate 100.0 -> 0.001; raise training.early_stopping "
+        "to go on, or choose another output_dir to train with it"
+    ]
+    patient = {**keys, "training": {**keys["training"], "steps": step + 1, "early_stopping": 30}}
+    lines, warnings = warnings_of(patient)
+    assert f"resuming at step {step} of {step + 1}" in lines and warnings == []
+
+
+def test_another_pretrained_model_has_no_effect_on_a_run_that_has_begun(tmp_path):
+    keys = tiny_keys(tmp_path, steps=2)
+    for name in ("a", "b"):
+        run_training({**keys, "output_dir": str(tmp_path / name)})
+    begun = {**keys, "model": {"pretrained": str(tmp_path / "a")}}
+    run_training(begun)
+    other = {**begun, "model": {"pretrained": str(tmp_path / "b")}, "training": {**keys["training"], "steps": 3}}
+    lines, warnings = warnings_of(other)
+    assert "resuming at step 2 of 3" in lines
+    assert warnings == [
+        f"no effect on a run that has begun: model.pretrained '{tmp_path / 'a'}' -> '{tmp_path / 'b'}'; choose another "
+        "output_dir to train with it"
+    ]
+    assert saved_config(keys).model.pretrained == str(tmp_path / "a")
+
+
+def test_the_padding_token_may_change_only_where_no_step_reads_it(tmp_path):
+    keys = tiny_keys(tmp_path, steps=2)
+    run_training(keys)
+    keys["model"] |= {"pad_token_id": 7}
+    run_training(keys)
+    assert saved_config(keys).model.pad_token_id == 7
+
+    roberta = {**keys, "output_dir": str(tmp_path / "roberta"), "task": {"type": "masked_lm"}}
+    roberta["model"] = {**keys["model"], "type": "roberta", "pad_token_id": 1}
+    run_training(roberta)
+    assert saved_config(roberta).model.position_offset == "after_pad"
+    roberta["model"]["pad_token_id"] = 5
+    with pytest.raises(UserError, match=r"holds a run with other settings: model.pad_token_id 1 -> 5; undo the change"):
+        run_training(roberta)
+
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": "a" * n, "label": n % 2}) + "\n" for n in range(1, 40)))
+    classifier = {**keys, "output_dir": str(tmp_path / "classes"), "task": {"type": "sequence_classification"}}
+    classifier["data"] = {**keys["data"], "path": str(path)}
+    run_training(classifier)
+    classifier["model"] = {**keys["model"], "pad_token_id": 97}
+    with pytest.raises(UserError, match=r"holds a run with other settings: model.pad_token_id 7 -> 97; undo"):
+        run_training(classifier)
+
+
+def test_the_sample_is_drawn_on_the_devices_of_the_run(tmp_path, monkeypatch):
+    """Outside of ``on_mesh`` a model is compiled as on one device, and its attention kernel is not split."""
+    from jaxformer.models.partition import one_device
+    from jaxformer.training import loop
+
+    seen = []
+    search = loop.search
+    monkeypatch.setattr(loop, "search", lambda *args, **kwargs: seen.append(one_device()) or search(*args, **kwargs))
+    keys = {**tiny_keys(tmp_path, steps=1), "sample": {"prompt": "the", "max_new_tokens": 8, "temperature": 0.0}}
+    whole = run_training(keys).sample
+    assert seen == [False]
+    keys = {**keys, "output_dir": str(tmp_path / "split"), "parallel": {"fsdp": 2, "tensor": 2}}
+    keys["model"]["vocab_size"] = 258
+    assert run_training(keys).sample is not None and whole is not None

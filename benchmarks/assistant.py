@@ -25,7 +25,6 @@ from jaxformer.data.records import open_records
 from jaxformer.generation import GenerationConfig, prepare
 from jaxformer.generation.best_of_n import DEVIATIONS, Drawn, draw, prompt_seed
 from jaxformer.models import Decoder
-from jaxformer.parallel.accelerators import tell_libtpu_without_tpu
 from jaxformer.pipelines.opened_model import Opened, open_model
 from jaxformer.schema import UserError
 from jaxformer.tasks.records import Tally, stack_rows
@@ -206,7 +205,6 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args()
-    tell_libtpu_without_tpu()
     show_warnings(Console(stderr=True), debug=False)
     reference = open_writer(options.reference)
     tokenizer = reference.tokenizer

@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import Any
 
+from jaxformer.libtpu import tell_libtpu_without_tpu
+
 __version__ = "0.1.0"
 
 # Packages and names at the top level, imported when they are first used, so that ``import jaxformer`` is fast.
@@ -18,6 +20,9 @@ _PLACES = {
     "pipeline": "pipelines",
 }
 __all__ = [*_PACKAGES, *_PLACES, "__version__"]
+
+
+tell_libtpu_without_tpu()  # before JAX looks for devices
 
 
 def __getattr__(name: str) -> Any:

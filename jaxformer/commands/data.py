@@ -15,13 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
-    from jaxformer.parallel.accelerators import tell_libtpu_without_tpu
     from jaxformer.training.console import Display, show_warnings
     from jaxformer.training.row_preview import show_rows
     from jaxformer.training.run import prepare
     from jaxformer.training.sources import load_config
 
-    tell_libtpu_without_tpu()
     display = Display()
     show_warnings(display.console, options.debug)
     run = prepare(load_config(options.config, options.overrides), display)

@@ -18,11 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
-    from jaxformer.parallel.accelerators import tell_libtpu_without_tpu
     from jaxformer.training.console import Display
     from jaxformer.training.export import export, export_adapter
 
-    tell_libtpu_without_tpu()
     if options.adapter:
         if options.push or options.dtype:
             raise UserError("--adapter is given with --push or --dtype, expected it alone: factors are float32")

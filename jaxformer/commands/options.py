@@ -88,12 +88,10 @@ def start_display(debug: bool) -> "Display":
 
     A warning of this library is one line; those of others are shown only in debug.
     """
-    from jaxformer.parallel.accelerators import tell_libtpu_without_tpu
     from jaxformer.training.console import Display
     from jaxformer.training.memory import keep_freed_memory
 
     keep_freed_memory()
-    tell_libtpu_without_tpu()
     display = Display()
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

@@ -105,12 +105,11 @@ def run(options: argparse.Namespace) -> int:
         print(dump_config(config), end="")
         return 0
     from jaxformer.parallel import hosts
-    from jaxformer.parallel.accelerators import idle_accelerator, tell_libtpu_without_tpu
+    from jaxformer.parallel.accelerators import idle_accelerator
     from jaxformer.training.compilation import keep_compiled
     from jaxformer.training.console import Display, show_warnings
     from jaxformer.training.run import prepare
 
-    tell_libtpu_without_tpu()  # before JAX looks for devices
     if options.compile_for is None:
         hosts.start(config.parallel.start_timeout)
     display = Display(silent=options.compile_for is None and not hosts.is_first())

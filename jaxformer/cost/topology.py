@@ -1,13 +1,12 @@
 """Accelerators that are only described: enough to compile for them, with what the data sheets say of a chip."""
 
-import importlib.util
 import re
 from typing import NamedTuple
 
 import jax
 from jax.experimental import topologies
 
-from jaxformer.parallel.accelerators import tell_libtpu_without_tpu
+from jaxformer.libtpu import has_libtpu
 from jaxformer.schema import UserError
 
 
@@ -36,11 +35,10 @@ def described_devices(name: str) -> tuple[Chip, list[jax.Device]]:
     chip = CHIPS.get(found.group(1)) if found else None
     if chip is None:
         raise UserError(f"--compile-for {name}: expected {_FORM}; chips: {', '.join(CHIPS)}")
-    if importlib.util.find_spec("libtpu") is None:
+    if not has_libtpu():
         raise UserError(
             "--compile-for needs libtpu, the TPU's compiler, expected it installed: pip install 'jaxformer[tpu]'"
         )
-    tell_libtpu_without_tpu()
     try:
         topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
     except jax.errors.JaxRuntimeError as error:

@@ -31,8 +31,10 @@ class Prompt(NamedTuple):
         return self.start_ids[:, None], jnp.ones((len(self.ids), 1), bool)
 
 
-def align(input_ids: Any, attention_mask: Any, bos_id: int | None) -> Prompt:
-    """Moves padding, wherever it is, to the left of each prompt, and rounds ``T`` up to a ``bucket``.
+def align(input_ids: Any, attention_mask: Any, bos_id: int | None, most: int | None = None) -> Prompt:
+    """Moves padding, wherever it is, to the left of each prompt, and rounds ``T`` up to a ``bucket``, or to ``most``.
+
+    An encoder reads no row longer than ``most``; a decoder's cache has room for padding.
 
     Without a mask, ``input_ids`` may be lists of different lengths. ``bos_id`` replaces an empty prompt.
     """
@@ -45,7 +47,8 @@ def align(input_ids: Any, attention_mask: Any, bos_id: int | None) -> Prompt:
                 "least one token; give one, or bos_token_id"
             )
         rows = [row if len(row) else np.array([bos_id]) for row in rows]
-    width = bucket(int(lengths.max(initial=1)))
+    longest = int(lengths.max(initial=1))
+    width = bucket(longest) if most is None else max(longest, min(bucket(longest), most))
     aligned, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), bool)
     for i, row in enumerate(rows):
         aligned[i, width - len(row) :], mask[i, width - len(row) :] = row, True

@@ -72,7 +72,7 @@ class Request:
             raise UserError(f"cache_dtype is {cache_dtype!r}, expected float32, bfloat16 or int8")
         c = model.config
         bos = c.special_id("bos_token_id") if options.bos_token_id is None else options.bos_token_id
-        prompt = align(input_ids, attention_mask, bos)
+        prompt = align(input_ids, attention_mask, bos, c.max_length if isinstance(model, EncoderDecoder) else None)
         longest = int(prompt.real.sum(axis=1).max(initial=0))
         options = options.after(1 if isinstance(model, EncoderDecoder) else longest)
         room = bucket(options.max_new_tokens)

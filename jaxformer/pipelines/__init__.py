@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxformer.hub.kinds import kind_of
 from jaxformer.pipelines.base_pipeline import Pipeline, PipelineWarning
+from jaxformer.pipelines.compiled_programs import keep_programs
 from jaxformer.pipelines.opened_model import Opened, open_model, use_of
 from jaxformer.pipelines.task_names import ALIASES, TASKS, find_task, languages, pipeline_class, tasks_of
 from jaxformer.schema import UserError
@@ -34,7 +35,7 @@ def pipeline(
             its parameters, or a model.
         tokenizer: default: the model's own.
         params: the parameters of a model given as such.
-        batch_size: rows of a batch.
+        batch_size: rows of a batch of texts of 64 tokens and more; of shorter ones as many as have no more tokens.
         dtype: of parameters and computation, ``float32`` or ``bfloat16``; default: the run's, else float32.
         revision: branch, tag or commit on the Hub.
         token: access token of the Hub.
@@ -45,6 +46,7 @@ def pipeline(
     Raises:
         UserError: there is no such task, model or option, or the model has no trained head for the task.
     """
+    keep_programs()
     if model is None:
         raise UserError("no model was given, expected model= a run's folder, a folder, or a name on the Hub")
     name = None if task is None else find_task(task)

@@ -69,7 +69,7 @@ class Pipeline(ABC):
         task: its name.
         given: the options given to ``pipeline(...)``.
         options: these and the defaults of all others.
-        batch_size: rows of a batch.
+        batch_size: rows of a batch of texts of 64 tokens and more; of shorter ones as many as have no more tokens.
     """
 
     task: str
@@ -79,8 +79,9 @@ class Pipeline(ABC):
     needs_offsets: ClassVar[bool] = False
     # A list of one input gives what the input alone gives.
     unwraps: ClassVar[bool] = False
-    # Batches of a window, whose rows are sorted by length together.
+    # Batches of a window, whose rows are sorted by length together; of a list so many windows are one.
     window_batches: ClassVar[int] = 32
+    list_windows: ClassVar[int] = 4
 
     def __init__(self, task: str, opened: Opened, batch_size: int = 8, **options: Any) -> None:
         if not isinstance(batch_size, int) or batch_size < 1:
@@ -181,7 +182,7 @@ class Pipeline(ABC):
             raise UserError(f"{self.task} got {_shown(inputs)}, expected {self.takes}, or a list or generator of such")
         if not hasattr(inputs, "__len__"):
             return self._results(inputs, parsed)
-        results = self._results(inputs, parsed)
+        results = self._results(inputs, parsed, self.list_windows)
         if len(inputs) >= LONG * self.batch_size and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import track
@@ -201,10 +202,10 @@ class Pipeline(ABC):
         """The return value of a call with a list."""
         return results[0] if self.unwraps and len(results) == 1 else results
 
-    def _results(self, items: Iterable[Any], options: Any) -> Iterator[Any]:
-        """The results in the order of the inputs, of which one window is in memory at a time."""
+    def _results(self, items: Iterable[Any], options: Any, windows: int = 1) -> Iterator[Any]:
+        """The results in the order of the inputs, of which so many windows are read at a time."""
         source = iter(items)
-        while window := list(islice(source, self.window_size)):
+        while window := list(islice(source, windows * self.window_size)):
             for result in self.window(window, options):
                 if isinstance(result, UserError):
                     raise result

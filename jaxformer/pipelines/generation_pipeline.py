@@ -32,6 +32,7 @@ class GenerationPipeline(Pipeline):
     Options: ClassVar[type[Any]] = GenerationOptions
     # Generation is slow: a small window returns results sooner.
     window_batches = 4
+    list_windows = 1
     own_defaults: ClassVar[Mapping[str, Any]] = {}
 
     def prepare(self) -> None:

@@ -1,5 +1,5 @@
-from jaxformer.parallel import accelerators
-from jaxformer.parallel.accelerators import idle_accelerator, tell_libtpu_without_tpu, tpu_chips
+from jaxformer.libtpu import tpu_chips
+from jaxformer.parallel.accelerators import idle_accelerator
 
 
 def test_an_accelerator_that_jax_does_not_use_is_named(tmp_path):
@@ -15,14 +15,3 @@ def test_an_accelerator_that_jax_does_not_use_is_named(tmp_path):
     assert "a TPU" in idle_accelerator(tmp_path / "tpu")
     (tmp_path / "dev" / "accel0").touch()
     assert tpu_chips(tmp_path)
-
-
-def test_what_libtpu_is_told(monkeypatch):
-    environment = {"TPU_WORKER_HOSTNAMES": "mine"}
-    monkeypatch.setattr(accelerators.os, "environ", environment)
-    monkeypatch.setattr(accelerators, "tpu_chips", lambda: True)
-    tell_libtpu_without_tpu()
-    assert environment == {"TPU_WORKER_HOSTNAMES": "mine"}
-    monkeypatch.setattr(accelerators, "tpu_chips", lambda: False)
-    tell_libtpu_without_tpu()
-    assert environment["TPU_SKIP_MDS_QUERY"] == "1" and environment["TPU_WORKER_HOSTNAMES"] == "mine"

@@ -5,14 +5,29 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from jaxformer.pipelines.batching import Row, bucket, collate, in_batches, run_rows
+from jaxformer.pipelines.batching import Row, bucket, by_length, collate, in_batches, padded_length, run_rows
 
 
-def test_buckets_are_few_and_near():
-    sizes = {bucket(length, 512) for length in range(1, 513)}
-    assert sorted(sizes) == [8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]
-    assert all(length <= bucket(length, 512) <= max(8, 1.5 * length) for length in range(1, 513))
-    assert [bucket(length, 100) for length in (90, 97, 100)] == [96, 100, 100], "never above the model's length"
+def test_lengths_are_few_and_near():
+    sizes = {padded_length(length, 512) for length in range(1, 513)}
+    long = [80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512]
+    assert sorted(sizes) == [*range(8, 65, 8), *long]
+    assert all(length <= padded_length(length, 512) <= max(length + 7, 1.25 * length) for length in range(1, 513))
+    assert [padded_length(length, 100) for length in (90, 97, 100)] == [96, 100, 100], "never above the model's length"
+
+
+def test_short_texts_share_a_batch_and_no_batch_has_more_tokens_than_rows_of_64():
+    lengths = [*range(1, 200), *[3] * 100]
+    batches = by_length(lengths, 2, 512)
+    assert sorted(number for batch in batches for number in batch) == list(range(len(lengths)))
+    assert [lengths[number] for batch in batches for number in batch] == sorted(lengths, reverse=True)
+    for batch in batches:
+        width = padded_length(max(lengths[number] for number in batch), 512)
+        assert len(batch) * width <= 2 * max(64, width)
+    assert len(batches[-2]) == 16, "two rows of 64 tokens are sixteen of 8"
+
+
+def test_numbers_of_rows_are_few():
     assert [bucket(rows, 8, 1) for rows in range(1, 9)] == [1, 2, 3, 4, 6, 6, 8, 8]
 
 
@@ -44,7 +59,7 @@ def test_rows_are_padded_on_their_side(side):
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_outputs_come_back_to_their_rows(side):
-    rows = [Row({"input_ids": list(range(10 * n, 10 * n + n % 7 + 1))}) for n in range(23)]
+    rows = [Row({"input_ids": list(range(10 * n, 10 * n + n % 7 + 1))}) for n in range(43)]
     shapes = []
 
     def forward(batch):
@@ -54,4 +69,4 @@ def test_outputs_come_back_to_their_rows(side):
     outputs = run_rows(rows, forward, 4, 100, side, 999, per_token=True)
     for row, output in zip(rows, outputs, strict=True):
         np.testing.assert_array_equal(output["twice"], np.multiply(row.inputs["input_ids"], 2))
-    assert set(shapes) == {(4, 8), (3, 8)}, "23 rows in five full batches and one of three"
+    assert shapes == [(32, 8), (12, 8)], "43 rows in a full batch and one of eleven"

@@ -6,8 +6,10 @@ import numpy as np
 import optax
 from flax import linen as nn
 
+import jaxformer
 from jaxformer import functional as F
 from jaxformer.families import build_model, model_config
+from jaxformer.generation import parse_options
 from jaxformer.models import TransformerConfig
 from jaxformer.tasks import Seq2Seq, Seq2SeqConfig
 from tests.tasks.tiny import PAD, SEP, TWO_SIDED, random_params
@@ -93,3 +95,24 @@ def test_report():
     assert set(report.metrics) == {"bleu", "chrf", "rouge1", "rouge2", "rougeL"}
     assert report.metrics["rouge1"] == 0
     assert "tok:13a" in report.notes["bleu"]
+
+
+def test_targets_are_written_with_the_settings_of_the_model_and_of_the_run():
+    keys = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "max_length": 8, "vocab_size": 259}
+    of_file = {"num_beams": 3, "do_sample": True, "max_length": 142, "min_length": 56, "no_repeat_ngram_size": 1}
+    config = TransformerConfig(**model_config({"type": "t5", **keys, "generation": of_file}))
+    model, task = build_model(config), make(start="sep", prefix="> ")
+    expected = {"num_beams": 3, "do_sample": False, "max_new_tokens": 5, "min_new_tokens": 5}
+    settings = task.generation(config)
+    assert expected.items() <= settings.items() and "max_length" not in settings and "min_length" not in settings
+    assert (settings["decoder_start_token_id"], settings["eos_token_id"]) == (SEP, SEP)
+    assert task.export_keys == {"prefix": "> "}
+    batch = jax.tree.map(jnp.asarray, task.rows(DATA).take(np.arange(2)))
+    params = random_params(model)
+    tokens = np.asarray(jax.jit(lambda: task.predict(model, params, batch))()["tokens"])
+    real = [
+        row[keep == 1].tolist() for row, keep in zip(*(batch[n] for n in ("input_ids", "attention_mask")), strict=True)
+    ]
+    found = jaxformer.generate(model, params, real, config=parse_options(settings))
+    np.testing.assert_array_equal(tokens, found.tokens)
+    assert all(len(set(row)) == 5 for row in tokens.tolist()), "no token twice"

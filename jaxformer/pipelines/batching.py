@@ -56,7 +56,7 @@ def padded_length(length: int, longest: int) -> int:
     step = SHORTEST
     while length > 8 * step:
         step *= 2
-    return max(length, min(-(-length // step) * step, longest))
+    return max(length, min(-(-max(length, 1) // step) * step, longest))
 
 
 def rows_of_length(length: int, batch_size: int) -> int:

@@ -89,7 +89,9 @@ class TokenClassification(Pipeline):
         text = " ".join(item) if options.is_split_into_words else item
         covered = [place for row in rows for place in row.about[0].offsets]
         windows = [
-            self._tokens(text, row, scores, whole_characters(text, row.about[0].offsets, covered))
+            self._tokens(
+                text, row, scores, whole_characters(text, row.about[0].offsets, covered), options.is_split_into_words
+            )
             for row, scores in zip(rows, outputs, strict=True)
         ]
         strategy, merge = options.aggregation_strategy, self.tokenizer.convert_tokens_to_string
@@ -104,7 +106,9 @@ class TokenClassification(Pipeline):
             _move(found, item, len(options.delimiter) - 1)
         return found
 
-    def _tokens(self, text: str, row: Row, scores: np.ndarray, whole: list[tuple[int, int]]) -> list[Token]:
+    def _tokens(
+        self, text: str, row: Row, scores: np.ndarray, whole: list[tuple[int, int]], of_words: bool
+    ) -> list[Token]:
         """The tokens of a window without the special ones; ``whole`` are their places with whole characters."""
         encoding = row.about[0]
         marked = bool(getattr(self.tokenizer.backend_tokenizer.model, "continuing_subword_prefix", None))
@@ -113,6 +117,8 @@ class TokenClassification(Pipeline):
             if special:
                 continue
             start, end = encoding.offsets[index]
+            if of_words and not text[start:end].strip():
+                continue  # a blank between words has no tag
             word, there, end = encoding.tokens[index], text[start:end], whole[index][1]
             # Marked pieces (##) are longer than their characters in the text; otherwise a word ends at a space.
             continues = len(word) != len(there) if marked else start > 0 and " " not in text[start - 1 : start + 1]

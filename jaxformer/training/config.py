@@ -120,6 +120,14 @@ class RunConfig(Schema):
             return self.data.cache_folder / "compiled"
         return None if folder is None else local_path(folder)
 
+    def check_targets(self) -> None:
+        """Raises ``UserError`` if a target may be longer than the model reads, before a run is trained."""
+        if self.longest_target > self.model.max_length:
+            raise UserError(
+                f"a target of the task may have {self.longest_target} tokens, expected at most model.max_length "
+                f"{self.model.max_length}; set target_length (of an objective that generates max_new_tokens) lower"
+            )
+
     @model_validator(mode="before")
     @classmethod
     def _family_defaults(cls, keys: Any) -> Any:
@@ -142,11 +150,6 @@ class RunConfig(Schema):
         if self.sequence_length > model.max_length:
             raise ValueError(
                 f"training.sequence_length is {t.sequence_length}, expected at most model.max_length {model.max_length}"
-            )
-        if self.longest_target > model.max_length:
-            raise ValueError(
-                f"a target of the task may have {self.longest_target} tokens, expected at most model.max_length "
-                f"{model.max_length}; set target_length (of an objective that generates max_new_tokens) lower"
             )
         self.task.check_run(self)
         if self.lora is not None and model.pretrained is None:

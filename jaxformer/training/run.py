@@ -255,6 +255,7 @@ def prepare(config: RunConfig, display: Display, devices: tuple[jax.Device, ...]
     configuration or the data cannot work.
     """
     check_spread(config, devices)
+    config.check_targets()
     folder = local_path(config.output_dir)
     read = _read_text if config.task.reads == "text" else _read_records
     tokenizer, splits = read(config, folder, display)

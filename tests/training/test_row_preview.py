@@ -61,6 +61,7 @@ CASES = {
 def test_every_objective_can_be_shown(tmp_path, name):
     model, rows, expected = CASES[name]
     settings = {"max_question_tokens": 8, "stride": 4} if name == "question_answering" else {}
+    settings |= {"target_length": 32} if name == "seq2seq" else {}
     run = run_of(tmp_path, {"type": name, **settings}, rows, model)
     assert expected in shown(run, 3)
     for row in rows_of(run, 3):

@@ -346,6 +346,7 @@ def test_a_run_that_stopped_early_is_finished_until_it_may_be_more_patient(tmp_p
     assert f"resuming at step {step} of {step + 1}" in lines and warnings == []
 
 
+@pytest.mark.slow
 def test_another_pretrained_model_has_no_effect_on_a_run_that_has_begun(tmp_path):
     keys = tiny_keys(tmp_path, steps=2)
     for name in ("a", "b"):
@@ -362,6 +363,7 @@ def test_another_pretrained_model_has_no_effect_on_a_run_that_has_begun(tmp_path
     assert saved_config(keys).model.pretrained == str(tmp_path / "a")
 
 
+@pytest.mark.slow
 def test_the_padding_token_may_change_only_where_no_step_reads_it(tmp_path):
     keys = tiny_keys(tmp_path, steps=2)
     run_training(keys)

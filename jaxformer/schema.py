@@ -1,4 +1,4 @@
-"""What every layer shares: the base of the typed configuration, the error a user can cause, and paths they give."""
+"""Shared by every layer: the base of the typed configuration, the error a user can cause, and paths they give."""
 
 import difflib
 import re

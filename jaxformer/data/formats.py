@@ -114,7 +114,7 @@ def _features_of(schema: Any) -> Any:
 
 
 def _converters(features: Mapping[str, Any] | None) -> dict[str, Callable[[Any], Any]]:
-    """What names the classes of each column that has classes."""
+    """The functions that name the classes of each column that has classes."""
     found = {name: _converter(feature) for name, feature in (features or {}).items()}
     return {name: convert for name, convert in found.items() if convert is not None}
 

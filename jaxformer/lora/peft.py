@@ -272,7 +272,7 @@ def _copies(format: Format, model: nn.Module) -> dict[str, str]:
 
 
 def _places(format: Format, model: nn.Module, shapes: Shapes) -> dict[str, tuple[list[str], list[str]]]:
-    """Of every tensor of theirs our parameters that it holds, and the names of their tensor in all layers."""
+    """Our parameters that each tensor of theirs holds, and the names of that tensor in all layers."""
     rows = [name for name in format.names(model.config, kind_of(model)) if name.ours in shapes]
     found: dict[str, tuple[list[str], list[str]]] = {}
     for spelling in ("theirs", "otherwise"):

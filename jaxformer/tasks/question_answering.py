@@ -118,7 +118,7 @@ class QuestionAnswering(Task):
 
     @property
     def export_keys(self) -> dict[str, Any]:
-        """How windows are cut and answers chosen."""
+        """The options by which windows are cut and answers chosen."""
         c = self.config
         options: dict[str, Any] = {
             "max_seq_len": self.sequence_length,

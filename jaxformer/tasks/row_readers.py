@@ -79,7 +79,7 @@ class ColumnReader:
         return value
 
     def variables(self, record: Record) -> Variables:
-        """The variables that the chat template reads beside the messages: ``tools``, and all in ``chat_template_kwargs``.
+        """The template's variables beside the messages: ``tools``, and all in ``chat_template_kwargs``.
 
         Either may be text in JSON, as in tables, where all rows have the same keys.
 

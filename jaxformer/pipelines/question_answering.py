@@ -126,13 +126,14 @@ class QuestionAnswering(Pipeline):
     ) -> tuple[list[tuple[tuple[int, int], float]], float]:
         """Characters and scores of a window's best spans, and the score of no answer in it."""
         encoding = row.about[0]
-        # A token that is a blank alone neither begins nor ends an answer.
-        spans = zip(encoding.sequence_ids, encoding.offsets, strict=True)
-        of_context = np.array([text == 1 and bool(context[a:b].strip()) for text, (a, b) in spans])
+        of_context = np.array([text == 1 for text in encoding.sequence_ids])
         allowed = of_context | (np.arange(len(of_context)) == 0)
         first, last = (softmax(np.where(allowed, x.astype(np.float64), -10_000.0)) for x in (starts, ends))
         null = float(first[0] * last[0])
-        first, last = (np.where(of_context, x, 0.0) for x in (first, last))
+        # A token that is a blank alone neither begins nor ends an answer, unless that is widened to words.
+        blank = np.array([not context[a:b].strip() for a, b in encoding.offsets])
+        may_end = of_context if options.align_to_words else of_context & ~blank
+        first, last = (np.where(may_end, x, 0.0) for x in (first, last))
         # [T, T]: a span does not end before it begins, and is not too long.
         scores = np.tril(np.triu(np.outer(first, last)), options.max_answer_len - 1).ravel()
         # Several spans may be the same words.

@@ -185,9 +185,9 @@ class QuestionAnswering(Task):
         for window, (start, end) in zip(windows, self._labels(windows, data), strict=True):
             context = np.zeros(len(window.inputs["input_ids"]), np.int32)
             text = self.config.texts(data[window.record])[1]
-            # A token that is a blank alone neither begins nor ends an answer.
+            # 2 for a token that is a blank alone, which neither begins nor ends an answer.
             context[window.begin : window.begin + len(window.offsets)] = [
-                bool(text[a:b].strip()) for a, b in window.offsets
+                1 if text[a:b].strip() else 2 for a, b in window.offsets
             ]
             labels: Example = {"context_mask": context, "start_positions": start, "end_positions": end}
             examples.append({**window.inputs, **labels})
@@ -229,13 +229,13 @@ class QuestionAnswering(Task):
         ``[CLS]``, as in the pipeline; spans are in the context and have at most ``max_answer_tokens``.
         """
         output = R.apply(model, params, batch, None)
-        context = jnp.asarray(batch["context_mask"]) == 1
-        allowed = context.at[:, 0].set(True)
+        context = jnp.asarray(batch["context_mask"])
+        allowed = (context > 0).at[:, 0].set(True)
         starts, ends = (
             jax.nn.log_softmax(jnp.where(allowed, logits.astype(jnp.float32), F.MASKED), axis=-1)
             for logits in (output.start_logits, output.end_logits)
         )
-        start, end, score = best_spans(starts, ends, context, self.config.max_answer_tokens)
+        start, end, score = best_spans(starts, ends, context == 1, self.config.max_answer_tokens)
         return {"start": start, "end": end, "score": score, "null": starts[:, 0] + ends[:, 0]}
 
     def report(self, data: Sequence[R.Record], outputs: dict[str, np.ndarray]) -> Report:

@@ -120,7 +120,8 @@ def evaluated(family, task, folder):
         ids["decoder_start_token_id"] = pad if start == "pad" else end
     head, labels = TASKS[task]
     if head in ("seq2seq_lm", "causal_lm"):  # else a random model may write nothing but special tokens
-        ids["generation"] = {"suppress_tokens": sorted(tokenizer.all_special_ids), "min_new_tokens": 5}
+        suppressed = sorted({*tokenizer.all_special_ids} - {tokenizer.bos_token_id})  # BART's first token is forced
+        ids["generation"] = {"suppress_tokens": suppressed, "min_new_tokens": 5}
     jaxformer.save_pretrained(folder / "base", *tiny.make(family, head, labels, **ids), tokenizer)
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows()), encoding="utf-8")
@@ -242,7 +243,7 @@ def _their_answer(model, tokenizer, row, task):
             inputs["token_type_ids"] = torch.tensor([windows["token_type_ids"][number]])
         output, owners, places = model(**inputs), windows.sequence_ids(number), windows["offset_mapping"][number]
         words = [owner == 1 and text[a:b].strip() != "" for owner, (a, b) in zip(owners, places, strict=True)]
-        allowed = torch.tensor([place == 0 or word for place, word in enumerate(words)])
+        allowed = torch.tensor([place == 0 or owner == 1 for place, owner in enumerate(owners)])
         first, last = (
             logits[0].double().masked_fill(~allowed, -1e9).log_softmax(-1).tolist()
             for logits in (output.start_logits, output.end_logits)

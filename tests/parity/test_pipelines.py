@@ -28,7 +28,7 @@ FAMILIES = {
     ],
     ("roberta", "right"): [
         *("classes", "pairs", "entities, none", "entities, simple", "entities, first", "entities, average"),
-        *("entities, max", "entities of windows", "entities of words", "states", "zero-shot, several"),
+        *("entities, max", "entities of windows", "states", "zero-shot, several"),
     ],
     ("gpt2", "left"): ["classes", "entities, simple", "entities, max", "states", "zero-shot"],
 }
@@ -82,10 +82,10 @@ def by_hand(folder, question, context, longest, stride, most, words=True):
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForQuestionAnswering.from_pretrained(folder)
-    right = tokenizer.padding_side == "right"
     windows = tokenizer(
-        *((question, context) if right else (context, question)),
-        truncation="only_second" if right else "only_first",
+        question,
+        context,
+        truncation="only_second",
         max_length=longest,
         stride=stride,
         return_overflowing_tokens=True,
@@ -96,7 +96,7 @@ def by_hand(folder, question, context, longest, stride, most, words=True):
         inputs = {key: torch.tensor([windows[key][number]]) for key in tokenizer.model_input_names}
         with torch.no_grad():
             output = model(**inputs)
-        of_context = [text == int(right) for text in windows.sequence_ids(number)]
+        of_context = [text == 1 for text in windows.sequence_ids(number)]
         read = [ours or token == tokenizer.cls_token_id for ours, token in zip(of_context, ids, strict=True)]
 
         def probabilities(logits, read=read):

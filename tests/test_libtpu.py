@@ -18,6 +18,7 @@ def test_what_libtpu_is_told(monkeypatch):
     assert environment["TPU_SKIP_MDS_QUERY"] == "1" and environment["TPU_WORKER_HOSTNAMES"] == "mine"
 
 
+@pytest.mark.slow  # with what compiles for TPUs, for which libtpu is installed
 @pytest.mark.skipif(not libtpu.has_libtpu() or libtpu.tpu_chips(), reason="needs jax[tpu] on a machine without a TPU")
 def test_the_library_prints_nothing_of_it():
     program = "import jaxformer.functional, jax; assert jax.devices()"

@@ -34,8 +34,6 @@ class Opened:
         model: the module.
         params: its parameters.
         tokenizer: its tokenizer.
-        problem: of a classifier ``regression``, ``multi_label_classification``, ``single_label_classification``, or
-            None if nothing says.
         pooling: of a sentence encoder, how the states of a text become one vector; None if nothing says.
         longest: tokens that a sentence encoder was trained with; None if nothing says.
         settings_from: the file with the settings of generation, for messages.
@@ -47,12 +45,16 @@ class Opened:
     model: Any
     params: Any
     tokenizer: PreTrainedTokenizer
-    problem: str | None = None
     pooling: str | None = None
     longest: int | None = None
     settings_from: str = "the model's configuration"
     generation: Mapping[str, Any] = field(default_factory=dict)
     hf: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def problem(self) -> str | None:
+        """A classifier's ``problem_type``, None if nothing says."""
+        return self.hf.get("problem_type")
 
 
 def open_model(
@@ -183,7 +185,6 @@ def _run(folder: Path, kind: str | None) -> Opened:
         model,
         params,
         trained.tokenizer,
-        trained.keys.get("problem_type"),
         settings_from=f"model.generation in {RUN_FILE} of {folder}",
         hf=trained.keys,
     )
@@ -218,7 +219,6 @@ def _hub(repository: Repository, kind: str | None, with_tokenizer: bool, dtype: 
         model,
         params,
         tokenizer,
-        hf.get("problem_type"),
         _pooling(repository) if sentences else None,
         (repository.find_json(SENTENCE_FILE) or {}).get("max_seq_length") if sentences else None,
         f"{CONFIG_FILE if repository.find(GENERATION_FILE) is None else GENERATION_FILE} of {repository.name}",

@@ -125,7 +125,8 @@ def evaluated(family, task, folder):
     jaxformer.save_pretrained(folder / "base", *tiny.make(family, head, labels, **ids), tokenizer)
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows()), encoding="utf-8")
-    languages = {"source_language": "ko_KR", "target_language": "de_DE"} if (family, task) in MULTILINGUAL else {}
+    codes = {"source_language": "ko_KR", "target_language": "de_DE"}
+    languages = codes if (family, task) == ("mbart", "rewrites") else {}
     keys = {
         "output_dir": str(folder / "run"),
         "model": {"pretrained": str(folder / "base")},
@@ -143,9 +144,6 @@ def evaluated(family, task, folder):
             report = trainer.current_report()
         export(run.folder, folder / "export")
     return run.folder, folder / "export", None if report is None else _predictions(task, report.predictions)
-
-
-MULTILINGUAL = [("mbart", "rewrites")]
 
 
 def _predictions(task, predictions):
@@ -325,11 +323,8 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             _, exported, _ = evaluated(family, task, Path(folder))
             found[f"{family}-{task}"] = _rounded(theirs(exported, task))
-    GOLDEN.write_text("".join(f"{mark}{json.dumps(k)}: {json.dumps(v)}" for mark, (k, v) in _marked(found)) + "\n}\n")
-
-
-def _marked(found):
-    return zip(["{\n", *[",\n"] * (len(found) - 1)], found.items(), strict=True)
+    lines = (f"{json.dumps(name)}: {json.dumps(value)}" for name, value in found.items())
+    GOLDEN.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def _rounded(value):

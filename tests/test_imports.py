@@ -35,8 +35,9 @@ MAY_USE = {
     "training": TRAINING,
     "cost": TRAINING | {"cost", "libtpu"},
     "pipelines": TRAINING,
+    "check": TRAINING | {"pipelines"},
     "demo": TRAINING | {"pipelines"},
-    "commands": TRAINING | {"cost", "pipelines", "demo"},
+    "commands": TRAINING | {"cost", "pipelines", "check", "demo"},
     "cli": {"schema", "commands"},
 }
 

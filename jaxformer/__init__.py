@@ -8,7 +8,19 @@ from jaxformer.libtpu import tell_libtpu_without_tpu
 __version__ = "0.1.0"
 
 # Packages and names at the top level, imported when they are first used, so that ``import jaxformer`` is fast.
-_PACKAGES = ("data", "families", "functional", "generation", "hub", "lora", "models", "tasks", "tokenizers", "training")
+_PACKAGES = (
+    "check",
+    "data",
+    "families",
+    "functional",
+    "generation",
+    "hub",
+    "lora",
+    "models",
+    "tasks",
+    "tokenizers",
+    "training",
+)
 _MODELS = (
     *("", "ForCausalLM", "ForMaskedLM", "ForMultipleChoice", "ForPreTraining", "ForQuestionAnswering", "ForSeq2SeqLM"),
     *("ForSequenceClassification", "ForTokenClassification"),

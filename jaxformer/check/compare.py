@@ -13,18 +13,22 @@ class Difference(NamedTuple):
     place: str
 
 
-def difference(got: Any, expected: Any, floor: float = 1.0) -> Difference:
-    """Returns the largest ``max|a - b| / max(floor, max|b|)`` over the leaves of two trees, and the name of its leaf.
+# A gradient that is zero in truth (that of the keys' biases) is rounding alone, a share of the others.
+NOTHING = 1e-3
 
-    The largest magnitude is that of the leaf: a gradient that is small everywhere is compared with itself. A nan on one
-    side alone is an infinite difference.
+
+def difference(got: Any, expected: Any) -> Difference:
+    """Returns the largest ``max|a - b| / max|b|`` over the leaves of two trees, and the place of it.
+
+    The largest magnitude is that of the leaf, but at least a thousandth of that of the whole tree: a gradient that is
+    small everywhere is compared with itself. A nan on one side alone is an infinite difference.
 
     Args:
         got: a tree of arrays.
         expected: a tree of the same structure and shapes.
-        floor: magnitudes below it count as it; 0 compares relative to the leaf alone.
     """
     largest = Difference(0.0, "")
+    floor = NOTHING * max((_magnitude(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(expected)), default=0.0)
     pairs = zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected), strict=True)
     for (path, mine), other in pairs:
         a, b = np.asarray(mine, np.float64), np.asarray(other, np.float64)
@@ -36,8 +40,7 @@ def difference(got: Any, expected: Any, floor: float = 1.0) -> Difference:
         with np.errstate(invalid="ignore"):
             apart = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
         apart = np.where(np.isnan(apart), np.inf, apart)
-        finite = np.abs(b[np.isfinite(b)])
-        scale = max(floor, float(finite.max(initial=0.0))) or 1.0
+        scale = max(floor, _magnitude(b)) or 1.0
         value = float(apart.max()) / scale
         if value > largest.value:
             place = [int(i) for i in np.unravel_index(int(np.argmax(apart)), a.shape)]
@@ -46,6 +49,10 @@ def difference(got: Any, expected: Any, floor: float = 1.0) -> Difference:
                 value, f"{name}{place if place else ''}: {at[0]:.6g}, expected {at[1]:.6g}".lstrip(":")
             )
     return largest
+
+
+def _magnitude(x: np.ndarray) -> float:
+    return float(np.abs(x[np.isfinite(x)]).max(initial=0.0))
 
 
 def unequal_bits(got: Any, expected: Any) -> Difference:

@@ -1,0 +1,327 @@
+"""Checks of alignment: the reference, the first ratio, the place of the reward, the losses by hand."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import jax
+import numpy as np
+
+from jaxformer import functional as F
+from jaxformer.check.compare import difference
+from jaxformer.check.model import TOLERANCE
+from jaxformer.check.outcome import Checks, DoesNotApplyError, Measured
+from jaxformer.check.training import ONE, RunSubject
+from jaxformer.tasks.policy import GroupConfig, GRPOConfig, Policy, PPOConfig
+from jaxformer.training.initial_state import start_state
+from jaxformer.training.reference_log_probs import fill_reference
+
+CHECKS = Checks("alignment")
+
+
+def _start(subject: RunSubject) -> Any:
+    """The parameters of step 0, as the loss takes them."""
+    state, frozen = start_state(subject.run)
+    return subject.run.division.assemble(frozen, state.params)
+
+
+def _pairs(subject: RunSubject) -> None:
+    if subject.run.task.reference_column is None:
+        raise DoesNotApplyError(f"{subject.run.config.task.type} keeps no reference beside its data")
+
+
+def _policy(subject: RunSubject) -> Policy:
+    if not subject.run.config.task.generates:
+        raise DoesNotApplyError(f"{subject.run.config.task.type} writes no responses")
+    return cast(Policy, subject.run.task)
+
+
+def with_reference(subject: RunSubject) -> dict[str, np.ndarray]:
+    """The first batch with the reference model's log-probabilities in it."""
+    fill_reference(subject.run)
+    return dict(subject.run.train_batches[0])
+
+
+@CHECKS.add(
+    "reference = start at step 0",
+    cause="the reference is another model, reads other tokens, or is computed with dropout",
+    bug="a reference that was the policy itself",
+)
+def reference(subject: RunSubject) -> Measured:
+    """Log-ratios of the initial model to the reference, which are 0, and DPO's loss, which is log 2."""
+    _pairs(subject)
+    run, params = subject.run, _start(subject)
+    batch = with_reference(subject)
+    sums = jax.jit(lambda params, batch: run.task.loss(run.model, params, batch, None))(params, batch)
+    count = float(sums.weight)
+    apart = max(abs(float(sums.metrics[name])) / count for name in ("chosen_reward", "rejected_reward"))
+    said = "rewards of both responses | 0"
+    if getattr(run.config.task, "loss", "") == "sigmoid":
+        loss = float(sums.metrics["loss"]) / count
+        apart, said = max(apart, abs(loss - np.log(2))), f"{said}; loss {loss:.6f} | log 2"
+    return Measured(said, apart, 1e-3, f"{apart:.4g} nats at step 0")
+
+
+@CHECKS.add(
+    "the reference does not train",
+    cause="the reference shares memory with the policy, or is computed again from it",
+    bug="a reference that followed the policy",
+)
+def still_reference(subject: RunSubject) -> Measured:
+    """The reference's log-probabilities after a step of training, against those before."""
+    run = subject.run
+    if run.config.task.generates:
+        rollouts, batch = subject.rollouts, subject.batch
+        before = np.asarray(rollouts.log_probs(rollouts.reference, dict(batch)))
+        state, frozen = start_state(run)
+        program = subject.variant(optimizer=subject.sgd, parallel=ONE).device_step
+        program(state, program.put(batch), 0, frozen)
+        after = np.asarray(rollouts.log_probs(rollouts.reference, dict(batch)))
+        found = difference({"reference": after}, {"reference": before})
+        return Measured("reference after a step | before", found.value, TOLERANCE, found.place)
+    _pairs(subject)
+    batch = with_reference(subject)
+    state, frozen = start_state(run)
+    program = subject.variant(optimizer=subject.sgd, parallel=ONE).device_step
+    moved, _, _ = program(state, program.put(batch), 0, frozen)
+    params = run.division.assemble(frozen, moved.params)
+    loss = jax.jit(lambda params, batch: run.task.loss(run.model, params, batch, None))
+    again = with_reference(subject)
+    column = run.task.reference_column or ""
+    found = difference({column: again[column]}, {column: batch[column]})
+    margin = abs(float(loss(params, batch).metrics["reward_margin"]))
+    if margin == 0:
+        return Measured("reference after a step | before", float("inf"), TOLERANCE, "the policy moved and no margin")
+    return Measured("reference after a step | before", found.value, TOLERANCE, found.place)
+
+
+@CHECKS.add(
+    "losses of pairs by hand",
+    cause="chosen and rejected are swapped, or the strength is applied twice",
+    bug="a preference loss with the pair turned round",
+)
+def pair_losses(subject: RunSubject) -> Measured:
+    """The loss of a model far from the reference against its formula in float64."""
+    run = subject.run
+    c = run.config.task
+    formulas = {"sigmoid", "ipo", "hinge", "cdpo", "robust", "simpo", "orpo"}
+    if c.type != "dpo" or c.loss not in formulas:
+        raise DoesNotApplyError("the loss is not one of pairs" if c.type != "dpo" else f"no formula of {c.loss} here")
+    if run.task.reference_column is not None:
+        fill_reference(run)
+    batch = run.train_batches[0]
+    frozen, trained = subject.parts
+    params = run.division.assemble(frozen, trained)
+    mean = c.loss in ("ipo", "simpo", "orpo")
+    found = []
+    for number in range(2):
+        logits, labels = _logits_of(subject, params, batch, number)
+        asked = labels >= 0
+        top = logits.max(-1)
+        each = np.take_along_axis(logits, np.maximum(labels, 0)[..., None], -1)[..., 0]
+        each = each - np.log(np.exp(logits - top[..., None]).sum(-1)) - top
+        total = np.where(asked, each, 0.0).sum(-1)
+        found.append(total / asked.sum(-1) if mean else total)
+    log_probs = np.stack(found, axis=1)
+    if run.task.reference_column is not None:
+        log_probs = log_probs - batch[run.task.reference_column]
+    expected = _pair_formula(c, log_probs[:, 0], log_probs[:, 1]).mean()
+    sums = jax.jit(lambda params, batch: run.task.loss(run.model, params, batch, None))(params, batch)
+    apart = difference({"loss": float(sums.objective) / float(sums.weight)}, {"loss": expected})
+    return Measured(f"loss {c.loss} | float64, by hand", apart.value, 10 * TOLERANCE, apart.place)
+
+
+def _logits_of(
+    subject: RunSubject, params: Any, batch: Mapping[str, np.ndarray], number: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and labels of one text of each pair."""
+    names = [n for n in ("input_ids", "attention_mask", "decoder_input_ids") if n in batch]
+    inputs = {name: batch[name][:, number] for name in names}
+    model = subject.run.model
+    logits = jax.jit(lambda params, inputs: model.apply({"params": params}, **inputs).logits)(params, inputs)
+    return np.asarray(logits, np.float64), np.asarray(batch["labels"][:, number])
+
+
+def _pair_formula(c: Any, chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
+    apart, beta = chosen - rejected, c.strength
+
+    def minus_log_sigmoid(x: np.ndarray) -> np.ndarray:
+        return np.logaddexp(0.0, -x)
+
+    match c.loss:
+        case "ipo":
+            return np.asarray((apart - 1 / (2 * beta)) ** 2)
+        case "hinge":
+            return np.maximum(0.0, 1 - beta * apart)
+        case "simpo":
+            return minus_log_sigmoid(beta * apart - c.margin)
+        case "orpo":
+            odds = [x - np.log1p(-np.exp(x)) for x in (chosen, rejected)]
+            return np.asarray(beta * minus_log_sigmoid(odds[0] - odds[1]) - chosen)
+        case "cdpo":
+            right, wrong = minus_log_sigmoid(beta * apart), minus_log_sigmoid(-beta * apart)
+            return np.asarray((1 - c.noise) * right + c.noise * wrong)
+        case "robust":
+            right, wrong = minus_log_sigmoid(beta * apart), minus_log_sigmoid(-beta * apart)
+            return np.asarray(((1 - c.noise) * right - c.noise * wrong) / (1 - 2 * c.noise))
+    return minus_log_sigmoid(beta * apart)
+
+
+def _experience(subject: RunSubject, params: Any, batch: Mapping[str, Any]) -> tuple[Any, Any]:
+    task, model = _policy(subject), subject.run.model
+    columns, stats, _ = jax.jit(lambda p, b: task.experience(model, p, b, task.carried))(params, dict(batch))
+    return jax.device_get(columns), jax.device_get(stats)
+
+
+@CHECKS.add(
+    "KL 0 at the start",
+    cause="the reference is not the model that training begins with",
+    bug="a KL that began above 0",
+)
+def first_kl(subject: RunSubject) -> Measured:
+    """The log-probabilities of the initial policy at its responses, against the reference's."""
+    task = _policy(subject)
+    run = subject.run
+    state, frozen = start_state(run)
+    first, records = run.train_batches[0], run.train_batches.rows.records or ()
+    written = subject.rollouts.written(
+        run.merged(state.params, frozen), first, records, (0,), task.config.responses_per_prompt
+    ).batch
+    columns, stats = _experience(subject, run.division.assemble(frozen, state.params), written)
+    found = difference({"nats": columns["old_log_probs"]}, {"nats": written["reference_log_probs"]})
+    value = max(found.value, abs(float(stats["kl"])))
+    return Measured(f"initial policy (KL {float(stats['kl']):.2g}) | reference", value, TOLERANCE, found.place)
+
+
+@CHECKS.add(
+    "first ratio = 1",
+    cause="old log-probabilities are of another model, temperature or token than the loss's",
+    bug="marin #1879: a ratio that did not begin at 1",
+)
+def first_ratio(subject: RunSubject) -> Measured:
+    """Log-probabilities of the sampler, of the experience and of the loss, which are one at the first update."""
+    task, run = _policy(subject), subject.run
+    frozen, trained = subject.parts
+    params, batch = run.division.assemble(frozen, trained), subject.batch
+    columns, _ = _experience(subject, params, batch)
+    asked = batch["labels"] != F.IGNORE
+    found = [0.0]
+    if task.config.temperature == 1:
+        found.append(float(np.abs(columns["old_log_probs"] - batch["sampler_log_probs"])[asked].max(initial=0.0)))
+    sums = jax.jit(lambda p, b: task.loss(run.model, p, b, None))(params, {**batch, **columns})
+    moved = abs(float(sums.metrics["moved_kl"])) / max(1.0, float(asked.sum()))
+    clipped = float(sums.metrics["clipped"])
+    place = f"sampler {found[-1]:.3g} nats apart, loss {moved:.3g}, {clipped:.0f} ratios clipped"
+    return Measured("log-probabilities: sampler, experience | loss", max(*found, moved, clipped), TOLERANCE, place)
+
+
+@CHECKS.add(
+    "reward at the right response",
+    cause="the reward model reads a token of padding, or scores belong to other responses",
+    bug="trl #3750: the reward was read at the padding",
+)
+def reward(subject: RunSubject) -> Measured:
+    """The score of each response in its batch against its score alone, and in the reverse order."""
+    _policy(subject)
+    run = subject.run
+    params = run.merged(subject.parts[1], subject.parts[0])
+    records = run.train_batches.rows.records or ()
+    copies = run.task.config.responses_per_prompt
+    written = subject.rollouts.written(params, run.train_batches[0], records, (0,), copies)
+    samples, score = written.samples, subject.rollouts.score
+    alone = np.array([score([sample])[0] for sample in samples])
+    turned = np.asarray(score(samples[::-1]))[::-1]
+    found = [difference({"scores": got}, {"scores": alone}) for got in (written.scores, turned)]
+    ends = [sample.ended for sample in samples]
+    penalty = run.task.config.missing_eos_penalty * ~np.array(ends)
+    shaped = difference({"shaped": written.batch["scores"][: len(samples)]}, {"shaped": alone - penalty})
+    worst = max([*found, shaped], key=lambda each: each.value)
+    return Measured(f"scores of {len(samples)} responses | each alone", worst.value, TOLERANCE, worst.place)
+
+
+@CHECKS.add(
+    "responses are where the labels are",
+    cause="labels are shifted, or tokens of the prompt or the padding are learned",
+    bug="trl #4147: other tokens were trained than meant",
+)
+def responses(subject: RunSubject) -> Measured:
+    """Prompt and response of each row of the batch, put together again from inputs and labels."""
+    task = _policy(subject)
+    wrong, batch = [], subject.batch
+    for number, labels in enumerate(batch["labels"]):
+        places = np.flatnonzero(labels != F.IGNORE)
+        if not len(places):
+            continue
+        ids = batch["decoder_input_ids" if task.two_sided else "input_ids"][number]
+        if not np.array_equal(ids[places[1:]], labels[places[:-1]]) or not np.array_equal(
+            np.diff(places), np.ones(len(places) - 1)
+        ):
+            wrong.append(f"row {number}: labels are not the tokens that follow their inputs")
+        if not task.two_sided and places[0] + 1 != len(_prompt_of(subject, number)):
+            wrong.append(
+                f"row {number}: the first label is at {places[0]}, the prompt has {len(_prompt_of(subject, number))}"
+            )
+        sampled = batch["sampler_log_probs"][number]
+        if (sampled[places] >= 0).any() or np.abs(np.delete(sampled, places)).max(initial=0.0) > 0:
+            wrong.append(f"row {number}: the sampler's log-probabilities are at other places")
+    return Measured(
+        f"labels of {len(batch['labels'])} responses | inputs moved by one", len(wrong), 0, "; ".join(wrong[:2])
+    )
+
+
+def _prompt_of(subject: RunSubject, number: int) -> np.ndarray:
+    first = subject.run.train_batches[0]
+    copies = subject.run.task.config.responses_per_prompt
+    row = number // copies
+    return np.asarray(first["input_ids"][row][first["attention_mask"][row] > 0])
+
+
+@CHECKS.add(
+    "advantages by hand",
+    cause="rewards are discounted from the wrong end, or padding takes part in a mean",
+    bug="TRL 0.11: whitened rewards of padding reached the last tokens",
+)
+def advantages(subject: RunSubject) -> Measured:
+    """Advantages of the responses, against the recursion or the group's mean in float64, row by row."""
+    task, run = _policy(subject), subject.run
+    c = task.config
+    frozen, trained = subject.parts
+    params, batch = run.division.assemble(frozen, trained), subject.batch
+    columns, _ = _experience(subject, params, batch)
+    scores, old = batch["scores"].astype(np.float64), columns["old_log_probs"].astype(np.float64)
+    mask = batch["labels"] != F.IGNORE
+    kl = np.where(mask, old - batch["reference_log_probs"], 0.0)
+    coefficient = c.kl_coefficient
+    if isinstance(c, PPOConfig):
+        expected = _discounted(c, scores, kl, mask, columns["old_values"].astype(np.float64), coefficient)
+        got = columns["advantages"]
+    elif isinstance(c, GRPOConfig):
+        groups = scores.reshape(-1, c.group_size)
+        centred = groups - groups.mean(1, keepdims=True)
+        expected = (centred / (groups.std(1, ddof=1, keepdims=True) + 1e-4) if c.scale_rewards else centred).reshape(-1)
+        got = columns["advantages"]
+    else:
+        assert isinstance(c, GroupConfig), "PPO, GRPO and RLOO are all there are"
+        groups = (scores - coefficient * kl.sum(1)).reshape(-1, c.group_size)
+        others = (groups.sum(1, keepdims=True) - groups) / (c.group_size - 1)
+        expected, got = (groups - others).reshape(-1), columns["advantages"]
+    found = difference({"advantages": got}, {"advantages": expected})
+    return Measured("advantages | float64, by hand", found.value, 10 * TOLERANCE, found.place)
+
+
+def _discounted(
+    c: PPOConfig, scores: np.ndarray, kl: np.ndarray, mask: np.ndarray, values: np.ndarray, coefficient: float
+) -> np.ndarray:
+    """Whitened advantages of generalised advantage estimation, from the last token of each response to its first."""
+    found = np.zeros(mask.shape)
+    for row in range(len(mask)):
+        places = np.flatnonzero(mask[row])
+        following = next_value = 0.0
+        for place in places[::-1]:
+            here = -coefficient * kl[row, place] + (scores[row] if place == places[-1] else 0.0)
+            delta = here + c.discount * next_value - values[row, place]
+            following = delta + c.discount * c.decay * following
+            found[row, place], next_value = following, values[row, place]
+    inside = found[mask]
+    whitened = (inside - inside.mean()) / np.sqrt(inside.var(ddof=1) + 1e-8)
+    found[mask] = whitened
+    return found

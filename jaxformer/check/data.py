@@ -1,0 +1,5 @@
+"""Checks of the data of a run."""
+
+from jaxformer.check.outcome import Checks
+
+CHECKS = Checks("data")

@@ -1,0 +1,193 @@
+"""What is checked: a configuration with its data and devices, or a model that is to be used."""
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from jaxformer.check import alignment, model, training, use
+from jaxformer.check.model import ModelSubject, stirred
+from jaxformer.check.outcome import Check, Outcome, outcomes
+from jaxformer.check.small import reduction, small_config, with_config
+from jaxformer.check.training import RunSubject
+from jaxformer.check.use import UseSubject
+from jaxformer.hub.kinds import build, init
+from jaxformer.hub.save import save_pretrained
+from jaxformer.models import EncoderDecoder
+from jaxformer.parallel.mesh import ParallelConfig
+from jaxformer.tokenizers import PreTrainedTokenizer, decode
+from jaxformer.training.config import RunConfig
+from jaxformer.training.console import Display
+from jaxformer.training.run import Run, prepare
+
+LENGTHS = (23, 14, 9)  # of the texts with which models are checked
+# Checks of a model that are repeated in its own dtype: their bound grows with the rounding of that type.
+IN_ITS_DTYPE = ("padding on the right", "padding on the left", "packed = apart", "cached = full pass")
+
+
+def texts_of(ids: Iterable[np.ndarray], vocabulary: int, lengths: tuple[int, ...] = LENGTHS) -> tuple[np.ndarray, ...]:
+    """Texts of these lengths cut from rows of real tokens; what is missing is drawn from the vocabulary."""
+    random = np.random.default_rng(0)
+    stream = np.concatenate([np.asarray(row).reshape(-1) for row in ids] or [np.zeros(0, int)]).astype(np.int64)
+    found, start = [], 0
+    for length in lengths:
+        piece = stream[start : start + length]
+        start += length
+        more = random.integers(0, vocabulary, length - len(piece))
+        found.append(np.concatenate([piece, more]).astype(np.int32))
+    return tuple(found)
+
+
+def real_tokens(batch: dict[str, np.ndarray], prefix: str = "") -> list[np.ndarray]:
+    """The real tokens of each row of a batch."""
+    ids = np.asarray(batch[f"{prefix}input_ids"])
+    ids = ids.reshape(-1, ids.shape[-1])
+    for name in (f"{prefix}attention_mask", f"{prefix}segment_ids"):
+        if name in batch:
+            mask = np.asarray(batch[name]).reshape(-1, ids.shape[-1]) > 0
+            return [row[real] for row, real in zip(ids, mask, strict=True)]
+    return list(ids)
+
+
+def model_subject(
+    model: Any, params: Any, batch: dict[str, np.ndarray], tokenizer: PreTrainedTokenizer | None = None
+) -> ModelSubject:
+    """A model with texts cut from a batch."""
+    c = model.config
+    longest = c.max_length - model_padding(c)
+    lengths = tuple(max(2, min(n, longest - 4 * i)) for i, n in enumerate(LENGTHS))
+    texts = texts_of(real_tokens(batch), c.vocabulary, lengths)
+    targets: tuple[np.ndarray, ...] = ()
+    if isinstance(model, EncoderDecoder):
+        rows = real_tokens(batch, "decoder_") if "decoder_input_ids" in batch else [text[::-1] for text in texts]
+        targets = texts_of(rows, c.vocabulary, tuple(max(2, n - 3) for n in lengths))
+    names: Callable[[int], str] = str
+    if tokenizer is not None:
+        names = lambda i: str(tokenizer.convert_ids_to_tokens(i))  # noqa: E731 - a default that is replaced
+    return ModelSubject(model, params, texts, targets, names)
+
+
+def model_padding(c: Any) -> int:
+    """Places that the checks need beside a text."""
+    return model.PADDING + 2
+
+
+def with_texts(subject: ModelSubject, dtype: str) -> ModelSubject:
+    """The subject in another dtype."""
+    return replace(subject.switched(dtype=dtype), dtype=dtype)
+
+
+@contextmanager
+def run_subject(run: Run) -> Iterator[tuple[RunSubject, str]]:
+    """A prepared run made small, on one device, in a folder of its own; and what was reduced, in words."""
+    with tempfile.TemporaryDirectory(prefix="jaxformer-check-") as folder:
+        config = small_config(run.config, Path(folder) / "run")
+        if run.config.model.pretrained is not None:
+            base = write_base(config, run.tokenizer, Path(folder) / "base")
+            config = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": str(base)})})
+        c32 = config.model_copy(
+            update={"model": config.model.model_copy(update={"dtype": "float32"}), "parallel": ParallelConfig()}
+        )
+        devices = tuple(jax.devices()) if run.devices is None else run.devices
+        small = with_config(run, c32, devices[:1])
+        yield RunSubject(small, _usable(devices, run), run.config.parallel), reduction(run.config, config)
+
+
+def write_base(config: RunConfig, tokenizer: PreTrainedTokenizer, folder: Path) -> Path:
+    """Writes a model of the small size, with parameters far from an initialisation, to start from.
+
+    A run with ``model.pretrained`` then begins as it does in earnest: the file is read, a head is new, factors are
+    added, and the reference is opened from it.
+    """
+    kinds = {"decoder": "causal_lm", "encoder_decoder": "seq2seq_lm", "encoder": "masked_lm"}
+    made = build(config.model, kinds[config.model.architecture])
+    params = stirred(nn.unbox(jax.jit(lambda key: init(made, key))(jax.random.key(1))), seed=1)
+    return save_pretrained(folder, made, params, tokenizer)
+
+
+def _usable(devices: tuple[jax.Device, ...], run: Run) -> tuple[jax.Device, ...]:
+    """As many devices as the axes of the configuration ask for, else two: enough to see a sum that is not taken."""
+    p = run.config.parallel
+    axes = p.fsdp * p.sequence * p.tensor * (p.data if p.data > 0 else 1)
+    wanted = max(axes, 2)
+    return devices[: wanted if len(devices) >= wanted else len(devices) // axes * axes]
+
+
+GROUPS = ("data", "model", "training", "use", "alignment")
+
+
+def check_run(
+    run: Run, groups: Iterable[str] = GROUPS, say: Callable[[str], Any] = lambda _: None
+) -> Iterator[Outcome]:
+    """Checks a prepared run: its data, a small model of its configuration, its step, and the use of what it trains.
+
+    Args:
+        run: from ``training.run.prepare``.
+        groups: which checks; all by default.
+        say: takes a line about what was reduced.
+    """
+    wanted = set(groups)
+    if "data" in wanted:
+        from jaxformer.check import data
+
+        yield from outcomes(data.CHECKS, run)
+    with run_subject(run) as (subject, said):
+        say(f"model and batch of the checks: {said}")
+        small = subject.run
+        beside = model_subject(small.model, _whole(subject), small.train_batches[0], run.tokenizer)
+        if "model" in wanted:
+            yield from outcomes(model.CHECKS, beside)
+            dtype = run.config.model.dtype
+            if dtype != "float32":
+                yield from outcomes(_named(model.CHECKS, IN_ITS_DTYPE), with_texts(beside, dtype), dtype)
+        if "training" in wanted:
+            yield from outcomes(training.CHECKS, subject)
+        if "use" in wanted:
+            yield from outcomes(use.CHECKS, UseSubject(beside, run.tokenizer, sample_texts(beside, run), subject))
+        if "alignment" in wanted and (run.config.task.generates or run.config.task.type == "dpo"):
+            yield from outcomes(alignment.CHECKS, subject)
+
+
+def sample_texts(subject: ModelSubject, run: Run) -> tuple[str, ...]:
+    """Some texts of the data, as text."""
+    return tuple(decode(run.tokenizer, text.tolist()) for text in subject.texts)
+
+
+def _whole(subject: RunSubject) -> Any:
+    """The model's parameters as arrays."""
+    frozen, trained = subject.parts
+    return subject.run.merged(trained, frozen)
+
+
+def check_model(
+    made: Any, params: Any, batch: Mapping[str, Any], tokenizer: PreTrainedTokenizer | None = None
+) -> Iterator[Outcome]:
+    """The checks of a model with the parameters it has, and of its use; arguments as ``check.run``'s."""
+    c = made.config
+    still = c.model_copy(update={"dtype": "float32", "unroll": 1 if c.unroll is None else c.unroll})
+    params = jax.tree.map(lambda leaf: leaf.astype("float32"), nn.unbox(params))
+    arrays = {name: np.asarray(array) for name, array in batch.items()}
+    beside = model_subject(made.clone(config=still), params, arrays, tokenizer)
+    yield from outcomes(model.CHECKS, beside)
+    if c.dtype != "float32":
+        yield from outcomes(_named(model.CHECKS, IN_ITS_DTYPE), with_texts(beside, c.dtype), c.dtype)
+    texts = () if tokenizer is None else tuple(decode(tokenizer, text.tolist()) for text in beside.texts)
+    yield from outcomes(use.MODEL_CHECKS, UseSubject(beside, tokenizer, texts))
+
+
+def _named(checks: Iterable[Check], names: Iterable[str]) -> list[Check]:
+    return [check for check in checks if check.name in set(names)]
+
+
+def check_config(config: RunConfig, display: Display, groups: Iterable[str] = GROUPS) -> Iterator[Outcome]:
+    """Checks a configuration with its data: ``check_run`` of what it says, opened here."""
+    single = config.model_copy(update={"parallel": ParallelConfig()})
+    run = prepare(single, display, tuple(jax.devices()[:1]))
+    run = with_config(run, run.config.model_copy(update={"parallel": config.parallel}), tuple(jax.devices()))
+    yield from check_run(run, groups, display.say)

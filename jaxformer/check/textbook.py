@@ -1,0 +1,277 @@
+"""The Transformer once more: one row, loops over layers and heads, float64, NumPy. Slow, and independent of all else.
+
+Every formula is written from the papers that ``functional`` cites and shares no code with it, so that a fault there
+cannot be here as well. Parameters are those of the models, by the same names.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxformer import functional as F
+from jaxformer.models.config import TransformerConfig
+
+Array = np.ndarray
+Tree = Mapping[str, Any]
+
+
+def float64(tree: Any) -> Any:
+    """A tree of parameters in float64."""
+    if isinstance(tree, Mapping):
+        return {name: float64(leaf) for name, leaf in tree.items()}
+    return np.asarray(tree, np.float64)
+
+
+def _erf(x: Array) -> Array:
+    return np.vectorize(math.erf)(x)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": lambda x: x * (1 + _erf(x / math.sqrt(2))) / 2,
+    "gelu_tanh": lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "relu": lambda x: np.maximum(x, 0),
+    "tanh": np.tanh,
+}
+
+
+def norm(c: TransformerConfig, x: Array, p: Tree) -> Array:
+    """Layer norm or RMS norm of the last axis."""
+    scale = p["scale"] + c.norm_offset
+    if c.norm == "rms_norm":
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_epsilon) * scale
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + c.norm_epsilon) * scale + p.get("bias", 0.0)
+
+
+def dense(x: Array, p: Tree) -> Array:
+    """``x W + b``."""
+    return x @ p["kernel"] + p.get("bias", 0.0)
+
+
+class Side(NamedTuple):
+    """The sources of keys and values of an attention: states, their positions, and which queries may see which."""
+
+    states: Array  # [S, D]
+    sees: Array  # [T, S] bool
+    distance: Array  # [T, S], key position minus query position
+
+
+def _rotated(c: TransformerConfig, x: Array, positions: Array, theta: float) -> Array:
+    """The heads ``[T, N, H]`` rotated by their positions, entry i with entry i + half."""
+    half = c.rotary_size // 2
+    magnitude = 1.0
+    if c.rope_scaling is None:
+        frequencies = theta ** (-np.arange(half) / half)
+    else:
+        scaling = F.RotaryScaling(**c.rope_scaling.model_dump())
+        lengths = np.array([int(positions.max()) + 1])
+        found = F.rotary_frequencies(c.rotary_size, theta=theta, scaling=scaling, lengths=lengths)  # type: ignore[arg-type]
+        frequencies, magnitude = np.asarray(found, np.float64).reshape(-1), scaling.magnitude
+    angles = (positions[:, None] * frequencies)[:, None]
+    cos, sin = magnitude * np.cos(angles), magnitude * np.sin(angles)
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
+
+
+def _bucket(c: TransformerConfig, distance: int, both_sides: bool) -> int:
+    """T5's bucket of one distance."""
+    buckets = c.relative_buckets // 2 if both_sides else c.relative_buckets
+    first = buckets if both_sides and distance > 0 else 0
+    back = abs(distance) if both_sides else max(-distance, 0)
+    exact = buckets // 2
+    if back < exact:
+        return first + back
+    share = math.log(back / exact) / math.log(c.relative_max_distance / exact)
+    return first + min(exact + int(share * (buckets - exact) + 1e-9), buckets - 1)
+
+
+def _slope(head: int, heads: int) -> float:
+    """ALiBi's slope of a head, counted from 0."""
+    power = 2 ** int(math.log2(heads))
+    if head < power:
+        return float(2.0 ** (-8 * (head + 1) / power))
+    return float(2.0 ** (-8 * (2 * (head - power) + 1) / (2 * power)))
+
+
+def attention(
+    c: TransformerConfig, p: Tree, x: Array, side: Side, *, theta: float | None = None, table: Array | None = None
+) -> Array:
+    """Multi-head attention of ``x [T, D]``, head by head.
+
+    ``theta`` is the base of rotary positions, None without; ``table`` T5's bias by distance.
+    """
+    project = {n: np.tensordot(s, p[n]["kernel"], 1) + p[n].get("bias", 0.0) for n, s in _sources(x, side)}
+    query, key, value = (project[name] for name in ("query", "key", "value"))
+    if c.qk_norm:
+        query, key = (
+            y / np.sqrt((y**2).mean(-1, keepdims=True) + c.norm_epsilon) * p[f"{name}_norm"]["scale"]
+            for name, y in (("query", query), ("key", key))
+        )
+    if theta is not None:
+        query, key = (_rotated(c, y, np.arange(len(y)), theta) for y in (query, key))
+    scale = 1 / math.sqrt(c.head_width) if c.scale_scores else 1.0
+    both_sides = bool(side.sees[0, -1]) and len(side.states) > 1
+    output = np.zeros(x.shape)
+    for head in range(c.num_heads):
+        shared = head // (c.num_heads // c.kv_heads)
+        scores = query[:, head] @ key[:, shared].T * scale
+        if table is not None:
+            apart, places = np.unique(side.distance, return_inverse=True)
+            buckets = np.array([_bucket(c, int(d), both_sides) for d in apart])
+            scores = scores + table[buckets, head][places.reshape(side.distance.shape)]
+        if c.positions == "alibi":
+            scores = scores - _slope(head, c.num_heads) * np.abs(side.distance)
+        scores = np.where(side.sees, scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights = weights / weights.sum(-1, keepdims=True)
+        output = output + weights @ value[:, shared] @ p["output"]["kernel"][head]
+    return output + p["output"].get("bias", 0.0)
+
+
+def _sources(x: Array, side: Side) -> list[tuple[str, Array]]:
+    return [("query", x), ("key", side.states), ("value", side.states)]
+
+
+def feed_forward(c: TransformerConfig, p: Tree, x: Array) -> Array:
+    """The feed-forward network, plain or gated."""
+    act = ACTIVATIONS[c.activation]
+    inner = act(dense(x, p["gate"])) * dense(x, p["up"]) if c.gated else act(dense(x, p["up"]))
+    return dense(inner, p["down"])
+
+
+def embedded(c: TransformerConfig, p: Tree, ids: Array, table: Array, types: Array | None) -> Array:
+    """The embedding of a row."""
+    T = len(ids)
+    x = table[ids] * (math.sqrt(c.hidden_size) if c.scale_embedding else 1.0)
+    if c.positions == "learned":
+        x = x + p["position"]["embedding"][np.arange(T) + c.first_position]
+    elif c.positions == "sinusoidal":
+        E = c.token_size
+        angles = np.arange(T)[:, None] / 10_000.0 ** (np.arange(0, E, 2) / E)
+        if c.sinusoidal_halves:
+            x = x + np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+        else:
+            x = x + np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(T, E)
+    if c.token_types:
+        given = np.zeros(T, int) if types is None or c.token_types == 1 else types
+        x = x + p["token_type"]["embedding"][given]
+    if c.embedding_norm:
+        x = norm(c, x, p["norm"])
+    return dense(x, p["projection"]) if c.embedding_size is not None else x
+
+
+def states(
+    c: TransformerConfig,
+    p: Tree,
+    ids: Array,
+    *,
+    causal: bool,
+    table: Array | None = None,
+    layers: int | None = None,
+    context: Array | None = None,
+    types: Array | None = None,
+) -> Array:
+    """The last hidden states ``[T, D]`` of one row without padding.
+
+    Args:
+        c: of the model.
+        p: parameters of a stack in float64.
+        ids: ``[T]``.
+        causal: whether a token sees only itself and those before it.
+        table: ``[V, E]``, the token embedding where it is shared.
+        layers: number of blocks; default that of the configuration.
+        context: ``[S, D]``, an encoder's states.
+        types: ``[T]``, token types.
+    """
+    T = len(ids)
+    tables = p.get("embeddings", {})
+    x = embedded(c, tables, ids, tables["token"]["embedding"] if table is None else table, types)
+    distance = np.arange(T)[None] - np.arange(T)[:, None]
+    bias = p["relative_bias"]["embedding"] if c.positions == "relative" else None
+    pre = c.norm_place == "pre"
+    for i in range(layers or c.num_layers):
+        layer = p["layers"] if c.share_layers else _of_layer(p["layers"], i)
+        windowed = c.window is not None and i >= c.window_from and not (c.global_every and i % c.global_every == 0)
+        sees = distance <= 0 if causal else np.ones((T, T), bool)
+        if windowed:
+            sees = sees & (np.abs(distance) < int(c.window or 0))
+        theta = None
+        if c.positions == "rotary":
+            theta = c.local_rope_theta if windowed and c.local_rope_theta is not None else c.rope_theta
+        normed = norm(c, x, layer["attention_norm"]) if pre and (i > 0 or c.first_norm) else x
+        y = attention(c, layer["attention"], normed, Side(normed, sees, distance), theta=theta, table=bias)
+        if c.parallel_residual:
+            x = x + y + feed_forward(c, layer["feed_forward"], norm(c, x, layer["feed_forward_norm"]))
+            continue
+        x = x + y if pre else norm(c, x + y, layer["attention_norm"])
+        if context is not None:
+            every = Side(context, np.ones((T, len(context)), bool), np.zeros((T, len(context))))
+            normed = norm(c, x, layer["cross_attention_norm"]) if pre else x
+            y = attention(c, layer["cross_attention"], normed, every)
+            x = x + y if pre else norm(c, x + y, layer["cross_attention_norm"])
+        y = feed_forward(c, layer["feed_forward"], norm(c, x, layer["feed_forward_norm"]) if pre else x)
+        x = x + y if pre else norm(c, x + y, layer["feed_forward_norm"])
+    return norm(c, x, p["final_norm"]) if pre else x
+
+
+def _of_layer(tree: Any, i: int) -> Any:
+    return {name: _of_layer(leaf, i) for name, leaf in tree.items()} if isinstance(tree, Mapping) else tree[i]
+
+
+def language_logits(c: TransformerConfig, p: Tree, hidden: Array) -> Array:
+    """Logits ``[T, V]`` of a language model's states; with BERT's head where the parameters have one."""
+    table = (p["shared"] if "shared" in p else p["embeddings"]["token"])["embedding"]
+    bias = p["logits_bias"]["bias"] if "logits_bias" in p else 0.0
+    if "mlm_head" in p:
+        head = p["mlm_head"]
+        hidden, bias = norm(c, ACTIVATIONS[c.activation](dense(hidden, head["dense"])), head["norm"]), head["bias"]
+    elif c.scale_logits:
+        hidden = hidden / math.sqrt(c.hidden_size)
+    return hidden @ (table.T if c.tie_embeddings else p["lm_head"]["kernel"]) + bias
+
+
+def row_outputs(c: TransformerConfig, params: Tree, ids: Array, target: Array | None) -> dict[str, Array]:
+    """The outputs of a model for one row, by the names that the model's output has.
+
+    ``params`` are in float64, ``target`` the tokens that the decoder of an encoder-decoder reads. Hidden states, the
+    logits of language models and the scores of classifiers.
+    """
+    found: dict[str, Array] = {}
+    if c.architecture == "encoder_decoder":
+        table = params["shared"]["embedding"]
+        context = states(c, params["encoder"], ids, causal=False, table=table)
+        read = ids if target is None else target
+        hidden = states(c, params["decoder"], read, causal=True, table=table, layers=c.decoder_layers, context=context)
+        found["encoder_last_hidden_state"] = context
+    else:
+        hidden = states(c, params, ids, causal=c.architecture == "decoder")
+    found["last_hidden_state"] = hidden
+    if "classifier" not in params and "span_classifier" not in params:
+        if c.architecture != "encoder" or "mlm_head" in params:
+            found["logits"] = language_logits(c, params, hidden)
+    elif "span_classifier" in params:
+        scores = dense(_transformed(c, params, hidden) if c.token_pooler else hidden, params["span_classifier"])
+        found = {"start_logits": scores[:, 0], "end_logits": scores[:, 1]}
+    return found
+
+
+def _transformed(c: TransformerConfig, params: Tree, x: Array) -> Array:
+    """A pooler's dense layer, activation and norm, if the model has them."""
+    if c.pooler is None:
+        return x
+    y = ACTIVATIONS[c.pooler](dense(x, params["pooler"]["dense"]))
+    return norm(c, y, params["pooler"]["norm"]) if c.pooler_norm else y
+
+
+def class_scores(c: TransformerConfig, params: Tree, hidden: Array) -> Array:
+    """Scores ``[C]`` of a classifier of whole texts without padding, from the states ``[T, D]``."""
+    pooled = {"first": hidden[0], "last": hidden[-1], "mean": hidden.mean(0)}[c.pooled_state]
+    return dense(_transformed(c, params, pooled), params["classifier"])
+
+
+def token_scores(c: TransformerConfig, params: Tree, hidden: Array) -> Array:
+    """Scores ``[T, C]`` of a classifier of tokens."""
+    return dense(_transformed(c, params, hidden) if c.token_pooler else hidden, params["classifier"])

@@ -1,0 +1,88 @@
+"""``jaxformer check``: the correctness contract on the user's own configuration, data, model and devices."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from jaxformer.commands.options import add_config
+from jaxformer.schema import UserError
+
+SUMMARY = "Check a training run before it starts, or a model before it is used: data, model, training, use, alignment."
+GROUPS = ("data", "model", "training", "use", "alignment")
+# Compiling takes most of the time. Results without LLVM's optimizations differ by rounding, which the checks allow.
+FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+DEVICES = 2  # simulated on a CPU: enough to see a sum over devices that is missing or taken twice
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    add_config(parser)
+    parser.add_argument("--model", help="instead of --config: folder of a run, Hugging Face folder, or name on the Hub")
+    parser.add_argument(
+        "--text", action="append", default=[], help="with --model: a text to check with; may be repeated"
+    )
+    parser.add_argument("--only", metavar="GROUP,...", help=f"some of {', '.join(GROUPS)}")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command: 0 if every check passed, 1 if one failed."""
+    if (options.config is None and not options.overrides) == (options.model is None):
+        raise UserError("expected --config FILE (a training run) or --model NAME (a model to be used), one of them")
+    groups = GROUPS if options.only is None else tuple(options.only.split(","))
+    unknown = [group for group in groups if group not in GROUPS]
+    if unknown:
+        raise UserError(f"--only has {unknown[0]!r}, expected some of {', '.join(GROUPS)}")
+    os.environ["XLA_FLAGS"] = f"{FAST_COMPILATION} {os.environ.get('XLA_FLAGS', '')}"  # before JAX starts
+    from rich.console import Console
+
+    from jaxformer.check import report
+    from jaxformer.training.console import Display, show_warnings
+    from jaxformer.training.memory import keep_freed_memory
+
+    keep_freed_memory()
+    # Lines about the work go to standard error, so that the JSON is all there is on standard output.
+    display = Display(Console(stderr=True) if options.json else None)
+    show_warnings(display.console, options.debug)
+    checks = _config(options, groups, display) if options.model is None else _model(options, groups)
+    found = []
+    for outcome in checks:
+        found.append(outcome)
+        if not options.json:
+            report.show(outcome, display.console)
+    if options.json:
+        print(report.as_json(found))
+    else:
+        display.say(report.summary(found))
+    return 0 if all(outcome.passed is not False for outcome in found) else 1
+
+
+def _config(options: argparse.Namespace, groups: tuple[str, ...], display: Any) -> Any:
+    import jax
+
+    from jaxformer.check.subjects import check_config
+    from jaxformer.training.sources import load_config
+
+    config = load_config(options.config, options.overrides)
+    p = config.parallel
+    axes = p.fsdp * p.sequence * p.tensor * max(p.data, 1)
+    jax.config.update("jax_num_cpu_devices", max(DEVICES, axes))
+    return check_config(config, display, groups)
+
+
+def _model(options: argparse.Namespace, groups: tuple[str, ...]) -> Any:
+    from jaxformer.check.subjects import check_model
+    from jaxformer.pipelines.opened_model import open_model
+    from jaxformer.tokenizers import encode_batch
+
+    opened = open_model(options.model)
+    texts = options.text or [Path(__file__).read_text(encoding="utf-8")]
+    rows = encode_batch(opened.tokenizer, texts)
+    longest = max(map(len, rows))
+    batch = {
+        "input_ids": [[*row, *[0] * (longest - len(row))] for row in rows],
+        "attention_mask": [[1] * len(row) + [0] * (longest - len(row)) for row in rows],
+    }
+    found = check_model(opened.model, opened.params, batch, opened.tokenizer)
+    return (outcome for outcome in found if outcome.group in groups)

@@ -16,7 +16,7 @@ from jaxformer.models.heads import SequenceClassifier
 from jaxformer.tokenizers import train_tokenizer
 from jaxformer.tokenizers.config import TokenizerConfig
 
-WORDS = "the cat sat on a mat and then it ran far away from every dog while we read many old books at home".split()
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "then", "it", "ran", "far", "away", "from", "every", "dog", "while", "we", "read", "many", "old", "books", "at", "home"]
 SIZES = {"hidden_size": 24, "num_layers": 2, "num_heads": 4, "max_length": 48, "unroll": 1}
 LENGTHS = """def score(completions, prompts, **kwargs):
     return [len(text) / 10 + 0.1 * len(prompt) for text, prompt in zip(completions, prompts)]

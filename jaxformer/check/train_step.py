@@ -76,7 +76,6 @@ class StepSubject:
 @CHECKS.add(
     "same twice",
     cause="the step reads something beside its arguments: a global, a host's random numbers, the time",
-    bug="a step that could not be resumed",
 )
 def twice(subject: StepSubject) -> Measured:
     """Two calls with the same state and batch, bit for bit."""
@@ -87,7 +86,6 @@ def twice(subject: StepSubject) -> Measured:
 @CHECKS.add(
     "order of rows",
     cause="rows are weighted by their place, or the last ones are left out",
-    bug="a batch whose last rows were dropped",
 )
 def order(subject: StepSubject) -> Measured:
     """The batch with its rows in the reverse order; with dropout by place, switch dropout off first."""
@@ -162,7 +160,6 @@ def padded(subject: StepSubject) -> Measured:
 @CHECKS.add(
     "rows without labels",
     cause="a row without a label takes part in the loss or in its count",
-    bug="a mean over rows that have nothing to say",
 )
 def unlabelled(subject: StepSubject) -> Measured:
     """The batch with further rows that have no label, which add nothing."""
@@ -176,7 +173,6 @@ def unlabelled(subject: StepSubject) -> Measured:
 @CHECKS.add(
     "gradient reaches every parameter",
     cause="a parameter is not used, or behind stop_gradient",
-    bug="a head that was never trained",
 )
 def reached(subject: StepSubject) -> Measured:
     """Parameters that a step leaves as they were, or makes inf or nan."""

@@ -165,7 +165,6 @@ def _trained_labels(subject: RunSubject) -> None:
 @CHECKS.add(
     "loss at step 0",
     cause="the loss is weighted by the wrong count, labels are shifted, or the initial weights are too large",
-    bug="nanoGPT: ln(V) at the start, or something is wrong",
 )
 def first_loss(subject: RunSubject) -> Measured:
     """The loss of new weights against that of guessing: the logarithm of the number of classes."""
@@ -292,7 +291,6 @@ def devices_pmap(subject: RunSubject) -> Measured:
 @CHECKS.add(
     "gradient reaches every parameter",
     cause="a parameter is not used, is behind stop_gradient, or is frozen by a pattern that fits too much",
-    bug="a head that was never trained",
 )
 def reached(subject: RunSubject) -> Measured:
     """Parameters that a step leaves as they were, against those the configuration freezes."""
@@ -334,7 +332,6 @@ def _scales(run: Run, trained: Any) -> dict[str, Any]:
 @CHECKS.add(
     "weight decay",
     cause="norms, biases or embeddings decay, kernels do not, or a decay is not times the learning rate",
-    bug="a decay group that held the wrong parameters",
 )
 def decay(subject: RunSubject) -> Measured:
     """The update of the run's optimizer for a gradient of zero, against ``-rate * decay * parameter`` by name."""
@@ -538,7 +535,6 @@ def _parts(subject: RunSubject, expected: Mapping[str, np.ndarray], step: int) -
 @CHECKS.add(
     "average of the weights",
     cause="the average decays by another factor, or is of other parameters",
-    bug="",
 )
 def average(subject: RunSubject) -> Measured:
     """The averaged weights after one step, against ``decay * old + (1 - decay) * new``."""
@@ -554,7 +550,6 @@ def average(subject: RunSubject) -> Measured:
 @CHECKS.add(
     "merged = factors",
     cause="the scale of LoRA's factors is another when they are merged",
-    bug="peft: a merged adapter that computed something else",
 )
 def merged(subject: RunSubject) -> Measured:
     """The model with LoRA's factors beside their kernels, against the merged kernels."""

@@ -233,7 +233,6 @@ def neighbours(subject: UseSubject) -> Measured:
 @MODEL_CHECKS.add(
     "greedy = the likeliest token",
     cause="generation reads other weights than the model, or a rule changes what is written",
-    bug="a prepared copy of the weights that went stale",
 )
 def greedy(subject: UseSubject) -> Measured:
     """Tokens written greedily, against the likeliest token of full passes, one after the other."""

@@ -20,6 +20,7 @@ from jaxformer.hub.pretrained import read_config, untie
 from jaxformer.hub.repository import Repository
 from jaxformer.hub.weights import open_weights
 from jaxformer.models.config import TransformerConfig
+from jaxformer.models.value_head import without_value
 from jaxformer.schema import UserError, local_path
 from jaxformer.tasks import build_task
 from jaxformer.tasks.base import Task
@@ -66,11 +67,12 @@ def earlier_params(
     repository = Repository(source)
     described = read_config(repository)
     hub = get_family(described.config.type).hub
-    kind = kind_of(model)
-    kind = kind if kind in hub.heads else "body"
+    # A value head is in no format: it is new, and the language model beside it is read.
+    wanted = kind_of(without_value(model, {})[0])
+    kind = wanted if wanted in hub.heads else "body"
     weights = open_weights(repository)
     config: TransformerConfig = untie(described, kind, weights, source)
-    if kind == kind_of(model) and model.config.tie_embeddings and not config.tie_embeddings:
+    if kind == wanted and model.config.tie_embeddings and not config.tie_embeddings:
         raise UserError(
             f"{source} has an output layer that differs from its embedding, though config.json calls them tied: "
             "set model.tie_embeddings to false to train both"

@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import jax
 from flax import linen as nn
@@ -16,8 +17,9 @@ from jaxformer.models.heads import SequenceClassifier
 from jaxformer.tokenizers import train_tokenizer
 from jaxformer.tokenizers.config import TokenizerConfig
 
-WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "then", "it", "ran", "far", "away", "from", "every", "dog", "while", "we", "read", "many", "old", "books", "at", "home"]
-SIZES = {"hidden_size": 24, "num_layers": 2, "num_heads": 4, "max_length": 48, "unroll": 1}
+WORDS = """the cat sat on a mat and then it ran far away from every dog
+while we read many old books at home""".split()  # noqa: SIM905
+SIZES = {"hidden_size": 24, "num_layers": 2, "num_heads": 4, "max_length": 96, "unroll": 1}
 LENGTHS = """def score(completions, prompts, **kwargs):
     return [len(text) / 10 + 0.1 * len(prompt) for text, prompt in zip(completions, prompts)]
 """
@@ -58,16 +60,23 @@ def write_models(folder: Path) -> None:
         save_pretrained(folder / name, model, params, tokenizer)
 
 
-def configs(folder: Path) -> dict[str, dict[str, object]]:
+def configs(folder: Path) -> dict[str, dict[str, Any]]:
     """The keys of the five runs, by name: causal, masked, encoder-decoder, DPO and PPO."""
     text = {"path": str(folder / "corpus.jsonl"), "validation_fraction": 0.2}
     records = {"path": str(folder / "records.jsonl")}
     base = {"pretrained": str(folder / "base"), "unroll": 1}
     bpe = {"type": "bpe", "vocab_size": 300}
     ema = {"ema_decay": 0.9}
-    found: dict[str, dict[str, dict[str, object]]] = {
+    found: dict[str, dict[str, Any]] = {
         "causal": {
-            "model": {"type": "qwen3", "num_kv_heads": 2, "head_size": 6, "tie_embeddings": True, **SIZES},
+            "model": {
+                "type": "mistral",
+                "num_kv_heads": 2,
+                "head_size": 6,
+                "tie_embeddings": True,
+                "window": 5,
+                **SIZES,
+            },
             "tokenizer": bpe,
             "data": text,
             "optimizer": {"type": "adamw", "freeze": ["layers/0/feed_forward/*"]},
@@ -76,7 +85,7 @@ def configs(folder: Path) -> dict[str, dict[str, object]]:
         },
         "masked": {
             "model": {"type": "bert", **SIZES},
-            "tokenizer": {"type": "wordpiece", "vocab_size": 300},
+            "tokenizer": {"type": "wordpiece", "vocab_size": 600},
             "data": text,
             "task": {"type": "masked_lm"},
             "optimizer": {"type": "adamw", "layer_decay": 0.8},
@@ -112,10 +121,10 @@ def configs(folder: Path) -> dict[str, dict[str, object]]:
     }
     for name, keys in found.items():
         keys["data"] = {**keys["data"], "cache_dir": str(folder / "cache")}
-        keys["training"] = {"steps": 40, "batch_size": 8, **keys.get("training", {})}
+        keys["training"] = {"steps": 40, "batch_size": 8, "sequence_length": 48, **keys.get("training", {})}
         keys["logging"] = {"tensorboard": False}
-        keys["output_dir"] = str(folder / "runs" / name)  # type: ignore[assignment]
-    return found  # type: ignore[return-value]
+        keys["output_dir"] = str(folder / "runs" / name)
+    return found
 
 
 def write(folder: Path) -> dict[str, Path]:

@@ -68,12 +68,16 @@ def still_reference(subject: RunSubject) -> Measured:
     """The reference's log-probabilities after a step of training, against those before."""
     run = subject.run
     if run.config.task.generates:
-        rollouts, batch = subject.rollouts, subject.batch
-        before = np.asarray(rollouts.log_probs(rollouts.reference, dict(batch)))
-        _step(subject, batch)
-        after = np.asarray(rollouts.log_probs(rollouts.reference, dict(batch)))
-        found = difference({"reference": after}, {"reference": before})
-        return Measured("reference after a step | before", found.value, TOLERANCE, found.place)
+        rollouts, start = subject.rollouts, start_state(run)
+        first = run.merged(start[0].params, start[1])
+        params = _step(subject, subject.batch)
+        if run.config.lora is not None:
+            raise DoesNotApplyError("the frozen base is the reference of LoRA's factors")
+        records, copies = run.train_batches.rows.records or (), run.task.config.responses_per_prompt
+        written = rollouts.written(params, run.train_batches[0], records, (1,), copies).batch
+        expected = np.asarray(rollouts.log_probs(first, dict(written)))
+        found = difference({"nats": written["reference_log_probs"]}, {"nats": expected})
+        return Measured("reference after a step | the initial model", found.value, TOLERANCE, found.place)
     _pairs(subject)
     batch = with_reference(subject)
     params = _step(subject, batch)
@@ -209,8 +213,20 @@ def first_ratio(subject: RunSubject) -> Measured:
     sums = jax.jit(lambda p, b: task.loss(run.model, p, b, None))(params, {**batch, **columns})
     moved = abs(float(sums.metrics["moved_kl"])) / max(1.0, float(asked.sum()))
     clipped = float(sums.metrics["clipped"])
-    place = f"sampler {found[-1]:.3g} nats apart, loss {moved:.3g}, {clipped:.0f} ratios clipped"
+    if isinstance(task.config, PPOConfig):
+        found += _losses_at_ratio_one(task.config, columns, asked, sums.metrics)
+    place = f"sampler and losses {max(found):.3g} apart, ratio {moved:.3g}, {clipped:.0f} ratios clipped"
     return Measured("log-probabilities: sampler, experience | loss", max(*found, moved, clipped), TOLERANCE, place)
+
+
+def _losses_at_ratio_one(c: PPOConfig, columns: Mapping[str, Any], asked: np.ndarray, metrics: Any) -> list[float]:
+    """How far PPO's two losses are from ``-sum A`` and ``1/2 sum (V - R)^2``, which they are before any update."""
+    policy = -columns["advantages"].astype(np.float64)[asked].sum()
+    value = 0.5 * ((columns["old_values"] - columns["returns"]).astype(np.float64)[asked] ** 2).sum()
+    scale = np.abs(columns["advantages"][asked]).sum()
+    whole = policy + c.value_coefficient * value
+    pairs = ((metrics["policy_loss"], policy), (metrics["value_loss"], value), (metrics["loss"], whole))
+    return [abs(float(got) - expected) / scale for got, expected in pairs]
 
 
 @CHECKS.add(

@@ -23,6 +23,7 @@ CHECKS = Checks("model")
 # Rounding of float32 over a few layers is some 1e-6 of the largest output; a fault is seldom below 1e-3.
 TOLERANCE = 1e-4
 PADDING = 3  # tokens of padding put beside a row
+LONG = 80  # tokens of a row that attention reads in several blocks
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,13 @@ class ModelSubject:
         return self.model.config
 
     @property
+    def types(self) -> list[np.ndarray] | None:
+        """Token types of each text, 0 in its first half and 1 in its second; None for a model without."""
+        if self.config.token_types < 2:
+            return None
+        return [(np.arange(len(text)) >= len(text) // 2).astype(int) for text in self.texts]
+
+    @property
     def two_sided(self) -> bool:
         """True for an encoder-decoder whose decoder reads a text of its own."""
         return isinstance(self.model, EncoderDecoder)
@@ -77,6 +85,8 @@ class ModelSubject:
     def row(self, number: int) -> dict[str, np.ndarray]:
         """A text as a batch of one."""
         batch = {"input_ids": self.texts[number][None]}
+        if self.types is not None:
+            batch["token_type_ids"] = self.types[number][None]
         return {**batch, "decoder_input_ids": self.targets[number][None]} if self.two_sided else batch
 
     def padded(self, side: str, fill: int = 0) -> dict[str, np.ndarray]:
@@ -90,6 +100,10 @@ class ModelSubject:
             for number, (place, row) in enumerate(zip(at, rows, strict=True)):
                 ids[number, place], mask[number, place] = row, 1
             batch |= {f"{prefix}input_ids": ids, f"{prefix}attention_mask": mask}
+            if self.types is not None:
+                batch["token_type_ids"] = np.zeros((len(rows), T), int)
+                for number, place in enumerate(at):
+                    batch["token_type_ids"][number, place] = self.types[number]
         return batch
 
     def of_row(
@@ -263,7 +277,7 @@ def view(subject: ModelSubject) -> Measured:
     different = np.where(ids == ids[0], ids[np.argmax(ids != ids[0])], ids[0])
     if (different == ids).all():
         raise DoesNotApplyError("the text has one token only")
-    batch = np.repeat(ids[None], T + 1, axis=0)
+    batch: Any = np.repeat(ids[None], T + 1, axis=0)
     batch[np.arange(T) + 1, np.arange(T)] = different
     target = subject.targets[0][:T] if subject.two_sided else None
     extra = {} if target is None else {"decoder_input_ids": np.repeat(target[None], T + 1, axis=0)}
@@ -380,6 +394,8 @@ def packed(subject: ModelSubject) -> Measured:
         ids = np.concatenate([*pair, np.zeros(PADDING, int)])
         numbers = np.concatenate([np.full(len(pair[0]), 1), np.full(len(pair[1]), 2), np.zeros(PADDING, int)])
         batch |= {f"{prefix}input_ids": ids[None], f"{prefix}segment_ids": numbers[None]}
+        if subject.types is not None:
+            batch["token_type_ids"] = np.concatenate([*subject.types[1:3], np.zeros(PADDING, int)])[None]
     if sum(lengths) + PADDING > subject.config.max_length:
         raise DoesNotApplyError(f"two texts do not fit the model's {subject.config.max_length} tokens")
     found = _token_outputs(subject, subject.outputs(**batch))
@@ -415,7 +431,8 @@ def _by_hand(subject: ModelSubject, params: Any, number: int) -> tuple[dict[str,
         shifted = model.body.shifted if hasattr(model, "body") else None
         if shifted is not None or isinstance(model, TokenClassifier):
             raise DoesNotApplyError("a classifier on an encoder-decoder")
-    expected = textbook.row_outputs(c, params, text, target)
+    types = None if subject.types is None else subject.types[number]
+    expected = textbook.row_outputs(c, params, text, target, types)
     if isinstance(model, SequenceClassifier):
         expected["logits"] = textbook.class_scores(c, params, expected["last_hidden_state"])
     elif isinstance(model, TokenClassifier):
@@ -480,9 +497,15 @@ def _decoded(model: Any, variables: Any, context: Context, ids: Any, cache: Any)
     return model.apply(variables, hidden[:, -1], method="logits"), cache
 
 
-def _loss_and_gradient(subject: ModelSubject, *, chunk_tokens: int) -> tuple[Any, Any]:
+def _loss_and_gradient(subject: ModelSubject, *, chunk_tokens: int, long: bool = True) -> tuple[Any, Any]:
     """Cross-entropy of the next tokens of all texts, padded on the right, and its gradient."""
     batch = subject.padded("right")
+    longer = min(LONG, subject.config.max_length) - batch["input_ids"].shape[1]
+    if long and longer > 0 and not subject.two_sided:
+        # One row of more tokens than a block of queries.
+        batch = {name: np.pad(array, ((0, 0), (0, longer))) for name, array in batch.items()}
+        text = np.resize(subject.texts[0], batch["input_ids"].shape[1])
+        batch["input_ids"][0], batch["attention_mask"][0] = text, 1
     ids, mask = (batch.get(f"decoder_{name}", batch[name]) for name in ("input_ids", "attention_mask"))
     following = np.where(mask[:, 1:] > 0, ids[:, 1:], F.IGNORE)
     labels = jnp.asarray(np.concatenate([following, np.full((len(ids), 1), F.IGNORE)], axis=1))
@@ -532,7 +555,7 @@ def gradients(subject: ModelSubject) -> Measured:
     _check_language_model(subject)
     if isinstance(subject.model, Discriminator):
         raise DoesNotApplyError("the textbook has no discriminator")
-    _, gradient = _loss_and_gradient(subject, chunk_tokens=64)
+    _, gradient = _loss_and_gradient(subject, chunk_tokens=64, long=False)
     flat = {name: np.asarray(leaf, np.float64) for name, leaf in flatten_dict(gradient, sep="/").items()}
     params = flatten_dict(textbook.float64(subject.params), sep="/")
     random, worst, step = np.random.default_rng(0), Difference(0.0, ""), 1e-5
@@ -558,7 +581,8 @@ def _textbook_loss(subject: ModelSubject, params: Mapping[str, Any], name: str, 
     total = 0.0
     for number, text in enumerate(subject.texts):
         target = subject.targets[number] if subject.two_sided else None
-        logits = textbook.row_outputs(subject.config, tree, text, target)["logits"][:-1]
+        types = None if subject.types is None else subject.types[number]
+        logits = textbook.row_outputs(subject.config, tree, text, target, types)["logits"][:-1]
         labels = (text if target is None else target)[1:]
         highest = logits.max(-1)
         total += float(np.sum(np.log(np.exp(logits - highest[:, None]).sum(-1)) + highest))

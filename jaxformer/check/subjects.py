@@ -1,7 +1,7 @@
 """What is checked: a configuration with its data and devices, or a model that is to be used."""
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from jaxformer.check import alignment, model, training, use
+from jaxformer.check import alignment, data, model, training, use
 from jaxformer.check.model import ModelSubject, stirred
 from jaxformer.check.outcome import Check, Outcome, outcomes
 from jaxformer.check.small import reduction, small_config, with_config
@@ -119,39 +119,43 @@ def _usable(devices: tuple[jax.Device, ...], run: Run) -> tuple[jax.Device, ...]
     return devices[: wanted if len(devices) >= wanted else len(devices) // axes * axes]
 
 
-GROUPS = ("data", "model", "training", "use", "alignment")
+ALIGNED = ("dpo", "ppo", "grpo", "rloo")  # objectives that the checks of alignment are about
+
+
+def check_names() -> list[str]:
+    """The names of all checks of a run, in their order."""
+    return [check.name for module in (data, model, training, use, alignment) for check in module.CHECKS]
 
 
 def check_run(
-    run: Run, groups: Iterable[str] = GROUPS, say: Callable[[str], Any] = lambda _: None
+    run: Run, only: Collection[str] | None = None, say: Callable[[str], Any] = lambda _: None
 ) -> Iterator[Outcome]:
     """Checks a prepared run: its data, a small model of its configuration, its step, and the use of what it trains.
 
     Args:
         run: from ``training.run.prepare``.
-        groups: which checks; all by default.
+        only: names of checks and of groups; default: all.
         say: takes a line about what was reduced.
     """
-    wanted = set(groups)
-    if "data" in wanted:
-        from jaxformer.check import data
 
-        yield from outcomes(data.CHECKS, run)
+    def chosen(checks: Iterable[Check]) -> list[Check]:
+        return [check for check in checks if only is None or check.name in only or check.group in only]
+
+    yield from outcomes(chosen(data.CHECKS), run)
+    if not chosen([*model.CHECKS, *training.CHECKS, *use.CHECKS, *alignment.CHECKS]):
+        return
     with run_subject(run) as (subject, said):
         say(f"model and batch of the checks: {said}")
-        small = subject.run
+        small, dtype = subject.run, run.config.model.dtype
         beside = model_subject(small.model, _whole(subject), small.train_batches[0], run.tokenizer)
-        if "model" in wanted:
-            yield from outcomes(model.CHECKS, beside)
-            dtype = run.config.model.dtype
-            if dtype != "float32":
-                yield from outcomes(_named(model.CHECKS, IN_ITS_DTYPE), with_texts(beside, dtype), dtype)
-        if "training" in wanted:
-            yield from outcomes(training.CHECKS, subject)
-        if "use" in wanted:
-            yield from outcomes(use.CHECKS, UseSubject(beside, run.tokenizer, sample_texts(beside, run), subject))
-        if "alignment" in wanted and (run.config.task.generates or run.config.task.type == "dpo"):
-            yield from outcomes(alignment.CHECKS, subject)
+        yield from outcomes(chosen(model.CHECKS), beside)
+        if dtype != "float32":
+            yield from outcomes(_named(chosen(model.CHECKS), IN_ITS_DTYPE), with_texts(beside, dtype), dtype)
+        yield from outcomes(chosen(training.CHECKS), subject)
+        used = UseSubject(beside, run.tokenizer, sample_texts(beside, run), subject)
+        yield from outcomes(chosen(use.CHECKS), used)
+        if run.config.task.type in ALIGNED:
+            yield from outcomes(chosen(alignment.CHECKS), subject)
 
 
 def sample_texts(subject: ModelSubject, run: Run) -> tuple[str, ...]:
@@ -166,28 +170,33 @@ def _whole(subject: RunSubject) -> Any:
 
 
 def check_model(
-    made: Any, params: Any, batch: Mapping[str, Any], tokenizer: PreTrainedTokenizer | None = None
+    made: Any,
+    params: Any,
+    batch: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizer | None = None,
+    only: Collection[str] | None = None,
 ) -> Iterator[Outcome]:
     """The checks of a model with the parameters it has, and of its use; arguments as ``check.run``'s."""
     c = made.config
-    still = c.model_copy(update={"dtype": "float32", "unroll": 1 if c.unroll is None else c.unroll})
     params = jax.tree.map(lambda leaf: leaf.astype("float32"), nn.unbox(params))
     arrays = {name: np.asarray(array) for name, array in batch.items()}
-    beside = model_subject(made.clone(config=still), params, arrays, tokenizer)
-    yield from outcomes(model.CHECKS, beside)
+    beside = model_subject(made.clone(config=c.model_copy(update={"dtype": "float32"})), params, arrays, tokenizer)
+    checks = [check for check in model.CHECKS if only is None or check.name in only or check.group in only]
+    yield from outcomes(checks, beside)
     if c.dtype != "float32":
-        yield from outcomes(_named(model.CHECKS, IN_ITS_DTYPE), with_texts(beside, c.dtype), c.dtype)
+        yield from outcomes(_named(checks, IN_ITS_DTYPE), with_texts(beside, c.dtype), c.dtype)
     texts = () if tokenizer is None else tuple(decode(tokenizer, text.tolist()) for text in beside.texts)
-    yield from outcomes(use.MODEL_CHECKS, UseSubject(beside, tokenizer, texts))
+    checks = [check for check in use.MODEL_CHECKS if only is None or check.name in only or check.group in only]
+    yield from outcomes(checks, UseSubject(beside, tokenizer, texts))
 
 
 def _named(checks: Iterable[Check], names: Iterable[str]) -> list[Check]:
     return [check for check in checks if check.name in set(names)]
 
 
-def check_config(config: RunConfig, display: Display, groups: Iterable[str] = GROUPS) -> Iterator[Outcome]:
+def check_config(config: RunConfig, display: Display, only: Collection[str] | None = None) -> Iterator[Outcome]:
     """Checks a configuration with its data: ``check_run`` of what it says, opened here."""
     single = config.model_copy(update={"parallel": ParallelConfig()})
     run = prepare(single, display, tuple(jax.devices()[:1]))
     run = with_config(run, run.config.model_copy(update={"parallel": config.parallel}), tuple(jax.devices()))
-    yield from check_run(run, groups, display.say)
+    yield from check_run(run, only, display.say)

@@ -233,11 +233,13 @@ def language_logits(c: TransformerConfig, p: Tree, hidden: Array) -> Array:
     return hidden @ (table.T if c.tie_embeddings else p["lm_head"]["kernel"]) + bias
 
 
-def row_outputs(c: TransformerConfig, params: Tree, ids: Array, target: Array | None) -> dict[str, Array]:
+def row_outputs(
+    c: TransformerConfig, params: Tree, ids: Array, target: Array | None, types: Array | None = None
+) -> dict[str, Array]:
     """The outputs of a model for one row, by the names that the model's output has.
 
-    ``params`` are in float64, ``target`` the tokens that the decoder of an encoder-decoder reads. Hidden states, the
-    logits of language models and the scores of classifiers.
+    ``params`` are in float64, ``target`` the tokens that the decoder of an encoder-decoder reads, ``types`` the token
+    types. Hidden states, the logits of language models and the scores of classifiers.
     """
     found: dict[str, Array] = {}
     if c.architecture == "encoder_decoder":
@@ -247,7 +249,7 @@ def row_outputs(c: TransformerConfig, params: Tree, ids: Array, target: Array | 
         hidden = states(c, params["decoder"], read, causal=True, table=table, layers=c.decoder_layers, context=context)
         found["encoder_last_hidden_state"] = context
     else:
-        hidden = states(c, params, ids, causal=c.architecture == "decoder")
+        hidden = states(c, params, ids, causal=c.architecture == "decoder", types=types)
     found["last_hidden_state"] = hidden
     if "classifier" not in params and "span_classifier" not in params:
         if c.architecture != "encoder" or "mlm_head" in params:

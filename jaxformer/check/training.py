@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -30,7 +31,6 @@ from jaxformer.tasks.base import apply
 from jaxformer.tasks.policy import Policy
 from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.initial_state import start_state
-from jaxformer.training.optimizer import layer_scales
 from jaxformer.training.rollout import Rollouts
 from jaxformer.training.run import Run
 from jaxformer.training.state import TrainState, state_of
@@ -229,6 +229,56 @@ def loss_by_hand(subject: RunSubject) -> Measured:
 
 
 @CHECKS.add(
+    "update by hand",
+    cause="the gradient is divided by another count, or summed over rows that are not there",
+    bug="transformers #34191: the loss divided by another count",
+)
+def update_by_hand(subject: RunSubject) -> Measured:
+    """The update of plain gradient descent, against the gradient of the loss's sum over its weight, taken here."""
+    run = subject.run
+    if run.config.task.generates:
+        raise DoesNotApplyError("a step of a policy begins with advantages: see there")
+    frozen, trained = subject.parts
+    still = {"dropout": 0.0, "attention_dropout": 0.0}
+    plain = subject.variant(optimizer=subject.sgd, training={"accumulate": 1}, model=still, parallel=ONE)
+
+    def objective(trained: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+        sums = plain.task.loss(plain.model, run.division.assemble(frozen, trained), batch, None)
+        return sums.objective, sums.weight
+
+    gradient, weight = jax.jit(jax.grad(objective, has_aux=True))(trained, dict(subject.batch))
+    scales = _scales(run, trained)
+    flat = flatten_dict(gradient, sep="/")
+    rate = float(plain.schedule(0))
+    expected = {n: -rate * np.asarray(g, np.float64) * np.asarray(scales[n]) / float(weight) for n, g in flat.items()}
+    state, _ = subject.step(plain, subject.batch)
+    found = difference(flatten_dict(subject.moved(state), sep="/"), expected)
+    return Measured(
+        f"update | -{rate:g} * gradient of the sum / {float(weight):.0f}", found.value, STATISTICS, found.place
+    )
+
+
+@CHECKS.add(
+    "draws of a step",
+    cause="dropout does not depend on the step, or on more than the step and the example",
+)
+def draws(subject: RunSubject) -> Measured:
+    """The loss with dropout at two steps, which differ, and at one step twice, which do not."""
+    if subject.run.config.task.generates:
+        raise DoesNotApplyError("a policy trains without dropout, so that its first ratio is 1")
+    run = subject.variant(model={"dropout": 0.3}, training={"accumulate": 1}, parallel=ONE)
+    program, frozen = run.device_step, subject.frozen(run)
+    losses = []
+    for step in (0, 0, 1):
+        state = replace(subject.state(run), step=jnp.int32(step))
+        _, metrics, _ = program(state, program.put(subject.batch), 0, frozen)
+        losses.append(float(metrics.sums["loss"]))
+    wrong = ["one step draws differently twice"] if losses[0] != losses[1] else []
+    wrong += ["two steps draw the same"] if losses[0] == losses[2] else []
+    return Measured("loss with dropout at steps 0, 0, 1", len(wrong), 0, "; ".join(wrong))
+
+
+@CHECKS.add(
     "accumulated = whole batch",
     cause="parts are averaged, not summed: a mean of means weights tokens by the size of their part",
     bug="transformers #34191, torchtune #1875, mlx-lm #1413: accumulated gradients were a mean of means",
@@ -322,11 +372,26 @@ def _may_rest(subject: RunSubject, name: str) -> bool:
 
 
 def _scales(run: Run, trained: Any) -> dict[str, Any]:
+    """The factor of each parameter's update, 0 where it is frozen; worked out here from the names."""
     o = run.config.optimizer
+    flat = flatten_dict(trained, sep="/")
     if run.config.lora is not None:
-        return dict.fromkeys(flatten_dict(trained, sep="/"), 1.0)
-    scales: dict[str, Any] = flatten_dict(layer_scales(trained, o.freeze, o.layer_decay), sep="/")
-    return scales
+        return dict.fromkeys(flat, 1.0)
+    stacked = not run.config.model.share_layers
+    depth = max((len(leaf) for name, leaf in flat.items() if stacked and "layers/" in name), default=0)
+    found: dict[str, Any] = {}
+    for name, leaf in flat.items():
+        if stacked and "layers/" in name:
+            names = [name.replace("layers/", f"layers/{i}/", 1) for i in range(len(leaf))]
+            rates = [o.layer_decay ** (len(leaf) - i) for i in range(len(leaf))]
+        else:
+            lowest = bool({"embeddings", "shared", "relative_bias"} & set(name.split("/")))
+            names, rates = [name], [o.layer_decay ** (depth + 1 if lowest else "layers/" in name)]
+        kept = [not any(fnmatchcase(one, pattern) for pattern in o.freeze) for one in names]
+        scale = np.array(rates) * kept
+        each_layer = stacked and "layers/" in name
+        found[name] = scale.reshape(-1, *(1,) * (leaf.ndim - 1)) if each_layer else scale[0]
+    return found
 
 
 @CHECKS.add(

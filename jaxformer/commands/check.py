@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxformer.commands.options import add_config
-from jaxformer.schema import UserError
+from jaxformer.schema import UserError, nearest
 
 SUMMARY = "Check a training run before it starts, or a model before it is used: data, model, training, use, alignment."
 GROUPS = ("data", "model", "training", "use", "alignment")
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text", action="append", default=[], help="with --model: a text to check with; may be repeated"
     )
-    parser.add_argument("--only", metavar="GROUP,...", help=f"some of {', '.join(GROUPS)}")
+    parser.add_argument("--only", metavar="NAME;...", help=f"checks by name, or groups: {', '.join(GROUPS)}")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
 
 
@@ -30,14 +30,12 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command: 0 if every check passed, 1 if one failed."""
     if (options.config is None and not options.overrides) == (options.model is None):
         raise UserError("expected --config FILE (a training run) or --model NAME (a model to be used), one of them")
-    groups = GROUPS if options.only is None else tuple(options.only.split(","))
-    unknown = [group for group in groups if group not in GROUPS]
-    if unknown:
-        raise UserError(f"--only has {unknown[0]!r}, expected some of {', '.join(GROUPS)}")
+    only = None if options.only is None else [name.strip() for name in options.only.split(";")]
     os.environ["XLA_FLAGS"] = f"{FAST_COMPILATION} {os.environ.get('XLA_FLAGS', '')}"  # before JAX starts
     from rich.console import Console
 
     from jaxformer.check import report
+    from jaxformer.check.subjects import check_names
     from jaxformer.training.console import Display, show_warnings
     from jaxformer.training.memory import keep_freed_memory
 
@@ -45,7 +43,10 @@ def run(options: argparse.Namespace) -> int:
     # Lines about the work go to standard error, so that the JSON is all there is on standard output.
     display = Display(Console(stderr=True) if options.json else None)
     show_warnings(display.console, options.debug)
-    checks = _config(options, groups, display) if options.model is None else _model(options, groups)
+    for name in only or ():
+        if name not in (known := [*GROUPS, *check_names()]):
+            raise UserError(f"--only has {name!r}, expected a group or a check{nearest(name, known)}")
+    checks = _config(options, only, display) if options.model is None else _model(options, only)
     found = []
     for outcome in checks:
         found.append(outcome)
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     return 0 if all(outcome.passed is not False for outcome in found) else 1
 
 
-def _config(options: argparse.Namespace, groups: tuple[str, ...], display: Any) -> Any:
+def _config(options: argparse.Namespace, only: list[str] | None, display: Any) -> Any:
     import jax
 
     from jaxformer.check.subjects import check_config
@@ -68,10 +69,10 @@ def _config(options: argparse.Namespace, groups: tuple[str, ...], display: Any) 
     p = config.parallel
     axes = p.fsdp * p.sequence * p.tensor * max(p.data, 1)
     jax.config.update("jax_num_cpu_devices", max(DEVICES, axes))
-    return check_config(config, display, groups)
+    return check_config(config, display, only)
 
 
-def _model(options: argparse.Namespace, groups: tuple[str, ...]) -> Any:
+def _model(options: argparse.Namespace, only: list[str] | None) -> Any:
     from jaxformer.check.subjects import check_model
     from jaxformer.pipelines.opened_model import open_model
     from jaxformer.tokenizers import encode_batch
@@ -84,5 +85,4 @@ def _model(options: argparse.Namespace, groups: tuple[str, ...]) -> Any:
         "input_ids": [[*row, *[0] * (longest - len(row))] for row in rows],
         "attention_mask": [[1] * len(row) + [0] * (longest - len(row)) for row in rows],
     }
-    found = check_model(opened.model, opened.params, batch, opened.tokenizer)
-    return (outcome for outcome in found if outcome.group in groups)
+    return check_model(opened.model, opened.params, batch, opened.tokenizer, only)

@@ -69,7 +69,7 @@ def _trained_tokens(run: Run) -> Measured:
 def _text_in_order(run: Run) -> Measured:
     """The rows in order, inputs and labels put back together, are the text of the documents."""
     rows = list(_ordered(run))
-    text = first_documents(run, sum(sum(map(len, pieces(run, row))) for row in rows) + 1)
+    text = first_documents(run, sum(max(len(row["input_ids"]), sum(map(len, pieces(run, row)))) for row in rows) + 1)
     compare = _next_tokens if config_of(run).type == "causal_lm" else _pieces_in_order
     count, wrong = 0, list[Compared]()
     for one in compare(run, rows, text):

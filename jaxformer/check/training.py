@@ -417,6 +417,9 @@ def decay(subject: RunSubject) -> Measured:
     largest = rate * max(o.weight_decay, 1e-3) * max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(trained))
     apart = {name: float(np.abs(np.asarray(got[name], np.float64) - expected[name]).max()) / largest for name in got}
     worst = max(apart, key=lambda name: apart[name])
+    if o.weight_decay and o.decay and not notes["decays"] and run.config.lora is None:
+        names = ", ".join(sorted({name.rpartition("/")[2] for name in apart}))
+        return Measured("parameters that decay", float("inf"), 0, f"none is called {o.decay}, expected some of {names}")
     table = [f"{kind} ({o.weight_decay}): {_short(names)}" for kind, names in notes.items() if names]
     return Measured("update without a gradient | -rate * decay * parameter", apart[worst], 1e-3, worst, tuple(table))
 

@@ -418,9 +418,16 @@ def packed(subject: ModelSubject) -> Measured:
 )
 def formulas(subject: ModelSubject) -> Measured:
     """The outputs against the same formulas in float64, row by row and head by head."""
+    _check_size(subject, 300_000_000)
     params = textbook.float64(subject.params)
     each = [difference(*_by_hand(subject, params, number)) for number in (1, 2)]
     return _measured(subject, "outputs | float64, written by hand", max(each, key=lambda x: x.value))
+
+
+def _check_size(subject: ModelSubject, largest: int) -> None:
+    """Leaves out what would take minutes or twice the memory; a run's configuration is checked at a small size."""
+    if (size := sum(leaf.size for leaf in jax.tree.leaves(subject.params))) > largest:
+        raise DoesNotApplyError(f"{size:,} parameters, more than {largest:,}: check --config checks them at a small size")
 
 
 def _by_hand(subject: ModelSubject, params: Any, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -555,6 +562,7 @@ def gradients(subject: ModelSubject) -> Measured:
     _check_language_model(subject)
     if isinstance(subject.model, Discriminator):
         raise DoesNotApplyError("the textbook has no discriminator")
+    _check_size(subject, 20_000_000)
     _, gradient = _loss_and_gradient(subject, chunk_tokens=64, long=False)
     flat = {name: np.asarray(leaf, np.float64) for name, leaf in flatten_dict(gradient, sep="/").items()}
     params = flatten_dict(textbook.float64(subject.params), sep="/")

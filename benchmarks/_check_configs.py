@@ -95,7 +95,7 @@ def configs(folder: Path) -> dict[str, dict[str, Any]]:
             "model": {"type": "t5", "head_size": 6, **SIZES},
             "tokenizer": bpe,
             "data": records,
-            "task": {"type": "seq2seq"},
+            "task": {"type": "seq2seq", "target_length": 48},
             "schedule": {"type": "cosine", "warmup_steps": 4},
         },
         "dpo": {

@@ -427,7 +427,9 @@ def formulas(subject: ModelSubject) -> Measured:
 def _check_size(subject: ModelSubject, largest: int) -> None:
     """Leaves out what would take minutes or twice the memory; a run's configuration is checked at a small size."""
     if (size := sum(leaf.size for leaf in jax.tree.leaves(subject.params))) > largest:
-        raise DoesNotApplyError(f"{size:,} parameters, more than {largest:,}: check --config checks them at a small size")
+        raise DoesNotApplyError(
+            f"{size:,} parameters, more than {largest:,}: check --config checks them at a small size"
+        )
 
 
 def _by_hand(subject: ModelSubject, params: Any, number: int) -> tuple[dict[str, Any], dict[str, Any]]:

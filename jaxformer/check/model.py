@@ -167,16 +167,19 @@ def outputs(model: Any, params: Any, inputs: Mapping[str, Any]) -> dict[str, Any
 def stirred(params: Any, seed: int = 0) -> Any:
     """Parameters larger than an initialisation, norms and biases too, so that nothing hides behind being small or zero.
 
-    ``max(1, fan_in)^-1/2`` for kernels, a tenth for vectors, a third for tables, normally distributed and added.
+    Normally distributed and added, with a standard deviation of a tenth for vectors, a third for tables, and for kernels
+    of half of their own or ``fan_in^-1/2``, the larger: more would make attention choose one key, which hides the rest.
     """
     random = np.random.default_rng(seed)
 
     def stir(name: str, leaf: Any) -> Any:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
-        size = {"kernel": (leaf.size / leaf.shape[-1]) ** -0.5 if leaf.ndim > 1 else 0.1, "embedding": 0.3}
-        noise = size.get(name, 0.1) * random.standard_normal(leaf.shape)
-        return jnp.asarray(np.asarray(leaf) + noise, leaf.dtype)
+        array = np.asarray(leaf)
+        size = {"embedding": 0.3}.get(name, 0.1)
+        if name == "kernel" and leaf.ndim > 1:
+            size = 0.5 * max(float(array.std()), (leaf.size / leaf.shape[-1]) ** -0.5)
+        return jnp.asarray(array + size * random.standard_normal(leaf.shape), leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(lambda path, leaf: stir(str(path[-1].key), leaf), params)
 
@@ -420,7 +423,7 @@ def formulas(subject: ModelSubject) -> Measured:
     """The outputs against the same formulas in float64, row by row and head by head."""
     _check_size(subject, 300_000_000)
     params = textbook.float64(subject.params)
-    each = [difference(*_by_hand(subject, params, number)) for number in (1, 2)]
+    each = [difference(*_by_hand(subject, params, number)) for number in range(len(subject.texts))]
     return _measured(subject, "outputs | float64, written by hand", max(each, key=lambda x: x.value))
 
 

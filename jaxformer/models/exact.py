@@ -5,12 +5,25 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pydantic import ValidationError
 
 from jaxformer import functional as F
 from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
 
 _ROWS, _TILE = 448, 64
+
+
+def with_numerics(config: TransformerConfig, numerics: str) -> TransformerConfig:
+    """The configuration with other numerics.
+
+    Raises:
+        UserError: if the numerics are unknown or do not suit the configuration.
+    """
+    try:
+        return TransformerConfig.model_validate({**config.model_dump(), "numerics": numerics})
+    except ValidationError as error:
+        raise UserError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 
 
 def kernel_shapes(config: TransformerConfig) -> set[tuple[int, int]]:

@@ -55,7 +55,7 @@ def test_any_number_of_devices_trains_the_same_bits(family, devices):
 
 @pytest.mark.parametrize("family", ["gpt2", "bert", "t5"])
 def test_trains_what_fast_numerics_train(family):
-    (exact, said), (fast, fast_said) = trained(family, 1), trained(family, 1, "fast")
+    (_, said), (_, fast_said) = trained(family, 1), trained(family, 1, "fast")
     for one, other in zip(said, fast_said, strict=True):
         assert one.weight == other.weight
         np.testing.assert_allclose(one.sums["loss"], other.sums["loss"], rtol=1e-5)
@@ -74,7 +74,7 @@ def losses(folder):
     return {(line["step"], line["split"]): (line["loss"], line.get("gradient_norm")) for line in lines}
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -86,7 +86,7 @@ def run_on(keys, devices, until=None):
     def die(step, *rest):
         record(step, *rest)
         if step == until:
-            raise Killed
+            raise KilledError
 
     display.record = die
     train(prepare(resolve_config(keys, "the test"), display, tuple(jax.devices()[:devices])), display)
@@ -101,7 +101,7 @@ def test_one_loss_column_over_1_4_2_and_8_devices(tmp_path):
         keys[name]["model"] |= {"numerics": "exact"}
     run_on(keys["whole"], 1)
     for devices, until in ((1, 3), (4, 6), (2, 9)):
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             run_on(keys["killed"], devices, until)
     run_on(keys["killed"], 8)
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
@@ -128,7 +128,7 @@ def test_refuses_what_it_does_not_promise(tmp_path, keys, said):
 def test_refuses_a_batch_of_too_few_parts():
     mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
     check_tree(24, 8, mesh)
-    with pytest.raises(UserError, match="cuts into 8 parts, .* set it to a multiple of 16"):
+    with pytest.raises(UserError, match=r"cuts into 8 parts, .* set it to a multiple of 16"):
         check_tree(24, 12, mesh)
 
 

@@ -67,7 +67,7 @@ def sealed(function: Function, args: Any, facts: Any = ()) -> Any:
     """
     # As a list, since custom_vjp makes trees of placeholders, and a ``Mask`` checks what it holds.
     leaves, tree = jax.tree.flatten(facts)
-    return _apart(call, lambda args, leaves: function(args, tree.unflatten(leaves)), args, leaves)
+    return _apart(call, lambda args, leaves: function(args, jax.tree.unflatten(tree, leaves)), args, leaves)
 
 
 def _by_tiles(function: Function, args: Any, facts: Any) -> Any:

@@ -121,7 +121,7 @@ def machine() -> str:
     x = jnp.ones((1024, 1024))
     times = timed(lambda: product(x, x), 10)
     name = names[0].partition(": ")[2] if names else "CPU"
-    return f"{name}, {os.cpu_count()} cores, product {2.147 / times:.0f} GFLOP/s"
+    return f"{name}, {os.cpu_count()} cores, product {2147 / times:.0f} GFLOP/s"
 
 
 def timed(call: Callable[[], Any], times: int) -> float:

@@ -273,7 +273,7 @@ def kills(count: int, steps: int) -> bool:
     while done < count:
         devices = (1, 4, 2, 8)[done % 4]
         before, process = max((s for s, _ in column(folders[1])), default=0), start(killed, devices)
-        goal = before + draw.randrange(1, max(2, 2 * steps // count))
+        goal = before + draw.randrange(1, max(2, steps // count))
         while process.poll() is None and max((s for s, _ in column(folders[1])), default=0) < min(goal, steps - 1):
             time.sleep(0.02)
         time.sleep(draw.random() * 0.2)

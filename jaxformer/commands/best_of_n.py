@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
         options=parse_options(options.options),
     )
-    maker = BestOfN(options.model, options.reward, settings, options.dtype)
+    maker = BestOfN(options.model, options.reward, settings, options.dtype, options.numerics)
     start = time.monotonic()
     with display.counting(f"best of {settings.n}", "lines") as progress:
         done = best_of_n(maker, file, out, progress, options.quoting)

@@ -27,7 +27,9 @@ def run(options: argparse.Namespace) -> int:
     # Before a model is opened.
     load_gradio()
     check_address(options.host, options.port)
-    pipe = pipeline(options.task, options.model, dtype=options.dtype, **parse_options(options.options))
+    pipe = pipeline(
+        options.task, options.model, dtype=options.dtype, numerics=options.numerics, **parse_options(options.options)
+    )
     page = build_page(pipe)
     _, address, _ = page.launch(**launch_options(options.host, options.port))
     display.say(f"{pipe.task} with {pipe.name}: {address} (Ctrl-C stops it)")

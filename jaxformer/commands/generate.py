@@ -42,7 +42,9 @@ def run(options: argparse.Namespace) -> int:
     if options.file is not None:
         path = local_path(options.file)
         prompts = _read_prompts(path, check_file(path), options.text_column, options.quoting)
-    pipe: Any = pipeline(None, options.model, dtype=options.dtype, **parse_options(options.options))
+    pipe: Any = pipeline(
+        None, options.model, dtype=options.dtype, numerics=options.numerics, **parse_options(options.options)
+    )
     if not hasattr(pipe, "pieces"):
         raise UserError(
             f"{options.model} is a model for {pipe.task} and generates no text, expected a language model; use "

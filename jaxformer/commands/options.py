@@ -24,9 +24,14 @@ def add_config(parser: argparse.ArgumentParser, required: bool = False) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """``--model`` and ``--dtype``."""
+    """``--model``, ``--dtype`` and ``--numerics``."""
     parser.add_argument("--model", required=True, help="folder of a run, Hugging Face folder, or name on the Hub")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="type of the parameters and computation")
+    parser.add_argument(
+        "--numerics",
+        choices=("fast", "exact"),
+        help="exact: bits of a row do not depend on the batch; default: as the run was trained, else fast",
+    )
 
 
 def add_task(parser: argparse.ArgumentParser) -> None:

@@ -34,6 +34,7 @@ def run(options: argparse.Namespace) -> int:
         options.model,
         batch_size=options.batch_size,
         dtype=options.dtype,
+        numerics=options.numerics,
         **parse_options(options.options),
     )
     start = time.monotonic()

@@ -1,5 +1,6 @@
 """The mathematics of the Transformer as pure functions on arrays: no Flax, no configuration objects."""
 
+from jaxformer.functional.apart import together
 from jaxformer.functional.attention import dot_product_attention, multi_head_attention
 from jaxformer.functional.decoding.int8 import Quantized, quantize
 from jaxformer.functional.decoding.key_value import (
@@ -13,6 +14,17 @@ from jaxformer.functional.decoding.key_value import (
 )
 from jaxformer.functional.decoding.packed import Packed, pack, pack_table, take_rows
 from jaxformer.functional.distillation import DistillationSums, chunked_distillation_loss, distillation_loss
+from jaxformer.functional.exact.attention import exact_multi_head_attention
+from jaxformer.functional.exact.rows import (
+    ExactKernel,
+    exact_elementwise,
+    exact_layer_norm,
+    exact_log_softmax,
+    exact_rms_norm,
+    exact_shape_logits,
+    exact_token_log_probs,
+)
+from jaxformer.functional.exact.seal import call
 from jaxformer.functional.feed_forward import ACTIVATIONS, feed_forward, gelu, gelu_tanh, relu, silu, tanh
 from jaxformer.functional.kernels.choose import kernel_attention
 from jaxformer.functional.kernels.splash import Split

@@ -1,12 +1,15 @@
 """The position-wise feed-forward network, plain and gated, and its activations."""
 
+import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxformer.functional.apart import together
 from jaxformer.functional.linear import linear
 from jaxformer.functional.random import dropout
 
@@ -45,6 +48,11 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+def _inner(activation: str, *states: Array) -> Array:
+    """The inner activations of ``gate`` and ``up``, or of ``up`` alone."""
+    return math.prod(states[1:], start=ACTIVATIONS[activation](states[0]))
+
+
 def feed_forward(
     x: Float[Array, "B T D"],
     weights: Mapping[str, Any],
@@ -52,6 +60,7 @@ def feed_forward(
     activation: str = "gelu",
     dropout_rate: float = 0.0,
     dropout_keys: Array | None = None,
+    apart: Callable[..., Any] = together,
 ) -> Float[Array, "B T D"]:
     """Feed-forward network: ``act(x W_up + b) W_down + b``, or gated ``(act(x W_gate) * (x W_up)) W_down``.
 
@@ -65,6 +74,7 @@ def feed_forward(
         activation: one of ``ACTIVATIONS``.
         dropout_rate: dropout on the inner activations, as in the original T5; most models have 0.
         dropout_keys: one key per example, or None for evaluation.
+        apart: ``exact_elementwise``, where the activation is to be a program of its own.
 
     Returns:
         An array like ``x``, same dtype.
@@ -74,7 +84,6 @@ def feed_forward(
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f"feed_forward: activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
-    act = ACTIVATIONS[activation]
-    up = linear(x, **weights["up"])
-    inner = act(linear(x, **weights["gate"])) * up if "gate" in weights else act(up)
+    names = ("gate", "up") if "gate" in weights else ("up",)
+    inner = apart(partial(_inner, activation), *(linear(x, **weights[name]) for name in names))
     return linear(dropout(inner, dropout_rate, dropout_keys), **weights["down"])

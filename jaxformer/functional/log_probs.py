@@ -1,5 +1,6 @@
 """Log-probabilities of labels and of whole responses, from logits or from hidden states in chunks of tokens."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -70,7 +71,12 @@ def zero_ignored(hidden: Float[Array, "B T D"], counted: Bool[Array, "B T"]) -> 
 
 
 def chunked_token_log_probs(
-    hidden: Float[Array, "B T D"], head: HeadWeights, labels: Int[Array, "B T"], *, chunk_tokens: int = 1024
+    hidden: Float[Array, "B T D"],
+    head: HeadWeights,
+    labels: Int[Array, "B T"],
+    *,
+    chunk_tokens: int = 1024,
+    of_logits: Callable[[Array, Array], Array] = token_log_probs,
 ) -> Float[Array, "B T"]:
     """``token_log_probs(head_logits(hidden, head), labels)`` with at most ``chunk_tokens`` tokens' logits in memory.
 
@@ -81,6 +87,7 @@ def chunked_token_log_probs(
         head: the output layer.
         labels: -100 at tokens that do not count.
         chunk_tokens: tokens per chunk, over the whole batch; a chunk is a number of its columns.
+        of_logits: ``token_log_probs`` or ``exact_token_log_probs``.
 
     Raises:
         ValueError: if ``chunk_tokens`` is below 1.
@@ -89,11 +96,11 @@ def chunked_token_log_probs(
     columns = columns_of(hidden.shape, chunk_tokens, "chunked_token_log_probs")
     hidden = zero_ignored(hidden, labels != IGNORE)
     if columns == T:
-        return token_log_probs(head_logits(hidden, head), labels)
+        return of_logits(head_logits(hidden, head), labels)
 
     @jax.checkpoint
     def chunk(hidden: Array, labels: Array) -> Array:
-        return token_log_probs(head_logits(hidden, head), labels)
+        return of_logits(head_logits(hidden, head), labels)
 
     chunks = split_columns(hidden, columns), split_columns(labels, columns, IGNORE)
     return join_chunks(lax.map(lambda pair: chunk(*pair), chunks), T)

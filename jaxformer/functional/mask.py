@@ -31,8 +31,8 @@ class Mask:
             one loop).
         query_segments: ``[B, T]``, document number of each query token in a packed row, 0 for padding.
         key_segments: ``[B, S]``, the same for keys; both or neither. Padding sees nothing and is seen by nothing.
-        query_offset: index of the first query among the keys, where a cache holds earlier keys; None is 0 and, unlike a
-            number, stays static when the mask passes through a transformation such as remat.
+        query_offset: index of the first query among the keys, where a cache holds earlier keys, or ``[B, 1, 1]``; None
+            is 0 and, unlike a number, stays static when the mask passes through a transformation such as remat.
         query_positions: ``[B, T]``, positions by which ``window`` is measured where they differ from the index: when a
             cache has padding between a prompt and its continuation.
         key_positions: ``[B, S]``, the same for keys; both or neither.
@@ -43,7 +43,7 @@ class Mask:
     key_valid: Bool[Array, "B S"] | None = None
     query_segments: Int[Array, "B T"] | None = None
     key_segments: Int[Array, "B S"] | None = None
-    query_offset: int | Int[Array, ""] | None = None
+    query_offset: int | Int[Array, "..."] | None = None
     query_positions: Int[Array, "B T"] | None = None
     key_positions: Int[Array, "B S"] | None = None
     reach: Int[Array, ""] | None = None

@@ -1,10 +1,13 @@
 """Positions of tokens: learned, sinusoidal and rotary, and biases by distance (T5's buckets, ALiBi)."""
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from jaxformer.functional.apart import together
 
 
 def learned_positions(table: Float[Array, "P D"], position_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
@@ -13,12 +16,17 @@ def learned_positions(table: Float[Array, "P D"], position_ids: Int[Array, "B T"
 
 
 def sinusoidal_positions(
-    position_ids: Int[Array, "*batch T"], hidden_size: int, *, theta: float = 10_000.0, halves: bool = False
+    position_ids: Int[Array, "*batch T"],
+    hidden_size: int,
+    *,
+    theta: float = 10_000.0,
+    halves: bool = False,
+    apart: Callable[..., Any] = together,
 ) -> Float[Array, "*batch T D"]:
     """``PE[p, 2i] = sin(p / theta^(2i/D))`` and ``PE[p, 2i+1] = cos(p / theta^(2i/D))``, float32.
 
     Vaswani et al. 2017, "Attention Is All You Need", section 3.5. With ``halves`` all sines come before all cosines,
-    as in the paper's code and in Marian.
+    as in the paper's code and in Marian. ``apart`` is ``exact_elementwise``, where a row's bits must be its own.
 
     Raises:
         ValueError: if ``hidden_size`` is odd.
@@ -30,7 +38,7 @@ def sinusoidal_positions(
         raise ValueError(f"sinusoidal_positions: hidden_size is {hidden_size}, expected an even number")
     frequencies = theta ** (-jnp.arange(0, hidden_size, 2, dtype=jnp.float32) / hidden_size)
     angles = position_ids[..., None].astype(jnp.float32) * frequencies
-    waves = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-2 if halves else -1)
+    waves = jnp.stack([apart(jnp.sin, angles), apart(jnp.cos, angles)], axis=-2 if halves else -1)
     return waves.reshape(*position_ids.shape, hidden_size)
 
 
@@ -154,11 +162,16 @@ def rotary_angles(
     position_ids: Int[Array, "B T"],
     frequencies: Float[Array, " half"] | Float[Array, "B half"],
     magnitude: float = 1.0,
+    *,
+    apart: Callable[..., Any] = together,
 ) -> Rotary:
-    """Cosines and sines for these positions, times ``magnitude`` (``RotaryScaling.magnitude``)."""
+    """Cosines and sines for these positions, times ``magnitude`` (``RotaryScaling.magnitude``).
+
+    ``apart`` is ``exact_elementwise``, where a row's bits must be its own.
+    """
     each = frequencies if frequencies.ndim == 1 else frequencies[:, None]
     angles = position_ids[..., None].astype(jnp.float32) * each
-    return Rotary(magnitude * jnp.cos(angles), magnitude * jnp.sin(angles))
+    return Rotary(magnitude * apart(jnp.cos, angles), magnitude * apart(jnp.sin, angles))
 
 
 def apply_rotary(x: Float[Array, "B T N H"], rotary: Rotary) -> Float[Array, "B T N H"]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxformer import functional as F
 from jaxformer.generation import decode
 from jaxformer.generation.decode import Numbers, Program, Written
 from jaxformer.generation.options import GenerationConfig, Rules
@@ -197,8 +198,9 @@ def beam_search(
         jnp.ones((B, G), bool),
         jnp.zeros((B, G), bool),
     )
+    log_softmax = F.exact_log_softmax if rules.exact else jax.nn.log_softmax
     search = _Search(rules, options, numbers, limit)
-    state, _ = search.step(state, jax.nn.log_softmax(again(logits), axis=-1))
+    state, _ = search.step(state, log_softmax(again(logits)))
 
     def unfinished(state: Beams) -> Array:
         going = state.hopeful
@@ -208,7 +210,7 @@ def beam_search(
 
     def step(state: Beams) -> Beams:
         logits, cache = decode.forward(model, params, state.token, state.position, state.cache, source)
-        moved, parents = search.step(state._replace(cache=cache), jax.nn.log_softmax(logits, axis=-1))
+        moved, parents = search.step(state._replace(cache=cache), log_softmax(logits))
         # All beams of a prompt have the same context.
         return moved._replace(cache=take_rows(cache, parents, context=False))
 

@@ -173,13 +173,19 @@ def _draw(logits: Array, state: State, limit: Array, rules: Rules, numbers: Numb
     if rules.sample:
         keys = row_keys(state.seeds, "sample", state.step)
         options = {name: numbers[name] for name in ("temperature", "top_p", "min_p", "typical_p") if name in numbers}
-        token = F.sample_token(scores, keys, top_k=rules.top_k, **options)
+        top_k = rules.top_k
+        if rules.exact and (options or top_k is not None):
+            scores, top_k, options = F.exact_shape_logits(scores, top_k=top_k, **options), None, {}
+        token = F.sample_token(scores, keys, top_k=top_k, **options)
     else:
         token = _most_probable(scores)
     token = jnp.where(state.done, rules.pad_id, token).astype(jnp.int32)
-    # By index: comparing with every token, as `token_log_probs` does for a split vocabulary, took 3 % of a step.
-    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    chosen = jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
+    if rules.exact:
+        chosen = F.exact_token_log_probs(logits, token)
+    else:
+        # By index: comparing with every token, as `token_log_probs` does for a split vocabulary, took 3 % of a step.
+        log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+        chosen = jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
     return state._replace(
         token=token,
         position=state.position + 1,

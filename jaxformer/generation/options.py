@@ -226,6 +226,7 @@ class Rules(NamedTuple):
     suppress: Ids = ()
     begin_suppress: Ids = ()
     sequence_bias: Biases = ()
+    exact: bool = False  # numerics of the model
 
     @property
     def needs_history(self) -> bool:
@@ -274,6 +275,7 @@ def compile_options(options: GenerationConfig, model: TransformerConfig) -> tupl
         options.suppress_tokens,
         options.begin_suppress_tokens,
         options.sequence_bias,
+        model.exact,
     )
     numbers: dict[str, Any] = {}
     for name, neutral in _NEUTRAL.items():

@@ -33,7 +33,8 @@ def prepare(model: nn.Module, params: Any, weights: str | None = None) -> Any:
     """Lays parameters out as ``generate`` reads them fastest. The model computes the same, up to rounding.
 
     A kernel becomes a matrix with its outputs first (``functional.Packed``) and layers are separate, so that decoding
-    reads every weight once, in place. Parameters that are sharded over several devices keep their shards and kernels.
+    reads every weight once, in place. Parameters that are sharded over several devices keep their shards and kernels,
+    those of exact numerics their kernels, so that the products are those of training.
 
     ``generate`` does this in each call if parameters are not prepared; it takes about as long as a few tokens.
 
@@ -47,7 +48,7 @@ def prepare(model: nn.Module, params: Any, weights: str | None = None) -> Any:
         A tree for ``generate``, and for ``model.clone(stacked=False).apply``.
 
     Raises:
-        UserError: if ``weights`` is unknown, or given with prepared or sharded parameters.
+        UserError: if ``weights`` is unknown, or given with prepared or sharded parameters or exact numerics.
     """
     if weights is not None and weights not in WEIGHTS:
         raise UserError(f"weights is {weights!r}, expected one of {', '.join(WEIGHTS)}")
@@ -63,7 +64,10 @@ def prepare(model: nn.Module, params: Any, weights: str | None = None) -> Any:
         raise UserError(
             f"weights is {weights!r} for parameters that are sharded over several devices, expected None: leave it out"
         )
-    return _prepare(params, model.config.share_layers, not spread, weights)
+    exact = model.config.exact
+    if exact and weights is not None:
+        raise UserError(f"weights is {weights!r} and numerics is exact, expected None: every weight keeps its bits")
+    return _prepare(params, model.config.share_layers, not (spread or exact), weights)
 
 
 @partial(jax.jit, static_argnames=("shared", "pack", "weights"))

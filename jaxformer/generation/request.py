@@ -15,6 +15,7 @@ from jaxformer.generation.prepare import prepare
 from jaxformer.generation.prompts import Prompt, align, bucket, check_lengths
 from jaxformer.generation.text_stream import added_text, find_stop
 from jaxformer.models import Decoder, EncoderDecoder
+from jaxformer.models.exact import check_exact
 from jaxformer.schema import UserError
 
 
@@ -71,6 +72,7 @@ class Request:
         if cache_dtype not in (None, "float32", "bfloat16", "int8"):
             raise UserError(f"cache_dtype is {cache_dtype!r}, expected float32, bfloat16 or int8")
         c = model.config
+        check_exact(c)
         bos = c.special_id("bos_token_id") if options.bos_token_id is None else options.bos_token_id
         prompt = align(input_ids, attention_mask, bos, c.max_length if isinstance(model, EncoderDecoder) else None)
         longest = int(prompt.real.sum(axis=1).max(initial=0))
@@ -86,7 +88,9 @@ class Request:
         if isinstance(model, EncoderDecoder):
             prompt = prompt._replace(start_ids=_start_ids(c, options, prompt))
         copies = options.num_return_sequences if options.num_beams == 1 else 1
-        ring = c.window is not None and not c.has_mixed_windows and prompt.ids.shape[1] + room > c.window
+        ring = (
+            c.window is not None and not c.has_mixed_windows and not c.exact and prompt.ids.shape[1] + room > c.window
+        )
         self.program = Program(rules, room, copies, cache_dtype, ring)
         self.seeds = _seeds(seed, len(prompt.ids), copies)
         self.model, self.params = model.clone(stacked=False), prepare(model, params)

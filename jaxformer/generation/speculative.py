@@ -285,6 +285,11 @@ def speculative_generate(
     for one in (model, draft_model):
         if not isinstance(one, Decoder):
             raise UserError(f"{type(one).__name__} was given, expected a decoder with a language-model head")
+    if model.config.exact:
+        raise UserError(
+            "numerics is exact, expected fast for speculative decoding: proposals that are rejected leave gaps in the "
+            "cache; use generate, or set numerics to fast"
+        )
     if num_draft_tokens < 1:
         raise UserError(f"num_draft_tokens is {num_draft_tokens}, expected at least 1")
     vocabulary, of_draft = model.config.vocabulary, draft_model.config.vocabulary

@@ -37,6 +37,7 @@ NOT_OF_THE_MODEL = {
     "initializer",
     "initializer_range",
     "dtype",
+    "numerics",
     "remat",
     "unroll",
     "attention_implementation",

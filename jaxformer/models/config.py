@@ -185,6 +185,10 @@ class TransformerConfig(Schema):
     )
     initializer_range: float = Field(0.02, gt=0, description="normal: standard deviation of the initial weights")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="compute dtype; parameters stay float32")
+    numerics: Literal["fast", "exact"] = Field(
+        "fast",
+        description="exact: a row's bits depend on the row alone, not on batch, padding, cache or number of devices",
+    )
     remat: Literal["none", "dots", "full"] = Field(
         "none", description="recompute in the backward pass: nothing, all but matrix products, the whole block"
     )
@@ -196,6 +200,11 @@ class TransformerConfig(Schema):
     attention_implementation: Literal["auto", "splash", "blocked", "reference"] = Field(
         "auto", description="how attention is computed"
     )
+
+    @property
+    def exact(self) -> bool:
+        """True if ``numerics`` is exact."""
+        return self.numerics == "exact"
 
     @property
     def generation_settings(self) -> dict[str, Any]:
@@ -288,6 +297,20 @@ class TransformerConfig(Schema):
             raise UserError("model.vocab_size is not set, expected a number; give it or train with a tokenizer")
         return self.vocab_size
 
+    def _check_exact(self) -> None:
+        if self.dtype != "float32":
+            raise ValueError(f"numerics is exact and dtype {self.dtype}, expected float32; set dtype to float32")
+        if self.attention_implementation != "auto":
+            raise ValueError(
+                f"numerics is exact and attention_implementation {self.attention_implementation}, expected auto: exact "
+                "attention is a way of its own"
+            )
+        if self.rope_scaling is not None and self.rope_scaling.type in ("dynamic", "longrope"):
+            raise ValueError(
+                f"numerics is exact and rope_scaling.type {self.rope_scaling.type}, expected one whose angles do not "
+                "depend on the length of a row: cached keys were rotated for a shorter one"
+            )
+
     @model_validator(mode="after")
     def _consistent(self) -> "TransformerConfig":
         if self.head_size is None and self.hidden_size % self.num_heads:
@@ -316,6 +339,8 @@ class TransformerConfig(Schema):
             raise ValueError("global_every or window_from is given without window; the other blocks need one")
         if self.parallel_residual and self.architecture == "encoder_decoder":
             raise ValueError("parallel_residual is given with an encoder_decoder, expected an encoder or a decoder")
+        if self.exact:
+            self._check_exact()
         if self.parallel_residual and self.norm_place == "post":
             raise ValueError("parallel_residual is given with norm_place: post, expected norm_place: pre")
         return self

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxformer import functional as F
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.inputs import Inputs
-from jaxformer.models.layers import DropoutKeys, Norm, Projection, kernel_deviation
+from jaxformer.models.layers import DropoutKeys, Norm, Projection, activate, kernel_deviation
 from jaxformer.models.transformer import BODIES
 
 
@@ -70,7 +70,10 @@ class Dense(nn.Module):
         """Applies it."""
         width = x.shape[-1]
         std = kernel_deviation(self.config, width)
-        nn.share_scope(self, projection := Projection((width, self.size), ("embed", self.axis), self.use_bias, std))
+        nn.share_scope(
+            self,
+            projection := Projection((width, self.size), ("embed", self.axis), self.use_bias, std, self.config.exact),
+        )
         return F.linear(x, **projection())
 
 
@@ -96,7 +99,13 @@ class Pooler(nn.Module):
         B, T = hidden.shape[:2]
         real = jnp.ones((B, T), bool) if attention_mask is None else jnp.asarray(attention_mask, bool)
         if self.config.pooled_state == "mean":
-            total = jnp.sum(jnp.where(real[..., None], hidden.astype(jnp.float32), 0.0), axis=1)
+            summed = jnp.where(real[..., None], hidden.astype(jnp.float32), 0.0)
+            # In order, token after token, zeros wherever they are: no sum depends on the length.
+            add = lambda total, x: (total + x, None)  # noqa: E731
+            exact = self.config.exact
+            total = (
+                jax.lax.scan(add, jnp.zeros_like(summed[:, 0]), summed.swapaxes(0, 1))[0] if exact else summed.sum(1)
+            )
             return self.transform((total / jnp.maximum(jnp.sum(real, axis=1), 1)[:, None]).astype(hidden.dtype))
         first = self.config.pooled_state == "first"
         place = jnp.argmax(real, axis=-1) if first else T - 1 - jnp.argmax(real[:, ::-1], axis=-1)
@@ -107,7 +116,7 @@ class Pooler(nn.Module):
         c = self.config
         if c.pooler is None:
             return x
-        x = F.ACTIVATIONS[c.pooler](self.dense(x))
+        x = activate(c, c.pooler, self.dense(x))
         return self.norm(x) if c.pooler_norm else x
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxformer import functional as F
 from jaxformer.models.config import TransformerConfig
+from jaxformer.schema import UserError
 
 
 @jax.tree_util.register_dataclass
@@ -65,7 +66,13 @@ def init_cache(
 
     Raises:
         ValueError: if a ring is shorter than the window, or the model has layers without one.
+        UserError: with exact numerics, if keys are to be rounded or a ring is asked for.
     """
+    if config.exact and (ring or (dtype or "float32") != "float32"):
+        raise UserError(
+            f"a cache of {dtype or 'float32'}{' with ring' if ring else ''} is asked for and numerics is exact, "
+            "expected float32 and no ring: every key keeps its bits and its place"
+        )
     if ring and (config.window is None or config.has_mixed_windows or max_length < config.window):
         raise ValueError(
             f"ring is true with a cache of {max_length} tokens, expected at least the model's window "
@@ -110,6 +117,34 @@ def extend_cache(
         key_positions=positions,
     )
     return extended, mask
+
+
+def extend_by_row(
+    cache: KVCache, real: jax.Array, position_ids: jax.Array, window: int | None
+) -> tuple[KVCache, F.Mask, jax.Array | None]:
+    """``extend_cache`` where the tokens of each row stand without gaps from place 0 on, as exact numerics needs them.
+
+    ``real [B, T]`` is True at the first tokens of a row. Also returns the place ``[B, T]`` of each new token, past the
+    end for padding; None where the cache was empty.
+    """
+    B, T = position_ids.shape
+    rows, places = jnp.arange(B)[:, None], cache.valid.shape[1]
+    count = jnp.sum(cache.valid, axis=1, dtype=jnp.int32)[:, None]
+    slots = jnp.where(real, count + jnp.arange(T), places)
+    valid = cache.valid.at[rows, slots].set(True, mode="drop")
+    positions = cache.positions.at[rows, slots].set(position_ids, mode="drop")
+    extended = replace(cache, valid=valid, positions=positions, length=cache.length + T, empty=False)
+    if cache.empty:
+        return extended, F.Mask(causal=True, window=window, key_valid=real), None
+    mask = F.Mask(
+        causal=True,
+        window=window,
+        key_valid=valid,
+        query_offset=count[:, :, None],
+        query_positions=position_ids,
+        key_positions=positions,
+    )
+    return extended, mask, slots
 
 
 def repeat_rows(cache: KVCache, times: int) -> KVCache:

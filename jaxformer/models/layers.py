@@ -5,6 +5,7 @@ Logical axes: ``embed`` D, ``heads`` N, ``kv_heads`` K, ``head`` H, ``mlp`` F, `
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -25,14 +26,15 @@ Weights = dict[str, Any]
 PACKED = "packed"
 
 
-def for_products(kernel: Any) -> Any:
-    """The kernel as its products are fastest: on one device they join the axes of the tokens."""
-    if not one_device() or isinstance(kernel, F.Packed):
+def for_products(kernel: Any, exact: bool = False) -> Any:
+    """The kernel as its products are fastest, on one device with the axes of the tokens joined; or exact."""
+    if isinstance(kernel, F.Packed) or not (exact or one_device()):
         return kernel
+    wrap: Any = F.ExactKernel if exact else F.JoinedKernel
     if isinstance(kernel, F.LowRankKernel):
-        parts: Any = {name: F.JoinedKernel(getattr(kernel, name)) for name in ("kernel", "a", "b")}
+        parts: Any = {name: wrap(getattr(kernel, name)) for name in ("kernel", "a", "b")}
         return dataclasses.replace(kernel, **parts)
-    return F.JoinedKernel(kernel)
+    return wrap(kernel)
 
 
 class Projection(nn.Module):
@@ -43,12 +45,14 @@ class Projection(nn.Module):
         axes: logical axis names of the kernel.
         use_bias: whether there is a bias, of the shape of the outputs.
         standard_deviation: of the initial kernel.
+        exact: whether its products are.
     """
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
     use_bias: bool
     standard_deviation: float
+    exact: bool = False
 
     @nn.compact
     def __call__(self) -> Weights:
@@ -58,7 +62,7 @@ class Projection(nn.Module):
             kernel = self.get_variable("params", PACKED)
         else:
             kernel = self.param("kernel", nn.with_logical_partitioning(normal, self.axes), self.shape)
-        weights = {"kernel": for_products(kernel)}
+        weights = {"kernel": for_products(kernel, self.exact)}
         if self.use_bias:
             outputs = kernel_axes("/".join((*self.path, "kernel"))).outputs
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[-outputs:])
@@ -81,10 +85,10 @@ class Norm(nn.Module):
         if c.norm_offset:
             scale = scale + c.norm_offset
         if c.norm == "rms_norm":
-            return F.rms_norm(x, scale, epsilon=c.norm_epsilon)
+            return (F.exact_rms_norm if c.exact else F.rms_norm)(x, scale, epsilon=c.norm_epsilon)
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
         bias = self.param("bias", zeros, size) if c.use_bias else None
-        return F.layer_norm(x, scale, bias, epsilon=c.norm_epsilon)
+        return (F.exact_layer_norm if c.exact else F.layer_norm)(x, scale, bias, epsilon=c.norm_epsilon)
 
 
 class Embedding(nn.Module):
@@ -182,7 +186,8 @@ class Attention(nn.Module):
             rotary: angles of the tokens of ``x``.
             cache: of earlier tokens, to which those of ``x`` are appended; keys and values of a context are returned in
                 its dtype.
-            slot: first place of the cache for the tokens of ``x``; None if the cache is empty.
+            slot: first place of the cache for the tokens of ``x``, with exact numerics the place of each, ``[B, T]``;
+                None if the cache is empty.
             example_ids: numbers of the rows for dropout.
 
         Returns:
@@ -195,16 +200,25 @@ class Attention(nn.Module):
         query_std = std if c.scale_scores or c.initializer == "normal" else std * H**-0.5
         out_std = kernel_deviation(c, N * H, to_residual=True)
         weights: Weights = {
-            "query": Projection((D, N, H), ("embed", "heads", "head"), c.has_qkv_bias, query_std, name="query")(),
-            "key": Projection((D, K, H), ("embed", "kv_heads", "head"), c.has_qkv_bias, std, name="key")(),
-            "value": Projection((D, K, H), ("embed", "kv_heads", "head"), c.has_qkv_bias, std, name="value")(),
-            "output": Projection((N, H, D), ("heads", "head", "embed"), c.has_output_bias, out_std, name="output")(),
+            "query": Projection(
+                (D, N, H), ("embed", "heads", "head"), c.has_qkv_bias, query_std, c.exact, name="query"
+            )(),
+            "key": Projection((D, K, H), ("embed", "kv_heads", "head"), c.has_qkv_bias, std, c.exact, name="key")(),
+            "value": Projection((D, K, H), ("embed", "kv_heads", "head"), c.has_qkv_bias, std, c.exact, name="value")(),
+            "output": Projection(
+                (N, H, D), ("heads", "head", "embed"), c.has_output_bias, out_std, c.exact, name="output"
+            )(),
         }
         if c.qk_norm:
             weights["query_norm"] = Vector(H, "head", "scale", name="query_norm")()
             weights["key_norm"] = Vector(H, "head", "scale", name="key_norm")()
         options: dict[str, Any] = {"mask": mask, "bias": bias, "norm_epsilon": c.norm_epsilon}
         options["scale"] = None if c.scale_scores else 1.0
+        keys = DropoutKeys(name="attention_dropout")(c.attention_dropout, example_ids)
+        if c.exact:
+            options |= {"context": context, "cache": cache, "slots": slot, "rotary": rotary}
+            options |= {"dropout_rate": c.attention_dropout, "dropout_keys": keys}
+            return F.exact_multi_head_attention(x, weights, **options)
         if isinstance(context, F.KeyValue):
             return F.cached_cross_attention(x, weights, context, **options), context
         options["rotary"] = rotary
@@ -213,7 +227,7 @@ class Attention(nn.Module):
         options |= {
             "context": context,
             "dropout_rate": c.attention_dropout,
-            "dropout_keys": DropoutKeys(name="attention_dropout")(c.attention_dropout, example_ids),
+            "dropout_keys": keys,
             "attention": partial(
                 F.kernel_attention,
                 implementation=c.attention_implementation,
@@ -237,21 +251,34 @@ class FeedForward(nn.Module):
         c = self.config
         D, inner, bias = c.hidden_size, c.inner_size, c.has_feed_forward_bias
         std, out_std = kernel_deviation(c, D), kernel_deviation(c, inner, to_residual=True)
-        weights = {"up": Projection((D, inner), ("embed", "mlp"), bias, std, name="up")()}
+        weights = {"up": Projection((D, inner), ("embed", "mlp"), bias, std, c.exact, name="up")()}
         if c.gated:
-            weights["gate"] = Projection((D, inner), ("embed", "mlp"), bias, std, name="gate")()
-        weights["down"] = Projection((inner, D), ("mlp", "embed"), bias, out_std, name="down")()
-        return F.feed_forward(x, weights, activation=c.activation)
+            weights["gate"] = Projection((D, inner), ("embed", "mlp"), bias, std, c.exact, name="gate")()
+        weights["down"] = Projection((inner, D), ("mlp", "embed"), bias, out_std, c.exact, name="down")()
+        return F.feed_forward(x, weights, activation=c.activation, apart=apart(c))
 
 
-def tied_head(table: Any, bias: jax.Array | None = None) -> F.HeadWeights:
+def apart(config: TransformerConfig) -> Callable[..., Any]:
+    """How elementwise functions are compiled, by the numerics."""
+    return F.exact_elementwise if config.exact else F.together
+
+
+def activate(config: TransformerConfig, name: str, x: jax.Array) -> jax.Array:
+    """The activation of this name."""
+    y: jax.Array = apart(config)(F.ACTIVATIONS[name], x)
+    return y
+
+
+def tied_head(config: TransformerConfig, table: Any, bias: jax.Array | None = None) -> F.HeadWeights:
     """The output layer of an embedding table; a packed table is laid out as a kernel already."""
-    return F.HeadWeights(for_products(table), bias, tied=not isinstance(table, F.Packed))
+    return F.HeadWeights(for_products(table, config.exact), bias, tied=not isinstance(table, F.Packed))
 
 
 def untied_head(config: TransformerConfig, width: int) -> Projection:
     """Declares an output layer that is not tied, ``[width, V]``."""
-    return Projection((width, config.vocabulary), ("embed", "vocab"), False, kernel_deviation(config, width))
+    return Projection(
+        (width, config.vocabulary), ("embed", "vocab"), False, kernel_deviation(config, width), config.exact
+    )
 
 
 def check_ids(name: str, ids: Any, size: int, real: Any = None) -> None:
@@ -298,7 +325,7 @@ class Embeddings(nn.Module):
         if c.embedding_size is not None:
             # The wide side is split over devices like the width of the model; both are called ``embed`` elsewhere.
             shape, axes = (E, c.hidden_size), (None, "embed")
-            self.projection = Projection(shape, axes, True, kernel_deviation(c, E))
+            self.projection = Projection(shape, axes, True, kernel_deviation(c, E), c.exact)
         self.dropout_keys = DropoutKeys()
 
     def __call__(self, inputs: Inputs, table: Any = None) -> jax.Array:
@@ -316,12 +343,13 @@ class Embeddings(nn.Module):
             table = place(table, "vocab", None)
         x = place(F.take_rows(table, input_ids), "batch", "length", None)
         if c.scale_embedding:
-            x = x * c.hidden_size**0.5
+            x = apart(c)(lambda x: x * c.hidden_size**0.5, x)
         if c.positions == "learned":
             positions = place(self.position(), "position", None)
             x = x + F.learned_positions(positions, position_ids + c.first_position)
         elif c.positions == "sinusoidal":
-            x = x + F.sinusoidal_positions(position_ids, c.token_size, halves=c.sinusoidal_halves)
+            halves = c.sinusoidal_halves
+            x = x + F.sinusoidal_positions(position_ids, c.token_size, halves=halves, apart=apart(c))
         if c.token_types:
             # A table of one row has one type, whatever the tokenizer says.
             given = None if c.token_types == 1 else inputs.token_type_ids
@@ -338,4 +366,4 @@ class Embeddings(nn.Module):
 
     def head(self) -> F.HeadWeights:
         """The tied output layer."""
-        return tied_head(self.token())
+        return tied_head(self.config, self.token())

@@ -11,7 +11,7 @@ from jaxformer import functional as F
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.heads import Dense, HeadOutput, Pooler, WithBody
 from jaxformer.models.inputs import Inputs
-from jaxformer.models.layers import Norm, tied_head, untied_head
+from jaxformer.models.layers import Norm, activate, tied_head, untied_head
 from jaxformer.models.stack import Stack
 
 
@@ -40,7 +40,7 @@ class MLMHead(nn.Module):
     def __call__(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
         """States ``[B, T, E]`` and the bias ``[V]`` of the output layer."""
         c = self.config
-        hidden = F.ACTIVATIONS[c.activation](Dense(c, c.token_size, None, c.use_bias, name="dense")(hidden))
+        hidden = activate(c, c.activation, Dense(c, c.token_size, None, c.use_bias, name="dense")(hidden))
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
         return Norm(c, name="norm")(hidden), self.param("bias", zeros, (c.vocabulary,))
 
@@ -94,7 +94,7 @@ class MaskedLM(WithBody):
     def _transformed(self, states: jax.Array, positions: jax.Array | None = None) -> tuple[jax.Array, F.HeadWeights]:
         hidden, bias = self.mlm_head(at_positions(states, positions))
         if self.config.tie_embeddings:
-            return hidden, tied_head(self.body.embeddings.token(), bias)
+            return hidden, tied_head(self.config, self.body.embeddings.token(), bias)
         return hidden, F.HeadWeights(self.lm_head()["kernel"], bias)
 
     def _pairs(self, states: jax.Array, inputs: Inputs) -> jax.Array:
@@ -118,7 +118,7 @@ class DiscriminatorHead(nn.Module):
     def __call__(self, hidden: jax.Array) -> jax.Array:
         """``[B, T, D]`` to ``[B, T]``, float32."""
         c = self.config
-        hidden = F.ACTIVATIONS[c.activation](Dense(c, c.hidden_size, None, name="dense")(hidden))
+        hidden = activate(c, c.activation, Dense(c, c.hidden_size, None, name="dense")(hidden))
         return Dense(c, 1, None, name="output")(hidden)[..., 0].astype(jnp.float32)
 
 
@@ -146,10 +146,11 @@ class Discriminator(WithBody):
         self, *args: Any, masked_positions: jax.Array | None = None, **kwargs: Any
     ) -> tuple[jax.Array, F.HeadWeights]:
         """The generator's states and output layer, as ``MaskedLM.hidden_and_head``."""
+        assert self.generator_config is not None
         table = self.body.embeddings.token()
         hidden, _ = self.generator.hidden_states(Inputs(*args, **kwargs), table=table)
         hidden, bias = self.generator_head(at_positions(hidden, masked_positions))
-        return hidden, tied_head(table, bias)
+        return hidden, tied_head(self.generator_config, table, bias)
 
     def __call__(self, *args: Any, **kwargs: Any) -> HeadOutput:
         """Logits ``[B, T]``: above 0 where a token is probably replaced; arguments are ``Inputs``."""

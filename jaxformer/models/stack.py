@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxformer import functional as F
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.inputs import Inputs
-from jaxformer.models.kv_cache import KVCache, extend_cache
-from jaxformer.models.layers import Attention, DropoutKeys, Embedding, Embeddings, FeedForward, Norm
+from jaxformer.models.kv_cache import KVCache, extend_by_row, extend_cache
+from jaxformer.models.layers import Attention, DropoutKeys, Embedding, Embeddings, FeedForward, Norm, apart
 from jaxformer.models.partition import place, platform
 
 
@@ -243,12 +243,19 @@ class Stack(nn.Module):
         c, inputs = self.config, inputs.arrays()
         self._check(inputs)
         T = inputs.input_ids.shape[1]
-        real, segment_ids, cache = inputs.real, inputs.segment_ids, inputs.cache
+        cache = inputs.cache
         position_ids = _positions(inputs) if inputs.position_ids is None else inputs.position_ids
-        slot = None
+        slot = order = None
+        if c.exact:
+            inputs, position_ids, order = _real_first(inputs, position_ids)
+            context = None if context is None else _context_first(context)
+        real, segment_ids = inputs.real, inputs.segment_ids
         if cache is None:
             prefix = None if inputs.prefix_mask is None else inputs.prefix_mask.astype(bool)
             mask = F.Mask(self.causal, c.window, real, segment_ids, segment_ids, key_prefix=prefix)
+        elif c.exact:
+            now = jnp.ones(inputs.input_ids.shape, bool) if real is None else real
+            cache, mask, slot = extend_by_row(cache, now, position_ids, c.window)
         else:
             slot = None if cache.empty else cache.slot
             cache, mask = extend_cache(cache, real, position_ids, c.window)
@@ -266,6 +273,8 @@ class Stack(nn.Module):
         x, caches = self.layers(x, (caches, kinds), around)
         if c.norm_place == "pre":
             x = self.final_norm(x)
+        if order is not None:
+            x = jnp.take_along_axis(x, jnp.argsort(order, axis=1)[..., None], axis=1)
         return x, None if cache is None else self._joined(cache, caches)
 
     def _split(self, cache: KVCache) -> Any:
@@ -318,7 +327,34 @@ def _rotary(c: TransformerConfig, position_ids: jax.Array, theta: float) -> F.Ro
     scaling = None if c.rope_scaling is None else F.RotaryScaling(**c.rope_scaling.model_dump())
     lengths = jnp.max(position_ids, axis=-1) + 1
     frequencies = F.rotary_frequencies(c.rotary_size, theta=theta, scaling=scaling, lengths=lengths)
-    return F.rotary_angles(position_ids, frequencies, 1.0 if scaling is None else scaling.magnitude)
+    magnitude = 1.0 if scaling is None else scaling.magnitude
+    return F.rotary_angles(position_ids, frequencies, magnitude, apart=apart(c))
+
+
+def _real_first(inputs: Inputs, position_ids: jax.Array) -> tuple[Inputs, jax.Array, jax.Array | None]:
+    """Inputs and positions with the real tokens of each row first, and the order; None where none is padding."""
+    if inputs.real is None:
+        return inputs, position_ids, None
+    order = jnp.argsort(~inputs.real, axis=1, stable=True)
+
+    def sort(array: Any) -> Any:
+        return None if array is None else jnp.take_along_axis(array, order, axis=1)
+
+    names = ("input_ids", "attention_mask", "token_type_ids", "segment_ids", "prefix_mask")
+    return inputs._replace(**{name: sort(getattr(inputs, name)) for name in names}), sort(position_ids), order
+
+
+def _context_first(context: Context) -> Context:
+    """A context with the real tokens of each row first."""
+    if context.real is None:
+        return context
+    order = jnp.argsort(~context.real, axis=1, stable=True)
+    hidden, segments = context.hidden, context.segment_ids
+    return Context(
+        None if hidden is None else jnp.take_along_axis(hidden, order[..., None], axis=1),
+        jnp.take_along_axis(context.real, order, axis=1),
+        None if segments is None else jnp.take_along_axis(segments, order, axis=1),
+    )
 
 
 def _layer_kinds(c: TransformerConfig, num_layers: int) -> LayerKind | None:

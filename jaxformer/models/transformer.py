@@ -171,7 +171,7 @@ class EncoderDecoder(nn.Module):
         """The output layer's weights, for a loss that does not build all logits."""
         bias = self.logits_bias() if self.config.logits_bias else None
         if self.config.tie_embeddings:
-            return tied_head(self.shared(), bias)
+            return tied_head(self.config, self.shared(), bias)
         return F.HeadWeights(self.lm_head()["kernel"], bias)
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxformer.models.partition import on_mesh
 from jaxformer.parallel.batch import put_batch
+from jaxformer.parallel.fixed_tree import on_every_device
 from jaxformer.parallel.mesh import RULES, batch_sharding, replicated
 
 # pmap's name of the devices; a step under pmap sums over it.
@@ -31,7 +32,9 @@ class DeviceStep:
     ``AXIS_NAME``; under ``jit`` the step is one program over all devices, which the compiler splits.
     """
 
-    def __init__(self, step: Step, abstract: Any, mesh: Mesh, strategy: str, batch_size: int) -> None:
+    def __init__(
+        self, step: Step, abstract: Any, mesh: Mesh, strategy: str, batch_size: int, *, exact: bool = False
+    ) -> None:
         """Prepares the program; it is compiled for each shape of batch when that first comes.
 
         Args:
@@ -40,6 +43,7 @@ class DeviceStep:
             mesh: the devices.
             strategy: ``jit`` or ``pmap``.
             batch_size: rows of the global batch.
+            exact: each device runs the step by itself, with the whole batch, and the step says what it shares.
         """
         self.mesh, self.strategy, self.batch_size = mesh, strategy, batch_size
         self.facts: dict[str, float] = {}  # what a step says beside its metrics: nothing here
@@ -59,7 +63,10 @@ class DeviceStep:
                 devices=list(mesh.devices.flat),
             )
         else:
-            traced = on_mesh(_with_request(step, jnp.max) if self.processes > 1 else step, mesh, RULES)
+            if exact:
+                step = on_every_device(step, mesh, (False, True, False))
+            traced = _with_request(step, jnp.max) if self.processes > 1 else step
+            traced = traced if exact else on_mesh(traced, mesh, RULES)
             one = replicated(mesh)
             out = (shardings, one, one) if self.processes > 1 else (shardings, one)
             self.program = jax.jit(traced, donate_argnums=0, out_shardings=out)

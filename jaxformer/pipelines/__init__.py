@@ -21,6 +21,7 @@ def pipeline(
     *,
     batch_size: int = 8,
     dtype: str | None = None,
+    numerics: str | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
@@ -37,6 +38,8 @@ def pipeline(
         params: the parameters of a model given as such.
         batch_size: rows of a batch of texts of 64 tokens and more; of shorter ones as many as have no more tokens.
         dtype: of parameters and computation, ``float32`` or ``bfloat16``; default: the run's, else float32.
+        numerics: ``fast`` or ``exact``, with which a row's bits do not depend on its batch; default: the run's, else
+            fast.
         revision: branch, tag or commit on the Hub.
         token: access token of the Hub.
         cache_dir: where downloads are kept.
@@ -58,6 +61,7 @@ def pipeline(
         params=params,
         tokenizer=tokenizer,
         dtype=dtype,
+        numerics=numerics,
         revision=revision,
         token=token,
         cache_dir=cache_dir,

@@ -68,17 +68,20 @@ class BestOfN:
         reward: as ``training.rewards.open_reward`` takes it.
         settings: the others.
         dtype: of the model's parameters and computation.
+        numerics: of the model; default: the run's.
 
     Raises:
         UserError: if one of them does not fit.
     """
 
-    def __init__(self, model: str, reward: str, settings: Settings, dtype: str | None = None) -> None:
+    def __init__(
+        self, model: str, reward: str, settings: Settings, dtype: str | None = None, numerics: str | None = None
+    ) -> None:
         if settings.n < 1 or settings.batch_size < 1:
             raise UserError(f"n is {settings.n} and the batch size {settings.batch_size}, expected 1 or more")
         given = dict(settings.options)
         weights, self._cache_dtype = given.pop("weights", None), given.pop("cache_dtype", None)
-        opened = open_model(model, dtype=dtype)
+        opened = open_model(model, dtype=dtype, numerics=numerics)
         if not isinstance(opened.model, Decoder | EncoderDecoder):
             raise UserError(f"{model} generates no text, expected a language model")
         self.name, self.reward_name, self.settings, self._dtype = model, reward, settings, dtype
@@ -109,6 +112,7 @@ class BestOfN:
             "model_files": model_files(self.name),
             **describe_reward(self.reward_name),
             "dtype": self._dtype,
+            **({"numerics": "exact"} if self.model.config.exact else {}),
             **settings,
             "options": dict(sorted(settings["options"].items())),
         }

@@ -17,6 +17,7 @@ from jaxformer.hub.pretrained import CONFIG_FILE, GENERATION_FILE, read_checkpoi
 from jaxformer.hub.repository import Repository
 from jaxformer.hub.tokenizer import AutoTokenizer
 from jaxformer.models.config import check_dtype
+from jaxformer.models.exact import check_exact, with_numerics
 from jaxformer.models.heads import Body
 from jaxformer.pipelines.task_names import tasks_of
 from jaxformer.schema import UserError, local_path
@@ -64,6 +65,7 @@ def open_model(
     params: Any = None,
     tokenizer: Any = None,
     dtype: str | None = None,
+    numerics: str | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
@@ -109,6 +111,9 @@ def open_model(
     if dtype is not None and opened.model.config.dtype != dtype:
         config = opened.model.config.model_copy(update={"dtype": dtype})
         opened = replace(opened, model=opened.model.clone(config=config))
+    if numerics is not None:
+        opened = replace(opened, model=opened.model.clone(config=with_numerics(opened.model.config, numerics)))
+    check_exact(opened.model.config)
     cast = (lambda x: x.astype(dtype)) if dtype is not None else lambda x: x
     settings = opened.model.config.generation_settings
     if settings and kind_of(opened.model) in ("causal_lm", "seq2seq_lm"):

@@ -1,6 +1,6 @@
 """The protocol of an objective: rows of the data, features of a batch, a loss as a sum and a weight."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -245,6 +245,11 @@ def apply(
         rngs=None if dropout_key is None else {"dropout": dropout_key},
         method=method,
     )
+
+
+def log_probs_of(model: nn.Module) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """The log-probabilities of labels from logits, by the numerics of the model."""
+    return F.exact_token_log_probs if model.config.exact else F.token_log_probs
 
 
 def global_chunk(chunk_tokens: int) -> int:

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from jaxformer import functional as F
 from jaxformer.data.example_rows import Example
-from jaxformer.tasks.base import Batch, LossSums, Report, Rows, apply, global_chunk
+from jaxformer.tasks.base import Batch, LossSums, Report, Rows, apply, global_chunk, log_probs_of
 from jaxformer.tasks.preferences import PreferenceConfig, flat_inputs, pair_report
 from jaxformer.tasks.records import Record, Tally, stack_rows
 from jaxformer.tasks.responses import FILL, Encoded, ResponseTask, causal_row, two_sided_row
@@ -130,7 +130,9 @@ class DPO(ResponseTask):
         B, n = batch["input_ids"].shape[:2]
         hidden, head = apply(model, params, flat_inputs(batch), dropout_key, "hidden_and_head")
         labels = batch["labels"].reshape(B * n, -1)
-        each = F.chunked_token_log_probs(hidden, head, labels, chunk_tokens=global_chunk(self.config.chunk_tokens))
+        each = F.chunked_token_log_probs(
+            hidden, head, labels, chunk_tokens=global_chunk(self.config.chunk_tokens), of_logits=log_probs_of(model)
+        )
         return F.sequence_log_probs(each, labels, mean=self.config.loss in MEANS).reshape(B, n)
 
     def reference(self, model: nn.Module, params: Any, batch: Batch) -> jax.Array:

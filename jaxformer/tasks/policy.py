@@ -15,7 +15,7 @@ from jaxformer.data.example_rows import Example, ExampleRows
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.value_head import with_value
 from jaxformer.schema import LocalPath
-from jaxformer.tasks.base import Batch, LossSums, Rows, global_chunk
+from jaxformer.tasks.base import Batch, LossSums, Rows, global_chunk, log_probs_of
 from jaxformer.tasks.records import Record, Tally, apply
 from jaxformer.tasks.responses import (
     FILL,
@@ -231,20 +231,28 @@ class Policy(ResponseTask):
             # The bias is not multiplied by the hidden states, so it is scaled separately.
             hidden, head = hidden / t, replace(head, bias=None if head.bias is None else head.bias / t)
         chunk = global_chunk(self.config.chunk_tokens)
-        log_probs = F.chunked_token_log_probs(hidden, head, batch["labels"], chunk_tokens=chunk)
+        log_probs = F.chunked_token_log_probs(
+            hidden, head, batch["labels"], chunk_tokens=chunk, of_logits=log_probs_of(model)
+        )
         return log_probs, values[0] if values else None
 
     def experience(
-        self, model: nn.Module, params: Any, batch: Batch, carried: Mapping[str, jax.Array] | None
+        self,
+        model: nn.Module,
+        params: Any,
+        batch: Batch,
+        carried: Mapping[str, jax.Array] | None,
+        found: tuple[jax.Array, jax.Array | None] | None = None,
     ) -> tuple[Batch, dict[str, jax.Array], Any]:
         """Old log-probabilities, advantages and returns, before the first update.
 
         ``params`` generated the responses of ``batch``, the result of ``batch`` with ``scores [B]`` and
-        ``reference_log_probs [B, T]``; ``carried`` comes from the previous step. Returns further columns of the batch,
-        means over the responses to be logged, and ``carried`` for the next step.
+        ``reference_log_probs [B, T]``; ``carried`` comes from the previous step; ``found`` is what
+        ``log_probs_and_values`` returns, where that is known. Returns further columns of the batch, means over the
+        responses to be logged, and ``carried`` for the next step.
         """
         c, mask = self.config, batch["labels"] != F.IGNORE
-        old, values = self.log_probs_and_values(model, params, batch)
+        old, values = found or self.log_probs_and_values(model, params, batch)
         kl = F.kl_estimates(old, batch["reference_log_probs"])
         coefficient = jnp.float32(c.kl_coefficient) if carried is None else carried[KL_COEFFICIENT]
         scores, kl_sums = batch["scores"], jnp.sum(jnp.where(mask, kl, 0.0), axis=1)

@@ -152,6 +152,13 @@ class RunConfig(Schema):
                 f"training.sequence_length is {t.sequence_length}, expected at most model.max_length {model.max_length}"
             )
         self.task.check_run(self)
+        if model.exact and self.parallel.strategy == "pmap":
+            raise ValueError("model.numerics is exact and parallel.strategy pmap, expected jit; leave the strategy out")
+        if model.exact and self.lora is not None and self.task.generates:
+            raise ValueError(
+                "model.numerics is exact and lora is given for a policy, expected one of them: factors are added into "
+                "the kernels to generate, and kept apart to train"
+            )
         if self.lora is not None and model.pretrained is None:
             raise ValueError("lora is given without model.pretrained, expected a model to freeze; give both")
         if self.lora is not None and (self.optimizer.freeze or self.optimizer.layer_decay != 1):

@@ -29,7 +29,7 @@ class Evaluator:
 
     def __init__(self, run: Run, frozen: Any) -> None:
         self.run, self._frozen = run, frozen
-        self._step = run.jit(lambda params, batch: run.task.loss(run.model, params, batch, None)[1:])
+        self._step = run.jit_sums(lambda params, batch: run.task.loss(run.model, params, batch, None)[1:])
 
     @cached_property
     def _predict(self) -> Any:

@@ -18,10 +18,12 @@ from jaxformer.data.records import open_records
 from jaxformer.data.token_cache import TokenCache, build_cache
 from jaxformer.data.token_rows import Rows
 from jaxformer.hub.kinds import abstract_params
+from jaxformer.models.exact import check_exact
 from jaxformer.models.partition import on_mesh
 from jaxformer.parallel import hosts
 from jaxformer.parallel.batch import local_rows, put_batch
-from jaxformer.parallel.mesh import RULES, check_batch, check_length, make_mesh, replicated
+from jaxformer.parallel.fixed_tree import FixedTree, by_device, check_tree, on_every_device
+from jaxformer.parallel.mesh import RULES, batch_devices, check_batch, check_length, make_mesh, replicated
 from jaxformer.parallel.strategy import AXIS_NAME, DeviceStep
 from jaxformer.schema import UserError, local_path
 from jaxformer.tasks import Task, build_task
@@ -158,8 +160,26 @@ class Run:
             yield put_batch(batch, size, self.mesh)
 
     def jit(self, function: Callable[..., Any]) -> Any:
-        """Jits for results on every device, so that every process can read them."""
-        return jax.jit(on_mesh(function, self.mesh, RULES), out_shardings=replicated(self.mesh))
+        """Jits ``function(params, *arrays)``, results by row, for results on every device and process."""
+        spread = by_device(function, self.mesh) if self.tree else on_mesh(function, self.mesh, RULES)
+        return jax.jit(spread, out_shardings=replicated(self.mesh))
+
+    def jit_sums(self, function: Callable[..., Any]) -> Any:
+        """Jits ``function(params, batch)``, sums over the rows of a batch, likewise."""
+        tree, mesh = self.tree, self.mesh
+        if tree is None:
+            return self.jit(function)
+
+        def summed(params: Any, batch: Any) -> Any:
+            return tree.sum(lambda part, params: function(params, part), batch, params)
+
+        return jax.jit(on_every_device(summed, mesh, (False, True)), out_shardings=replicated(mesh))
+
+    @cached_property
+    def tree(self) -> FixedTree | None:
+        """The order of all sums over rows with exact numerics, else None."""
+        c = self.config
+        return FixedTree(batch_devices(self.mesh), c.training.accumulate) if c.model.exact else None
 
     def merged(self, trained: Any, frozen: Any) -> Any:
         """The model's parameters as plain arrays, LoRA factors added in, as decoding takes them."""
@@ -182,6 +202,7 @@ class Run:
             ema_decay=c.training.ema_decay,
             axis_name=AXIS_NAME if c.parallel.strategy == "pmap" else None,
             division=self.division,
+            tree=self.tree,
         )
 
     @cached_property
@@ -190,8 +211,9 @@ class Run:
         c = self.config
         step = self.train_step
         if c.task.generates:
-            step = make_policy_step(self.model, self.task, step, seed=c.seed, division=self.division)
-        return DeviceStep(step, self.abstract, self.mesh, c.parallel.strategy, c.training.batch_size)
+            step = make_policy_step(self.model, self.task, step, seed=c.seed, division=self.division, tree=self.tree)
+        size, exact = c.training.batch_size, c.model.exact
+        return DeviceStep(step, self.abstract, self.mesh, c.parallel.strategy, size, exact=exact)
 
     @cached_property
     def train_batches(self) -> TrainBatches:
@@ -244,6 +266,10 @@ def check_spread(config: RunConfig, devices: tuple[jax.Device, ...] | None) -> N
     parts = config.task.minibatch_count
     name = "training.batch_size" if parts == 1 else "training.batch_size / task.minibatches"
     check_batch(t.batch_size // parts, t.accumulate, mesh, name)
+    if config.model.exact:
+        check_exact(config.model, mesh.devices.flat[0].platform)
+        check_tree(t.batch_size // parts, t.accumulate, mesh, name)
+        check_tree(t.eval_batch_size or t.batch_size, 1, mesh, "training.eval_batch_size")
     check_batch(t.eval_batch_size or t.batch_size, 1, mesh, "training.eval_batch_size")
     check_length(config.sequence_length, mesh)
 

@@ -66,7 +66,9 @@ def model_keys(source: str) -> dict[str, Any]:
     """The keys of ``model`` of an earlier model, without those of its training; no weights are read or downloaded."""
     if not is_run(source):
         config = read_config(Repository(source)).config
-        return config.model_dump(exclude={"pretrained", "dtype", "remat", "unroll", "attention_implementation"})
+        return config.model_dump(
+            exclude={"pretrained", "dtype", "numerics", "remat", "unroll", "attention_implementation"}
+        )
     folder = local_path(source)
     check_run(folder)
     found = read_yaml(folder / CONFIG_FILE)["model"]

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxformer.functional import purpose_key
+from jaxformer.functional import call, purpose_key
+from jaxformer.parallel.fixed_tree import FixedTree
 from jaxformer.tasks.base import Batch, LossSums, Task
 from jaxformer.training.adapter import Division
 from jaxformer.training.state import TrainState
@@ -36,6 +37,14 @@ ALL_TRAINED = Division(None)
 Assemble = Callable[[Any, jax.Array, jax.Array], Any]
 
 
+def objective(
+    params: Any, batch: Batch, model: nn.Module, task: Task, dropout_key: jax.Array, assemble: Assemble
+) -> tuple[jax.Array, LossSums]:
+    """The objective's sum over the batch, and all its sums; arguments as in ``gradients_of_sum``."""
+    sums = task.loss(model, assemble(params, dropout_key, batch["example_ids"]), batch, dropout_key)
+    return sums.objective, sums
+
+
 def gradients_of_sum(
     model: nn.Module,
     task: Task,
@@ -54,11 +63,9 @@ def gradients_of_sum(
     that are trained, the dropout key and the examples' numbers.
     """
 
-    def objective(params: Any, batch: Batch) -> tuple[jax.Array, LossSums]:
-        sums = task.loss(model, assemble(params, dropout_key, batch["example_ids"]), batch, dropout_key)
-        return sums.objective, sums
+    def gradient(params: Any, batch: Batch) -> tuple[Any, LossSums]:
+        return jax.grad(objective, has_aux=True)(params, batch, model, task, dropout_key, assemble)
 
-    gradient = jax.grad(objective, has_aux=True)
     size = len(next(iter(batch.values())))
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * size
     batch = {**batch, "example_ids": first + jnp.arange(size)}
@@ -88,20 +95,36 @@ def make_train_step(
     ema_decay: float | None = None,
     axis_name: str | None = None,
     division: Division = ALL_TRAINED,
+    tree: FixedTree | None = None,
 ) -> TrainStep:
     """One update: mean gradient over all trained tokens of the global batch, optimizer, average of the weights.
 
     A loss or gradient that is inf or nan leaves parameters, optimizer state and average as they were and is counted.
     The result is pure and not jitted; ``parallel.strategy`` spreads it over devices. Under pmap, where each device has
-    rows of its own, sums are added up over ``axis_name``.
+    rows of its own, sums are added up over ``axis_name``; with a ``tree``, which needs the whole batch on every device,
+    in its order.
     """
 
-    def step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, StepMetrics]:
+    def summed(state: TrainState, batch: Batch, frozen: Any) -> tuple[Any, LossSums]:
         key = purpose_key(seed, "dropout", state.step)
+        if tree is not None:
+
+            def of_part(part: Batch, params: Any, frozen: Any, key: jax.Array) -> tuple[Any, LossSums]:
+                return jax.grad(objective, has_aux=True)(
+                    params, part, model, task, key, partial(division.assemble, frozen)
+                )
+
+            batch = {**batch, "example_ids": jnp.arange(len(next(iter(batch.values()))))}
+            return tree.sum(of_part, batch, state.params, frozen, key)
         assemble = partial(division.assemble, frozen)
         gradients, sums = gradients_of_sum(model, task, state.params, batch, key, accumulate, axis_name, assemble)
-        if axis_name is not None:
-            gradients, sums = jax.lax.psum((gradients, sums), axis_name)
+        return (gradients, sums) if axis_name is None else jax.lax.psum((gradients, sums), axis_name)
+
+    def step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, StepMetrics]:
+        gradients, sums = summed(state, batch, frozen)
+        return (update if tree is None else partial(call, update))(state, gradients, sums)
+
+    def update(state: TrainState, gradients: Any, sums: LossSums) -> tuple[TrainState, StepMetrics]:
         # The mean is taken here and nowhere else. A batch without a single trained token gives zeros.
         weight = jnp.where(sums.weight > 0, sums.weight, 1.0)
         gradients = jax.tree.map(lambda gradient: gradient / weight, gradients)
@@ -128,17 +151,33 @@ def make_train_step(
 
 
 def make_policy_step(
-    model: nn.Module, task: Any, update: TrainStep, *, seed: int, division: Division = ALL_TRAINED
+    model: nn.Module,
+    task: Any,
+    update: TrainStep,
+    *,
+    seed: int,
+    division: Division = ALL_TRAINED,
+    tree: FixedTree | None = None,
 ) -> TrainStep:
     """All updates of a step as one pure function of the state and the responses: epochs of mini-batches.
 
-    ``update`` is ``make_train_step``'s, on a mini-batch; ``seed`` is that of the mini-batches.
+    ``update`` is ``make_train_step``'s, on a mini-batch; ``seed`` is that of the mini-batches; ``tree`` as there.
     """
     c = task.config
 
+    def experience(params: Any, batch: Batch, carried: Any) -> tuple[Batch, dict[str, jax.Array], Any]:
+        if tree is None:
+            return task.experience(model, params, batch, carried)
+        found = tree.by_rows(partial(task.log_probs_and_values, model, params), batch)
+
+        def known(batch: Batch, carried: Any, found: Any) -> tuple[Batch, dict[str, jax.Array], Any]:
+            return task.experience(model, None, batch, carried, found)
+
+        return call(known, batch, carried, found)
+
     def step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, StepMetrics]:
         params = division.assemble(frozen, state.params)
-        columns, facts, carried = task.experience(model, params, batch, state.carried)
+        columns, facts, carried = experience(params, batch, state.carried)
         batch = {**batch, **columns}
         size = len(batch["scores"])
         key = purpose_key(seed, "minibatches", state.step)

@@ -1,0 +1,1 @@
+"""Ways to compute the same numbers so that a row's bits depend on nothing but the row (``numerics: exact``)."""

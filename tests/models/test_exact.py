@@ -1,0 +1,153 @@
+"""Exact numerics of every family: a row's bits whatever the batch, the padding and the cache."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxformer.families import FAMILIES, build_model
+from jaxformer.models import exact as machine
+from jaxformer.models import init_cache
+from jaxformer.models.heads import SequenceClassifier
+from jaxformer.schema import UserError
+from tests.models import tiny
+
+NAMES = sorted({*FAMILIES, "window", "alibi", "post_norm", "transformer"})
+DECODERS = [name for name in NAMES if tiny.config_of(name).architecture == "decoder"]
+T, PLACES = 11, 18
+IDS = np.asarray(tiny.tokens(8, T, seed=1))
+SIDES = {
+    "left": np.arange(PLACES - T, PLACES),
+    "right": np.arange(T),
+    "gaps": np.delete(np.arange(PLACES), [3, *range(6, 12)]),
+}
+
+
+@functools.cache
+def program(name, numerics="exact"):
+    config = tiny.config_of(name, numerics=numerics)
+    model = build_model(config)
+
+    @jax.jit
+    def scores(params, ids, mask, target):
+        given = {} if target is None else {"decoder_input_ids": target}
+        out = model.apply({"params": params}, ids, mask, **given)
+        return out.last_hidden_state if config.architecture == "encoder" else out.logits
+
+    return model, scores
+
+
+def rows(name, ids, mask=None, numerics="exact", rows=8):
+    model, scores = program(name, numerics)
+    target = IDS[:rows, ::-1] if model.config.architecture == "encoder_decoder" else None
+    return np.asarray(scores(tiny.random_params(model.config), ids, mask, target))
+
+
+@functools.cache
+def whole(name):
+    return rows(name, IDS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_of_any_batch(name):
+    for size in (1, 2, 3):
+        assert rows(name, IDS[:size], rows=size).tobytes() == whole(name)[:size].tobytes(), size
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_padding_anywhere(name):
+    for side, at in SIDES.items():
+        ids, mask = np.zeros((8, PLACES), int), np.zeros((8, PLACES), int)
+        ids[:, at], mask[:, at] = IDS, 1
+        found = rows(name, ids, mask)
+        found = found if found.shape[1] == T else found[:, at]
+        assert np.array_equal(found, whole(name)), side
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_agrees_with_fast_numerics(name):
+    fast = rows(name, IDS, numerics="fast")
+    np.testing.assert_allclose(whole(name), fast, rtol=1e-5, atol=1e-5 * np.abs(fast).max())
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_cache_in_any_pieces(name):
+    model, _ = program(name)
+    params = tiny.random_params(model.config)
+    step = jax.jit(lambda ids, mask, cache: model.apply({"params": params}, ids, mask, cache=cache))
+    cache, said = init_cache(model.config, 2, 20), [[], []]
+    # Prompts of different lengths, padded on the left, then pieces with a row that ends early.
+    pieces = [((3, 6), 6), ((4, 1), 4), ((1, 1), 1), ((1, 1), 1)]
+    at = np.zeros(2, int)
+    for counts, width in pieces:
+        ids, mask = np.zeros((2, width), int), np.zeros((2, width), int)
+        for row, count in enumerate(counts):
+            ids[row, width - count :], mask[row, width - count :] = IDS[row, at[row] : at[row] + count], 1
+        out = step(ids, mask, cache)
+        cache = out.cache
+        for row, count in enumerate(counts):
+            said[row].append(np.asarray(out.logits)[row, width - count :])
+            at[row] += count
+    for row in range(2):
+        assert np.array_equal(np.concatenate(said[row]), whole(name)[row, : at[row]])
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_a_target_token_by_token(name):
+    model, _ = program(name)
+    params = tiny.random_params(model.config)
+    context = model.apply({"params": params}, IDS[:2], method="encode")
+
+    @jax.jit
+    def step(ids, cache):
+        hidden, cache = model.apply({"params": params}, context, ids, cache=cache, method="decode")
+        return model.apply({"params": params}, hidden, method="logits"), cache
+
+    cache, said = init_cache(model.config, 2, 20), []
+    for i in range(T):
+        logits, cache = step(IDS[:2, ::-1][:, i : i + 1], cache)
+        said.append(np.asarray(logits))
+    assert np.array_equal(np.concatenate(said, axis=1), whole(name)[:2])
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "modernbert"])
+def test_gradients_are_those_of_fast_numerics(name):
+    found = []
+    for numerics in ("exact", "fast"):
+        model, scores = program(name, numerics)
+        target = IDS[:3, ::-1] if model.config.architecture == "encoder_decoder" else None
+        params = tiny.random_params(model.config)
+        found.append(jax.grad(lambda p, s=scores, t=target: jnp.sum(jnp.sin(s(p, IDS[:3], None, t))))(params))
+    for one, other in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5 * np.abs(other).max() + 1e-6)
+
+
+def test_a_pooled_mean_of_any_padding():
+    model = SequenceClassifier(tiny.config_of("bert", numerics="exact", pooling="mean"), num_labels=3)
+    params = tiny.random_params(model.config, model)
+    classify = jax.jit(lambda ids, mask: model.apply({"params": params}, ids, mask).logits)
+    expected = np.asarray(classify(IDS, np.ones((8, T), int)))
+    for at in SIDES.values():
+        ids, mask = np.zeros((8, PLACES), int), np.zeros((8, PLACES), int)
+        ids[:, at], mask[:, at] = IDS, 1
+        assert np.array_equal(classify(ids, mask), expected)
+
+
+def test_refuses_a_rounded_cache_and_lengths_that_change_angles():
+    with pytest.raises(UserError, match="a cache of bfloat16 is asked for and numerics is exact"):
+        init_cache(tiny.config_of("gpt2", numerics="exact"), 1, 8, dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"rope_scaling.type dynamic"):
+        tiny.config_of("mistral", numerics="exact", rope_scaling={"type": "dynamic", "factor": 2.0})
+
+
+def test_refuses_a_machine_that_breaks_the_promise(monkeypatch):
+    config = tiny.config_of("gpt2", numerics="exact")
+    machine.check_exact(config)
+    machine.check_exact(tiny.config_of("gpt2"), "gpu")
+    with pytest.raises(UserError, match="numerics is exact on a gpu, expected a cpu"):
+        machine.check_exact(config, "gpu")
+    monkeypatch.setattr(machine, "_depends_on_rows", lambda inputs, outputs: True)
+    with pytest.raises(UserError, match="depend on their number"):
+        machine.check_exact(config)

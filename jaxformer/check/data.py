@@ -39,6 +39,7 @@ from jaxformer.training.run import Run
 
 CHECKS = Checks("data")
 ROWS, RECORDS, TEXTS, MANY = 64, 200, 1000, 20_000  # read at most: rows, records with their rows, texts, hashes
+MOST_LABELS = 200_000  # labels that are counted
 WIDTH = 100  # cells of a line
 Placed = list[tuple[str, str]]  # places and texts
 
@@ -96,6 +97,8 @@ def _next_tokens(run: Run, rows: Sequence[Row], text: Any) -> Iterator[Compared]
         ids = row["input_ids"]
         stop = min(place + len(ids), len(text.ids) - 1)
         at = np.arange(place, stop)
+        if not len(at):  # the documents that were read end here
+            return
         asked = np.array([i + 1 not in begins for i in at.tolist()], bool)
         meant = np.where(asked, text.ids[at + 1], -100)
         for what, got, expected in (("input", ids, text.ids[at]), ("label", row["labels"], meant)):
@@ -110,8 +113,8 @@ def _next_tokens(run: Run, rows: Sequence[Row], text: Any) -> Iterator[Compared]
 
 
 def _token(run: Run, number: Any) -> str:
-    """A token as text; -100 is none."""
-    return "nothing" if number < 0 else decode(run.tokenizer, [number], skip_special_tokens=False)
+    """A token as text, with its number; -100 is none."""
+    return "nothing" if number < 0 else f"{decode(run.tokenizer, [number], skip_special_tokens=False)} ({number})"
 
 
 def _pieces_in_order(run: Run, rows: Sequence[Row], text: Any) -> Iterator[Compared]:
@@ -442,8 +445,11 @@ def _labels(run: Run) -> Measured:
         read, names = (lambda record: [str(c.label_of(record))]), ()
     if read is None or (not names and c.type != "multiple_choice"):
         raise DoesNotApplyError("the objective has no classes")
-    train, validation = (Counter(chain(*_usable(read, data))) for data in (run.splits.train, run.splits.validation))
-    missing = [name for name in names if not train[name]]
+    # Of a very large split every n-th record is read, so that a rare class may be missed.
+    nth = max(1, len(run.splits.train) // MOST_LABELS)
+    train = Counter(chain(*_usable(read, run.splits.train[::nth])))
+    validation = Counter(chain(*_usable(read, (run.splits.validation or ())[:MOST_LABELS])))
+    missing = [name for name in names if not train[name]] if nth == 1 else []
     total, (most, many) = sum(train.values()), train.most_common(1)[0]
     counted = ", ".join(f"{name} {number / total:.1%}" for name, number in train.most_common(8))
     notes = [_line(f"classes: {counted}")]
@@ -454,8 +460,8 @@ def _labels(run: Run) -> Measured:
     return Measured(compared, len(missing), 0, place, tuple(notes))
 
 
-def _usable(read: Callable[[Record], Any], records: Any) -> Iterator[Any]:
-    for record in islice(records or (), MANY):
+def _usable(read: Callable[[Record], Any], records: Sequence[Record]) -> Iterator[Any]:
+    for record in records:
         try:
             yield read(record)
         except BadRow:

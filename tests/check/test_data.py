@@ -174,7 +174,7 @@ MISTAKES = {
         LANGUAGE,
         "features",
         labels_of(lambda b: np.append(b["input_ids"][:, 1:], b["labels"][:, -1:], axis=1)),
-        "(rows.jsonl:1, token 61): label: trained 'a', meant 'nothing'",
+        "(rows.jsonl:1, token 61): label: trained 'a (97)', meant 'nothing'",
     ),
     "labels are what the model sees": ("masked", MASKED, "features", seen, "row 1"),
     "spans in another order": (
@@ -303,7 +303,7 @@ def test_a_decoder_that_reads_its_target(tmp_path, monkeypatch):
     unshifted = changed(lambda row, *args: {**row, "decoder_input_ids": row["labels"]})
     monkeypatch.setattr(seq2seq, "two_sided_row", unshifted(seq2seq.two_sided_row))
     assert found(run_of(tmp_path, "seq2seq"))["shifted labels"].place.startswith(
-        "row 1, token 1: trained 'D', expected '<pad>'"
+        "row 1, token 1: trained 'D (68)', expected '<pad> ("
     )
 
 

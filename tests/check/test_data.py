@@ -402,3 +402,9 @@ def test_what_counts_as_the_same_text():
     assert Compared("", "xabycdz", ("ab", "cd"), within=True, absent=("b",)).agrees
     assert not Compared("", "xabycdz", ("cd", "ab"), within=True).agrees
     assert not Compared("", "xabycdz", ("cd",), within=True, absent=("ab",)).agrees
+
+
+def test_texts_that_repeat_in_training_may_repeat_in_validation(tmp_path):
+    rows = [LABELLED[n % 5] for n in range(40)]
+    outcome = found(run_of(tmp_path, "classes", rows=rows, validation=LABELLED[:3]))["train and validation"]
+    assert outcome.passed and outcome.difference == 1 and outcome.notes[0].startswith("3 texts are in both")

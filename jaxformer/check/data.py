@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -409,10 +409,13 @@ def _duplicates(run: Run) -> Measured:
     """The share of validation texts that are also training texts."""
     if run.splits.validation is None:
         raise DoesNotApplyError("there is no validation set")
-    parts = [[(place, _normal(text)) for place, text in part] for part in _both(run)]
+    parts = _both(run)
     train, validation = ({text: place for place, text in reversed(part)} for part in parts)
     both = [(validation[text], train[text], text) for text in validation if text in train]
-    first = f"{both[-1][0]} is {both[-1][1]}: {_short(both[-1][2])}" if both else ""
+    shown = both[-1][2] if both else ""
+    if run.config.task.reads == "text":
+        shown = decode(run.tokenizer, map(int, shown.split()))
+    first = f"{both[-1][0]} is {both[-1][1]}: {_short(shown)}" if both else ""
     counts = Counter(text for _, text in parts[0])
     repeated = sum(count for count in counts.values() if count > 1) / len(parts[0])
     compared = f"share of {len(validation):,} different validation texts that are among {len(train):,} training texts"
@@ -422,16 +425,23 @@ def _duplicates(run: Run) -> Measured:
 
 
 def _both(run: Run) -> tuple[Placed, Placed]:
-    """The texts of both splits, those of a record together."""
+    """The texts of both splits, those of a record together, without case and blanks; documents as their tokens."""
     if run.config.task.reads == "text":
-        train, validation = ([(d.name, d.text) for d in documents(run, name)] for name in ("train", "validation"))
+        caches = (run.splits.train, run.splits.validation)
+        train, validation = ([*_documents(cache)] for cache in caches)
         return train, validation
     with quiet():
         parts = (
             _record_texts(run, list(islice(data or (), MANY))) for data in (run.splits.train, run.splits.validation)
         )
-        train, validation = ([(where(record), "\n".join(texts)) for record, texts in part] for part in parts)
+        train, validation = ([(where(record), _normal("\n".join(texts))) for record, texts in part] for part in parts)
     return train, validation
+
+
+def _documents(cache: Any) -> Iterator[tuple[str, str]]:
+    """The tokens of documents as they are kept, which are read faster than the texts."""
+    for number, (start, stop) in enumerate(pairwise(cache.offsets[: MANY + 1].tolist()), 1):
+        yield f"document {number}", " ".join(map(str, cache.tokens[start:stop][:MANY].tolist()))
 
 
 def _normal(text: str) -> str:

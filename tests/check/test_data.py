@@ -378,7 +378,8 @@ def test_validation_texts_that_are_trained(tmp_path):
     outcome = found(run_of(tmp_path, "classes", validation=same))["train and validation"]
     assert outcome.passed is False and outcome.difference == 1 / 8
     assert "validation.jsonl, line 1 is " in outcome.place and "rows.jsonl, line 5: " in outcome.place
-    assert found(run_of(tmp_path, "causal", validation=TEXTS[:2]))["train and validation"].difference == 1
+    outcome = found(run_of(tmp_path, "causal", validation=TEXTS[:2]))["train and validation"]
+    assert outcome.difference == 1 and "document 1 is document 1: 'Kim ran far 0" in outcome.place
 
 
 def test_a_class_without_examples(tmp_path, monkeypatch):

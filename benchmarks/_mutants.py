@@ -153,8 +153,8 @@ MODEL = [
         ("SiLU with another slope", "return jax.nn.silu(x)", "return x * jax.nn.sigmoid(1.702 * x)"),
         (
             "the gate is not activated",
-            'inner = act(linear(x, **weights["gate"])) * up',
-            'inner = linear(x, **weights["gate"]) * act(up)',
+            'names = ("gate", "up") if "gate" in weights else ("up",)',
+            'names = ("up", "gate") if "gate" in weights else ("up",)',
         ),
     ),
     *_on(
@@ -349,13 +349,13 @@ MODEL = [
         "models/masked_lm.py",
         (
             "the head has no activation",
-            'hidden = F.ACTIVATIONS[c.activation](Dense(c, c.token_size, None, c.use_bias, name="dense")(hidden))\n        zeros',
-            'hidden = Dense(c, c.token_size, None, c.use_bias, name="dense")(hidden)\n        zeros',
+            'hidden = activate(c, c.activation, Dense(c, c.token_size, None, c.use_bias, name="dense")(hidden))',
+            'hidden = Dense(c, c.token_size, None, c.use_bias, name="dense")(hidden)',
         ),
         (
             "the output layer has no bias",
-            "return hidden, tied_head(self.body.embeddings.token(), bias)",
-            "return hidden, tied_head(self.body.embeddings.token(), None)",
+            "return hidden, tied_head(self.config, self.body.embeddings.token(), bias)",
+            "return hidden, tied_head(self.config, self.body.embeddings.token(), None)",
         ),
     ),
     *_on(
@@ -477,18 +477,18 @@ TRAINING = [
         "training/step.py",
         (
             "a doubled psum",
-            "gradients, sums = jax.lax.psum((gradients, sums), axis_name)",
-            "gradients, sums = jax.lax.psum((gradients, sums), axis_name)\n            gradients = jax.lax.psum(gradients, axis_name)",
+            "return (gradients, sums) if axis_name is None else jax.lax.psum((gradients, sums), axis_name)",
+            "sums = (gradients, sums) if axis_name is None else jax.lax.psum((gradients, sums), axis_name)\n        return sums if axis_name is None else (jax.lax.psum(sums[0], axis_name), sums[1])",
         ),
         (
             "a psum is missing",
-            "gradients, sums = jax.lax.psum((gradients, sums), axis_name)",
-            "sums = jax.lax.psum(sums, axis_name)",
+            "return (gradients, sums) if axis_name is None else jax.lax.psum((gradients, sums), axis_name)",
+            "return (gradients, sums) if axis_name is None else (gradients, jax.lax.psum(sums, axis_name))",
         ),
         (
             "each device divides by its own count",
-            "gradients, sums = jax.lax.psum((gradients, sums), axis_name)",
-            "gradients = jax.lax.psum(gradients, axis_name)",
+            "return (gradients, sums) if axis_name is None else jax.lax.psum((gradients, sums), axis_name)",
+            "return (gradients, sums) if axis_name is None else (jax.lax.psum(gradients, axis_name), sums)",
         ),
     ),
     *_on(

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ from jaxformer.training.run import Run
 
 CHECKS = Checks("data")
 ROWS, RECORDS, TEXTS, MANY = 64, 200, 1000, 20_000  # read at most: rows, records with their rows, texts, hashes
+MOST_LABELS = 200_000  # labels that are counted
 WIDTH = 100  # cells of a line
 Placed = list[tuple[str, str]]  # places and texts
 
@@ -96,6 +97,8 @@ def _next_tokens(run: Run, rows: Sequence[Row], text: Any) -> Iterator[Compared]
         ids = row["input_ids"]
         stop = min(place + len(ids), len(text.ids) - 1)
         at = np.arange(place, stop)
+        if not len(at):  # the documents that were read end here
+            return
         asked = np.array([i + 1 not in begins for i in at.tolist()], bool)
         meant = np.where(asked, text.ids[at + 1], -100)
         for what, got, expected in (("input", ids, text.ids[at]), ("label", row["labels"], meant)):
@@ -110,8 +113,8 @@ def _next_tokens(run: Run, rows: Sequence[Row], text: Any) -> Iterator[Compared]
 
 
 def _token(run: Run, number: Any) -> str:
-    """A token as text; -100 is none."""
-    return "nothing" if number < 0 else decode(run.tokenizer, [number], skip_special_tokens=False)
+    """A token as text, with its number; -100 is none."""
+    return "nothing" if number < 0 else f"{decode(run.tokenizer, [number], skip_special_tokens=False)} ({number})"
 
 
 def _pieces_in_order(run: Run, rows: Sequence[Row], text: Any) -> Iterator[Compared]:
@@ -406,26 +409,39 @@ def _duplicates(run: Run) -> Measured:
     """The share of validation texts that are also training texts."""
     if run.splits.validation is None:
         raise DoesNotApplyError("there is no validation set")
-    train, validation = ({_normal(text): place for place, text in reversed(part)} for part in _both(run))
+    parts = _both(run)
+    train, validation = ({text: place for place, text in reversed(part)} for part in parts)
     both = [(validation[text], train[text], text) for text in validation if text in train]
-    first = f"{both[-1][0]} is {both[-1][1]}: {_short(both[-1][2])}" if both else ""
+    shown = both[-1][2] if both else ""
+    if run.config.task.reads == "text":
+        shown = decode(run.tokenizer, map(int, shown.split()))
+    first = f"{both[-1][0]} is {both[-1][1]}: {_short(shown)}" if both else ""
+    counts = Counter(text for _, text in parts[0])
+    repeated = sum(count for count in counts.values() if count > 1) / len(parts[0])
     compared = f"share of {len(validation):,} different validation texts that are among {len(train):,} training texts"
     notes = (f"{len(both):,} texts are in both, the first {first}",) if both else ()
-    # Short texts repeat by chance: a title, a greeting.
-    return Measured(compared, len(both) / len(validation), 0.05, first, notes)
+    # Short texts repeat by chance, a title, a greeting or a sum: as many of validation as of training itself.
+    return Measured(compared, len(both) / len(validation), min(0.05 + repeated, 1.0), first, notes)
 
 
 def _both(run: Run) -> tuple[Placed, Placed]:
-    """The texts of both splits, those of a record together."""
+    """The texts of both splits, those of a record together, without case and blanks; documents as their tokens."""
     if run.config.task.reads == "text":
-        train, validation = ([(d.name, d.text) for d in documents(run, name)] for name in ("train", "validation"))
+        caches = (run.splits.train, run.splits.validation)
+        train, validation = ([*_documents(cache)] for cache in caches)
         return train, validation
     with quiet():
         parts = (
             _record_texts(run, list(islice(data or (), MANY))) for data in (run.splits.train, run.splits.validation)
         )
-        train, validation = ([(where(record), "\n".join(texts)) for record, texts in part] for part in parts)
+        train, validation = ([(where(record), _normal("\n".join(texts))) for record, texts in part] for part in parts)
     return train, validation
+
+
+def _documents(cache: Any) -> Iterator[tuple[str, str]]:
+    """The tokens of documents as they are kept, which are read faster than the texts."""
+    for number, (start, stop) in enumerate(pairwise(cache.offsets[: MANY + 1].tolist()), 1):
+        yield f"document {number}", " ".join(map(str, cache.tokens[start:stop][:MANY].tolist()))
 
 
 def _normal(text: str) -> str:
@@ -442,8 +458,11 @@ def _labels(run: Run) -> Measured:
         read, names = (lambda record: [str(c.label_of(record))]), ()
     if read is None or (not names and c.type != "multiple_choice"):
         raise DoesNotApplyError("the objective has no classes")
-    train, validation = (Counter(chain(*_usable(read, data))) for data in (run.splits.train, run.splits.validation))
-    missing = [name for name in names if not train[name]]
+    # Of a very large split every n-th record is read, so that a rare class may be missed.
+    nth = max(1, len(run.splits.train) // MOST_LABELS)
+    train = Counter(chain(*_usable(read, run.splits.train[::nth])))
+    validation = Counter(chain(*_usable(read, (run.splits.validation or ())[:MOST_LABELS])))
+    missing = [name for name in names if not train[name]] if nth == 1 else []
     total, (most, many) = sum(train.values()), train.most_common(1)[0]
     counted = ", ".join(f"{name} {number / total:.1%}" for name, number in train.most_common(8))
     notes = [_line(f"classes: {counted}")]
@@ -454,8 +473,8 @@ def _labels(run: Run) -> Measured:
     return Measured(compared, len(missing), 0, place, tuple(notes))
 
 
-def _usable(read: Callable[[Record], Any], records: Any) -> Iterator[Any]:
-    for record in islice(records or (), MANY):
+def _usable(read: Callable[[Record], Any], records: Sequence[Record]) -> Iterator[Any]:
+    for record in records:
         try:
             yield read(record)
         except BadRow:

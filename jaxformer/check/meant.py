@@ -100,11 +100,12 @@ def through(tokenizer: PreTrainedTokenizer, text: str) -> str:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keeps back the warnings on skipped rows, which have been given when the run was opened."""
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 def config_of(run: Run) -> Any:
@@ -279,7 +280,8 @@ def _turns(c: Any, record: Record) -> tuple[list[str], list[str], bool]:
     else:
         return [values["output"]], [record[c.columns.get("instruction", "instruction")]], c.chat_template is not None
     contents = [(n >= first and turn["role"] == "assistant", turn.get("content") or "") for n, turn in enumerate(turns)]
-    answers = [text for is_answer, text in contents if is_answer]
+    # Templates may leave out the reasoning of earlier turns.
+    answers = [text.rpartition("</think>")[2] for is_answer, text in contents if is_answer]
     return answers, [text for is_answer, text in contents if not is_answer], True
 
 

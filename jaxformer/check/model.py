@@ -165,9 +165,9 @@ def outputs(model: Any, params: Any, inputs: Mapping[str, Any]) -> dict[str, Any
 
 
 def stirred(params: Any, seed: int = 0) -> Any:
-    """Parameters larger than an initialisation, norms and biases too, so that nothing hides behind being small or zero.
+    """Parameters larger than an initialisation, norms and biases too, so that nothing hides behind being small.
 
-    Normally distributed and added, with a standard deviation of a tenth for vectors, a third for tables, and for kernels
+    Normal noise is added, with a standard deviation of a tenth for vectors, a third for tables, and for kernels
     of half of their own or ``fan_in^-1/2``, the larger: more would make attention choose one key, which hides the rest.
     """
     random = np.random.default_rng(seed)

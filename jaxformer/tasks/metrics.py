@@ -24,8 +24,7 @@ def need(module: str) -> Any:
         return import_module(module)
     except ImportError as error:
         raise UserError(
-            f"{module.split('.')[0]} is needed to report this task and is not installed: "
-            'pip install "jaxformer[metrics]"'
+            f'{module.split(".")[0]} is needed for this report and is not installed: pip install "jaxformer[metrics]"'
         ) from error
 
 

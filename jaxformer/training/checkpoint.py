@@ -19,11 +19,12 @@ from jaxformer.schema import UserError
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "files.json"
+MANIFEST, RECEIPT = "files.json", "receipt.json"
 
 
 def _file_sizes(folder: Path) -> dict[str, int]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".partial")
+    # A receipt is completed later.
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".partial" and p.name != RECEIPT)
     return {str(p.relative_to(folder)): p.stat().st_size for p in files}
 
 
@@ -51,13 +52,16 @@ def find_damage(folder: Path) -> str | None:
 class Checkpoints:
     """The checkpoints of one run, ``folder/<step>/``: the newest ``keep_last`` and the ``keep_best`` of lowest loss."""
 
-    def __init__(self, folder: Path, keep_last: int = 2, keep_best: int = 1) -> None:
+    def __init__(self, folder: Path, keep_last: int = 2, keep_best: int = 1, *, read_only: bool = False) -> None:
         self.folder, self._keep_last, self._keep_best = folder, keep_last, keep_best
+        # What looks unfinished may be what the run's own process is writing now.
+        self._cleans = not read_only
         self._damaged = False
         self._lock = threading.Lock()
         # What this process saved: the folder of a shared file system may show it to others late.
         self._saved: set[int] = set()
         self._pending: tuple[int, Any] | None = None
+        self._receipts: dict[int, str] = {}  # to be written into checkpoints that are not committed yet
 
     @cached_property
     def _checkpointer(self) -> Any:
@@ -71,7 +75,7 @@ class Checkpoints:
         )
         policy = policies.AnyPreservationPolicy([policies.LatestN(self._keep_last), best])
         return ocp.training.Checkpointer(
-            self.folder.absolute(), preservation_policy=policy, cleanup_tmp_directories=True
+            self.folder.absolute(), preservation_policy=policy, cleanup_tmp_directories=self._cleans
         )
 
     def _close(self) -> None:
@@ -111,6 +115,18 @@ class Checkpoints:
         except Exception as error:
             raise self._failed(step, error) from error
 
+    def attach(self, step: int, receipt: str) -> None:
+        """Writes a receipt beside a checkpoint, or replaces it; once it is committed, if it is still being written."""
+        with self._lock:
+            self._receipts[step] = receipt
+            self._write_receipt(step)
+
+    def _write_receipt(self, step: int) -> None:
+        folder = self.folder / str(step)
+        if folder.exists() and step in self._receipts:
+            with contextlib.suppress(FileNotFoundError):  # the checkpoint is being deleted
+                write_atomically(folder / RECEIPT, self._receipts.pop(step))
+
     def _list_files(self, step: int) -> None:
         """Writes the list of a committed checkpoint's files, once; called by Orbax's thread and by ``wait``."""
         if not is_first():
@@ -120,6 +136,7 @@ class Checkpoints:
         with self._lock:
             if folder.exists() and not manifest.exists():
                 write_atomically(manifest, json.dumps(_file_sizes(folder), indent=1))
+            self._write_receipt(step)
 
     def _failed(self, step: int, error: Exception) -> UserError:
         good = [s for s in self.steps() if s != step and find_damage(self.folder / str(s)) is None]
@@ -232,6 +249,23 @@ class Checkpoints:
             # After a failed save Orbax raises the same error here once more; it was reported when it happened.
             with contextlib.suppress(Exception):
                 self._close()
+
+
+def load_step(folder: Path, step: int, abstract: Any) -> Any:
+    """The state of one checkpoint of a run, with the shardings of ``abstract``; nothing in the folder is changed.
+
+    Raises:
+        UserError: there is none, it is damaged, or it has other shapes or parts.
+    """
+    path = folder / str(step)
+    damage = find_damage(path) if path.is_dir() else f"{path} does not exist"
+    if damage is not None:
+        raise UserError(f"{damage}; expected a whole checkpoint of step {step}")
+    try:
+        return ocp.load(path.absolute(), abstract)
+    except Exception as error:  # what Orbax raises depends on the file
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path} cannot be loaded: {reason}; use the config it was made with") from error
 
 
 def _named_shapes(tree: Any) -> dict[str, str]:

@@ -73,7 +73,7 @@ def evaluate_checkpoint(run: Run) -> tuple[int, dict[str, float], float, Report 
         raise UserError("there is no validation data: set data.validation_path or data.validation_fraction")
     if not (run.folder / CHECKPOINTS).exists():
         raise UserError(f"{run.folder} has no checkpoints, expected a trained run; train it first, without --evaluate")
-    with closing(Checkpoints(run.folder / CHECKPOINTS)) as checkpoints:
+    with closing(Checkpoints(run.folder / CHECKPOINTS, read_only=True)) as checkpoints:
         restored = checkpoints.restore(run.abstract)
     assert restored is not None, "restore returns nothing only where there is no folder"
     step, state = restored

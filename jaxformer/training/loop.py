@@ -28,6 +28,7 @@ from jaxformer.training.forecast import start_warnings
 from jaxformer.training.initial_state import start_frozen, start_state
 from jaxformer.training.metrics import MetricsLog
 from jaxformer.training.profile import Profile
+from jaxformer.training.receipt import Receipts
 from jaxformer.training.reference_log_probs import fill_reference
 from jaxformer.training.rollout import PolicyStep, Rollouts
 from jaxformer.training.run import Run
@@ -153,6 +154,7 @@ class Trainer:
         self.report: tuple[int, Report | None] = (-1, None)
         self.clock = Clock()
         self.profile = Profile(run.folder, c.training.profile)
+        self.receipts = Receipts(run, self.checkpoints)
 
     def train(self) -> None:
         """Runs the remaining steps, or until asked to stop."""
@@ -160,6 +162,7 @@ class Trainer:
         t, data = c.training, c.data
         batches = load(self.run.train_batches, self.step, data.num_threads, data.prefetch)
         step, first = self.device_step, self.step
+        self.receipts.resume(self.step)
         try:
             while self.step < t.steps and not self.stopping:
                 before = time.perf_counter()
@@ -169,6 +172,7 @@ class Trainer:
                 self.state, metrics, request = step(self.state, batch, self.stop.request, self.frozen)
                 self.stop.agree(request)
                 self.step += 1
+                self.receipts.follow(self.step, self.state, metrics)
                 if self.profile.after(self.step, metrics):
                     self.display.say(f"profile: tensorboard --logdir {self.profile.folder} (needs tensorboard, xprof)")
                 self.clock.steps += 1
@@ -281,6 +285,7 @@ class Trainer:
         """Starts a checkpoint of this step."""
         with self.clock.paused():
             self.checkpoints.save(self.step, self.state, loss)
+            self.receipts.begin(self.step, self.state)
 
     def sample(self) -> str | None:
         """Text from the trained model, as ``sample.*`` asks; only a decoder goes on with a text."""

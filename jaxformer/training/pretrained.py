@@ -99,7 +99,7 @@ def read_params(folder: Path) -> dict[str, np.ndarray]:
 
 def read_trained(folder: Path) -> dict[str, Any]:
     """The parameters in the newest intact checkpoint of a run, as a tree: all of them, or LoRA factors."""
-    with closing(Checkpoints(folder / CHECKPOINTS)) as checkpoints:
+    with closing(Checkpoints(folder / CHECKPOINTS, read_only=True)) as checkpoints:
         state = checkpoints.read()
     params: dict[str, Any] = state["ema"] if state.get("ema") is not None else state["params"]
     return params

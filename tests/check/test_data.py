@@ -174,7 +174,7 @@ MISTAKES = {
         LANGUAGE,
         "features",
         labels_of(lambda b: np.append(b["input_ids"][:, 1:], b["labels"][:, -1:], axis=1)),
-        "(rows.jsonl:1, token 61): label: trained 'a', meant 'nothing'",
+        "(rows.jsonl:1, token 61): label: trained 'a (97)', meant 'nothing'",
     ),
     "labels are what the model sees": ("masked", MASKED, "features", seen, "row 1"),
     "spans in another order": (
@@ -303,7 +303,7 @@ def test_a_decoder_that_reads_its_target(tmp_path, monkeypatch):
     unshifted = changed(lambda row, *args: {**row, "decoder_input_ids": row["labels"]})
     monkeypatch.setattr(seq2seq, "two_sided_row", unshifted(seq2seq.two_sided_row))
     assert found(run_of(tmp_path, "seq2seq"))["shifted labels"].place.startswith(
-        "row 1, token 1: trained 'D', expected '<pad>'"
+        "row 1, token 1: trained 'D (68)', expected '<pad> ("
     )
 
 
@@ -378,7 +378,8 @@ def test_validation_texts_that_are_trained(tmp_path):
     outcome = found(run_of(tmp_path, "classes", validation=same))["train and validation"]
     assert outcome.passed is False and outcome.difference == 1 / 8
     assert "validation.jsonl, line 1 is " in outcome.place and "rows.jsonl, line 5: " in outcome.place
-    assert found(run_of(tmp_path, "causal", validation=TEXTS[:2]))["train and validation"].difference == 1
+    outcome = found(run_of(tmp_path, "causal", validation=TEXTS[:2]))["train and validation"]
+    assert outcome.difference == 1 and "document 1 is document 1: 'Kim ran far 0" in outcome.place
 
 
 def test_a_class_without_examples(tmp_path, monkeypatch):
@@ -402,3 +403,9 @@ def test_what_counts_as_the_same_text():
     assert Compared("", "xabycdz", ("ab", "cd"), within=True, absent=("b",)).agrees
     assert not Compared("", "xabycdz", ("cd", "ab"), within=True).agrees
     assert not Compared("", "xabycdz", ("cd",), within=True, absent=("ab",)).agrees
+
+
+def test_texts_that_repeat_in_training_may_repeat_in_validation(tmp_path):
+    rows = [LABELLED[n % 5] for n in range(40)]
+    outcome = found(run_of(tmp_path, "classes", rows=rows, validation=LABELLED[:3]))["train and validation"]
+    assert outcome.passed and outcome.difference == 1 and outcome.notes[0].startswith("3 texts are in both")

@@ -1,6 +1,7 @@
 import errno
 import json
 import logging
+from contextlib import closing
 
 import jax
 import jax.numpy as jnp
@@ -146,3 +147,17 @@ def test_a_full_disk_is_said_and_the_last_good_checkpoint_is_named(checkpoints, 
     ):
         checkpoints.save(2, state(2))
     assert checkpoints.restore(abstract(state(0)))[0] == 1
+
+
+def test_reading_leaves_what_is_being_written(tmp_path):
+    state = {"x": jnp.arange(3.0)}
+    with closing(Checkpoints(tmp_path)) as checkpoints:
+        checkpoints.save(1, state)
+    unfinished = tmp_path / "2.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    with closing(Checkpoints(tmp_path, read_only=True)) as checkpoints:
+        np.testing.assert_array_equal(checkpoints.read()["x"], [0, 1, 2])
+    assert unfinished.exists()
+    with closing(Checkpoints(tmp_path)) as checkpoints:
+        checkpoints.restore(state)
+    assert not unfinished.exists()

@@ -1,5 +1,6 @@
 """Checks of the use of what a run trains: written and read again, tokenized by a pipeline, generated from."""
 
+import importlib
 import importlib.util
 import json
 import tempfile
@@ -128,9 +129,7 @@ def pytorch(subject: UseSubject) -> Measured:
     """Outputs of the export in PyTorch, where transformers and torch are installed."""
     if importlib.util.find_spec("torch") is None:
         raise DoesNotApplyError("torch is not installed")
-    import torch
-    import transformers
-
+    torch, transformers = (importlib.import_module(name) for name in ("torch", "transformers"))
     here = subject.model_subject
     model, params = without_value(here.model, here.params)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():

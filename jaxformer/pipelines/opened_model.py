@@ -66,10 +66,7 @@ def open_model(
     tokenizer: Any = None,
     dtype: str | None = None,
     numerics: str | None = None,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
+    **hub: Any,
 ) -> Opened:
     """The model ``name`` with its parameters and its tokenizer; the arguments are those of ``pipeline``.
 
@@ -93,7 +90,7 @@ def open_model(
             opened = _run(folder, kind)
         else:
             _refuse_missing_folder(str(name))
-            repository = Repository(str(name), revision, token, cache_dir, local_files_only)
+            repository = Repository(str(name), **hub)
             opened = _hub(repository, kind, tokenizer is None, dtype)
     else:
         raise UserError(

@@ -209,7 +209,8 @@ def first_ratio(subject: RunSubject) -> Measured:
     asked = batch["labels"] != F.IGNORE
     found = [0.0]
     if task.config.temperature == 1:
-        found.append(float(np.abs(columns["old_log_probs"] - batch["sampler_log_probs"])[asked].max(initial=0.0)))
+        gap = float(np.abs(columns["old_log_probs"] - batch["sampler_log_probs"])[asked].max(initial=0.0))
+        found.append(float("inf") if gap and run.config.model.exact else gap)
     sums = jax.jit(lambda p, b: task.loss(run.model, p, b, None))(params, {**batch, **columns})
     moved = abs(float(sums.metrics["moved_kl"])) / max(1.0, float(asked.sum()))
     clipped = float(sums.metrics["clipped"])

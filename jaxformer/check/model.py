@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxformer import functional as F
 from jaxformer.check import textbook
-from jaxformer.check.compare import Difference, difference
+from jaxformer.check.compare import Difference, difference, unequal_bits
 from jaxformer.check.outcome import Checks, DoesNotApplyError, Measured
 from jaxformer.generation import prepare
 from jaxformer.models import Context, Decoder, EncoderDecoder, init_cache
@@ -210,6 +210,23 @@ def padding_left(subject: ModelSubject) -> Measured:
     return _measured(
         subject, "texts in one batch, padded on the left | each alone", subject.compared(subject.padded("left"))
     )
+
+
+@CHECKS.add("a row's own bits", cause="another machine or version of XLA than exact numerics were tried on")
+def own_bits(subject: ModelSubject) -> Measured:
+    """With exact numerics the bits of a text alone, and in a padded batch."""
+    if not subject.config.exact:
+        raise DoesNotApplyError("model.numerics is fast")
+    worst = Difference(0.0, "")
+    for side in ("right", "left"):
+        batch = subject.padded(side)
+        found = subject.outputs(**batch)
+        for number, alone in enumerate(subject.alone):
+            count, place = unequal_bits(subject.of_row(found, number, batch), alone)
+            worst = max(
+                worst, Difference(count, f"text {number}, padded on the {side}: {place}"), key=lambda x: x.value
+            )
+    return Measured("bits of texts in a padded batch | alone", worst.value, 0, worst.place)
 
 
 @CHECKS.add(

@@ -326,6 +326,18 @@ def devices_jit(subject: RunSubject) -> Measured:
     return _spread(subject, parallel.model_dump(), named)
 
 
+@CHECKS.add("bits on n devices", cause="another machine or version of XLA than exact numerics were tried on")
+def devices_bits(subject: RunSubject) -> Measured:
+    """With exact numerics the bits of the parameters after a step, on all devices and on one."""
+    c = subject.run.config
+    if not c.model.exact or len(subject.devices) == 1:
+        raise DoesNotApplyError("one device is at hand" if c.model.exact else "model.numerics is fast")
+    one = subject.step(subject.variant(parallel=ONE), subject.batch)
+    several = subject.step(subject.variant(subject.devices, parallel=ONE), subject.batch)
+    found = unequal_bits((several[0].params, several[1].sums), (one[0].params, one[1].sums))
+    return Measured(f"parameters and loss on {len(subject.devices)} devices | on one", found.value, 0, found.place)
+
+
 @CHECKS.add(
     "n devices = one, pmap",
     cause="a psum is missing or taken twice, or the rows of a device are numbered from 0",
@@ -335,6 +347,8 @@ def devices_pmap(subject: RunSubject) -> Measured:
     """The same under pmap."""
     if subject.run.config.task.generates:
         raise DoesNotApplyError("an objective that generates runs under jit")
+    if subject.run.config.model.exact:
+        raise DoesNotApplyError("exact numerics run under jit")
     return _spread(subject, ParallelConfig(strategy="pmap").model_dump(), "pmap")
 
 

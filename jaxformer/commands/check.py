@@ -31,7 +31,6 @@ def run(options: argparse.Namespace) -> int:
     if (options.config is None and not options.overrides) == (options.model is None):
         raise UserError("expected --config FILE (a training run) or --model NAME (a model to be used), one of them")
     only = None if options.only is None else [name.strip() for name in options.only.split(";")]
-    os.environ["XLA_FLAGS"] = f"{FAST_COMPILATION} {os.environ.get('XLA_FLAGS', '')}"  # before JAX starts
     from rich.console import Console
 
     from jaxformer.check import report
@@ -59,6 +58,12 @@ def run(options: argparse.Namespace) -> int:
     return 0 if all(outcome.passed is not False for outcome in found) else 1
 
 
+def _compile_fast(numerics: Any) -> None:
+    """Sets the compiler's options, before JAX has a device; exact numerics are those of a program compiled in full."""
+    if numerics != "exact":
+        os.environ["XLA_FLAGS"] = f"{FAST_COMPILATION} {os.environ.get('XLA_FLAGS', '')}"
+
+
 def _config(options: argparse.Namespace, only: list[str] | None, display: Any) -> Any:
     import jax
 
@@ -66,6 +71,7 @@ def _config(options: argparse.Namespace, only: list[str] | None, display: Any) -
     from jaxformer.training.sources import load_config
 
     config = load_config(options.config, options.overrides)
+    _compile_fast(config.model.numerics)
     p = config.parallel
     axes = p.fsdp * p.sequence * p.tensor * max(p.data, 1)
     jax.config.update("jax_num_cpu_devices", max(DEVICES, axes))
@@ -76,7 +82,9 @@ def _model(options: argparse.Namespace, only: list[str] | None) -> Any:
     from jaxformer.check.subjects import check_model
     from jaxformer.pipelines.opened_model import open_model
     from jaxformer.tokenizers import encode_batch
+    from jaxformer.training.sources import model_keys
 
+    _compile_fast(model_keys(options.model).get("numerics"))
     opened = open_model(options.model)
     texts = options.text or [Path(__file__).read_text(encoding="utf-8")]
     rows = encode_batch(opened.tokenizer, texts)

@@ -198,7 +198,7 @@ def first_kl(subject: RunSubject) -> Measured:
 @CHECKS.add(
     "first ratio = 1",
     cause="old log-probabilities are of another model, temperature or token than the loss's",
-    bug="marin #1879: a ratio that did not begin at 1",
+    bug="marin #1879: sampler's and trainer's log-probabilities differed by 4e-3",
 )
 def first_ratio(subject: RunSubject) -> Measured:
     """Log-probabilities of the sampler, of the experience and of the loss, which are one at the first update."""

@@ -191,7 +191,7 @@ def _measured(subject: ModelSubject, compared: str, found: Difference, tolerance
 @CHECKS.add(
     "padding on the right",
     cause="padding takes part: in attention, in a norm, or in the place that is pooled",
-    bug="transformers #21176, #26663: padding changed an answer",
+    bug="transformers #21176, #26663: positions and padding",
 )
 def padding_right(subject: ModelSubject) -> Measured:
     """Outputs of real tokens with padding after them and neighbours beside them, against each text alone."""
@@ -203,7 +203,7 @@ def padding_right(subject: ModelSubject) -> Measured:
 @CHECKS.add(
     "padding on the left",
     cause="positions do not follow the mask, or padding takes part in attention",
-    bug="transformers #20666, #26564: positions counted the padding on the left",
+    bug="transformers #20666, #26564; keras-hub #571; trl #469: positions and padding",
 )
 def padding_left(subject: ModelSubject) -> Measured:
     """The same with padding before the text."""
@@ -232,7 +232,7 @@ def own_bits(subject: ModelSubject) -> Measured:
 @CHECKS.add(
     "content of padding",
     cause="a token at a place of padding is read",
-    bug="trl #3750: a token was read at the padding",
+    bug="trl #3750: the reward was read at the padding",
 )
 def padding_content(subject: ModelSubject) -> Measured:
     """Outputs with one token or another at the places of padding."""
@@ -352,7 +352,7 @@ def _wrong(name: str, changed: np.ndarray, expected: np.ndarray) -> list[str]:
 @CHECKS.add(
     "positions",
     cause="positions are counted from another place, or are not read",
-    bug="keras-hub #571, trl #469: positions off by the padding",
+    bug="keras-hub #571, trl #469: positions and padding",
 )
 def positions(subject: ModelSubject) -> Measured:
     """Default positions against ``0 ... T - 1``, order, and the rows of a learned table that a text uses."""
@@ -434,7 +434,7 @@ def packed(subject: ModelSubject) -> Measured:
 @CHECKS.add(
     "the textbook's formulas",
     cause="a formula of the forward pass is wrong: a scale, a bias, a norm, a position, an activation",
-    bug="EasyDeL #168, maxtext #551: a converted model computed something else",
+    bug="maxtext #551, #2914, #3003: models that were not portable",
 )
 def formulas(subject: ModelSubject) -> Measured:
     """The outputs against the same formulas in float64, row by row and head by head."""
@@ -476,7 +476,7 @@ def _by_hand(subject: ModelSubject, params: Any, number: int) -> tuple[dict[str,
 @CHECKS.add(
     "cached = full pass",
     cause="the cache is written at a wrong place, keeps stale keys, or positions go on from the wrong number",
-    bug="transformers #20666: a cache and padding on the left",
+    bug="transformers #20666: positions and padding",
 )
 def cached(subject: ModelSubject) -> Measured:
     """Logits token by token with a cache, as generation computes them, against the full pass."""
@@ -554,7 +554,6 @@ def _check_language_model(subject: ModelSubject) -> None:
 @CHECKS.add(
     "ways to compute are one",
     cause="a way to save memory or time computes something else",
-    bug="maxtext #2914: an attention kernel changed the loss",
 )
 def ways(subject: ModelSubject) -> Measured:
     """Loss and gradients with other attention implementations, recomputation, unrolling and chunks of the loss."""

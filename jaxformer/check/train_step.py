@@ -96,7 +96,7 @@ def order(subject: StepSubject) -> Measured:
 @CHECKS.add(
     "rows twice",
     cause="the loss is a sum where a mean is meant, or is divided by another count",
-    bug="transformers #34191: the loss divided by another count",
+    bug="transformers #18297, #18458, #34191: the loss was a mean of means",
 )
 def doubled(subject: StepSubject) -> Measured:
     """The batch with every row twice, whose mean is the same."""
@@ -107,7 +107,7 @@ def doubled(subject: StepSubject) -> Measured:
 @CHECKS.add(
     "tokens weigh alike",
     cause="a mean of means: rows with few tokens weigh as much as rows with many",
-    bug="transformers #34191, torchtune #1875, mlx-lm #1413: a mean of means",
+    bug="transformers #34191, torchtune #1875, mlx-lm #1413: the loss was a mean of means",
 )
 def weights(subject: StepSubject) -> Measured:
     """The loss of the batch with uneven rows, against the mean of its rows' losses weighted by their labels."""
@@ -139,7 +139,7 @@ def weights(subject: StepSubject) -> Measured:
 @CHECKS.add(
     "more padding",
     cause="padding takes part in attention, in the loss or in its count",
-    bug="transformers #21176: padding changed an answer",
+    bug="transformers #21176: positions and padding",
 )
 def padded(subject: StepSubject) -> Measured:
     """The batch with 3 more places of padding on the right of every row."""

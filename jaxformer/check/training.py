@@ -197,7 +197,7 @@ def classes_of(run: Run) -> int:
 @CHECKS.add(
     "loss by hand",
     cause="the loss has another weight, another sign, or labels of other places than the logits",
-    bug="transformers #34191: the loss divided by another count",
+    bug="transformers #18297, #18458, #34191: the loss was a mean of means",
 )
 def loss_by_hand(subject: RunSubject) -> Measured:
     """The task's loss, as a sum and a count, against float64 sums over the labels of the model's logits."""
@@ -231,7 +231,7 @@ def loss_by_hand(subject: RunSubject) -> Measured:
 @CHECKS.add(
     "update by hand",
     cause="the gradient is divided by another count, or summed over rows that are not there",
-    bug="transformers #34191: the loss divided by another count",
+    bug="transformers #18297, #18458, #34191: the loss was a mean of means",
 )
 def update_by_hand(subject: RunSubject) -> Measured:
     """The update of plain gradient descent, against the gradient of the loss's sum over its weight, taken here."""
@@ -281,7 +281,7 @@ def draws(subject: RunSubject) -> Measured:
 @CHECKS.add(
     "accumulated = whole batch",
     cause="parts are averaged, not summed: a mean of means weights tokens by the size of their part",
-    bug="transformers #34191, torchtune #1875, mlx-lm #1413: accumulated gradients were a mean of means",
+    bug="transformers #34191, torchtune #1875, mlx-lm #1413: the loss was a mean of means",
 )
 def accumulated(subject: RunSubject) -> Measured:
     """One step in 2 parts, with uneven counts of trained tokens, against one step on the whole batch."""
@@ -537,7 +537,7 @@ def skipped(subject: RunSubject) -> Measured:
 @CHECKS.add(
     "resumed = uninterrupted, bit for bit",
     cause="a part of the state is not saved, or data and dropout go on from another step",
-    bug="transformers #16161, nanoGPT #467, maxtext #1760: a resumed run drew other batches",
+    bug="transformers #16161; nanoGPT #467: a resumed run replays its batches",
 )
 def resumed(subject: RunSubject) -> Measured:
     """Four steps, against two, a checkpoint, a new process's state, and two more."""
@@ -571,7 +571,7 @@ def _steps(subject: RunSubject, run: Run, state: TrainState, start: int, stop: i
 @CHECKS.add(
     "batch n is a function of n",
     cause="a worker, a thread or the start of the run changes what a batch holds",
-    bug="maxtext #1760: batches depended on the number of hosts",
+    bug="maxtext #1760: resumes on the same number of hosts only",
 )
 def batches(subject: RunSubject) -> Measured:
     """Batches made one by one, against those of threads that start elsewhere, and of processes with a part each."""

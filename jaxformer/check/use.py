@@ -82,7 +82,7 @@ class UseSubject:
 @MODEL_CHECKS.add(
     "written and read again",
     cause="a parameter, a switch, a class name or a token id is lost or renamed on its way to the format and back",
-    bug="EasyDeL #168, maxtext #3003: an exported model was another one",
+    bug="EasyDeL #168: a tied head was lost; maxtext #551, #2914, #3003: models that were not portable",
 )
 def round_trip(subject: UseSubject) -> Measured:
     """Outputs, parameters, class names and token ids of a model, against those of its export opened again."""
@@ -123,7 +123,7 @@ def _other_tokens(before: Any, after: Any, texts: Sequence[str]) -> str | None:
 @MODEL_CHECKS.add(
     "PyTorch computes the same",
     cause="a tensor is written under another name, transposed or in another order, or config.json says another switch",
-    bug="maxtext #551, #2914: a checkpoint that another library computed differently",
+    bug="maxtext #551, #2914, #3003: models that were not portable",
 )
 def pytorch(subject: UseSubject) -> Measured:
     """Outputs of the export in PyTorch, where transformers and torch are installed."""
@@ -163,7 +163,7 @@ def pytorch(subject: UseSubject) -> Measured:
 @MODEL_CHECKS.add(
     "sampler's log-probabilities = full pass",
     cause="generation computes with other masks, positions or weights than training",
-    bug="marin #1879: sampler and trainer differed by 4e-3",
+    bug="marin #1879: sampler's and trainer's log-probabilities differed by 4e-3",
 )
 def sampler(subject: UseSubject) -> Measured:
     """Log-probabilities of drawn tokens as generation gives them, against those of the full pass over the text."""
@@ -211,7 +211,7 @@ def _log_probs(here: ModelSubject, text: np.ndarray, tokens: np.ndarray) -> np.n
 @MODEL_CHECKS.add(
     "generation is a row's own",
     cause="padding, a neighbour or the size of the batch changes what is written",
-    bug="transformers #26564: batched generation differed from that of one prompt",
+    bug="transformers #26564: positions and padding",
 )
 def neighbours(subject: UseSubject) -> Measured:
     """Greedy, drawn and beam-searched texts of a batch of prompts, against those of each prompt alone."""
@@ -262,7 +262,7 @@ CHECKS.extend(MODEL_CHECKS)
 @CHECKS.add(
     "training frame = prediction frame",
     cause="a pipeline puts other special tokens, a prefix or another template around a text than training did",
-    bug="trl #4147: training read other tokens than prediction",
+    bug="trl #4147: other tokens were trained than meant",
 )
 def frame(subject: UseSubject) -> Measured:
     """The tokens of some records as training reads them, against those that the pipeline reads."""

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ def _config(options: argparse.Namespace, only: list[str] | None, display: Any) -
     _compile_fast(config.model.numerics)
     p = config.parallel
     axes = p.fsdp * p.sequence * p.tensor * max(p.data, 1)
-    jax.config.update("jax_num_cpu_devices", max(DEVICES, axes))
+    with suppress(RuntimeError):  # of a program that calls this one and has its devices already
+        jax.config.update("jax_num_cpu_devices", max(DEVICES, axes))
     return check_config(config, display, only)
 
 

@@ -160,6 +160,7 @@ def test_the_command_shows_what_there_is(file, capsys, tmp_path):
     assert next(row for row in found["arrays"] if row["name"] == "layers.0.w")["mean"] == 2.5
 
 
+@pytest.mark.slow
 def test_the_command_compares(trained, capsys, tmp_path):
     run, other = str(trained), str(trained / "checkpoints" / "2")
     assert run_command("inspect", [run, run]) == 0
@@ -179,6 +180,7 @@ def test_the_command_shows_a_run(trained, capsys):
     assert "checkpoint of step 4" in out and "opt_state/1/0/mu: 20 arrays" in out and "model.hidden_size: 16" in out
 
 
+@pytest.mark.slow
 def test_pictures(trained, tmp_path):
     first, second = open_contents(str(trained)), open_contents(str(trained / "checkpoints" / "2"))
     draw_histograms(first, tmp_path / "a.png")

@@ -14,8 +14,16 @@ from jaxformer.models.heads import SequenceClassifier
 from jaxformer.schema import UserError
 from tests.models import tiny
 
-NAMES = sorted({*FAMILIES, "window", "alibi", "post_norm", "transformer"})
-DECODERS = [name for name in NAMES if tiny.config_of(name).architecture == "decoder"]
+SOME = ("bert", "gpt2", "t5", "window")  # the others have no code of their own
+
+
+def cases(names):
+    return [pytest.param(name, marks=() if name in SOME else pytest.mark.slow) for name in names]
+
+
+EVERY = sorted({*FAMILIES, "window", "alibi", "post_norm", "transformer"})
+NAMES = cases(EVERY)
+DECODERS = cases(name for name in EVERY if tiny.config_of(name).architecture == "decoder")
 T, PLACES = 11, 18
 IDS = np.asarray(tiny.tokens(8, T, seed=1))
 SIDES = {
@@ -69,7 +77,8 @@ def test_padding_anywhere(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_agrees_with_fast_numerics(name):
     fast = rows(name, IDS, numerics="fast")
-    np.testing.assert_allclose(whole(name), fast, rtol=1e-5, atol=1e-5 * np.abs(fast).max())
+    # The tolerance of a model: the scores of T5's random weights are in the hundreds, and softmax multiplies rounding.
+    np.testing.assert_allclose(whole(name), fast, rtol=1e-4, atol=1e-4 * np.abs(fast).max())
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -98,16 +107,16 @@ def test_a_cache_in_any_pieces(name):
 def test_a_target_token_by_token(name):
     model, _ = program(name)
     params = tiny.random_params(model.config)
-    context = model.apply({"params": params}, IDS[:2], method="encode")
+    context = jax.jit(lambda ids: model.apply({"params": params}, ids, method="encode"))(IDS[:2])
 
     @jax.jit
-    def step(ids, cache):
+    def step(context, ids, cache):  # a context that is no argument is a constant, from which XLA computes by itself
         hidden, cache = model.apply({"params": params}, context, ids, cache=cache, method="decode")
         return model.apply({"params": params}, hidden, method="logits"), cache
 
     cache, said = init_cache(model.config, 2, 20), []
     for i in range(T):
-        logits, cache = step(IDS[:2, ::-1][:, i : i + 1], cache)
+        logits, cache = step(context, IDS[:2, ::-1][:, i : i + 1], cache)
         said.append(np.asarray(logits))
     assert np.array_equal(np.concatenate(said, axis=1), whole(name)[:2])
 
@@ -120,8 +129,10 @@ def test_gradients_are_those_of_fast_numerics(name):
         target = IDS[:3, ::-1] if model.config.architecture == "encoder_decoder" else None
         params = tiny.random_params(model.config)
         found.append(jax.grad(lambda p, s=scores, t=target: jnp.sum(jnp.sin(s(p, IDS[:3], None, t))))(params))
+    # The gradient of the keys' biases is zero in truth, and rounding of the others' size.
+    rounding = 1e-6 * max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(found[1]))
     for one, other in zip(*map(jax.tree.leaves, found), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5 * np.abs(other).max() + 1e-6)
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5 * np.abs(other).max() + rounding)
 
 
 def test_a_pooled_mean_of_any_padding():

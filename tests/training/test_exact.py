@@ -47,13 +47,17 @@ def trained(family, devices, numerics="exact", accumulate=1):
     return jax.device_get(state), said
 
 
-@pytest.mark.parametrize("devices", [2, 4, 8])
-@pytest.mark.parametrize("family", ["gpt2", "bert", "t5"])
+SLOW = pytest.mark.slow
+ENCODERS = [pytest.param(family, marks=SLOW) for family in ("bert", "t5")]
+
+
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=SLOW), pytest.param(4, marks=SLOW), 8])
+@pytest.mark.parametrize("family", ["gpt2", *ENCODERS])
 def test_any_number_of_devices_trains_the_same_bits(family, devices):
     assert bits(trained(family, devices)) == bits(trained(family, 1))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "bert", "t5"])
+@pytest.mark.parametrize("family", ["gpt2", *ENCODERS])
 def test_trains_what_fast_numerics_train(family):
     (_, said), (_, fast_said) = trained(family, 1), trained(family, 1, "fast")
     for one, other in zip(said, fast_said, strict=True):
@@ -62,6 +66,7 @@ def test_trains_what_fast_numerics_train(family):
         np.testing.assert_allclose(one.gradient_norm, other.gradient_norm, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_accumulated_parts_are_parts_of_the_tree():
     assert bits(trained("gpt2", 2, accumulate=8)) == bits(trained("gpt2", 1))
     assert [number_of_parts(rows) for rows in (1, 6, 12, 16, 64)] == [1, 2, 4, 8, 8]
@@ -138,6 +143,7 @@ def letters(prompts, completions, **columns):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ppo", "grpo"])
 def test_the_sampler_and_the_trainer_agree_to_the_bit(tmp_path, kind):
     tiny = tiny_keys(tmp_path, steps=2)
@@ -163,6 +169,7 @@ def test_the_sampler_and_the_trainer_agree_to_the_bit(tmp_path, kind):
     assert [[r.get(n) for n in names] for r in said[1]] == [[r.get(n) for n in names] for r in said[4]]
 
 
+@pytest.mark.slow
 def test_optimizers_state_is_as_it_would_be(tmp_path):
     """SGD with momentum, whose update has a product and a sum in a row."""
     config, task = objective("gpt2")

@@ -116,7 +116,9 @@ def test_a_changed_run_does_not_complete_an_older_receipt(run, tmp_path, monkeyp
     assert json.loads(path.read_text()) == stopped
 
 
-@pytest.mark.parametrize("content", ["", '{"step": 4, "param', "[]", "{}"])
+@pytest.mark.parametrize(
+    "content", ["", *(pytest.param(text, marks=pytest.mark.slow) for text in ('{"step": 4, "param', "[]", "{}"))]
+)
 def test_a_missing_or_half_written_receipt(run, tmp_path, content):
     keys, folder = run
     copy = {**keys, "output_dir": str(tmp_path / "copy")}
@@ -130,6 +132,7 @@ def test_a_missing_or_half_written_receipt(run, tmp_path, content):
     assert receipt_of(tmp_path / "copy", 5)["parameters"] == receipt_of(folder, 5)["parameters"]
 
 
+@pytest.mark.slow
 def test_a_kill_between_checkpoint_and_receipt(tmp_path, monkeypatch):
     keys = tiny_keys(tmp_path, steps=4, save_every=2, keep_last=9)
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxformer import functional as F
@@ -67,8 +68,8 @@ def _rotated(c: TransformerConfig, x: Array, positions: Array, theta: float) -> 
         frequencies = theta ** (-np.arange(half) / half)
     else:
         scaling = F.RotaryScaling(**c.rope_scaling.model_dump())
-        lengths = np.array([int(positions.max()) + 1])
-        found = F.rotary_frequencies(c.rotary_size, theta=theta, scaling=scaling, lengths=lengths)  # type: ignore[arg-type]
+        lengths = jnp.array([int(positions.max()) + 1])
+        found = F.rotary_frequencies(c.rotary_size, theta=theta, scaling=scaling, lengths=lengths)
         frequencies, magnitude = np.asarray(found, np.float64).reshape(-1), scaling.magnitude
     angles = (positions[:, None] * frequencies)[:, None]
     cos, sin = magnitude * np.cos(angles), magnitude * np.sin(angles)

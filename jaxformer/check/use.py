@@ -21,12 +21,13 @@ from jaxformer.check.outcome import Checks, DoesNotApplyError, Measured
 from jaxformer.check.training import RunSubject
 from jaxformer.families import get_family
 from jaxformer.generation import generate
+from jaxformer.hub import auto
 from jaxformer.hub.kinds import KINDS, kind_of
 from jaxformer.hub.save import save_pretrained
+from jaxformer.hub.tokenizer import AutoTokenizer
 from jaxformer.models import Decoder, EncoderDecoder
 from jaxformer.models.value_head import without_value
 from jaxformer.pipelines import pipeline
-from jaxformer.pipelines.opened_model import open_model
 from jaxformer.tasks.responses import ResponseTask
 
 CHECKS = Checks("use")
@@ -91,26 +92,27 @@ def round_trip(subject: UseSubject) -> Measured:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _exported(here, tokenizer, Path(folder))
-        opened = open_model(folder, kind_of(model))
-    got, expected = flatten_dict(nn.unbox(opened.params), sep="/"), flatten_dict(params, sep="/")
+        opened, read = getattr(auto, KINDS[kind_of(model)].opener).from_pretrained(folder)
+        theirs = None if tokenizer is None else AutoTokenizer.from_pretrained(folder)
+    got, expected = flatten_dict(nn.unbox(read), sep="/"), flatten_dict(params, sep="/")
     wrong = [f"{name} is {'lost' if name in expected else 'new'}" for name in got.keys() ^ expected.keys()]
     if wrong:
         return Measured("names of parameters", float("inf"), 0.0, "; ".join(wrong[:4]))
     found = [difference(got, expected)]
-    there = replace(here, model=opened.model, params=opened.params)
+    there = replace(here, model=opened, params=read)
     plain = replace(here, model=model, params=params)
     found += [difference(a, b) for a, b in zip(there.alone, plain.alone, strict=True)]
     worst = max(found, key=lambda each: each.value)
     place = worst.place
     for name in ("labels", "num_labels"):
-        before, after = getattr(model, name, None), getattr(opened.model, name, None)
+        before, after = getattr(model, name, None), getattr(opened, name, None)
         if before and before != after and not (name == "labels" and not before):
             worst, place = Difference(float("inf"), ""), f"{name}: {after}, expected {before}"
     for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
-        before, after = getattr(model.config, name), getattr(opened.model.config, name)
+        before, after = getattr(model.config, name), getattr(opened.config, name)
         if before is not None and before != after:
             worst, place = Difference(float("inf"), ""), f"{name}: {after}, expected {before}"
-    if tokenizer is not None and (text := _other_tokens(tokenizer, opened.tokenizer, subject.sample_texts)) is not None:
+    if tokenizer is not None and (text := _other_tokens(tokenizer, theirs, subject.sample_texts)) is not None:
         worst, place = Difference(float("inf"), ""), f"tokens of {text!r}"
     return Measured("export opened again | the model", worst.value, TOLERANCE, place)
 

@@ -93,7 +93,7 @@ def still_reference(subject: RunSubject) -> Measured:
 
 def _step(subject: RunSubject, batch: Mapping[str, np.ndarray]) -> Any:
     """The parameters after a step from the start, as the loss takes them."""
-    run = subject.variant(optimizer=subject.sgd, parallel=ONE)
+    run = subject.variant(**subject.sgd, parallel=ONE)
     state, frozen = start_state(run)
     moved, _, _ = run.device_step(state, run.device_step.put(batch), 0, frozen)
     return run.division.assemble(frozen, moved.params)

@@ -109,13 +109,14 @@ class RunSubject:
 
     @property
     def sgd(self) -> dict[str, Any]:
-        """Plain gradient descent, which hides no factor as Adam does."""
-        return {"type": "sgd", "momentum": None, "clip_norm": None, "learning_rate": 0.1, "weight_decay": 0.0}
+        """Plain gradient descent, which hides no factor as Adam does, at a rate far above the rounding of parameters."""
+        sgd = {"type": "sgd", "momentum": None, "clip_norm": None, "learning_rate": 0.1, "weight_decay": 0.0}
+        return {"optimizer": sgd, "schedule": {"type": "constant", "warmup_steps": 0}}
 
     @cached_property
     def whole(self) -> tuple[TrainState, StepMetrics]:
         """One step on the whole batch, on one device."""
-        return self.step(self.variant(optimizer=self.sgd, training={"accumulate": 1}, parallel=ONE), self.batch)
+        return self.step(self.variant(**self.sgd, training={"accumulate": 1}, parallel=ONE), self.batch)
 
     def moved(self, state: TrainState) -> Any:
         """How far each trained parameter moved."""
@@ -240,7 +241,7 @@ def update_by_hand(subject: RunSubject) -> Measured:
         raise DoesNotApplyError("a step of a policy begins with advantages: see there")
     frozen, trained = subject.parts
     still = {"dropout": 0.0, "attention_dropout": 0.0}
-    plain = subject.variant(optimizer=subject.sgd, training={"accumulate": 1}, model=still, parallel=ONE)
+    plain = subject.variant(**subject.sgd, training={"accumulate": 1}, model=still, parallel=ONE)
 
     def objective(trained: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
         sums = plain.task.loss(plain.model, run.division.assemble(frozen, trained), batch, None)
@@ -291,7 +292,7 @@ def accumulated(subject: RunSubject) -> Measured:
     parts = max(c.training.accumulate, 2)
     if c.training.batch_size % (parts * c.task.minibatch_count):
         raise DoesNotApplyError(f"{c.training.batch_size} rows do not divide into {parts} parts")
-    run = subject.variant(optimizer=subject.sgd, training={"accumulate": parts}, parallel=ONE)
+    run = subject.variant(**subject.sgd, training={"accumulate": parts}, parallel=ONE)
     value, place = subject.against_whole(run)
     return Measured(f"update and loss in {parts} parts | in one", value, STATISTICS, place)
 
@@ -305,7 +306,7 @@ def _spread(subject: RunSubject, parallel: Mapping[str, Any], said: str) -> Meas
         raise DoesNotApplyError(f"{c.training.batch_size} rows do not divide over {unit}")
     if c.task.type == "dpo" and getattr(c.task, "loss", "") == "kto" and parallel["strategy"] == "pmap":
         raise DoesNotApplyError("kto compares with a mean over the whole batch")
-    run = subject.variant(subject.devices, optimizer=subject.sgd, training={"accumulate": 1}, parallel=parallel)
+    run = subject.variant(subject.devices, **subject.sgd, training={"accumulate": 1}, parallel=parallel)
     value, place = subject.against_whole(run)
     return Measured(f"update and loss on {len(subject.devices)} devices ({said}) | on one", value, STATISTICS, place)
 

@@ -109,7 +109,7 @@ class RunSubject:
 
     @property
     def sgd(self) -> dict[str, Any]:
-        """Plain gradient descent, which hides no factor as Adam does, at a rate far above the rounding of parameters."""
+        """Plain gradient descent, which hides no factor as Adam does, at a rate far above rounding."""
         sgd = {"type": "sgd", "momentum": None, "clip_norm": None, "learning_rate": 0.1, "weight_decay": 0.0}
         return {"optimizer": sgd, "schedule": {"type": "constant", "warmup_steps": 0}}
 

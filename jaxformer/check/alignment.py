@@ -10,6 +10,7 @@ from jaxformer import functional as F
 from jaxformer.check.compare import difference
 from jaxformer.check.model import TOLERANCE
 from jaxformer.check.outcome import Checks, DoesNotApplyError, Measured
+from jaxformer.check.textbook import label_log_probs
 from jaxformer.check.training import ONE, RunSubject
 from jaxformer.tasks.policy import GroupConfig, GRPOConfig, Policy, PPOConfig
 from jaxformer.training.initial_state import start_state
@@ -73,8 +74,7 @@ def still_reference(subject: RunSubject) -> Measured:
         params = _step(subject, subject.batch)
         if run.config.lora is not None:
             raise DoesNotApplyError("the frozen base is the reference of LoRA's factors")
-        records, copies = run.train_batches.rows.records or (), run.task.config.responses_per_prompt
-        written = rollouts.written(params, run.train_batches[0], records, (1,), copies).batch
+        written = subject.written(params).batch
         expected = np.asarray(rollouts.log_probs(first, dict(written)))
         found = difference({"nats": written["reference_log_probs"]}, {"nats": expected})
         return Measured("reference after a step | the initial model", found.value, TOLERANCE, found.place)
@@ -120,10 +120,7 @@ def pair_losses(subject: RunSubject) -> Measured:
     for number in range(2):
         logits, labels = _logits_of(subject, params, batch, number)
         asked = labels >= 0
-        top = logits.max(-1)
-        each = np.take_along_axis(logits, np.maximum(labels, 0)[..., None], -1)[..., 0]
-        each = each - np.log(np.exp(logits - top[..., None]).sum(-1)) - top
-        total = np.where(asked, each, 0.0).sum(-1)
+        total = np.where(asked, label_log_probs(logits, labels), 0.0).sum(-1)
         found.append(total / asked.sum(-1) if mean else total)
     log_probs = np.stack(found, axis=1)
     if run.task.reference_column is not None:
@@ -182,13 +179,10 @@ def _experience(subject: RunSubject, params: Any, batch: Mapping[str, Any]) -> t
 )
 def first_kl(subject: RunSubject) -> Measured:
     """The log-probabilities of the initial policy at its responses, against the reference's."""
-    task = _policy(subject)
+    _policy(subject)
     run = subject.run
     state, frozen = start_state(run)
-    first, records = run.train_batches[0], run.train_batches.rows.records or ()
-    written = subject.rollouts.written(
-        run.merged(state.params, frozen), first, records, (0,), task.config.responses_per_prompt
-    ).batch
+    written = subject.written(run.merged(state.params, frozen)).batch
     columns, stats = _experience(subject, run.division.assemble(frozen, state.params), written)
     found = difference({"nats": columns["old_log_probs"]}, {"nats": written["reference_log_probs"]})
     value = max(found.value, abs(float(stats["kl"])))
@@ -221,7 +215,7 @@ def first_ratio(subject: RunSubject) -> Measured:
 
 
 def _losses_at_ratio_one(c: PPOConfig, columns: Mapping[str, Any], asked: np.ndarray, metrics: Any) -> list[float]:
-    """How far PPO's two losses are from ``-sum A`` and ``1/2 sum (V - R)^2``, which they are before any update."""
+    """Distances of PPO's two losses from ``-sum A`` and ``1/2 sum (V - R)^2``, which they are before any update."""
     policy = -columns["advantages"].astype(np.float64)[asked].sum()
     value = 0.5 * ((columns["old_values"] - columns["returns"]).astype(np.float64)[asked] ** 2).sum()
     scale = np.abs(columns["advantages"][asked]).sum()
@@ -239,10 +233,7 @@ def reward(subject: RunSubject) -> Measured:
     """The score of each response in its batch against its score alone, and in the reverse order."""
     _policy(subject)
     run = subject.run
-    params = run.merged(subject.parts[1], subject.parts[0])
-    records = run.train_batches.rows.records or ()
-    copies = run.task.config.responses_per_prompt
-    written = subject.rollouts.written(params, run.train_batches[0], records, (0,), copies)
+    written = subject.written(run.merged(subject.parts[1], subject.parts[0]))
     samples, score = written.samples, subject.rollouts.score
     alone = np.array([score([sample])[0] for sample in samples])
     turned = np.asarray(score(samples[::-1]))[::-1]

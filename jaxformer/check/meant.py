@@ -56,7 +56,7 @@ class Compared(NamedTuple):
 
     @property
     def agrees(self) -> bool:
-        """What was got is what was meant."""
+        """True if the text that was got is the one that was meant."""
         if not self.within:
             return _beginnings(self.got, self.meant) if self.cut else self.got == "".join(self.meant)
         beside, start = [], 0

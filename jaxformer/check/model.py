@@ -64,9 +64,13 @@ class ModelSubject:
         return isinstance(self.model, EncoderDecoder)
 
     def switched(self, **switches: Any) -> "ModelSubject":
-        """The same model with other switches of its configuration."""
+        """Returns the model with other switches of its configuration."""
         changed = self.config.model_copy(update=switches)
         return replace(self, model=self.model.clone(config=changed))
+
+    def in_dtype(self, dtype: str) -> "ModelSubject":
+        """Returns the model in another dtype."""
+        return replace(self.switched(dtype=dtype), dtype=dtype)
 
     @cached_property
     def _program(self) -> Any:
@@ -137,7 +141,7 @@ class ModelSubject:
         """
         if self.dtype == "float32":
             return TOLERANCE
-        exact = replace(self.switched(dtype="float32"), dtype="float32")
+        exact = self.in_dtype("float32")
         pairs = zip(self.alone, exact.alone, strict=True)
         return 4 * max(difference(here, there).value for here, there in pairs)
 
@@ -206,7 +210,7 @@ def padding_right(subject: ModelSubject) -> Measured:
     bug="transformers #20666, #26564; keras-hub #571; trl #469: positions and padding",
 )
 def padding_left(subject: ModelSubject) -> Measured:
-    """The same with padding before the text."""
+    """Outputs of real tokens with padding before them and neighbours beside them, against each text alone."""
     return _measured(
         subject, "texts in one batch, padded on the left | each alone", subject.compared(subject.padded("left"))
     )
@@ -337,9 +341,8 @@ def _sees(c: Any, T: int, causal: bool) -> np.ndarray:
     apart = np.arange(T)[None] - np.arange(T)[:, None]
     sees = np.eye(T, dtype=int)
     for i in range(c.num_layers):
-        windowed = c.window is not None and i >= c.window_from and not (c.global_every and i % c.global_every == 0)
         here = (apart >= 0) if causal else np.ones((T, T), bool)
-        here = here & (np.abs(apart) < c.window) if windowed else here
+        here = here & (np.abs(apart) < c.window) if textbook.is_windowed(c, i) else here
         sees = ((sees @ here.astype(int)) > 0).astype(int)
     return sees > 0
 
@@ -612,10 +615,7 @@ def _textbook_loss(subject: ModelSubject, params: Mapping[str, Any], name: str, 
         target = subject.targets[number] if subject.two_sided else None
         types = None if subject.types is None else subject.types[number]
         logits = textbook.row_outputs(subject.config, tree, text, target, types)["logits"][:-1]
-        labels = (text if target is None else target)[1:]
-        highest = logits.max(-1)
-        total += float(np.sum(np.log(np.exp(logits - highest[:, None]).sum(-1)) + highest))
-        total -= float(logits[np.arange(len(labels)), labels].sum())
+        total -= float(textbook.label_log_probs(logits, (text if target is None else target)[1:]).sum())
     return total
 
 

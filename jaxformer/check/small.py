@@ -79,7 +79,7 @@ def with_config(run: Run, config: RunConfig, devices: tuple[jax.Device, ...] | N
 
 
 def reduction(before: RunConfig, after: RunConfig) -> str:
-    """What was reduced, in words; empty where the model is as it was."""
+    """Words for what was reduced, and the size of a batch."""
     names = ("hidden_size", "num_layers", "num_heads", "window")
     pairs = [(name, getattr(before.model, name), getattr(after.model, name)) for name in names]
     said = [f"{name} {a} -> {b}" for name, a, b in pairs if a != b]

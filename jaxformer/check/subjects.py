@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from jaxformer.training.console import Display
 from jaxformer.training.run import Run, prepare
 
 LENGTHS = (23, 14, 9)  # of the texts with which models are checked
+ROOM = model.PADDING + 2  # places that the checks need beside a text
 # Checks of a model that are repeated in its own dtype: their bound grows with the rounding of that type.
 IN_ITS_DTYPE = ("padding on the right", "padding on the left", "packed = apart", "cached = full pass")
 
@@ -60,7 +61,7 @@ def model_subject(
 ) -> ModelSubject:
     """A model with texts cut from a batch."""
     c = model.config
-    longest = c.max_length - model_padding(c)
+    longest = c.max_length - ROOM
     lengths = tuple(max(2, min(n, longest - 4 * i)) for i, n in enumerate(LENGTHS))
     texts = texts_of(real_tokens(batch), c.vocabulary, lengths)
     targets: tuple[np.ndarray, ...] = ()
@@ -71,16 +72,6 @@ def model_subject(
     if tokenizer is not None:
         names = lambda i: str(tokenizer.convert_ids_to_tokens(i))  # noqa: E731 - a default that is replaced
     return ModelSubject(model, params, texts, targets, names)
-
-
-def model_padding(c: Any) -> int:
-    """Places that the checks need beside a text."""
-    return model.PADDING + 2
-
-
-def with_texts(subject: ModelSubject, dtype: str) -> ModelSubject:
-    """The subject in another dtype."""
-    return replace(subject.switched(dtype=dtype), dtype=dtype)
 
 
 @contextmanager
@@ -137,10 +128,7 @@ def check_run(
         only: names of checks and of groups; default: all.
         say: takes a line about what was reduced.
     """
-
-    def chosen(checks: Iterable[Check]) -> list[Check]:
-        return [check for check in checks if only is None or check.name in only or check.group in only]
-
+    chosen = partial(_chosen, only)
     yield from outcomes(chosen(data.CHECKS), run)
     if not chosen([*model.CHECKS, *training.CHECKS, *use.CHECKS, *alignment.CHECKS]):
         return
@@ -150,17 +138,20 @@ def check_run(
         beside = model_subject(small.model, _whole(subject), small.train_batches[0], run.tokenizer)
         yield from outcomes(chosen(model.CHECKS), beside)
         if dtype != "float32":
-            yield from outcomes(_named(chosen(model.CHECKS), IN_ITS_DTYPE), with_texts(beside, dtype), dtype)
+            yield from outcomes(_named(chosen(model.CHECKS), IN_ITS_DTYPE), beside.in_dtype(dtype), dtype)
         yield from outcomes(chosen(training.CHECKS), subject)
-        used = UseSubject(beside, run.tokenizer, sample_texts(beside, run), subject)
+        used = UseSubject(beside, run.tokenizer, _as_texts(beside, run.tokenizer), subject)
         yield from outcomes(chosen(use.CHECKS), used)
         if run.config.task.type in ALIGNED:
             yield from outcomes(chosen(alignment.CHECKS), subject)
 
 
-def sample_texts(subject: ModelSubject, run: Run) -> tuple[str, ...]:
-    """Some texts of the data, as text."""
-    return tuple(decode(run.tokenizer, text.tolist()) for text in subject.texts)
+def _chosen(only: Collection[str] | None, checks: Iterable[Check]) -> list[Check]:
+    return [check for check in checks if only is None or check.name in only or check.group in only]
+
+
+def _as_texts(subject: ModelSubject, tokenizer: PreTrainedTokenizer | None) -> tuple[str, ...]:
+    return () if tokenizer is None else tuple(decode(tokenizer, text.tolist()) for text in subject.texts)
 
 
 def _whole(subject: RunSubject) -> Any:
@@ -181,13 +172,11 @@ def check_model(
     params = jax.tree.map(lambda leaf: leaf.astype("float32"), nn.unbox(params))
     arrays = {name: np.asarray(array) for name, array in batch.items()}
     beside = model_subject(made.clone(config=c.model_copy(update={"dtype": "float32"})), params, arrays, tokenizer)
-    checks = [check for check in model.CHECKS if only is None or check.name in only or check.group in only]
+    checks = _chosen(only, model.CHECKS)
     yield from outcomes(checks, beside)
     if c.dtype != "float32":
-        yield from outcomes(_named(checks, IN_ITS_DTYPE), with_texts(beside, c.dtype), c.dtype)
-    texts = () if tokenizer is None else tuple(decode(tokenizer, text.tolist()) for text in beside.texts)
-    checks = [check for check in use.MODEL_CHECKS if only is None or check.name in only or check.group in only]
-    yield from outcomes(checks, UseSubject(beside, tokenizer, texts))
+        yield from outcomes(_named(checks, IN_ITS_DTYPE), beside.in_dtype(c.dtype), c.dtype)
+    yield from outcomes(_chosen(only, use.MODEL_CHECKS), UseSubject(beside, tokenizer, _as_texts(beside, tokenizer)))
 
 
 def _named(checks: Iterable[Check], names: Iterable[str]) -> list[Check]:

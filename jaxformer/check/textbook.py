@@ -47,6 +47,19 @@ def norm(c: TransformerConfig, x: Array, p: Tree) -> Array:
     return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + c.norm_epsilon) * scale + p.get("bias", 0.0)
 
 
+def label_log_probs(logits: Array, labels: Array) -> Array:
+    """Log-probabilities ``[...]`` of labels under logits ``[..., V]``; those below 0 are read as label 0."""
+    logits = np.asarray(logits, np.float64)
+    top = logits.max(-1, keepdims=True)
+    chosen = np.take_along_axis(logits - top, np.maximum(labels, 0)[..., None], -1)[..., 0]
+    return np.asarray(chosen - np.log(np.exp(logits - top).sum(-1)))
+
+
+def is_windowed(c: TransformerConfig, layer: int) -> bool:
+    """True for a layer, counted from 0, that attends with the window."""
+    return c.window is not None and layer >= c.window_from and not (c.global_every and layer % c.global_every == 0)
+
+
 def dense(x: Array, p: Tree) -> Array:
     """``x W + b``."""
     return x @ p["kernel"] + p.get("bias", 0.0)
@@ -195,7 +208,7 @@ def states(
     pre = c.norm_place == "pre"
     for i in range(layers or c.num_layers):
         layer = p["layers"] if c.share_layers else _of_layer(p["layers"], i)
-        windowed = c.window is not None and i >= c.window_from and not (c.global_every and i % c.global_every == 0)
+        windowed = is_windowed(c, i)
         sees = distance <= 0 if causal else np.ones((T, T), bool)
         if windowed:
             sees = sees & (np.abs(distance) < int(c.window or 0))

@@ -52,7 +52,7 @@ class StepSubject:
         return self.run(self.batch)
 
     def moved(self, after: Any) -> Any:
-        """How far each parameter moved."""
+        """Changes of the parameters."""
         pairs = self.params(after), self.params(self.state)
         return jax.tree.map(lambda new, old: np.asarray(new, np.float64) - np.asarray(old, np.float64), *pairs)
 

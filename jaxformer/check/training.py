@@ -22,6 +22,7 @@ from jaxformer.check.compare import difference, unequal_bits
 from jaxformer.check.model import TOLERANCE, stirred
 from jaxformer.check.outcome import Checks, DoesNotApplyError, Measured
 from jaxformer.check.small import with_config
+from jaxformer.check.textbook import label_log_probs
 from jaxformer.data.loader import TrainBatches, load
 from jaxformer.hub.kinds import init
 from jaxformer.models.masked_lm import MaskedLM
@@ -31,7 +32,7 @@ from jaxformer.tasks.base import apply
 from jaxformer.tasks.policy import Policy
 from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.initial_state import start_state
-from jaxformer.training.rollout import Rollouts
+from jaxformer.training.rollout import Rollouts, Written
 from jaxformer.training.run import Run
 from jaxformer.training.state import TrainState, state_of
 from jaxformer.training.step import StepMetrics
@@ -86,12 +87,15 @@ class RunSubject:
     def batch(self) -> dict[str, np.ndarray]:
         """The first training batch, as the step takes it; of a policy the responses that it writes to the prompts."""
         run = self.run
-        first = run.train_batches[0]
         if not run.config.task.generates:
-            return uneven(first)
-        params = run.merged(self.parts[1], self.parts[0])
+            return uneven(run.train_batches[0])
+        return dict(self.written(run.merged(self.parts[1], self.parts[0])).batch)
+
+    def written(self, params: Any) -> Written:
+        """Responses of a policy with these parameters to the prompts of the first batch."""
+        run = self.run
         records, copies = run.train_batches.rows.records or (), run.task.config.responses_per_prompt
-        return dict(self.rollouts.written(params, first, records, (0,), copies).batch)
+        return self.rollouts.written(params, run.train_batches[0], records, (0,), copies)
 
     def variant(self, devices: Sequence[jax.Device] | None = None, **sections: Mapping[str, Any]) -> Run:
         """The run with other devices, and other keys in sections of its configuration."""
@@ -99,12 +103,10 @@ class RunSubject:
         changed = {name: getattr(c, name).model_copy(update=dict(keys)) for name, keys in sections.items()}
         return with_config(self.run, c.model_copy(update=changed), tuple(devices or self.devices[:1]))
 
-    def step(self, run: Run, batch: Mapping[str, np.ndarray], count: int = 1) -> tuple[TrainState, StepMetrics]:
-        """The state after ``count`` steps on one batch, and the last step's metrics, on the host."""
-        program, state, frozen = run.device_step, self.state(run), self.frozen(run)
-        metrics = None
-        for _ in range(count):
-            state, metrics, _ = program(state, program.put(batch), 0, frozen)
+    def step(self, run: Run, batch: Mapping[str, np.ndarray]) -> tuple[TrainState, StepMetrics]:
+        """The state and the metrics after a step, on the host."""
+        program = run.device_step
+        state, metrics, _ = program(self.state(run), program.put(batch), 0, self.frozen(run))
         return jax.device_get((state, metrics))
 
     @property
@@ -119,7 +121,7 @@ class RunSubject:
         return self.step(self.variant(**self.sgd, training={"accumulate": 1}, parallel=ONE), self.batch)
 
     def moved(self, state: TrainState) -> Any:
-        """How far each trained parameter moved."""
+        """Changes of the trained parameters."""
         return jax.tree.map(lambda new, old: np.asarray(new, np.float64) - np.asarray(old), state.params, self.parts[1])
 
     def against_whole(self, run: Run) -> tuple[float, str]:
@@ -161,6 +163,11 @@ def uneven(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _trained_labels(subject: RunSubject) -> None:
     if subject.run.config.task.generates:
         raise DoesNotApplyError("a policy has a reward instead of labels")
+
+
+def _not_kto(subject: RunSubject) -> None:
+    if getattr(subject.run.config.task, "loss", "") == "kto":
+        raise DoesNotApplyError("kto compares with a mean over the whole batch")
 
 
 @CHECKS.add(
@@ -217,16 +224,12 @@ def loss_by_hand(subject: RunSubject) -> Measured:
         hidden, head = apply(run.model, params, inputs, None, "hidden_and_head")
         return F.head_logits(hidden, head)
 
-    scores = np.asarray(jax.jit(logits)(params, inputs), np.float64).reshape(-1, int(run.config.model.vocab_size or 0))
-    flat = labels.reshape(-1)
-    asked = np.flatnonzero(flat >= 0)
-    scores = scores[asked]
-    top = scores.max(-1)
-    each = np.log(np.exp(scores - top[:, None]).sum(-1)) + top - scores[np.arange(len(asked)), flat[asked]]
+    asked = labels >= 0
+    each = -label_log_probs(np.asarray(jax.jit(logits)(params, inputs))[asked], labels[asked])
     sums = jax.jit(lambda params, batch: run.task.loss(run.model, params, batch, None))(params, batch)
     got = {"loss": sums.metrics["loss"], "count": sums.weight}
-    found = difference(got, {"loss": each.sum(), "count": np.float64(len(asked))})
-    return Measured(f"sum over {len(asked)} labels | float64, by hand", found.value, TOLERANCE, found.place)
+    found = difference(got, {"loss": each.sum(), "count": np.float64(len(each))})
+    return Measured(f"sum over {len(each)} labels | float64, by hand", found.value, TOLERANCE, found.place)
 
 
 @CHECKS.add(
@@ -287,8 +290,7 @@ def draws(subject: RunSubject) -> Measured:
 def accumulated(subject: RunSubject) -> Measured:
     """One step in 2 parts, with uneven counts of trained tokens, against one step on the whole batch."""
     c = subject.run.config
-    if c.task.type == "dpo" and getattr(c.task, "loss", "") == "kto":
-        raise DoesNotApplyError("kto compares with a mean over the whole batch")
+    _not_kto(subject)
     parts = max(c.training.accumulate, 2)
     if c.training.batch_size % (parts * c.task.minibatch_count):
         raise DoesNotApplyError(f"{c.training.batch_size} rows do not divide into {parts} parts")
@@ -304,8 +306,8 @@ def _spread(subject: RunSubject, parallel: Mapping[str, Any], said: str) -> Meas
         raise DoesNotApplyError("one device is at hand")
     if c.training.batch_size % unit:
         raise DoesNotApplyError(f"{c.training.batch_size} rows do not divide over {unit}")
-    if c.task.type == "dpo" and getattr(c.task, "loss", "") == "kto" and parallel["strategy"] == "pmap":
-        raise DoesNotApplyError("kto compares with a mean over the whole batch")
+    if parallel["strategy"] == "pmap":
+        _not_kto(subject)
     run = subject.variant(subject.devices, **subject.sgd, training={"accumulate": 1}, parallel=parallel)
     value, place = subject.against_whole(run)
     return Measured(f"update and loss on {len(subject.devices)} devices ({said}) | on one", value, STATISTICS, place)
@@ -345,7 +347,7 @@ def devices_bits(subject: RunSubject) -> Measured:
     bug="shard_map sums the gradients of replicated parameters itself: a further psum doubled them",
 )
 def devices_pmap(subject: RunSubject) -> Measured:
-    """The same under pmap."""
+    """A step under pmap on all devices, against one device."""
     if subject.run.config.task.generates:
         raise DoesNotApplyError("an objective that generates runs under jit")
     if subject.run.config.model.exact:
@@ -596,7 +598,7 @@ def batches(subject: RunSubject) -> Measured:
 
 
 def _parts(subject: RunSubject, expected: Mapping[str, np.ndarray], step: int) -> list[str]:
-    """What differs where two processes read half of the rows each."""
+    """Differences where two processes read half of the rows each."""
     run = subject.run
     size = run.train_batches.batch_size
     rows = np.arange(size)

@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict
 from jaxformer.check.compare import Difference, difference
 from jaxformer.check.model import TOLERANCE, ModelSubject, outputs
 from jaxformer.check.outcome import Checks, DoesNotApplyError, Measured
+from jaxformer.check.textbook import label_log_probs
 from jaxformer.check.training import RunSubject
 from jaxformer.families import get_family
 from jaxformer.generation import generate
@@ -172,8 +173,8 @@ def sampler(subject: UseSubject) -> Measured:
     here = language_model(subject.model_subject)
     drawn = _generated(here, range(len(here.texts)), do_sample=True, temperature=1.0)
     each = []
-    for number, (text, tokens, got) in enumerate(zip(here.texts, drawn.tokens, drawn.log_probs, strict=True)):
-        expected = _log_probs(here, text, np.asarray(tokens))
+    for number, (tokens, got) in enumerate(zip(np.asarray(drawn.tokens), drawn.log_probs, strict=True)):
+        expected = label_log_probs(_logits(here, _prompt(here, number), tokens), tokens)
         found = difference({"log_probs": np.asarray(got)}, {"log_probs": expected})
         each.append(Difference(found.value, f"text {number}: {found.place}"))
     worst = max(each, key=lambda x: x.value)
@@ -193,21 +194,13 @@ def _generated(here: ModelSubject, numbers: Sequence[int], **options: Any) -> An
         return generate(here.model, here.params, prompts, seed=[7 + n for n in numbers], **options)
 
 
-def _log_probs(here: ModelSubject, text: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Log-probabilities of tokens after a text, or of a target, by one full pass."""
+def _logits(here: ModelSubject, text: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Logits ``[M, V]`` of each of ``tokens [M]`` after a text, or as a target, by one full pass."""
+    c = here.config
     if here.two_sided:
-        start = here.config.decoder_start_token_id or 0
-        if here.config.decoder_start == "last":
-            start = int(text[-1])
-        row = {"input_ids": text[None], "decoder_input_ids": np.array([[start, *tokens[:-1]]])}
-        first = 0
-    else:
-        text = text[: here.config.max_length - NEW_TOKENS - 1]
-        row = {"input_ids": np.concatenate([text, tokens[:-1]])[None]}
-        first = len(text) - 1
-    logits = here.outputs(**row)["logits"][0, first:].astype(np.float64)
-    top = logits.max(-1)
-    return np.asarray(logits[np.arange(len(tokens)), tokens] - np.log(np.exp(logits - top[:, None]).sum(-1)) - top)
+        start = int(text[-1]) if c.decoder_start == "last" else c.decoder_start_token_id or 0
+        return here.outputs(input_ids=text[None], decoder_input_ids=np.array([[start, *tokens[:-1]]]))["logits"][0]
+    return here.outputs(input_ids=np.concatenate([text, tokens[:-1]])[None])["logits"][0, len(text) - 1 :]
 
 
 @MODEL_CHECKS.add(
@@ -242,20 +235,9 @@ def greedy(subject: UseSubject) -> Measured:
     written = np.asarray(_generated(here, [2]).tokens)[0]
     expected: list[int] = []
     for _ in written:
-        tokens = np.array([*expected, 0])
-        scores = _scores(here, text, tokens)
-        expected.append(int(np.argmax(scores)))
+        expected.append(int(np.argmax(_logits(here, text, np.array([*expected, 0]))[-1])))
     wrong = int(np.sum(written != np.array(expected)))
     return Measured("greedy tokens | argmax of full passes", wrong, 0, f"{written.tolist()}, expected {expected}")
-
-
-def _scores(here: ModelSubject, text: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    if here.two_sided:
-        start = int(text[-1]) if here.config.decoder_start == "last" else here.config.decoder_start_token_id or 0
-        row = {"input_ids": text[None], "decoder_input_ids": np.array([[start, *tokens[:-1]]])}
-    else:
-        row = {"input_ids": np.concatenate([text, tokens[:-1]])[None]}
-    return here.outputs(**row)["logits"][0, -1]
 
 
 CHECKS.extend(MODEL_CHECKS)
@@ -274,24 +256,18 @@ def frame(subject: UseSubject) -> Measured:
     if run.config.task.reads == "text":
         raise DoesNotApplyError("rows of pre-training hold whole documents; a pipeline reads texts")
     records = list(islice(iter(run.splits.train), RECORDS))
-    if isinstance(task, ResponseTask) and kind not in PIPELINES:
-        pairs = _prompts(task, records)
-        name = "text2text-generation" if task.two_sided else "text-generation"
-        here = replace(subject.model_subject)
-        if kind == "reward":
-            raise DoesNotApplyError("a reward model reads prompt and response as one text: see the reward's place")
-    elif kind in PIPELINES:
-        pairs, name, here = _items(run, records), PIPELINES[kind], subject.model_subject
+    here = subject.model_subject
+    if kind == "reward":
+        raise DoesNotApplyError("a reward model reads prompt and response as one text: see the reward's place")
+    if kind in PIPELINES:
+        pairs, name = _items(run, records), PIPELINES[kind]
+    elif isinstance(task, ResponseTask):
+        pairs, name = _prompts(task, records), "text2text-generation" if task.two_sided else "text-generation"
     else:
         raise DoesNotApplyError(f"no pipeline answers {kind}")
     with tempfile.TemporaryDirectory() as folder:
-        here = replace(
-            here,
-            model=here.model.clone(
-                config=here.config.model_copy(update={"generation": json.dumps(task.generation(here.config))})
-            ),
-        )
-        _exported(here, run.tokenizer, Path(folder), task.export_keys)
+        settings = json.dumps(task.generation(here.config))
+        _exported(here.switched(generation=settings), run.tokenizer, Path(folder), task.export_keys)
         asked = pipeline(name, folder)
     wrong = []
     given = {"is_split_into_words": True} if kind == "token_classification" else {}

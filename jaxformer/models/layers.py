@@ -259,7 +259,7 @@ class FeedForward(nn.Module):
 
 
 def apart(config: TransformerConfig) -> Callable[..., Any]:
-    """How elementwise functions are compiled, by the numerics."""
+    """Returns the way in which elementwise functions are compiled, by the numerics."""
     return F.exact_elementwise if config.exact else F.together
 
 

@@ -55,7 +55,7 @@ def code_hash() -> str:
 
 
 def circumstances(run: Run, folder: Path) -> dict[str, Any]:
-    """What a step depends on beside the state: configuration, data, tokenizer, code, versions and machine."""
+    """Facts that a step depends on beside the state: configuration, data, tokenizer, code, versions and machine."""
     device, config = run.mesh.devices.flat[0], folder / CONFIG_FILE
     return {
         "configuration": hashlib.sha256(config.read_bytes()).hexdigest() if config.exists() else None,

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from jaxformer.models.config import TransformerConfig
+from jaxformer.schema import local_path
 from jaxformer.training.config import RunConfig
 from jaxformer.training.run import Run
 
@@ -66,7 +67,7 @@ def small_config(c: RunConfig, folder: Path) -> RunConfig:
 
 def with_config(run: Run, config: RunConfig, devices: tuple[jax.Device, ...] | None = None) -> Run:
     """The run with another configuration or other devices; what does not depend on them is not made again."""
-    changed = dataclasses.replace(run, config=config, devices=devices)
+    changed = dataclasses.replace(run, config=config, folder=local_path(config.output_dir), devices=devices)
     kept = ["teacher"]
     if config.task == run.config.task and config.sequence_length == run.config.sequence_length:
         kept.append("task")

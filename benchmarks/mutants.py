@@ -25,8 +25,10 @@ from typing import Any, NamedTuple
 
 from _mutants import MUTANTS, Mutant
 
+from jaxformer.parallel.compiler_flags import FAST_COMPILATION
+
 ROOT = Path(__file__).parents[1] / "jaxformer"
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = FAST_COMPILATION
 LIMIT_S = 600.0
 
 

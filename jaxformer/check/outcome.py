@@ -1,9 +1,13 @@
 """A check, what it found, and the run of a list of checks over one subject."""
 
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from itertools import chain, zip_longest
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from jaxformer.schema import UserError
@@ -103,6 +107,42 @@ def outcomes(checks: Iterable[Check], subject: Any, dtype: str = "float32") -> I
         start = time.perf_counter()
         found = _outcome(check, subject, dtype)
         yield replace(found, seconds=round(time.perf_counter() - start, 2))
+
+
+def side_by_side(*lanes: Sequence[Iterator[Outcome]]) -> Iterator[Outcome]:
+    """Runs the lists of each lane one after the other in a thread of its own: most of the time goes into compiling,
+    which holds no lock of Python's.
+
+    Programs that sum over the same devices must be in one lane: two such programs that start at once wait for each
+    other.
+
+    Yields:
+        The outcomes of the first list of each lane, then those of the second of each, as soon as they are there.
+    """
+    stopped = threading.Event()
+    queues: list[list[SimpleQueue[Outcome | None]]] = [[SimpleQueue() for _ in lane] for lane in lanes]
+
+    def work(lane: Sequence[Iterator[Outcome]], into: Sequence[SimpleQueue[Outcome | None]]) -> None:
+        try:
+            for found, queue in zip(lane, into, strict=True):
+                for outcome in found:
+                    queue.put(outcome)
+                    if stopped.is_set():
+                        return
+                queue.put(None)
+        finally:
+            for queue in into:
+                queue.put(None)
+
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        working = [pool.submit(work, lane, into) for lane, into in zip(lanes, queues, strict=True)]
+        try:
+            for queue in filter(None, chain(*zip_longest(*queues))):
+                yield from iter(queue.get, None)
+        finally:  # Ctrl-C waits for no more than the checks that have begun
+            stopped.set()
+        for each in working:
+            each.result()  # raises what ended a lane
 
 
 def _outcome(check: Check, subject: Any, dtype: str) -> Outcome:

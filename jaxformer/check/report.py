@@ -1,7 +1,7 @@
 """Outcomes of checks for people and for programs."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.text import Text
@@ -31,11 +31,9 @@ def show(outcome: Outcome, console: Console) -> None:
                 console.print(Text.assemble(f"{'':17}", (f"{name}: ", style), said), soft_wrap=True)
 
 
-def summary(found: Iterable[Outcome]) -> str:
+def summary(found: Sequence[Outcome], seconds: float) -> str:
     """The number of checks that passed, failed and did not apply, and the time."""
-    found = list(found)
     counts = {value: sum(outcome.passed is value for outcome in found) for value in MARKS}
-    seconds = sum(outcome.seconds for outcome in found)
     return f"{counts[True]} passed, {counts[False]} failed, {counts[None]} do not apply; {seconds:.0f} s"
 
 

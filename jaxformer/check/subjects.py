@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from jaxformer.check import alignment, data, model, training, use
 from jaxformer.check.model import ModelSubject, stirred
-from jaxformer.check.outcome import Check, Outcome, outcomes
+from jaxformer.check.outcome import Check, Outcome, outcomes, side_by_side
 from jaxformer.check.small import reduction, small_config, with_config
 from jaxformer.check.training import RunSubject
 from jaxformer.check.use import UseSubject
@@ -136,14 +136,20 @@ def check_run(
         say(f"model and batch of the checks: {said}")
         small, dtype = subject.run, run.config.model.dtype
         beside = model_subject(small.model, _whole(subject), small.train_batches[0], run.tokenizer)
-        yield from outcomes(chosen(model.CHECKS), beside)
-        if dtype != "float32":
-            yield from outcomes(_named(chosen(model.CHECKS), IN_ITS_DTYPE), beside.in_dtype(dtype), dtype)
-        yield from outcomes(chosen(training.CHECKS), subject)
         used = UseSubject(beside, run.tokenizer, _as_texts(beside, run.tokenizer), subject)
-        yield from outcomes(chosen(use.CHECKS), used)
-        if run.config.task.type in ALIGNED:
-            yield from outcomes(chosen(alignment.CHECKS), subject)
+        aligned = chosen(alignment.CHECKS) if run.config.task.type in ALIGNED else []
+        yield from side_by_side(
+            (_of_model(beside, dtype, chosen(model.CHECKS)), outcomes(chosen(use.CHECKS), used)),
+            (outcomes(chosen(training.CHECKS), subject), outcomes(aligned, subject)),
+        )
+
+
+def _of_model(subject: ModelSubject, dtype: str, checks: list[Check]) -> Iterator[Outcome]:
+    """The checks in float32, and those of rounding in the model's own dtype."""
+    yield from outcomes(checks, subject)
+    if dtype != "float32":
+        again = [check for check in checks if check.name in IN_ITS_DTYPE]
+        yield from outcomes(again, subject.in_dtype(dtype), dtype)
 
 
 def _chosen(only: Collection[str] | None, checks: Iterable[Check]) -> list[Check]:
@@ -172,15 +178,11 @@ def check_model(
     params = jax.tree.map(lambda leaf: leaf.astype("float32"), nn.unbox(params))
     arrays = {name: np.asarray(array) for name, array in batch.items()}
     beside = model_subject(made.clone(config=c.model_copy(update={"dtype": "float32"})), params, arrays, tokenizer)
-    checks = _chosen(only, model.CHECKS)
-    yield from outcomes(checks, beside)
-    if c.dtype != "float32":
-        yield from outcomes(_named(checks, IN_ITS_DTYPE), beside.in_dtype(c.dtype), c.dtype)
-    yield from outcomes(_chosen(only, use.MODEL_CHECKS), UseSubject(beside, tokenizer, _as_texts(beside, tokenizer)))
-
-
-def _named(checks: Iterable[Check], names: Iterable[str]) -> list[Check]:
-    return [check for check in checks if check.name in set(names)]
+    used = UseSubject(beside, tokenizer, _as_texts(beside, tokenizer))
+    yield from side_by_side(
+        (_of_model(beside, c.dtype, _chosen(only, model.CHECKS)),),
+        (outcomes(_chosen(only, use.MODEL_CHECKS), used),),
+    )
 
 
 def check_config(config: RunConfig, display: Display, only: Collection[str] | None = None) -> Iterator[Outcome]:

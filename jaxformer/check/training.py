@@ -4,7 +4,7 @@ import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import islice
@@ -39,7 +39,7 @@ from jaxformer.training.step import StepMetrics
 
 CHECKS = Checks("training")
 LABELS, EACH = "labels", "input_ids"
-# Steps of Adam in which one batch must be learned, the rate, and the share of its loss that may be left.
+# Steps of Adam within which one batch must be learned, the rate, and the share of its loss that may be left.
 OVERFIT_STEPS, OVERFIT_RATE, OVERFIT_SHARE = 60, 3e-3, 0.6
 STATISTICS = 1e-3  # of gradients summed in another order, clipped and divided
 
@@ -52,11 +52,13 @@ class RunSubject:
         run: on one device.
         devices: all at hand.
         parallel: how the user's configuration splits the work over devices.
+        variants: runs that ``variant`` made, by configuration and devices.
     """
 
     run: Run
     devices: tuple[jax.Device, ...]
     parallel: ParallelConfig
+    variants: dict[tuple[str, tuple[jax.Device, ...]], Run] = field(default_factory=dict, repr=False)
 
     @cached_property
     def parts(self) -> tuple[Any, Any]:
@@ -98,10 +100,16 @@ class RunSubject:
         return self.rollouts.written(params, run.train_batches[0], records, (0,), copies)
 
     def variant(self, devices: Sequence[jax.Device] | None = None, **sections: Mapping[str, Any]) -> Run:
-        """The run with other devices, and other keys in sections of its configuration."""
+        """The run with other devices, and other keys in sections of its configuration; one that was made before is kept
+        with its compiled step.
+        """
         c = self.run.config
         changed = {name: getattr(c, name).model_copy(update=dict(keys)) for name, keys in sections.items()}
-        return with_config(self.run, c.model_copy(update=changed), tuple(devices or self.devices[:1]))
+        config, on = c.model_copy(update=changed), tuple(devices or self.devices[:1])
+        key = (config.model_dump_json(), on)
+        if key not in self.variants:
+            self.variants[key] = with_config(self.run, config, on)
+        return self.variants[key]
 
     def step(self, run: Run, batch: Mapping[str, np.ndarray]) -> tuple[TrainState, StepMetrics]:
         """The state and the metrics after a step, on the host."""
@@ -461,7 +469,7 @@ def schedule(subject: RunSubject) -> Measured:
     steps = c.training.steps
     at = np.unique(np.linspace(0, steps - 1, 400).astype(int))
     at = np.unique(np.concatenate([at, [0, min(c.schedule.warmup_steps, steps - 1), steps - 1]]))
-    got = np.array([float(subject.run.schedule(int(n))) for n in at])
+    got = np.asarray(jax.jit(jax.vmap(subject.run.schedule))(at), np.float64)
     expected = np.array([_rate(c, int(n)) for n in at])
     worst = int(np.argmax(np.abs(got - expected)))
     peak = int(np.argmax(got))
@@ -501,7 +509,7 @@ def _rate(c: Any, n: int) -> float:
     bug="nanochat #582: a lost mask trained other tokens",
 )
 def overfitted(subject: RunSubject) -> Measured:
-    """The loss of one batch after 60 steps of Adam on it, as a share of the first."""
+    """The loss of one batch after steps of Adam on it, as a share of the first; 60 steps unless fewer do."""
     _trained_labels(subject)
     adam = {"type": "adamw", "learning_rate": OVERFIT_RATE, "weight_decay": 0.0, "clip_norm": 1.0}
     still = {"dropout": 0.0, "attention_dropout": 0.0}
@@ -513,8 +521,10 @@ def overfitted(subject: RunSubject) -> Measured:
     for _ in range(OVERFIT_STEPS):
         state, metrics, _ = program(state, batch, 0, frozen)
         losses.append(means(metrics)["loss"])
-    share = float(np.mean(losses[-3:]) / losses[0])
-    said = f"loss {losses[0]:.3f} -> {losses[-1]:.3f} in {OVERFIT_STEPS} steps on one batch"
+        share = float(np.mean(losses[-3:]) / losses[0])
+        if share <= OVERFIT_SHARE:
+            break
+    said = f"loss {losses[0]:.3f} -> {losses[-1]:.3f} in {len(losses)} steps on one batch"
     return Measured(said, share, OVERFIT_SHARE, f"{share:.0%} of the loss is left")
 
 

@@ -1,6 +1,7 @@
 """The run of checks: what passes, fails, does not apply, or raises."""
 
 import io
+import threading
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from rich.console import Console
 
 from jaxformer.check import Checks, DoesNotApplyError, Measured, failures, outcomes, report
 from jaxformer.check.compare import difference, unequal_bits
+from jaxformer.check.outcome import side_by_side
 
 
 def checks():
@@ -59,7 +61,48 @@ def test_lines_and_json_say_the_same():
     assert "likely: a cause" in text
     assert "known: library #1" in text
     assert '"passed": false' in report.as_json(found)
-    assert report.summary(found).startswith("0 passed, 2 failed, 1 do not apply")
+    assert report.summary(found, 3.2) == "0 passed, 2 failed, 1 do not apply; 3 s"
+
+
+def test_lists_side_by_side_come_in_their_order():
+    lanes = [(iter(["a", "b"]), iter(["e"])), (iter("cd"), iter([]), iter("f"))]
+    assert "".join(side_by_side(*lanes)) == "abcdef"
+
+
+def test_the_second_lane_runs_while_the_first_waits():
+    begun = threading.Event()
+
+    def waits():
+        assert begun.wait(10)
+        yield "a"
+
+    def begins():
+        begun.set()
+        yield "b"
+
+    assert list(side_by_side((waits(),), (begins(),))) == ["a", "b"]
+
+
+def test_what_ends_a_lane_is_raised():
+    def breaks():
+        yield "a"
+        raise KeyError("lane")
+
+    with pytest.raises(KeyError, match="lane"):
+        list(side_by_side((breaks(), iter("b")), (iter("c"),)))
+
+
+def test_a_reader_that_stops_ends_the_lanes():
+    seen = []
+
+    def endless():
+        while True:
+            seen.append(len(seen))
+            yield "a"
+
+    found = side_by_side((endless(),))
+    assert next(found) == "a"
+    found.close()  # as Ctrl-C does; would not return if the lane went on
 
 
 def test_differences_are_relative_to_the_leaf_and_name_the_place():

@@ -55,7 +55,9 @@ def write_models(folder: Path) -> None:
     tokenizer = train_tokenizer(TokenizerConfig(type="bpe", vocab_size=300), corpus)
     sizes = {**SIZES, "type": "gpt2", "vocab_size": len(tokenizer), "pad_token_id": tokenizer.eos_token_id}
     config = TransformerConfig(**model_config({**sizes, "eos_token_id": tokenizer.eos_token_id}))
-    for name, model in (("base", build_model(config)), ("reward", SequenceClassifier(config, 1))):
+    # Without a padding token of its own the reward model knows padding by the mask alone.
+    scores = SequenceClassifier(config.model_copy(update={"pad_token_id": None}), 1)
+    for name, model in (("base", build_model(config)), ("reward", scores)):
         params = stirred(nn.unbox(init(model, jax.random.key(0))))
         save_pretrained(folder / name, model, params, tokenizer)
 
@@ -84,7 +86,7 @@ def configs(folder: Path) -> dict[str, dict[str, Any]]:
             "training": ema,
         },
         "masked": {
-            "model": {"type": "bert", **SIZES},
+            "model": {"type": "bert", "norm_epsilon": 1e-3, **SIZES},
             "tokenizer": {"type": "wordpiece", "vocab_size": 600},
             "data": text,
             "task": {"type": "masked_lm"},
@@ -92,7 +94,7 @@ def configs(folder: Path) -> dict[str, dict[str, Any]]:
             "schedule": {"type": "linear", "warmup_steps": 3, "final_learning_rate": 1e-4},
         },
         "encoder_decoder": {
-            "model": {"type": "t5", "head_size": 6, **SIZES},
+            "model": {"type": "t5", "head_size": 6, "relative_max_distance": 20, **SIZES},
             "tokenizer": bpe,
             "data": records,
             "task": {"type": "seq2seq", "target_length": 48},

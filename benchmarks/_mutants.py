@@ -777,6 +777,11 @@ OBJECTIVES = [
             '        old, advantages = batch["old_log_probs"], batch["advantages"]\n',
             '        log_probs = jnp.roll(log_probs, 1, axis=1)\n        old, advantages = batch["old_log_probs"], batch["advantages"]\n',
         ),
+    ),
+    *_on(
+        "ppo",
+        "policy loss by hand",
+        "tasks/policy.py",
         (
             "the value loss is not weighted",
             "policy.total + c.value_coefficient * value.total",
@@ -785,12 +790,22 @@ OBJECTIVES = [
     ),
     *_on(
         "ppo",
-        "first ratio = 1",
+        "policy loss by hand",
         "functional/policy.py",
         (
             "the advantage has the wrong sign",
             "free, held = -A * ratio, -A * jnp.clip(",
             "free, held = A * ratio, A * jnp.clip(",
+        ),
+        (
+            "the smaller of the two losses",
+            "return jnp.maximum(free, held), held > free",
+            "return jnp.minimum(free, held), held > free",
+        ),
+        (
+            "values are clipped at twice the distance",
+            "held = jnp.clip(values, old_values - clip, old_values + clip)",
+            "held = jnp.clip(values, old_values - 2 * clip, old_values + 2 * clip)",
         ),
     ),
     *_on(
@@ -935,14 +950,19 @@ USE = [
             "joined = joined.T if first.transposed or joined.ndim == 2 and joined.shape[0] == joined.shape[1] else joined",
         ),
         (
-            "biases are dropped on export",
-            "        if name.ours in flat:\n",
-            '        if name.ours in flat and not name.ours.endswith("output/bias"):\n',
-        ),
-        (
             "layers are written in reverse",
             "arrays = [np.asarray(flat[name.ours][layer]) for name in names]",
             "arrays = [np.asarray(flat[name.ours][-1 - layer]) for name in names]",
+        ),
+    ),
+    *_on(
+        "masked",
+        "written and read again|PyTorch computes the same",
+        "families/checkpoint.py",
+        (
+            "biases are dropped on export",
+            "        if name.ours in flat:\n",
+            '        if name.ours in flat and not name.ours.endswith("output/bias"):\n',
         ),
     ),
     *_on(

@@ -15,6 +15,7 @@ from jaxformer.check.training import ONE, RunSubject
 from jaxformer.tasks.policy import GroupConfig, GRPOConfig, Policy, PPOConfig
 from jaxformer.training.initial_state import start_state
 from jaxformer.training.reference_log_probs import fill_reference
+from jaxformer.training.rewards import ModelReward, Sample
 
 CHECKS = Checks("alignment")
 
@@ -208,20 +209,63 @@ def first_ratio(subject: RunSubject) -> Measured:
     sums = jax.jit(lambda p, b: task.loss(run.model, p, b, None))(params, {**batch, **columns})
     moved = abs(float(sums.metrics["moved_kl"])) / max(1.0, float(asked.sum()))
     clipped = float(sums.metrics["clipped"])
-    if isinstance(task.config, PPOConfig):
-        found += _losses_at_ratio_one(task.config, columns, asked, sums.metrics)
-    place = f"sampler and losses {max(found):.3g} apart, ratio {moved:.3g}, {clipped:.0f} ratios clipped"
+    place = f"sampler {max(found):.3g} nats apart, ratio {moved:.3g}, {clipped:.0f} ratios clipped"
     return Measured("log-probabilities: sampler, experience | loss", max(*found, moved, clipped), TOLERANCE, place)
 
 
-def _losses_at_ratio_one(c: PPOConfig, columns: Mapping[str, Any], asked: np.ndarray, metrics: Any) -> list[float]:
-    """Distances of PPO's two losses from ``-sum A`` and ``1/2 sum (V - R)^2``, which they are before any update."""
-    policy = -columns["advantages"].astype(np.float64)[asked].sum()
-    value = 0.5 * ((columns["old_values"] - columns["returns"]).astype(np.float64)[asked] ** 2).sum()
-    scale = np.abs(columns["advantages"][asked]).sum()
-    whole = policy + c.value_coefficient * value
-    pairs = ((metrics["policy_loss"], policy), (metrics["value_loss"], value), (metrics["loss"], whole))
-    return [abs(float(got) - expected) / scale for got, expected in pairs]
+@CHECKS.add(
+    "policy loss by hand",
+    cause="an advantage has the wrong sign, the ratio is clipped at another place, or a term has another weight",
+)
+def policy_loss(subject: RunSubject) -> Measured:
+    """The loss some updates after the draw, with advantages made up here, against its formula in float64."""
+    task, run = _policy(subject), subject.run
+    c, model, batch = task.config, run.model, subject.batch
+    frozen, trained = subject.parts
+    params, random = run.division.assemble(frozen, trained), np.random.default_rng(0)
+    mask = batch["labels"] != F.IGNORE
+    log_probs, values = jax.jit(lambda p, b: task.log_probs_and_values(model, p, b))(params, dict(batch))
+
+    def beside(centre: Any, spread: float) -> np.ndarray:
+        return np.where(mask, np.asarray(centre) + spread * random.standard_normal(mask.shape), 0).astype(np.float32)
+
+    advantages = 0.5 + beside(0.0, 1.0) if isinstance(c, PPOConfig) else 0.5 + random.standard_normal(len(mask))
+    columns = {"old_log_probs": beside(log_probs, 0.3), "advantages": advantages.astype(np.float32)}
+    if values is not None:
+        columns |= {"old_values": beside(values, 0.5), "returns": beside(values, 1.0)}
+    sums = jax.jit(lambda p, b: task.loss(model, p, b, None))(params, {**batch, **columns})
+    exact = {name: np.asarray(array, np.float64) for name, array in {**batch, **columns}.items()}
+    expected, weight = _policy_formula(c, np.asarray(log_probs, np.float64), values, exact, mask)
+    found = difference({"loss": sums.objective, "weight": sums.weight}, {"loss": expected, "weight": weight})
+    return Measured(f"loss {run.config.task.type} | float64, by hand", found.value, 10 * TOLERANCE, found.place)
+
+
+def _policy_formula(
+    c: Any, log_probs: np.ndarray, values: Any, columns: Mapping[str, np.ndarray], mask: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The sum of an objective's losses over tokens or responses, and their number."""
+    moved = np.where(mask, log_probs - columns["old_log_probs"], 0.0)
+    lengths, A = mask.sum(1), columns["advantages"]
+    above = getattr(c, "clip_above", None) or c.clip
+
+    def clipped(log_ratio: np.ndarray, A: np.ndarray) -> np.ndarray:
+        ratio = np.exp(log_ratio)
+        return -np.minimum(A * ratio, A * np.clip(ratio, 1 - c.clip, 1 + above))
+
+    if isinstance(c, PPOConfig):
+        V, old, R = np.asarray(values, np.float64), columns["old_values"], columns["returns"]
+        error = (V - R) ** 2
+        if c.value_clip is not None:
+            error = np.maximum(error, (np.clip(V, old - c.value_clip, old + c.value_clip) - R) ** 2)
+        each = clipped(moved, A) + c.value_coefficient * 0.5 * error
+        return each[mask].sum(), lengths.sum()
+    if isinstance(c, GRPOConfig):
+        apart = np.where(mask, columns["reference_log_probs"] - log_probs, 0.0)
+        each = np.where(mask, clipped(moved, A[:, None]) + c.kl_coefficient * (np.expm1(apart) - apart), 0.0)
+        if c.mean_over == "tokens":
+            return each.sum(), lengths.sum()
+        return (each.sum(1) / np.maximum(lengths, 1)).sum(), (lengths > 0).sum()
+    return clipped(moved.sum(1), A)[lengths > 0].sum(), (lengths > 0).sum()
 
 
 @CHECKS.add(
@@ -238,11 +282,22 @@ def reward(subject: RunSubject) -> Measured:
     alone = np.array([score([sample])[0] for sample in samples])
     turned = np.asarray(score(samples[::-1]))[::-1]
     found = [difference({"scores": got}, {"scores": alone}) for got in (written.scores, turned)]
+    if isinstance(score, ModelReward):
+        numbers = {sample.length: number for number, sample in enumerate(samples)}
+        some = [numbers[length] for length in sorted(numbers)[:: max(1, len(numbers) // 2)]]
+        bare = np.array([_bare_score(score, samples[number]) for number in some])
+        found.append(difference({"scores without padding": alone[some]}, {"scores without padding": bare}))
     ends = [sample.ended for sample in samples]
     penalty = run.task.config.missing_eos_penalty * ~np.array(ends)
     shaped = difference({"shaped": written.batch["scores"][: len(samples)]}, {"shaped": alone - penalty})
     worst = max([*found, shaped], key=lambda each: each.value)
     return Measured(f"scores of {len(samples)} responses | each alone", worst.value, TOLERANCE, worst.place)
+
+
+def _bare_score(reward: ModelReward, sample: Sample) -> float:
+    """The reward model's score of a row without padding or a mask."""
+    ids = np.array([[*sample.prompt, *sample.response]])
+    return float(jax.jit(reward.model.apply)({"params": reward.params}, ids).logits[0, 0])
 
 
 @CHECKS.add(

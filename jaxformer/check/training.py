@@ -380,14 +380,15 @@ def reached(subject: RunSubject) -> Measured:
             wrong.append(f"{name} did not move")
         if not np.isfinite(change).all():
             wrong.append(f"{name} became inf or nan")
-    frozen = [name for name, scale in scales.items() if not np.any(scale)]
-    wrong += [f"{name} is frozen and moved" for name in frozen if np.abs(moved[name]).max(initial=0.0) > 0]
+    # Of stacked layers some may be frozen: their factors are 0.
+    frozen = {name: np.asarray(scale) == 0 for name, scale in scales.items() if not np.all(scale)}
+    wrong += [f"{name} is frozen and moved" for name in frozen if np.any(moved[name] * frozen[name])]
     # Decay moves parameters without a gradient; what is frozen stays under the run's own optimizer too.
     own, _ = subject.step(subject.variant(parallel=ONE), subject.batch)
     after = flatten_dict(subject.moved(own), sep="/")
-    wrong += [f"{name} is frozen and decays" for name in frozen if np.abs(after[name]).max(initial=0.0) > 0]
+    wrong += [f"{name} is frozen and decays" for name in frozen if np.any(after[name] * frozen[name])]
     kind = "LoRA" if c.lora is not None else c.task.type
-    compared = f"{len(moved)} parameters of {kind}: moved | to be trained ({len(frozen)} frozen)"
+    compared = f"{len(moved)} parameters of {kind}: moved | to be trained ({len(frozen)} frozen, some in part)"
     return Measured(compared, len(wrong), 0, "; ".join(wrong[:4]))
 
 

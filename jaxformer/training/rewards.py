@@ -62,7 +62,7 @@ class ModelReward:
     def __init__(self, source: str, model: SequenceClassifier, params: Any, batch_size: int) -> None:
         self._source, self._batch_size, self._vocabulary = source, batch_size, model.config.vocabulary
         self.longest: int | None = model.config.max_length
-        self._params = jax.tree.map(jax.device_put, params)
+        self.model, self.params = model, jax.tree.map(jax.device_put, params)
         self._scores = jax.jit(
             lambda params, ids, mask: model.apply({"params": params}, ids, attention_mask=mask).logits[:, 0]
         )
@@ -81,7 +81,7 @@ class ModelReward:
         order = sorted(range(len(samples)), key=lambda number: samples[number].length)
         for start in range(0, len(order), self._batch_size):
             numbers = order[start : start + self._batch_size]
-            found = self._scores(self._params, *self._batch([samples[number] for number in numbers]))
+            found = self._scores(self.params, *self._batch([samples[number] for number in numbers]))
             scores[numbers] = np.asarray(found)[: len(numbers)]
         return checked(scores, samples, f"the reward model {self._source}")
 

@@ -106,7 +106,7 @@ def stand_in(keys: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:
         encoder = model["pretrained"].startswith(("runs/korean", "sentence-transformers"))
         model["pretrained"] = str(folder / ("encoder" if encoder else "chat"))
     if "teacher" in task:
-        task["teacher"] = str(folder / "base")
+        task["teacher"] = str(folder / "chat")
     if task.get("type") in ("ppo", "grpo") and "reward" in str(task.get("reward")):
         task["reward"] = str(folder / "chat_reward")
     if str(task.get("reward", "")).startswith("examples/"):

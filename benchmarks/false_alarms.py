@@ -81,10 +81,11 @@ def stand_in(keys: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:
     data, task, model = dict(keys.get("data") or {}), dict(keys.get("task") or {}), dict(keys["model"])
     (folder / "data").mkdir(exist_ok=True)
     for key in ("path", "validation_path"):
-        if isinstance(data.get(key), str) and not data[key].startswith("runs/sums"):
+        if data.get(key) is not None and not str(data[key]).startswith("runs/sums"):
             path = folder / "data" / f"{name}-{key}.jsonl.gz"
-            rows = [row(draw, number) for number in range(80)]
-            if labels := task.get("labels"):
+            # Texts fill rows of a thousand tokens, records are rows themselves.
+            rows = [row(draw, number) for number in range(4000 if data.get("source") == "text" else 80)]
+            if labels := task.get("labels") or list(task.get("class_weights") or ()):
                 rows = [
                     {**each, task.get("label_column", "label"): labels[n % len(labels)]} for n, each in enumerate(rows)
                 ]
@@ -168,7 +169,9 @@ def of_family(name: str) -> tuple[int, str]:
     config = TransformerConfig(**model_config({**SIZES, "type": name, **more.get(name, {})}))
     kinds = {"decoder": "causal_lm", "encoder_decoder": "seq2seq_lm", "encoder": "masked_lm"}
     kind = kinds[config.architecture]
-    model = build(config, kind if kind in FAMILIES[name].hub.heads else "pre_training")
+    if config.architecture == "encoder" and kind not in FAMILIES[name].hub.heads:
+        kind = "pre_training"
+    model = build(config, kind)
     params = stirred(nn.unbox(jax.jit(lambda key: init(model, key))(jax.random.key(0))))
     found = check.run(model, params, {"input_ids": np.random.default_rng(0).integers(2, 60, (4, 40))})
     failed = [f"{o.name}: {o.place}" for o in check.failures(found)]

@@ -77,7 +77,7 @@ def still_reference(subject: RunSubject) -> Measured:
             raise DoesNotApplyError("the frozen base is the reference of LoRA's factors")
         written = subject.written(params).batch
         expected = np.asarray(rollouts.log_probs(first, dict(written)))
-        found = difference({"nats": written["reference_log_probs"]}, {"nats": expected})
+        found = difference({"nats": written["reference_log_probs"]}, {"nats": expected}, least=1.0)
         return Measured("reference after a step | the initial model", found.value, TOLERANCE, found.place)
     _pairs(subject)
     batch = with_reference(subject)
@@ -185,7 +185,7 @@ def first_kl(subject: RunSubject) -> Measured:
     state, frozen = start_state(run)
     written = subject.written(run.merged(state.params, frozen)).batch
     columns, stats = _experience(subject, run.division.assemble(frozen, state.params), written)
-    found = difference({"nats": columns["old_log_probs"]}, {"nats": written["reference_log_probs"]})
+    found = difference({"nats": columns["old_log_probs"]}, {"nats": written["reference_log_probs"]}, least=1.0)
     value = max(found.value, abs(float(stats["kl"])))
     return Measured(f"initial policy (KL {float(stats['kl']):.2g}) | reference", value, TOLERANCE, found.place)
 

@@ -17,7 +17,7 @@ class Difference(NamedTuple):
 NOTHING = 1e-3
 
 
-def difference(got: Any, expected: Any) -> Difference:
+def difference(got: Any, expected: Any, *, least: float = 0.0) -> Difference:
     """Returns the largest ``max|a - b| / max|b|`` over the leaves of two trees, and the place of it.
 
     The largest magnitude is that of the leaf, but at least a thousandth of that of the whole tree: a gradient that is
@@ -26,6 +26,7 @@ def difference(got: Any, expected: Any) -> Difference:
     Args:
         got: a tree of arrays.
         expected: a tree of the same structure and shapes.
+        least: the smallest magnitude to divide by; 1 for nats, of which small ones are differences of large ones.
     """
     largest = Difference(0.0, "")
     floor = NOTHING * max((_magnitude(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(expected)), default=0.0)
@@ -40,7 +41,7 @@ def difference(got: Any, expected: Any) -> Difference:
         with np.errstate(invalid="ignore"):
             apart = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
         apart = np.where(np.isnan(apart), np.inf, apart)
-        scale = max(floor, _magnitude(b)) or 1.0
+        scale = max(floor, least, _magnitude(b)) or 1.0
         value = float(apart.max()) / scale
         if value > largest.value:
             place = [int(i) for i in np.unravel_index(int(np.argmax(apart)), a.shape)]

@@ -189,7 +189,9 @@ def first_loss(subject: RunSubject) -> Measured:
     params = nn.unbox(jax.jit(lambda key: init(run.model, key))(jax.random.key(run.config.seed)))
     batch = run.train_batches[0]
     sums = jax.jit(lambda params, batch: run.task.loss(run.model, params, batch, None))(params, batch)
-    loss = float(sums.metrics["loss"]) / (float(sums.weight) or 1.0)
+    # Of two objectives that of the tokens: how much the other adds depends on the length of the texts.
+    total = sums.metrics.get("masked_lm_loss", sums.metrics["loss"])
+    loss = float(total) / (float(sums.weight) or 1.0)
     expected = math.log(classes)
     # Logits of new weights spread by some tenths: with a standard deviation s guessing costs s^2 / 2 more.
     return Measured(

@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from jaxformer import functional as F
+from jaxformer.functional.exact.attention import exact_attention
 from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
 
@@ -46,6 +47,23 @@ def _depends_on_rows(inputs: int, outputs: int) -> bool:
     return any(whole[a:b].tobytes() != np.asarray(product(x[a:b])).tobytes() for a, b in parts)
 
 
+@functools.cache
+def _depends_on_queries(width: int) -> bool:
+    """True if the output of a query differs with the other queries and with the room in a cache."""
+    draw, T, room = np.random.default_rng(1).standard_normal(8191, np.float32), 150, 90
+    query, key, value = (jnp.asarray(np.resize(np.roll(draw, n), (1, T, 1, width))) for n in range(3))
+    attend = jax.jit(exact_attention)
+    key, value = (x.swapaxes(1, 2) for x in (key, value))
+    whole = np.asarray(attend(query, key, value, mask=F.Mask(causal=True)))
+    key, value = (jnp.pad(x, ((0, 0), (0, 0), (0, room), (0, 0))) for x in (key, value))
+    for at in (0, 63, T - 1):
+        seen = F.Mask(causal=True, query_offset=jnp.full((1, 1, 1), at), key_valid=jnp.arange(T + room)[None] <= at)
+        alone = np.asarray(attend(query[:, at : at + 1], key, value, mask=seen))
+        if alone.tobytes() != whole[:, at : at + 1].tobytes():
+            return True
+    return False
+
+
 def check_exact(config: TransformerConfig, platform: str | None = None) -> None:
     """Refuses exact numerics where they would not be; does nothing with fast ones.
 
@@ -54,7 +72,7 @@ def check_exact(config: TransformerConfig, platform: str | None = None) -> None:
         platform: what programs are compiled for; default: JAX's.
 
     Raises:
-        UserError: not a CPU, or one on which a row of a product depends on the other rows.
+        UserError: not a CPU, or one on which a row of a product, or a query of attention, depends on the others.
     """
     if not config.exact:
         return
@@ -69,3 +87,8 @@ def check_exact(config: TransformerConfig, platform: str | None = None) -> None:
                 f"numerics is exact, but on this machine the rows of a product of {inputs} x {outputs} depend on their "
                 "number; set numerics to fast, or use another kind of CPU"
             )
+    if _depends_on_queries(config.head_width):
+        raise UserError(
+            f"numerics is exact, but on this machine attention with heads of width {config.head_width} depends on the "
+            "number of queries; set numerics to fast, or use another kind of CPU"
+        )

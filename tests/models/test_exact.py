@@ -159,6 +159,10 @@ def test_refuses_a_machine_that_breaks_the_promise(monkeypatch):
     machine.check_exact(tiny.config_of("gpt2"), "gpu")
     with pytest.raises(UserError, match="numerics is exact on a gpu, expected a cpu"):
         machine.check_exact(config, "gpu")
-    monkeypatch.setattr(machine, "_depends_on_rows", lambda inputs, outputs: True)
-    with pytest.raises(UserError, match="depend on their number"):
+    with monkeypatch.context() as patch:
+        patch.setattr(machine, "_depends_on_rows", lambda inputs, outputs: True)
+        with pytest.raises(UserError, match="depend on their number"):
+            machine.check_exact(config)
+    monkeypatch.setattr(machine, "_depends_on_queries", lambda width: True)
+    with pytest.raises(UserError, match="heads of width 6 depends on the number of queries"):
         machine.check_exact(config)

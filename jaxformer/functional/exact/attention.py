@@ -22,9 +22,10 @@ from jaxformer.functional.mask import MASKED, Mask
 from jaxformer.functional.positions import Rotary
 from jaxformer.functional.random import dropout
 
-# Queries are filled up to a multiple of 8 and the width of a head to one of 16: products of one query, or to a narrower
-# value, have another order of sums. So has a sum along a row, which therefore is a product with ones.
-_QUERIES, _WIDTH = 8, 16
+# Queries are filled up to a multiple of 8, the width of queries and keys to one of 16, and that of values to one of 64:
+# products of one query, and under AVX-512 those of fewer than 56 with more than 16 columns that are no multiple of 64,
+# have another order of sums. So has a sum along a row, which therefore is a product with ones.
+_QUERIES, _WIDTH, _COLUMNS = 8, 16, 64
 
 
 def _filled(x: Array, axis: int, unit: int) -> Array:
@@ -42,7 +43,7 @@ def _attend(args: Any, facts: Any, *, scale: float, causal: bool, dropout_rate: 
     seen = mask.array(T, S)
     seen = jnp.ones((1, T, S), bool) if seen is None else seen
     query = _filled(_filled(query * scale, 3, _QUERIES), 4, _WIDTH)
-    key, value = (_filled(_filled(x, 2, TILE), 3, _WIDTH) for x in (key, value))
+    key, value = (_filled(_filled(x, 2, TILE), 3, unit) for x, unit in ((key, _WIDTH), (value, _COLUMNS)))
     seen = _filled(_filled(seen, 1, _QUERIES), 2, TILE)[:, None, None]
     rows, keys = query.shape[3], key.shape[2]
     if bias is not None:

@@ -84,7 +84,8 @@ def stand_in(keys: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:
         if data.get(key) is not None and not str(data[key]).startswith("runs/sums"):
             path = folder / "data" / f"{name}-{key}.jsonl.gz"
             # Texts fill rows of a thousand tokens, records are rows themselves.
-            rows = [row(draw, number) for number in range(4000 if data.get("source") == "text" else 80)]
+            many = data.get("source") == "text" or data.get("validation_fraction", 1) < 0.05
+            rows = [row(draw, number) for number in range(4000 if many else 80)]
             if labels := task.get("labels") or list(task.get("class_weights") or ()):
                 rows = [
                     {**each, task.get("label_column", "label"): labels[n % len(labels)]} for n, each in enumerate(rows)

@@ -141,7 +141,9 @@ def said_of(config: Path) -> tuple[int, list[str]]:
         return 2, [found.stderr.strip().splitlines()[-1]]
     checks = json.loads(found.stdout)["checks"]
     failed = [c for c in checks if c["passed"] is False]
-    return found.returncode, [f"{c['name']}: {c['compared']}: {c['difference']:.3g}; {c['place']}" for c in failed]
+    return found.returncode, [
+        f"{c['name']}: {c['compared']}: {float(c['difference']):.3g}; {c['place']}" for c in failed
+    ]
 
 
 def main() -> int:

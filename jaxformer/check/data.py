@@ -448,9 +448,9 @@ def _normal(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-@CHECKS.add("labels", cause="labels that no record of training has: a spelling, an order, or a split by class")
+@CHECKS.add("labels", cause="a spelling of its own in one split, another order of labels, or a split by class")
 def _labels(run: Run) -> Measured:
-    """The number of classes without a training example, and how examples are spread over the classes."""
+    """Classes without a training example, labels that are no class, and how examples are spread over the classes."""
     c = config_of(run)
     read: Callable[[Record], Any] | None = getattr(c, "labels_of", None) or getattr(c, "tags_of", None)
     names: Sequence[str] = run.task.labels
@@ -463,14 +463,20 @@ def _labels(run: Run) -> Measured:
     train = Counter(chain(*_usable(read, run.splits.train[::nth])))
     validation = Counter(chain(*_usable(read, (run.splits.validation or ())[:MOST_LABELS])))
     missing = [name for name in names if not train[name]] if nth == 1 else []
+    # Training ends with an error at the first evaluation, or at its first row with such a label.
+    unknown = [name for name in [*train, *validation] if names and name not in names]
     total, (most, many) = sum(train.values()), train.most_common(1)[0]
     counted = ", ".join(f"{name} {number / total:.1%}" for name, number in train.most_common(8))
     notes = [_line(f"classes: {counted}")]
     if many > 0.95 * total and not run.config.task.labels_tokens:  # most words have the tag of no entity
         notes.append(f"warning: {many / total:.1%} are {most}: a model that always says so is as often right")
-    place = ", ".join(f"{name!r} ({validation[name]:,} times in validation)" for name in missing[:3])
+    splits = {name: "training" if train[name] else "validation" for name in unknown}
+    places = [
+        f"label {n!r} of {train[n] or validation[n]:,} {split} records is no class" for n, split in splits.items()
+    ]
+    places += [f"{name!r} ({validation[name]:,} times in validation)" for name in missing]
     compared = f"number of the {len(names or train)} classes without an example among {total:,} labels of training"
-    return Measured(compared, len(missing), 0, place, tuple(notes))
+    return Measured(compared, len(missing) + len(unknown), 0, ", ".join(places[:3]), tuple(notes))
 
 
 def _usable(read: Callable[[Record], Any], records: Sequence[Record]) -> Iterator[Any]:

@@ -390,6 +390,12 @@ def test_a_class_without_examples(tmp_path, monkeypatch):
     assert outcome.passed is False and outcome.place == "'z' (2 times in validation)"
 
 
+def test_a_class_spelt_in_another_way_in_validation(tmp_path):
+    new = [{"text": f"unseen {n}", "label": "Y" if n else "y"} for n in range(3)]
+    outcome = found(run_of(tmp_path, "classes", validation=new))["labels"]
+    assert outcome.passed is False and outcome.place == "label 'Y' of 2 validation records is no class"
+
+
 def test_one_class_alone_is_said(tmp_path):
     rows = [{**row, "label": "n" if n else "y"} for n, row in enumerate(LABELLED)]
     outcome = found(run_of(tmp_path, "classes", rows=rows))["labels"]

@@ -24,7 +24,7 @@ from jaxformer.parallel.mesh import ParallelConfig
 from jaxformer.tokenizers import PreTrainedTokenizer, decode
 from jaxformer.training.config import RunConfig
 from jaxformer.training.console import Display
-from jaxformer.training.run import Run, prepare
+from jaxformer.training.run import Run, check_spread, prepare
 
 LENGTHS = (23, 14, 9)  # of the texts with which models are checked
 ROOM = model.PADDING + 2  # places that the checks need beside a text
@@ -187,7 +187,10 @@ def check_model(
 
 def check_config(config: RunConfig, display: Display, only: Collection[str] | None = None) -> Iterator[Outcome]:
     """Checks a configuration with its data: ``check_run`` of what it says, opened here."""
+    p, devices = config.parallel, jax.devices()
+    if 1 < (axes := p.fsdp * p.sequence * p.tensor * max(p.data, 1)) <= len(devices):
+        check_spread(config, tuple(devices[:axes]))  # as at the start of training
     single = config.model_copy(update={"parallel": ParallelConfig()})
-    run = prepare(single, display, tuple(jax.devices()[:1]))
-    run = with_config(run, run.config.model_copy(update={"parallel": config.parallel}), tuple(jax.devices()))
+    run = prepare(single, display, tuple(devices[:1]))
+    run = with_config(run, run.config.model_copy(update={"parallel": config.parallel}), tuple(devices))
     yield from check_run(run, only, display.say)

@@ -257,10 +257,13 @@ def update_by_hand(subject: RunSubject) -> Measured:
     plain = subject.variant(**subject.sgd, training={"accumulate": 1}, model=still, parallel=ONE)
 
     def objective(trained: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-        sums = plain.task.loss(plain.model, run.division.assemble(frozen, trained), batch, None)
+        sums = plain.task.loss(plain.model, run.division.assemble(frozen, trained), batch, key)
         return sums.objective, sums.weight
 
-    gradient, weight = jax.jit(jax.grad(objective, has_aux=True))(trained, dict(subject.batch))
+    # Some objectives draw beside dropout: what the step draws, row by row.
+    key = F.purpose_key(run.config.seed, "dropout", 0)
+    batch = {**subject.batch, "example_ids": np.arange(len(next(iter(subject.batch.values()))))}
+    gradient, weight = jax.jit(jax.grad(objective, has_aux=True))(trained, batch)
     scales = _scales(run, trained)
     flat = flatten_dict(gradient, sep="/")
     rate = float(plain.schedule(0))

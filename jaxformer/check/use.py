@@ -27,6 +27,7 @@ from jaxformer.hub.kinds import KINDS, kind_of
 from jaxformer.hub.save import save_pretrained
 from jaxformer.hub.tokenizer import AutoTokenizer
 from jaxformer.models import Decoder, EncoderDecoder
+from jaxformer.models.masked_lm import Discriminator
 from jaxformer.models.value_head import without_value
 from jaxformer.pipelines import pipeline
 from jaxformer.schema import UserError
@@ -44,8 +45,17 @@ PIPELINES = {
 }
 
 
-def _exported(subject: ModelSubject, tokenizer: Any, folder: Path, keys: Mapping[str, Any] | None = None) -> Path:
+def _as_exported(subject: ModelSubject) -> tuple[Any, Any]:
+    """The model and the parameters that an export keeps: no value head, and no generator beside a discriminator."""
     model, params = without_value(subject.model, subject.params)
+    if isinstance(model, Discriminator):
+        model = model.clone(generator_config=None)
+        params = {name: tree for name, tree in params.items() if not name.startswith("generator")}
+    return model, params
+
+
+def _exported(subject: ModelSubject, tokenizer: Any, folder: Path, keys: Mapping[str, Any] | None = None) -> Path:
+    model, params = _as_exported(subject)
     kind = kind_of(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -93,7 +103,7 @@ class UseSubject:
 def round_trip(subject: UseSubject) -> Measured:
     """Outputs, parameters, class names and token ids of a model, against those of its export opened again."""
     here, tokenizer = subject.model_subject, subject.tokenizer
-    model, params = without_value(here.model, here.params)
+    model, params = _as_exported(here)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _exported(here, tokenizer, Path(folder))
@@ -141,7 +151,7 @@ def pytorch(subject: UseSubject) -> Measured:
         raise DoesNotApplyError("torch is not installed")
     torch, transformers = (importlib.import_module(name) for name in ("torch", "transformers"))
     here = subject.model_subject
-    model, params = without_value(here.model, here.params)
+    model, params = _as_exported(here)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _exported(here, None, Path(folder))

@@ -10,6 +10,7 @@ random model; all else is the configuration's own.
 import argparse
 import gzip
 import json
+import os
 import random
 import subprocess
 import sys
@@ -29,7 +30,9 @@ from jaxformer.check.model import stirred
 from jaxformer.families import FAMILIES, build_model, model_config
 from jaxformer.hub.kinds import build, init
 from jaxformer.models.config import TransformerConfig
+from jaxformer.parallel.compiler_flags import FAST_COMPILATION
 
+os.environ["XLA_FLAGS"] = FAST_COMPILATION  # read when the first array is made
 ROOT = Path(__file__).parents[1]
 SIZES = {
     "vocab_size": 61,

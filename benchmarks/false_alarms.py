@@ -169,8 +169,15 @@ def of_configuration(path: Path, folder: Path) -> tuple[int, str]:
 
 def of_family(name: str) -> tuple[int, str]:
     """The same for a tiny model of a family, as a model to be used."""
-    more: dict[str, dict[str, Any]] = {"gpt_neox": {"rotary_fraction": 0.5}, "albert": {"embedding_size": 12}}
-    config = TransformerConfig(**model_config({**SIZES, "type": name, **more.get(name, {})}))
+    more: dict[str, dict[str, Any]] = {
+        "gpt_neox": {"rotary_fraction": 0.5},
+        "albert": {"embedding_size": 12},
+        "modernbert": {"pad_token_id": 0},  # its own is beyond the small vocabulary
+    }
+    keys = model_config({**SIZES, "type": name, **more.get(name, {})})
+    if keys["architecture"] == "encoder_decoder":
+        keys |= {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+    config = TransformerConfig(**keys)
     kinds = {"decoder": "causal_lm", "encoder_decoder": "seq2seq_lm", "encoder": "masked_lm"}
     kind = kinds[config.architecture]
     if config.architecture == "encoder" and kind not in FAMILIES[name].hub.heads:

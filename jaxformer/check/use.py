@@ -215,7 +215,9 @@ def _logits(here: ModelSubject, text: np.ndarray, tokens: np.ndarray) -> np.ndar
     """Logits ``[M, V]`` of each of ``tokens [M]`` after a text, or as a target, by one full pass."""
     c = here.config
     if here.two_sided:
-        start = int(text[-1]) if c.decoder_start == "last" else c.decoder_start_token_id or 0
+        start = c.decoder_start_token_id
+        if start is None:  # mBART's targets then begin with the source's last token, its language
+            start = int(text[-1]) if c.decoder_start == "last" else 0
         return here.outputs(input_ids=text[None], decoder_input_ids=np.array([[start, *tokens[:-1]]]))["logits"][0]
     return here.outputs(input_ids=np.concatenate([text, tokens[:-1]])[None])["logits"][0, len(text) - 1 :]
 

@@ -47,11 +47,19 @@ def run(options: argparse.Namespace) -> int:
         if name not in (known := [*GROUPS, *check_names()]):
             raise UserError(f"--only has {name!r}, expected a group or a check{nearest(name, known)}")
     checks = _config(options, only, display) if options.model is None else _model(options, only)
-    found, start = [], time.perf_counter()
-    for outcome in checks:
-        found.append(outcome)
-        if not options.json:
-            report.show(outcome, display.console)
+    found, start, collecting = [], time.perf_counter(), gc.isenabled()
+    if options.model is None:
+        # Tracing makes millions of small objects that are kept; to look through them again and again for circles takes
+        # a fifth of the time, and the models are small.
+        gc.disable()
+    try:
+        for outcome in checks:
+            found.append(outcome)
+            if not options.json:
+                report.show(outcome, display.console)
+    finally:
+        if collecting:  # a program that calls this one goes on
+            gc.enable()
     if options.json:
         print(report.as_json(found))
     else:
@@ -75,9 +83,6 @@ def _config(options: argparse.Namespace, only: list[str] | None, display: Any) -
 
     config = load_config(options.config, options.overrides)
     _compile_fast(config.model.numerics)
-    # Tracing makes millions of small objects that are kept; to look through them again and again for circles takes a
-    # fifth of the time, and the models are small.
-    gc.disable()
     p = config.parallel
     axes = p.fsdp * p.sequence * p.tensor * max(p.data, 1)
     with suppress(RuntimeError):  # of a program that calls this one and has its devices already

@@ -1,5 +1,6 @@
 """``jaxformer check`` on the command line."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -35,6 +36,11 @@ def test_lines_for_people(config, capsys):
     said = capsys.readouterr().out
     assert "ok     training  schedule: learning rates of 6 steps | the formula of cosine: " in said
     assert "2 passed, 0 failed, 0 do not apply" in said
+
+
+def test_the_program_that_calls_it_collects_garbage_as_before(config):
+    assert run("--config", config, "--only", "schedule") == 0
+    assert gc.isenabled()
 
 
 def test_json_is_all_there_is_on_standard_output(config, capsys):

@@ -289,9 +289,7 @@ def frame(subject: UseSubject) -> Measured:
         _exported(here.switched(generation=settings), run.tokenizer, Path(folder), task.export_keys)
         asked = pipeline(name, folder)
     wrong = []
-    given = (
-        {"is_split_into_words": not getattr(run.config.task, "joined", False)} if kind == "token_classification" else {}
-    )
+    given = {"is_split_into_words": isinstance(pairs[0][0], list)} if kind == "token_classification" else {}
     for number, (item, expected) in enumerate(pairs):
         if len(expected) != 1 or len(expected[0]) >= run.config.sequence_length:
             continue  # a text that is too long is cut in training, and read in windows or refused by a pipeline

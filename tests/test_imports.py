@@ -32,12 +32,14 @@ MAY_USE = {
     "tasks": MODEL | DATA | {"families", "generation"},
     "generation": MODEL | {"families", "tokenizers"},
     "lora": MODEL | DATA | {"families", "hub", "tasks", "generation", "parallel"},
-    "training": TRAINING,
+    "report": {"schema"},
+    "training": TRAINING | {"report"},
     "cost": TRAINING | {"cost", "libtpu"},
     "pipelines": TRAINING,
     "check": TRAINING | {"pipelines"},
     "demo": TRAINING | {"pipelines"},
-    "commands": TRAINING | {"cost", "pipelines", "check", "demo"},
+    "runs": TRAINING | {"report"},
+    "commands": TRAINING | {"runs", "cost", "pipelines", "check", "demo"},
     "cli": {"schema", "commands"},
 }
 

@@ -154,6 +154,7 @@ def _train(run: Any, display: Any) -> int:
     from jaxformer.training.compilation import write_hlo
     from jaxformer.training.evaluation import in_words
     from jaxformer.training.loop import train
+    from jaxformer.training.run_page import PAGE
 
     c = run.config
     display.facts(
@@ -179,4 +180,6 @@ def _train(run: Any, display: Any) -> int:
     elif result.loss is not None:
         display.say(f"validation loss {result.loss:.4f} (perplexity {math.exp(min(result.loss, 50)):.2f})")
     display.say(f"everything is in {result.folder}")
+    if c.logging.report:
+        display.say(f"report: {result.folder / PAGE}")
     return 0

@@ -24,9 +24,9 @@ class TextStream:
     incomplete character wait for the others.
     """
 
-    def __init__(self, tokenizer: Any, before: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: Any, before: Sequence[int] = (), skip_special_tokens: bool = True) -> None:
         """Takes the tokenizer and the tokens before the text."""
-        self.tokenizer = tokenizer
+        self.tokenizer, self.skip_special_tokens = tokenizer, skip_special_tokens
         self.ids = [int(i) for i in before[-_OVERLAP:]]
         self.text = ""
         self._from, self._shown = 0, len(self.ids)
@@ -34,8 +34,8 @@ class TextStream:
     def put(self, ids: Sequence[int], *, end: bool = False) -> str:
         """The text that these tokens complete; all that is left if no token follows."""
         self.ids += [int(i) for i in ids]
-        before = decode(self.tokenizer, self.ids[self._from : self._shown])
-        now = decode(self.tokenizer, self.ids[self._from :])
+        before = self._decode(self.ids[self._from : self._shown])
+        now = self._decode(self.ids[self._from :])
         if not end and (now.endswith(_BROKEN) or not now.startswith(before)):
             return ""
         piece = now[len(before) :]
@@ -43,6 +43,9 @@ class TextStream:
         self._from = max(self._from, self._shown - _OVERLAP)
         self.text += piece
         return piece
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return decode(self.tokenizer, ids, self.skip_special_tokens)
 
 
 def find_stop(text: str, stop_strings: Sequence[str]) -> int | None:

@@ -121,6 +121,8 @@ class Report:
         labels: class names, where there are classes.
         confusion: example counts ``[true class, predicted class]``, or None.
         notes: how a metric was computed, for instance the signature of sacrebleu.
+        reliability: ``confidence``, ``accuracy`` and ``count`` of bins of confidence, where there are probabilities.
+        entities: for each kind of entity the numbers of correct ones and of each kind of error.
     """
 
     metrics: dict[str, float]
@@ -128,6 +130,8 @@ class Report:
     labels: Sequence[str] = ()
     confusion: np.ndarray | None = None
     notes: dict[str, str] = field(default_factory=dict)
+    reliability: dict[str, list[Any]] | None = None
+    entities: dict[str, dict[str, int]] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,6 +220,19 @@ class Task:
     def loss(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> LossSums:
         """Sums over one batch; ``dropout_key`` None is evaluation. ``batch["example_ids"]`` numbers the examples."""
         return token_loss(model, params, batch, dropout_key, chunk_tokens=self.config.chunk_tokens)
+
+    def label_losses(self, model: nn.Module, params: Any, batch: Batch) -> jax.Array | None:
+        """Cross-entropy of each of the ``labels [B, M]``, nats, 0 at -100; None if the labels are not tokens.
+
+        Jitted by the caller.
+        """
+        labels = batch.get("labels")
+        if labels is None or labels.ndim != 2 or not hasattr(model, "hidden_and_head"):
+            return None
+        inputs = {name: array for name, array in batch.items() if name not in ("labels", "pair_labels")}
+        hidden, head = apply(model, params, inputs, None, "hidden_and_head")
+        size = global_chunk(self.config.chunk_tokens)
+        return -F.chunked_token_log_probs(hidden, head, labels, chunk_tokens=size, of_logits=log_probs_of(model))
 
     def shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct] | None:
         """Arrays of a training batch that the model itself generates, else None."""

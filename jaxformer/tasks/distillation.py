@@ -134,6 +134,10 @@ class Distillation(Task):
         """That of the inner objective."""
         return self.of.report(data, outputs)
 
+    def label_losses(self, model: nn.Module, params: WithTeacher, batch: Batch) -> jax.Array | None:
+        """The student's, as the inner objective's."""
+        return self.of.label_losses(model, params.student, batch)
+
     def loss(self, model: nn.Module, params: WithTeacher, batch: Batch, dropout_key: jax.Array | None) -> LossSums:
         """Sums over the tokens, nats; ``agreement`` counts the tokens whose most probable prediction is the same."""
         assert self.teacher is not None, "training has opened the teacher"

@@ -8,6 +8,7 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 from importlib import import_module
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,55 @@ def tagging(tags: Tags, predicted: Tags, labels: Sequence[str] = ()) -> tuple[di
         notes += [f"entities of {scheme.name}, strictly"] if scheme.strict else []
         notes += [f"of no entity: {', '.join(scheme.others)}"] if scheme.others else []
     return found, {"entities": "; ".join(notes)} if notes else {}
+
+
+def entity_errors(tags: Tags, predicted: Tags, labels: Sequence[str] = ()) -> dict[str, dict[str, int]] | None:
+    """Counts of entities by kind and by what became of them; None where the tags delimit no entities.
+
+    Entities are those of ``tagging``. A true one is ``correct``, else of a ``wrong kind`` (both ends right), with
+    ``wrong ends`` (one of the same kind overlaps it), or ``missed``. One that overlaps no true entity is ``invented``.
+    """
+    scheme = scheme_of({*labels, *chain.from_iterable(tags), *chain.from_iterable(predicted)})
+    if not scheme.name:
+        return None
+    get = need("seqeval.metrics.sequence_labeling").get_entities
+    found: dict[str, dict[str, int]] = {}
+
+    def count(kind: str, error: str) -> None:
+        of_kind = found.setdefault(kind, {})
+        of_kind[error] = of_kind.get(error, 0) + 1
+
+    for pair in zip(tags, predicted, strict=True):
+        right, ours = ([*get([scheme.canonical(tag) for tag in one])] for one in pair)
+        for kind, first, last in right:
+            over = [(k, a, b) for k, a, b in ours if a <= last and b >= first]
+            if (kind, first, last) in over:
+                count(kind, "correct")
+            elif any((a, b) == (first, last) for _, a, b in over):
+                count(kind, "wrong kind")
+            else:
+                count(kind, "wrong ends" if any(k == kind for k, _, _ in over) else "missed")
+        for kind, first, last in ours:
+            if not any(a <= last and b >= first for _, a, b in right):
+                count(kind, "invented")
+    return found
+
+
+def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = 10) -> dict[str, list[Any]]:
+    """Mean confidence, accuracy and number of the examples of each bin of confidence that has some.
+
+    Bins have equal widths: Guo et al. 2017, "On Calibration of Modern Neural Networks", section 2.
+
+    >>> reliability(np.array([0.62, 0.68, 0.95]), np.array([True, False, True]))["accuracy"]
+    [0.5, 1.0]
+    """
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    used = [place == number for number in range(bins) if (place == number).any()]
+    return {
+        "confidence": [float(confidence[rows].mean()) for rows in used],
+        "accuracy": [float(correct[rows].mean()) for rows in used],
+        "count": [int(rows.sum()) for rows in used],
+    }
 
 
 def normalize_answer(text: str) -> str:

@@ -215,7 +215,9 @@ class SequenceClassification(R.LabelledTask):
             return Report(metrics.multi_label(answers, predicted), predictions, self.labels)
         count = len(self.labels)
         confusion = metrics.confusion(answers, predicted, count)
-        return Report(metrics.classification(answers, predicted, count), predictions, self.labels, confusion)
+        bins = metrics.reliability(scores.max(axis=-1), answers == predicted)
+        found = metrics.classification(answers, predicted, count)
+        return Report(found, predictions, self.labels, confusion, reliability=bins)
 
     def _names(self, answer: np.ndarray) -> str | list[str]:
         if self.config.problem == "single_label":

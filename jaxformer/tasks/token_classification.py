@@ -166,6 +166,10 @@ class TokenClassification(R.LabelledTask):
         further = {"objective": sums.total} if self.config.label_smoothing else {}
         return LossSums(sums.total, sums.tokens, {"loss": sums.cross_entropy, **further})
 
+    def label_losses(self, model: nn.Module, params: Any, batch: Batch) -> jax.Array | None:
+        """Cross-entropy of each tag, nats."""
+        return -F.token_log_probs(R.apply(model, params, batch, None).logits, batch["labels"])
+
     def predict(self, model: nn.Module, params: Any, batch: Batch) -> dict[str, jax.Array]:
         """``predicted [B, sequence_length]``: the number of each token's most likely tag."""
         logits = R.apply(model, params, batch, None).logits
@@ -190,7 +194,8 @@ class TokenClassification(R.LabelledTask):
         right, ours = (np.array([numbers[tag] for tag in chain.from_iterable(p)], int) for p in (tags, predicted))
         confusion = metrics.confusion(right, ours, len(names))
         found, notes = metrics.tagging(tags, predicted, self.labels)
-        return Report(found, predictions, names, confusion, notes)
+        entities = metrics.entity_errors(tags, predicted, self.labels)
+        return Report(found, predictions, names, confusion, notes, entities=entities)
 
     def tags_from(self, sentence: Aligned, predicted: np.ndarray, words: Sequence[str]) -> list[str]:
         """Tags of the words (or characters) from the number of each token's tag.

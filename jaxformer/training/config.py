@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from pydantic.fields import FieldInfo
 
 from jaxformer.data.config import DataConfig
-from jaxformer.families import model_config
+from jaxformer.families import get_family, model_config
 from jaxformer.lora.factors import LoraConfig
 from jaxformer.models.config import TransformerConfig
 from jaxformer.parallel.mesh import ParallelConfig
@@ -66,6 +66,7 @@ class TrainingConfig(Schema):
 class LoggingConfig(Schema):
     """Logs beside metrics.jsonl."""
 
+    report: bool = Field(True, description="output_dir/report.html, a page of the run, written at each evaluation")
     tensorboard: bool = Field(True, description="event files in output_dir/tensorboard")
     wandb: bool = Field(False, description="Weights & Biases, if installed")
     project: str = Field("jaxformer", description="wandb project")
@@ -208,6 +209,29 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def dump_config(config: RunConfig) -> str:
     """The configuration with every default written out, as YAML."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def differing(config: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """The keys whose values are not the defaults of their section, each with value and default.
+
+    The defaults of a model are those of its family; a key without a default has None.
+    """
+    family = get_family(config.model.type).defaults
+    found = {}
+
+    def walk(section: BaseModel, prefix: str) -> None:
+        for name, field in type(section).model_fields.items():
+            value = getattr(section, name)
+            if isinstance(value, BaseModel):
+                walk(value, f"{prefix}{name}.")
+                continue
+            default = None if field.is_required() else field.get_default(call_default_factory=True)
+            default = family.get(name, default) if prefix == "model." else default
+            if value != default and name != "type":
+                found[prefix + name] = (value, default)
+
+    walk(config, "")
+    return found
 
 
 def apply_override(keys: dict[str, Any], override: str) -> str:

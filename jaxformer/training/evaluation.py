@@ -1,6 +1,7 @@
 """Evaluation: the mean loss over the whole validation set and, where the objective has one, its report."""
 
 import json
+from collections.abc import Mapping
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxformer.atomic import write_atomically
+from jaxformer.parallel.batch import local_rows, put_batch
 from jaxformer.schema import UserError
 from jaxformer.tasks.base import Report, TaskSchema
 from jaxformer.tasks.confusion_matrix import confusion_matrix_plot
@@ -36,6 +38,11 @@ class Evaluator:
         run = self.run
         return run.jit(lambda params, batch: run.task.predict(run.model, params, batch))
 
+    @cached_property
+    def _label_losses(self) -> Any:
+        run = self.run
+        return run.jit(lambda params, batch: run.task.label_losses(run.model, params, batch))
+
     def losses(self, state: TrainState) -> tuple[dict[str, float], float]:
         """Means over the validation set, ``loss`` among them, and the weight they were divided by."""
         params, rows = self.run.division.assemble(self._frozen, state.evaluation_params), self.run.validation_rows
@@ -48,6 +55,15 @@ class Evaluator:
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
         return {name: total / (weight or 1.0) for name, total in sums.items()}, weight
+
+    def label_losses(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> np.ndarray | None:
+        """Loss of each label ``[B, M]``, nats, of a batch for all devices; None where labels are not tokens."""
+        run, size = self.run, len(batch["input_ids"])
+        params = run.division.assemble(self._frozen, state.evaluation_params)
+        mine = local_rows(size, run.mesh)
+        placed = put_batch({name: array[mine] for name, array in batch.items()}, size, run.mesh)
+        found = self._label_losses(params, placed)
+        return None if found is None else np.asarray(found)
 
     def report(self, state: TrainState) -> Report | None:
         """The objective's report on its predictions; None for objectives with a loss alone."""

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,21 @@ from jaxformer.schema import UserError
 from jaxformer.tasks.base import Report
 from jaxformer.tokenizers import decode, encode, find_special
 from jaxformer.training.checkpoint import Checkpoints
+from jaxformer.training.config import RunConfig
 from jaxformer.training.console import Display, number
-from jaxformer.training.evaluation import headline, in_words, make_evaluator, write_report
+from jaxformer.training.evaluation import Evaluator, headline, in_words, make_evaluator, write_report
 from jaxformer.training.flops import peak_flops
 from jaxformer.training.forecast import start_warnings
 from jaxformer.training.initial_state import start_frozen, start_state
+from jaxformer.training.memory import peak_memory_used
 from jaxformer.training.metrics import MetricsLog
 from jaxformer.training.profile import Profile
 from jaxformer.training.receipt import Receipts
 from jaxformer.training.reference_log_probs import fill_reference
 from jaxformer.training.rollout import PolicyStep, Rollouts
 from jaxformer.training.run import Run
-from jaxformer.training.run_folder import keep_config, open_folder
+from jaxformer.training.run_folder import Kept, jump_warning, keep_config, open_folder
+from jaxformer.training.run_page import RunPage
 from jaxformer.training.sources import CHECKPOINTS
 from jaxformer.training.step import StepMetrics
 
@@ -130,8 +134,11 @@ class Clock:
 class Trainer:
     """One process of a run: compiled steps, state, logs and checkpoints."""
 
-    def __init__(self, run: Run, display: Display, stop: StopRequest) -> None:
-        """Restores the newest intact checkpoint of the run's folder, or makes a new state."""
+    def __init__(self, run: Run, display: Display, stop: StopRequest, earlier: RunConfig | None = None) -> None:
+        """Restores the newest intact checkpoint of the run's folder, or makes a new state.
+
+        ``earlier`` is the configuration that the folder had.
+        """
         c = run.config
         self.run, self.display, self.stop = run, display, stop
         self.checkpoints = Checkpoints(run.folder / CHECKPOINTS, c.training.keep_last, c.training.keep_best)
@@ -150,8 +157,15 @@ class Trainer:
         rollouts = Rollouts(run, self.frozen) if c.task.generates else None
         self.device_step: Any = run.device_step if rollouts is None else PolicyStep(run, rollouts)
         self.evaluator = make_evaluator(run, self.frozen, rollouts)
-        # The report of the last evaluation and the step it was made at.
+        kept = Kept({}, None) if earlier is None else keep_config(run, earlier, self.bound)
+        jump = None if earlier is None or self.bound else jump_warning(run, earlier, self.step)
+        for warning in (kept.warning, jump):
+            if warning is not None:
+                display.warn(warning)
+        self.page = RunPage(run, display, self.step, kept.changes) if c.logging.report else None
+        # The report and the sample of the last evaluation, with the step they were made at.
         self.report: tuple[int, Report | None] = (-1, None)
+        self.sampled: tuple[int, str | None] = (-1, None)
         self.clock = Clock()
         self.profile = Profile(run.folder, c.training.profile)
         self.receipts = Receipts(run, self.checkpoints)
@@ -182,7 +196,10 @@ class Trainer:
                     self.clock.reset()
                 if self.step % t.log_every == 0 or self.step in (1, t.steps):
                     self.record(metrics)
-                loss = self.evaluate() if self.due(t.eval_every) else None
+                loss = None
+                if self.due(t.eval_every):
+                    loss = self.evaluate()
+                    self.show()
                 if self.due(t.save_every):
                     self.save(loss)
             if self.stopping:
@@ -245,11 +262,12 @@ class Trainer:
         clock.reset()
 
     def speeds(self, seconds: float) -> dict[str, float]:
-        """Throughput of a step of this duration."""
+        """Throughput of a step of this duration, and the most memory that was in use so far."""
         c, mesh = self.run.config, self.run.mesh
+        memory = {} if (used := peak_memory_used(mesh.local_devices)) is None else {"peak_memory_bytes": used}
         if c.task.generates:
-            return {"responses_per_second": c.training.batch_size / seconds}
-        speeds = {
+            return {"responses_per_second": c.training.batch_size / seconds, **memory}
+        speeds: dict[str, float] = {
             "tokens_per_second": c.training.batch_size * c.sequence_length / seconds,
             "model_flops_per_second": self.run.flops_per_step / seconds,
             "data_wait": self.clock.waiting / self.clock.training,
@@ -257,7 +275,7 @@ class Trainer:
         peak = peak_flops(mesh.devices.flat[0])
         if peak is not None:
             speeds["mfu"] = self.run.flops_per_step / seconds / peak / mesh.size
-        return speeds
+        return speeds | memory
 
     def evaluate(self) -> float | None:
         """Mean loss over the whole validation set, written as an eval record; None without a validation set."""
@@ -275,6 +293,30 @@ class Trainer:
             self.display.say(said)
         return values["loss"]
 
+    def show(self) -> None:
+        """Writes the page of the run anew."""
+        if self.page is None:
+            return
+        with self.clock.paused():
+            if (text := self.sample()) is not None:
+                self.page.add_sample(self.step, text)
+            if self.report[0] == self.step and self.report[1] is not None:
+                self.page.add_report(self.step, self.report[1])
+            if isinstance(self.evaluator, Evaluator) and self.run.validation_rows is not None:
+                losses = self.evaluator.label_losses(self.state, self.page.loss_batch)
+                if losses is not None:
+                    self.page.add_losses(self.step, losses)
+            self.page.write(self.log.records, self.words)
+
+    @property
+    def words(self) -> str:
+        """The state of the run, in words."""
+        steps = self.run.config.training.steps
+        where = f"step {self.step:,} of {steps:,}"
+        if self.stop.agreed is not None:
+            return f"stopped by {self.stop.agreed} at {where}"
+        return f"finished at {where}" if self.bound else f"training, {where}"
+
     def current_report(self) -> Report | None:
         """The objective's report on its predictions now; made once a step."""
         if self.report[0] != self.step and self.run.validation_rows is not None:
@@ -288,10 +330,19 @@ class Trainer:
             self.receipts.begin(self.step, self.state)
 
     def sample(self) -> str | None:
-        """Text from the trained model, as ``sample.*`` asks; only a decoder goes on with a text."""
+        """Text from the model now, as ``sample.*`` asks; only a decoder goes on with a text. Drawn once a step."""
+        asked = self.run.config.sample.max_new_tokens > 0 and isinstance(self.run.model, Decoder)
+        if asked and self.sampled[0] != self.step:
+            prompt, draw = self._draw
+            params = self.run.merged(self.state.evaluation_params, self.frozen)
+            new = np.asarray(draw(params, np.array([prompt], np.int32)))[0].tolist()
+            self.sampled = self.step, decode(self.run.tokenizer, prompt + new)
+        return self.sampled[1] if asked else None
+
+    @cached_property
+    def _draw(self) -> tuple[list[int], Any]:
+        """The prompt of the sample, and the compiled function that goes on with it."""
         s, tokenizer, model = self.run.config.sample, self.run.tokenizer, self.run.config.model
-        if s.max_new_tokens == 0 or not isinstance(self.run.model, Decoder):
-            return None
         end = find_special(tokenizer, "eos")
         prompt = encode(tokenizer, s.prompt) or [end or 0]
         new = min(s.max_new_tokens, model.max_length - 1)
@@ -308,10 +359,7 @@ class Trainer:
             )
             return drawn.tokens
 
-        tokens = self.run.jit(draw)(
-            self.run.merged(self.state.evaluation_params, self.frozen), np.array([prompt], np.int32)
-        )
-        return decode(tokenizer, prompt + np.asarray(tokens)[0].tolist())
+        return prompt, self.run.jit(draw)
 
     def close(self) -> None:
         """Finishes writing the checkpoint and the logs."""
@@ -328,11 +376,9 @@ def train(run: Run, display: Display) -> Result:
         if (newest := max(Checkpoints(run.folder / CHECKPOINTS).steps(), default=0)) < steps:
             for line in start_warnings(run, newest):
                 display.warn(line)
-        trainer = Trainer(run, display, stop)
+        trainer = Trainer(run, display, stop, earlier)
         try:
             already_done = trainer.bound is not None
-            if earlier is not None and (idle := keep_config(run, earlier, trainer.bound)) is not None:
-                display.warn(idle)
             if not already_done:
                 with display.training(steps, trainer.step):
                     trainer.train()
@@ -342,6 +388,10 @@ def train(run: Run, display: Display) -> Result:
             report = trainer.current_report() if finished else None
             if report is not None and is_first():
                 write_report(report, run.folder)
+            if already_done:
+                trainer.show()
+            elif trainer.page is not None:
+                trainer.page.write(trainer.log.records, trainer.words)
         finally:
             trainer.close()
     loss, signal_name = losses[-1] if losses else None, None if finished else stop.agreed

@@ -1,7 +1,10 @@
-"""Host memory: keep what was freed, on a CPU."""
+"""Memory: how much was in use, and on a CPU keep what was freed."""
 
 import ctypes
 import sys
+from collections.abc import Sequence
+
+import jax
 
 # mallopt's parameters (malloc.h).
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
@@ -22,3 +25,19 @@ def keep_freed_memory() -> bool:
     # One arena: buffers freed by one thread are then reused by the others, which helped large models.
     wanted = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1))
     return all(mallopt(parameter, value) == 1 for parameter, value in wanted)
+
+
+def peak_memory_used(devices: Sequence[jax.Device]) -> int | None:
+    """Most bytes that the fullest of these devices had in use since the process began; on a CPU, that the process had.
+
+    None where neither the device nor the operating system says it.
+    """
+    if devices[0].platform != "cpu":
+        peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in devices]
+        return max((peak for peak in peaks if peak is not None), default=None)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    # Kilobytes on Linux, bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

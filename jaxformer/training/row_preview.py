@@ -1,5 +1,6 @@
 """Rows as training reads them: decoded, with the trained tokens marked."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 from rich.text import Text
 
+from jaxformer.generation.text_stream import TextStream
 from jaxformer.tokenizers import PreTrainedTokenizer, decode
 from jaxformer.training.run import Run
 
@@ -19,13 +21,15 @@ OPEN, CLOSE = "[[", "]]"
 class Passage:
     """Consecutive tokens, and which of them are in the loss.
 
-    The title is the kind of text (a document of a packed row, a source, a target), the note a target beside tokens.
+    The title is the kind of text (a document of a packed row, a source, a target), the note a target beside tokens. The
+    losses are there if the row has ``label_losses``.
     """
 
     title: str
     ids: Sequence[int]
     trained: Sequence[bool]
     note: str = ""
+    losses: Sequence[float] = ()  # nats, beside the ids; nan where nothing is predicted
 
     def text(self, tokenizer: PreTrainedTokenizer, coloured: bool) -> Text:
         """The decoded tokens, special ones too; those trained in colour, or in brackets."""
@@ -34,6 +38,20 @@ class Passage:
             piece = decode(tokenizer, [i for i, _ in group], skip_special_tokens=False)
             text.append(f"{OPEN}{piece}{CLOSE}" if trained and not coloured else piece, STYLE if trained else "")
         return text
+
+
+def pieces(passage: Passage, tokenizer: PreTrainedTokenizer) -> Iterator[tuple[str, bool, float | None]]:
+    """Text, whether it is trained, and loss, for the shortest runs of tokens that are whole characters."""
+    stream, pending = TextStream(tokenizer, skip_special_tokens=False), []
+    losses = passage.losses or [math.nan] * len(passage.ids)
+    last = len(passage.ids) - 1
+    for number, (token, trained, loss) in enumerate(zip(passage.ids, passage.trained, losses, strict=True)):
+        pending.append((bool(trained), float(loss)))
+        text = stream.put([token], end=number == last)
+        if text:
+            known = [loss for _, loss in pending if not math.isnan(loss)]
+            yield text, any(trained for trained, _ in pending), sum(known) if known else None
+            pending = []
 
 
 def rows_of(run: Run, count: int) -> Iterator[dict[str, np.ndarray]]:
@@ -51,7 +69,8 @@ def passages(run: Run, row: dict[str, np.ndarray]) -> list[Passage]:
     if ids.ndim == 2:
         return _choices(row) if labels is not None and labels.ndim == 0 else _pair(row)
     if "decoder_input_ids" in row:
-        return [*_plain("input", row), *_segments("target", row["labels"], row.get("decoder_segment_ids"))]
+        segments = row.get("decoder_segment_ids")
+        return [*_plain("input", row), *_segments("target", row["labels"], segments, row.get("label_losses"))]
     if "masked_positions" in row:
         return _hidden(row)
     if "start_positions" in row:
@@ -62,7 +81,8 @@ def passages(run: Run, row: dict[str, np.ndarray]) -> list[Passage]:
         return [_real("text", row, np.zeros(len(ids), bool), _label(run, labels))]
     if run.config.task.labels_tokens:
         names = run.task.labels
-        return [_real("text", row, labels >= 0, " ".join(names[i] for i in labels if i >= 0))]
+        note = " ".join(names[i] for i in labels if i >= 0)
+        return [_real("text", row, labels >= 0, note, _where(labels >= 0, row.get("label_losses")))]
     return _next_tokens(row, labels)
 
 
@@ -73,9 +93,17 @@ def _mask(row: dict[str, np.ndarray]) -> np.ndarray:
     return np.asarray(row.get("attention_mask", np.ones(row["input_ids"].shape))) > 0
 
 
-def _real(title: str, row: dict[str, np.ndarray], trained: np.ndarray, note: str = "") -> Passage:
+def _where(asked: np.ndarray, losses: np.ndarray | None) -> np.ndarray | None:
+    """The losses of labels that are asked for, nan elsewhere."""
+    return None if losses is None else np.where(asked, losses, np.nan)
+
+
+def _real(
+    title: str, row: dict[str, np.ndarray], trained: np.ndarray, note: str = "", losses: np.ndarray | None = None
+) -> Passage:
     real = _mask(row)
-    return Passage(title, row["input_ids"][real].tolist(), trained[real].tolist(), note)
+    shown = () if losses is None else losses[real].tolist()
+    return Passage(title, row["input_ids"][real].tolist(), trained[real].tolist(), note, shown)
 
 
 def _label(run: Run, labels: Any) -> str:
@@ -91,13 +119,16 @@ def _plain(title: str, row: dict[str, np.ndarray]) -> list[Passage]:
     return [_real(title, row, np.zeros(row["input_ids"].shape, bool))]
 
 
-def _segments(title: str, labels: np.ndarray, segments: np.ndarray | None) -> list[Passage]:
+def _segments(
+    title: str, labels: np.ndarray, segments: np.ndarray | None, losses: np.ndarray | None = None
+) -> list[Passage]:
     """Targets: every token is trained."""
     numbers = np.where(labels >= 0, 1, 0) if segments is None else segments
     found = []
     for number in range(1, int(numbers.max(initial=0)) + 1):
-        ids = labels[(numbers == number) & (labels >= 0)].tolist()
-        found.append(Passage(title, ids, [True] * len(ids)))
+        chosen = (numbers == number) & (labels >= 0)
+        ids = labels[chosen].tolist()
+        found.append(Passage(title, ids, [True] * len(ids), losses=() if losses is None else losses[chosen].tolist()))
     return found
 
 
@@ -107,7 +138,12 @@ def _hidden(row: dict[str, np.ndarray]) -> list[Passage]:
     asked = row["labels"] >= 0
     ids[row["masked_positions"][asked]] = row["labels"][asked]
     trained[row["masked_positions"][asked]] = True
-    return [_real("text", {**row, "input_ids": ids}, trained, f"{asked.sum()} tokens are hidden from the model")]
+    losses = None
+    if "label_losses" in row:
+        losses = np.full(len(ids), np.nan)
+        losses[row["masked_positions"][asked]] = row["label_losses"][asked]
+    note = f"{asked.sum()} tokens are hidden from the model"
+    return [_real("text", {**row, "input_ids": ids}, trained, note, losses)]
 
 
 def _choices(row: dict[str, np.ndarray]) -> list[Passage]:
@@ -123,6 +159,7 @@ def _next_tokens(row: dict[str, np.ndarray], labels: np.ndarray) -> list[Passage
     """Documents, in which a token is trained where the one before it is asked for it."""
     ids, real = row["input_ids"], _mask(row)
     segments = row.get("segment_ids", real.astype(int))
+    losses = _where(labels >= 0, row.get("label_losses"))
     found = []
     for number in range(1, int(segments.max(initial=0)) + 1):
         places = np.flatnonzero((segments == number) & real)
@@ -130,7 +167,8 @@ def _next_tokens(row: dict[str, np.ndarray], labels: np.ndarray) -> list[Passage
         tokens, trained = ids[places].tolist(), [False, *(asked[:-1] >= 0).tolist()]
         if asked[-1] >= 0:  # the last is asked for and not read
             tokens, trained = [*tokens, int(asked[-1])], [*trained, True]
-        found.append(Passage("text", tokens, trained))
+        of_tokens = () if losses is None else [math.nan, *losses[places].tolist()][: len(tokens)]
+        found.append(Passage("text", tokens, trained, losses=of_tokens))
     return found
 
 

@@ -4,8 +4,9 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
 from filelock import FileLock, Timeout
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -16,6 +17,7 @@ from jaxformer.parallel import hosts
 from jaxformer.schema import UserError
 from jaxformer.tokenizers import save_tokenizer
 from jaxformer.training.config import RunConfig, dump_config, parse_config, read_yaml
+from jaxformer.training.optimizer import build_schedule
 from jaxformer.training.run import Run
 from jaxformer.training.sources import CHECKPOINTS, CONFIG_FILE
 
@@ -116,7 +118,8 @@ def check_resumable(run: Run) -> RunConfig:
         raise UserError(f"{folder} has checkpoints and no {CONFIG_FILE}, expected both; choose another output_dir")
     earlier = parse_config(read_yaml(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
     free = _free_keys(run, earlier)
-    changed = [line for key, line in _changes(earlier, run.config).items() if not key.startswith(free)]
+    changes = _changes(earlier, run.config)
+    changed = [_line(key, pair) for key, pair in changes.items() if not key.startswith(free)]
     facts = json.loads((folder / DATA_FILE).read_text(encoding="utf-8")) if (folder / DATA_FILE).exists() else {}
     now = run.facts
     changed += [f"{key} (its content)" for key in now if key in facts and facts[key] != now[key]]
@@ -128,16 +131,20 @@ def check_resumable(run: Run) -> RunConfig:
     return earlier
 
 
-def keep_config(run: Run, earlier: RunConfig, bound: str | None) -> str | None:
+class Kept(NamedTuple):
+    """The keys of a resumed run that changed, with both values, and a warning if other changes have no effect."""
+
+    changes: dict[str, tuple[Any, Any]]
+    warning: str | None
+
+
+def keep_config(run: Run, earlier: RunConfig, bound: str | None) -> Kept:
     """Writes the configuration of a resumed run; keys whose change has no effect stay as they were.
 
     Args:
         run: as it is now.
         earlier: the configuration that the folder had.
         bound: the key by which nothing is left to train; None if something is.
-
-    Returns:
-        A line that names these keys, None if there are none.
     """
     changes = _changes(earlier, run.config)
     idle = [key for key in changes if bound and key.startswith(TRAINING_KEYS)]
@@ -149,25 +156,48 @@ def keep_config(run: Run, earlier: RunConfig, bound: str | None) -> str | None:
         kept |= {key: before[key] for key in idle if key in before}
         config = parse_config(unflatten_dict(kept, sep="."), str(run.folder / CONFIG_FILE))
         write_atomically(run.folder / CONFIG_FILE, dump_config(config))
+    effective = {key: pair for key, pair in changes.items() if key not in idle}
     if not idle:
-        return None
+        return Kept(effective, None)
     state, go_on = ("is finished", f"raise {bound} to go on, or ") if bound else ("has begun", "")
-    said = ", ".join(changes[key] for key in idle)
-    return f"no effect on a run that {state}: {said}; {go_on}choose another output_dir to train with it"
+    said = ", ".join(_line(key, changes[key]) for key in idle)
+    warning = f"no effect on a run that {state}: {said}; {go_on}choose another output_dir to train with it"
+    return Kept(effective, warning)
+
+
+def jump_warning(run: Run, earlier: RunConfig, step: int) -> str | None:
+    """A line if the learning rate of a resumed run jumps at ``step``, because its schedule now has another length.
+
+    A rate that was set to another value is no such jump.
+    """
+    c = run.config
+    same = earlier.model_copy(update={"optimizer": c.optimizer, "schedule": c.schedule})
+    before, now = (
+        float(build_schedule(config.schedule, config.optimizer.learning_rate, config.training.steps)(step))
+        for config in (same, c)
+    )
+    if np.isclose(before, now, rtol=0.01):
+        return None
+    return (
+        f"the learning rate at step {step} jumps from {before:.3g} to {now:.3g}: schedule.type {c.schedule.type} spans "
+        f"all training.steps, which are {c.training.steps} instead of {earlier.training.steps}; wsd, constant and "
+        "inverse_sqrt go on without a jump"
+    )
 
 
 def _flat(config: RunConfig, **options: bool) -> dict[str, Any]:
     return flatten_dict(config.model_dump(mode="json"), sep=".", **options)
 
 
-def _changes(before: RunConfig, after: RunConfig) -> dict[str, str]:
-    """The keys whose values differ, each with a line that says both."""
+def _changes(before: RunConfig, after: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """The keys whose values differ, each with both."""
     old, new = _flat(before), _flat(after)
-    return {
-        key: f"{key} {old.get(key)!r} -> {new.get(key)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    }
+    pairs = {key: (old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys())}
+    return {key: (before, after) for key, (before, after) in pairs.items() if before != after}
+
+
+def _line(key: str, pair: tuple[Any, Any]) -> str:
+    return f"{key} {pair[0]!r} -> {pair[1]!r}"
 
 
 def _free_keys(run: Run, earlier: RunConfig) -> tuple[str, ...]:

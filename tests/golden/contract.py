@@ -133,7 +133,7 @@ def evaluated(family, task, folder):
         "task": SETTINGS[task] | languages,
         "data": {"path": str(path), "validation_path": str(path), "cache_dir": str(folder / "cache")},
         "training": {"steps": 1, "batch_size": 8, "sequence_length": LENGTH},
-        "logging": {"tensorboard": False},
+        "logging": {"tensorboard": False, "report": False},
         "sample": {"max_new_tokens": 0},
     }
     with warnings.catch_warnings():

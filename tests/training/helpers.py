@@ -38,7 +38,7 @@ def tiny_keys(folder: Path, **training: object) -> dict[str, object]:
         },
         "optimizer": {"learning_rate": 1e-2},
         "training": {"steps": 6, "batch_size": 8, "log_every": 1, **training},
-        "logging": {"tensorboard": False},
+        "logging": {"tensorboard": False, "report": False},
         "sample": {"max_new_tokens": 0},
     }
 

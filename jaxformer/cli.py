@@ -15,7 +15,10 @@ from jaxformer.schema import UserError
 EXIT_FAILURE = 1
 EXIT_BROKEN_PIPE = 141
 # Modules of jaxformer.commands, each with SUMMARY, add_arguments(parser) and run(options).
-COMMANDS = ("train", "check", "verify", "export", "inspect", "generate", "predict", "best-of-n", "data", "demo")
+COMMANDS = (
+    *("train", "check", "verify", "runs", "compare", "sweep"),
+    *("export", "inspect", "generate", "predict", "best-of-n", "data", "demo"),
+)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -41,6 +41,7 @@ MAY_USE = {
     "runs": TRAINING | {"report"},
     "commands": TRAINING | {"runs", "cost", "pipelines", "check", "demo"},
     "cli": {"schema", "commands"},
+    "__main__": {"cli"},
 }
 
 

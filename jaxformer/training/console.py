@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
@@ -51,6 +52,19 @@ class Display:
         for name, value in rows.items():
             table.add_row(f"[bold]{name}[/]", escape(value))
         self.console.print(table)
+
+    def table(self, rows: Sequence[Mapping[str, str]]) -> None:
+        """A table of rows with the same names; columns in which every row is empty are left out."""
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        names = [name for name in names if any(row.get(name) for row in rows)]
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        for name in names:
+            table.add_column(name, overflow="fold")
+        for row in rows:
+            table.add_row(*(escape(row.get(name, "")) for name in names))
+        # A file or a pipe has no width: a line is then as long as it is.
+        wide = self.console if self.console.is_terminal else Console(file=self.console.file, width=1000)
+        wide.print(table)
 
     def say(self, text: str) -> None:
         """One line."""

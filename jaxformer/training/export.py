@@ -13,6 +13,7 @@ from jaxformer.models.value_head import without_value
 from jaxformer.schema import UserError, local_path
 from jaxformer.tokenizers import PreTrainedTokenizer, save_tokenizer
 from jaxformer.training.config import RunConfig
+from jaxformer.training.metrics import RECORDS
 from jaxformer.training.pretrained import open_run, read_params, read_trained
 
 
@@ -50,7 +51,7 @@ def load_run(folder: str | Path) -> Trained:
 
 def _last_metrics(folder: Path) -> dict[str, float]:
     """The results of the last evaluation, by name."""
-    path = folder / "metrics.jsonl"
+    path = folder / RECORDS
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     records = [json.loads(line) for line in lines if '"eval"' in line]
     if not records:

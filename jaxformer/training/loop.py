@@ -29,7 +29,7 @@ from jaxformer.training.flops import peak_flops
 from jaxformer.training.forecast import start_warnings
 from jaxformer.training.initial_state import start_frozen, start_state
 from jaxformer.training.memory import peak_memory_used
-from jaxformer.training.metrics import MetricsLog
+from jaxformer.training.metrics import MetricsLog, best_is_old
 from jaxformer.training.profile import Profile
 from jaxformer.training.receipt import Receipts
 from jaxformer.training.reference_log_probs import fill_reference
@@ -224,8 +224,7 @@ class Trainer:
     def stale(self) -> bool:
         """True if the last ``early_stopping`` evaluations brought no new best; a function of the records alone."""
         patience = self.run.config.training.early_stopping
-        losses = self.log.losses("eval")
-        return patience is not None and len(losses) > patience and min(losses[:-patience]) <= min(losses[-patience:])
+        return patience is not None and best_is_old(self.log.losses("eval"), patience)
 
     def due(self, every: int | None) -> bool:
         """True if something that is done every ``every`` steps is due now; at the last step everything is."""

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -12,6 +13,7 @@ from jaxformer.schema import UserError
 from jaxformer.training.config import LoggingConfig
 
 Record = dict[str, Any]
+RECORDS = "metrics.jsonl"
 
 
 def read_records(path: Path) -> list[Record]:
@@ -27,6 +29,17 @@ def read_records(path: Path) -> list[Record]:
     return records
 
 
+def losses_of(records: Iterable[Record], split: str) -> list[float]:
+    """The losses of a split, in order; inf where one was not finite."""
+    losses = (record.get("loss") for record in records if record["split"] == split)
+    return [math.inf if loss is None else loss for loss in losses]
+
+
+def best_is_old(losses: Sequence[float], patience: int) -> bool:
+    """True if the last ``patience`` losses brought no new lowest one."""
+    return len(losses) > patience and min(losses[:-patience]) <= min(losses[-patience:])
+
+
 class MetricsLog:
     """Writes each record to every place that was asked for."""
 
@@ -35,7 +48,7 @@ class MetricsLog:
 
         Of several processes only the first writes; all know the records, since early stopping goes by them.
         """
-        self.path = output_dir / "metrics.jsonl"
+        self.path = output_dir / RECORDS
         text = from_first(lambda: json.dumps(read_records(self.path)).encode())
         self.records = [record for record in json.loads(text) if record["step"] <= step]
         self._file: TextIO | None = None
@@ -74,8 +87,7 @@ class MetricsLog:
 
     def losses(self, split: str) -> list[float]:
         """The losses of a split so far, in order; inf where one was not finite."""
-        losses = (record["loss"] for record in self.records if record["split"] == split)
-        return [math.inf if loss is None else loss for loss in losses]
+        return losses_of(self.records, split)
 
     def close(self) -> None:
         """Makes sure everything is on disk."""

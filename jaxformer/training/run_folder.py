@@ -23,6 +23,9 @@ from jaxformer.training.sources import CHECKPOINTS, CONFIG_FILE
 
 DATA_FILE = "data.json"
 LEFT_OUT_FILE = "left_out.jsonl"
+LOCK = ".lock"
+# ``jaxformer runs`` holds the lock for an instant to see whether another process does.
+LOCK_WAIT_S = 0.5
 
 # Keys that a resumed run may change: those that do not change what a step computes, and those that users who resume a
 # run want to change, the learning rate and the number of steps above all. Some matter only while steps are left ...
@@ -91,7 +94,7 @@ def _take_folder(run: Run, stack: contextlib.ExitStack) -> bytes:
     folder = run.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(FileLock(folder / ".lock", timeout=0))
+        stack.enter_context(FileLock(folder / LOCK, timeout=LOCK_WAIT_S))
     except Timeout:
         raise UserError(f"output_dir {folder} is in use by another process; stop it or choose another") from None
     except OSError as error:

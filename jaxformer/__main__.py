@@ -1,0 +1,5 @@
+"""``python -m jaxformer COMMAND``."""
+
+from jaxformer.cli import main
+
+main()

@@ -39,7 +39,7 @@ LAST = {
     "tokens_per_second": "speed, tokens per second",
     "responses_per_second": "speed, responses per second",
     "mfu": "MFU, share of the peak",
-    "data_wait": "share of the time spent waiting for data",
+    "data_wait": "waiting for data, share of the time",
     "peak_memory_bytes": "most memory in use so far",
     "skipped_updates": "updates skipped",
 }
@@ -92,7 +92,11 @@ def curve_keys(runs: Mapping[str, Records]) -> list[str]:
 def points(records: Records, split: str, key: str) -> dict[str, list[Any]]:
     """``step`` and ``value`` of a key in the records of a split; what was inf or nan is a gap."""
     chosen = [record for record in records if record.get("split") == split and key in record]
-    values = [float("nan") if record[key] is None else record[key] for record in chosen]
+    if split == "eval" and key == "loss":
+        # The loss of a policy's evaluation is its negative reward, which has a curve of its own.
+        chosen = [record for record in chosen if "score" not in record]
+    # Six digits: a constant is then a straight line, whatever the rounding of its mean.
+    values = [float("nan") if record[key] is None else float(f"{record[key]:.6g}") for record in chosen]
     return {"step": [record["step"] for record in chosen], "value": values, "smooth": list(values)}
 
 
@@ -123,9 +127,19 @@ def curve(key: str, runs: Mapping[str, Records]) -> Any:
             tips = [("", label), ("step", "@step{0,0}"), (key, "@value{0.[00000]}")]
             fig.add_tools(HoverTool(renderers=[line], tooltips=tips, mode="vline" if single else "mouse"))
     if several:
-        fig.legend.click_policy = "hide"
-        fig.legend.location = "top_right"
+        _legend_above(fig, ncols=2 if single else 1)
     return fig
+
+
+def _legend_above(fig: Any, ncols: int) -> None:
+    """Moves the legend out of the picture, where it hides nothing."""
+    legend = fig.legend[0]
+    fig.center.remove(legend)
+    legend.ncols, legend.click_policy, legend.border_line_color = ncols, "hide", None
+    legend.padding = legend.margin = 2
+    legend.label_text_font_size = "11px"
+    fig.add_layout(legend, "above")
+    fig.height += 20 * -(-len(legend.items) // ncols)
 
 
 def curves(runs: Mapping[str, Records]) -> list[Any]:
@@ -182,9 +196,11 @@ def reliability(pictures: Pictures) -> Any:
         y_axis_label="accuracy",
         height=320,
     )
-    width = 0.9 / len(found.count)
+    left = [min(int(10 * confidence), 9) / 10 for confidence in found.confidence]
     data = {"confidence": found.confidence, "accuracy": found.accuracy, "count": found.count}
-    bars = fig.vbar("confidence", width, "accuracy", source=ColumnDataSource(data), color=TRAIN, alpha=0.75)
+    data |= {"left": [place + 0.005 for place in left], "right": [place + 0.095 for place in left]}
+    source = ColumnDataSource(data)
+    bars = fig.quad(top="accuracy", bottom=0, left="left", right="right", source=source, color=TRAIN, alpha=0.75)
     fig.line([0, 1], [0, 1], color=EVALUATION, line_dash="dashed", line_width=2)
     tips = [("confidence", "@confidence{0.000}"), ("accuracy", "@accuracy{0.000}"), ("examples", "@count{0,0}")]
     fig.add_tools(HoverTool(renderers=[bars], tooltips=tips))
@@ -207,8 +223,7 @@ def entities(errors: Mapping[str, Mapping[str, int]]) -> Any:
     bars = fig.hbar_stack(names, y="kind", height=0.8, color=colors, source=ColumnDataSource(data), legend_label=names)
     for bar in bars:
         fig.add_tools(HoverTool(renderers=[bar], tooltips=[("", "@kind"), ("$name", "@$name{0,0}")]))
-    fig.legend.location, fig.legend.orientation = "bottom_right", "vertical"
-    fig.legend.click_policy = "mute"
+    _legend_above(fig, ncols=5)
     fig.ygrid.visible = False
     return fig
 

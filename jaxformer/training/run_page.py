@@ -152,6 +152,9 @@ def _row(run: Run, row: dict[str, np.ndarray]) -> pages.Row:
 
 def _plain(value: Any) -> Any:
     """A value as one line or text, shortened."""
-    if isinstance(value, list | dict | tuple):
+    if isinstance(value, dict) and value and all(isinstance(share, float) for share in value.values()):
+        most = sorted(value.items(), key=lambda pair: -pair[1])
+        value = ", ".join(f"{name} {share:.3f}" for name, share in most)
+    elif isinstance(value, list | dict | tuple):
         value = json.dumps(value, ensure_ascii=False)
     return value[:MOST_CHARACTERS] if isinstance(value, str) else value

@@ -51,6 +51,13 @@ def test_the_curves_in_their_order():
     assert points(RECORDS, "eval", "accuracy")["value"] == [0.5]
 
 
+def test_the_loss_of_a_policy_s_evaluation_is_no_curve():
+    records = [{"step": 1, "split": "eval", "loss": -0.5, "score": 0.5}, {"step": 1, "split": "train", "loss": 0.1}]
+    assert points(records, "eval", "loss")["value"] == [] and points(records, "eval", "score")["value"] == [0.5]
+    html = body(report.run_page("a", "training", records, report.Contents(), ""))
+    assert "best validation loss" not in html and "0.5000" in html
+
+
 def test_a_loss_has_its_colour_and_its_number():
     pieces = [{"text": "sure", "loss": 0.0}, {"text": "unsure", "loss": 8.0}, {"text": "given"}]
     html = body(page(losses=[{"passages": [{"title": "text", "pieces": pieces}]}], losses_step=2))
@@ -71,6 +78,7 @@ def test_answers_stand_under_what_does_not_change():
     html = body(page(answers=answers))
     assert html.count("1+1=") == 1
     assert html.index("step 20") < html.index("1 earlier") < html.index("step 10")
+    assert "<tr><th>prompt</th><td>1+1=</td></tr>" in html
 
 
 def test_many_answers_are_thinned_and_the_last_stays():

@@ -73,6 +73,8 @@ def blank(title: str, **options: Any) -> Any:
     fig.toolbar.logo = None
     fig.toolbar.autohide = True
     fig.min_border = 8
+    # The page shows through from the first stroke: what is drawn once leaves an edge.
+    fig.background_fill_color = fig.border_fill_color = None
     return fig
 
 

@@ -155,6 +155,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict) and value and all(isinstance(share, float) for share in value.values()):
         most = sorted(value.items(), key=lambda pair: -pair[1])
         value = ", ".join(f"{name} {share:.3f}" for name, share in most)
+    elif isinstance(value, list | tuple) and value and all(isinstance(part, str) for part in value):
+        value = " ".join(value)
     elif isinstance(value, list | dict | tuple):
         value = json.dumps(value, ensure_ascii=False)
     return value[:MOST_CHARACTERS] if isinstance(value, str) else value

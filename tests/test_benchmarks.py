@@ -181,3 +181,13 @@ def test_learning_curves_are_drawn(tmp_path, monkeypatch):
     np.testing.assert_allclose(module.smoothed([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), [1, 1.5, 2, 2.5, 3, 4])
     module.draw([tmp_path / "up", tmp_path / "down"], tmp_path / "out.png", "a title")
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_lengths_of_files():
+    command = [sys.executable, FOLDER / "one_file_lengths.py", "--families", "gpt2"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    header, _, row = (line.strip("| ").split(" | ") for line in result.stdout.splitlines())
+    assert len(row) == len(header) and row[:2] == ["gpt2", "decoder"] and row[-1] == "yes"
+    lines, code, model = map(int, row[2:5])
+    assert lines > code > model > 50

@@ -37,9 +37,10 @@ MAY_USE = {
     "cost": TRAINING | {"cost", "libtpu"},
     "pipelines": TRAINING,
     "check": TRAINING | {"pipelines"},
+    "one_file": TRAINING | {"external"},
     "demo": TRAINING | {"pipelines"},
     "runs": TRAINING | {"report"},
-    "commands": TRAINING | {"runs", "cost", "pipelines", "check", "demo"},
+    "commands": TRAINING | {"runs", "cost", "pipelines", "check", "demo", "one_file"},
     "cli": {"schema", "commands"},
     "__main__": {"cli"},
 }

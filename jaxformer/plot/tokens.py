@@ -13,7 +13,7 @@ _SIGNS = {" ": "·", "▁": "·", "\n": "↵", "\t": "⇥", "\r": "␍"}
 def token_texts(tokens: Sequence[str], byte_level: bool | None = None) -> list[str]:
     """Tokens of a vocabulary as texts: bytes decoded, a blank as ``·``, a line end as ``↵``.
 
-    A token with a part of a character shows that part's bytes, a jamo by itself is the letter of it.
+    A token with a part of a character shows that part's bytes; jamo that make up a syllable are one, others letters.
 
     Args:
         tokens: as ``tokenizer.convert_ids_to_tokens`` returns them, in the order of a text, or any texts.
@@ -28,7 +28,7 @@ def token_texts(tokens: Sequence[str], byte_level: bool | None = None) -> list[s
     if byte_level is None:
         byte_level = _is_byte_level(tokens)
     texts = [_decoded(token) if byte_level else token for token in tokens]
-    return ["".join(map(_visible, text)) for text in texts]
+    return ["".join(map(_visible, unicodedata.normalize("NFC", text))) for text in texts]
 
 
 def vocabulary_texts(tokens: Any, ids: Sequence[int]) -> list[str]:

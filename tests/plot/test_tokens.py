@@ -42,6 +42,8 @@ def test_signs_and_marks():
 
 def test_jamo_are_letters():
     assert token_texts(["\u1112", "\u1161", "\u11ab"]) == ["ㅎ", "ㅏ", "ㄴ"]
+    jamo = names("jamo", "갔다 폈다", ["갔다 섰다 왔다 갔다"] * 20, vocab_size=500)
+    assert "".join(token_texts(jamo)).replace("ㅆ다", "-").count("-") == 1 and token_texts(jamo)[0] == "갔다"
 
 
 def test_texts_of_ids():

@@ -71,7 +71,7 @@ def embeddings(vectors: Any, labels: Sequence[str], title: str = "Embeddings") -
     Args:
         vectors: ``[K, D]``, rows of a token table, hidden states or embeddings of texts, two or more.
         labels: their ``K`` names, written beside the points. Names that occur more than once are classes, each with a
-            color.
+            colour.
         title: over the points.
 
     Returns:
@@ -130,7 +130,7 @@ def _spread(figure: Any, names: Sequence[Any]) -> None:
 
 
 def learning_curves(runs: Mapping[str, Any], key: str = "loss", title: str = "Learning curves") -> Any:
-    """A value by step, a color for each run; training as a line, evaluation dashed with points.
+    """A value by step, a colour for each run; training as a line, evaluation dashed with points.
 
     Args:
         runs: for each name the records of a run (``training.metrics.read_records`` of its ``metrics.jsonl``), or a pair

@@ -19,7 +19,7 @@ def weights(heads, queries, keys=None, seed=0):
 
 
 def shown(figure):
-    """The axes of the pictures, without that of the color bar."""
+    """The axes of the pictures, without that of the colour bar."""
     return [axes for axes in figure.axes if axes.images and axes.get_label() != "<colorbar>"]
 
 

@@ -17,6 +17,7 @@ _PACKAGES = (
     "hub",
     "lora",
     "models",
+    "plot",
     "tasks",
     "tokenizers",
     "training",

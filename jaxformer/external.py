@@ -1,7 +1,19 @@
-"""The library ``transformers``, for its tokenizers and its configurations; imported when first used."""
+"""Libraries that are imported when they are first used: ``transformers``, and those of the extra ``metrics``."""
 
 import os
+from importlib import import_module
 from typing import Any
+
+from jaxformer.schema import UserError
+
+
+def need(module: str) -> Any:
+    """Imports a module of the extra ``metrics``, or raises a ``UserError`` that says how to install it."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        name = module.partition(".")[0]
+        raise UserError(f'{name} is needed here and is not installed: pip install "jaxformer[metrics]"') from error
 
 
 def import_transformers() -> Any:

@@ -16,11 +16,11 @@ MODULES = {
 # Each part and the parts it may use. Parts at the bottom of the library, schema and functional, stand on nothing.
 MODEL = {"schema", "functional", "models"}
 DATA = {"schema", "atomic", "tokenizers", "data"}
-TRAINING = MODEL | DATA | {"families", "hub", "tasks", "generation", "lora", "parallel", "training"}
+TRAINING = MODEL | DATA | {"plot", "families", "hub", "tasks", "generation", "lora", "parallel", "training"}
 MAY_USE = {
     "schema": set(),
     "atomic": set(),
-    "external": set(),
+    "external": {"schema"},
     "libtpu": set(),
     "functional": set(),
     "models": {"schema", "functional"},
@@ -29,7 +29,8 @@ MAY_USE = {
     "tokenizers": {"schema", "external"},
     "data": {"schema", "atomic", "functional", "tokenizers"},
     "hub": MODEL | {"atomic", "families", "tokenizers", "parallel"},
-    "tasks": MODEL | DATA | {"families", "generation"},
+    "plot": {"schema", "external", "functional", "tokenizers"},
+    "tasks": MODEL | DATA | {"external", "families", "generation"},
     "generation": MODEL | {"families", "tokenizers"},
     "lora": MODEL | DATA | {"families", "hub", "tasks", "generation", "parallel"},
     "report": {"schema"},

@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from jaxformer.check.contents import Comparison, Contents, parts
-from jaxformer.tasks.metrics import need
+from jaxformer.plot.figures import new_figure, panels
 
 MOST_KINDS, SAMPLE = 24, 100_000  # kinds with a histogram, values of an array in it
 
@@ -21,16 +20,12 @@ def draw_histograms(contents: Contents, path: str | Path) -> None:
         flat = values.reshape(-1)
         kinds.setdefault(kind, []).append(flat[:: -(-max(len(flat), 1) // SAMPLE)].astype(np.float32))
     shown = dict(sorted(kinds.items(), key=lambda kind: -sum(map(len, kind[1])))[:MOST_KINDS])
-    columns = min(4, len(shown))
-    rows = -(-len(shown) // columns)
-    figure, axes = _figure((4.2 * columns, 2.3 * rows + 0.5), rows, columns)
-    for axis, (kind, arrays) in zip(axes, sorted(shown.items()), strict=False):
+    figure, axes = panels(len(shown), 4.2, 2.3)
+    for axis, (kind, arrays) in zip(axes, sorted(shown.items()), strict=True):
         values = np.concatenate(arrays)
         axis.hist(values[np.isfinite(values)], bins=80, log=True, color="#3b6ea5")
         axis.set_title(_shortened(kind), fontsize=8)
         axis.tick_params(which="both", labelsize=7)
-    for axis in axes[len(shown) :]:
-        axis.set_axis_off()
     more = f" (the {len(shown)} largest of {len(kinds)} kinds)" if len(kinds) > len(shown) else ""
     figure.suptitle(f"{contents.source}: {contents.kind}, values by kind of parameter{more}", fontsize=10)
     figure.savefig(path, dpi=130, format="png")
@@ -46,26 +41,22 @@ def draw_differences(first: Contents, second: Contents, found: Comparison, path:
     layers = sorted({layer for row in cells.values() for layer in row if layer is not None})
     columns: list[int | None] = [*layers, None]
     if not cells:
-        figure, axes = _figure((6, 1.5), 1, 1)
-        axes[0].text(0.5, 0.5, "no parameter differs", ha="center")
-        axes[0].set_axis_off()
+        figure = new_figure(6, 1.5)
+        axis = figure.add_subplot()
+        axis.text(0.5, 0.5, "no parameter differs", ha="center")
+        axis.set_axis_off()
         figure.savefig(path, dpi=130, format="png")
         return
     grid = np.array([[_logarithm(row, layer) for layer in columns] for row in cells.values()])
-    figure, axes = _figure((4.5 + 0.42 * len(columns), 1.6 + 0.24 * len(cells)), 1, 1)
-    image = axes[0].imshow(grid, cmap="viridis", aspect="auto")
-    axes[0].set_yticks(range(len(cells)), [_shortened(kind) for kind in cells], fontsize=7)
-    axes[0].set_xticks(range(len(columns)), [*map(str, layers), "none"], fontsize=7, rotation=90 if layers[24:] else 0)
-    axes[0].set_xlabel("layer (none: outside of the layers)", fontsize=8)
-    figure.colorbar(image, ax=axes[0], label="log10 of the relative difference")
+    figure = new_figure(4.5 + 0.42 * len(columns), 1.6 + 0.24 * len(cells))
+    axis = figure.add_subplot()
+    image = axis.imshow(grid, cmap="viridis", aspect="auto")
+    axis.set_yticks(range(len(cells)), [_shortened(kind) for kind in cells], fontsize=7)
+    axis.set_xticks(range(len(columns)), [*map(str, layers), "none"], fontsize=7, rotation=90 if layers[24:] else 0)
+    axis.set_xlabel("layer (none: outside of the layers)", fontsize=8)
+    figure.colorbar(image, ax=axis, label="log10 of the relative difference")
     figure.suptitle(f"{first.source} and {second.source}", fontsize=9)
     figure.savefig(path, dpi=130, format="png")
-
-
-def _figure(size: tuple[float, float], rows: int, columns: int) -> tuple[Any, list[Any]]:
-    figure = need("matplotlib.figure").Figure(figsize=size, layout="constrained")
-    need("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)  # draws without a screen
-    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
 def _shortened(kind: str) -> str:

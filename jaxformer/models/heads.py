@@ -4,7 +4,7 @@ The parameters of a head are on the same level as those of the backbone: ``embed
 same names with any head or none, so that another task can take over a trained backbone name by name.
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -15,46 +15,8 @@ from jaxformer import functional as F
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.inputs import Inputs
 from jaxformer.models.layers import DropoutKeys, Norm, Projection, activate, kernel_deviation
+from jaxformer.models.outputs import BodyOutput, HeadOutput, Layers, SpanOutput
 from jaxformer.models.transformer import BODIES
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class HeadOutput:
-    """Output of a classifier.
-
-    Attributes:
-        logits: ``[B, C]``, or ``[B, T, C]`` for every token; float32.
-        last_hidden_state: ``[B, T, D]`` of the body.
-    """
-
-    logits: jax.Array
-    last_hidden_state: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class BodyOutput:
-    """Output of a backbone.
-
-    Attributes:
-        last_hidden_state: ``[B, T, D]``, an encoder-decoder's of the decoder.
-        pooler_output: ``[B, D]``, None without a pooler.
-        encoder_last_hidden_state: ``[B, S, D]`` of an encoder-decoder, else None.
-    """
-
-    last_hidden_state: jax.Array
-    pooler_output: jax.Array | None = None
-    encoder_last_hidden_state: jax.Array | None = None
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class SpanOutput:
-    """Scores ``[B, T]`` float32 of each token as the first and as the last of the answer."""
-
-    start_logits: jax.Array
-    end_logits: jax.Array
 
 
 class Dense(nn.Module):
@@ -131,13 +93,16 @@ class WithBody(nn.Module):
         nn.share_scope(self, self.body)
         self.head_dropout_keys = DropoutKeys()
 
-    def states(self, inputs: Inputs) -> jax.Array:
-        """The last hidden states ``[B, T, D]``; an encoder-decoder reads the text on both sides."""
+    def states(self, inputs: Inputs) -> tuple[jax.Array, dict[str, Layers]]:
+        """The last hidden states ``[B, T, D]``, and what was asked for of every layer, by its name in the output.
+
+        An encoder-decoder reads the text on both sides.
+        """
         if self.config.architecture == "encoder_decoder":
-            hidden: jax.Array = self.body.both(inputs)[1]
+            _, hidden, layers = self.body.both(inputs)
         else:
-            hidden = self.body.hidden_states(inputs)[0]
-        return hidden
+            hidden, _, layers = self.body.hidden_states(inputs)
+        return hidden, layers
 
     def drop(self, x: jax.Array, inputs: Inputs) -> jax.Array:
         """Dropout before the head."""
@@ -165,10 +130,11 @@ class Body(WithBody):
         """The last hidden states; arguments are ``Inputs``."""
         inputs = Inputs(*args, **kwargs)
         if self.config.architecture == "encoder_decoder":
-            context, hidden = self.body.both(inputs)
-            return BodyOutput(hidden, None, context.hidden)
-        states = self.states(inputs)
-        return BodyOutput(states, self.pooler(states, inputs.attention_mask) if self.pooled else None)
+            encoded, hidden, layers = self.body.both(inputs)
+            return BodyOutput(hidden, None, encoded, **layers)
+        states, layers = self.states(inputs)
+        pooled = self.pooler(states, inputs.attention_mask) if self.pooled else None
+        return BodyOutput(states, pooled, None, **layers)
 
 
 class SequenceClassifier(WithBody):
@@ -190,19 +156,32 @@ class SequenceClassifier(WithBody):
         self.classifier = Dense(self.config, self.num_labels, "classes", self.config.architecture != "decoder")
 
     def __call__(self, *args: Any, **kwargs: Any) -> HeadOutput:
-        """Logits ``[B, C]``; arguments are ``Inputs``."""
+        """Logits ``[B, C]``; arguments are ``Inputs``.
+
+        Raises:
+            ValueError: if an encoder-decoder is given ``inputs_embeds``, of which no end token can be told.
+        """
         inputs = Inputs(*args, **kwargs)
-        states = self.states(inputs)
+        if self.config.architecture == "encoder_decoder" and inputs.input_ids is None:
+            raise ValueError(
+                "inputs_embeds is given to a classifier of an encoder-decoder, expected input_ids: its end token is "
+                "found by its id"
+            )
+        states, layers = self.states(inputs)
         pooled = self.drop(self.pooler(states, self._read(inputs)), inputs)
-        return HeadOutput(self.classifier(pooled).astype(jnp.float32), states)
+        return HeadOutput(self.classifier(pooled).astype(jnp.float32), states, **layers)
 
     def _read(self, inputs: Inputs) -> Any:
         """Tokens of which one is pooled, as in transformers.
 
-        A decoder reads none that is the padding token, an encoder-decoder its end token where a text has one.
+        A decoder reads none that is the padding token, an encoder-decoder its end token where a text has one. Without
+        ids the mask alone tells what is padding.
         """
-        c, ids = self.config, jnp.asarray(inputs.input_ids)
-        real = jnp.ones(ids.shape, bool) if inputs.attention_mask is None else jnp.asarray(inputs.attention_mask, bool)
+        c, ids, mask = self.config, inputs.input_ids, inputs.attention_mask
+        real = jnp.ones(inputs.shape, bool) if mask is None else jnp.asarray(mask, bool)
+        if ids is None:
+            return real
+        ids = jnp.asarray(ids)
         if c.architecture == "decoder" and c.pad_token_id is not None:
             return real & (ids != c.pad_token_id)
         if c.architecture == "encoder_decoder" and c.end_ids:
@@ -214,30 +193,38 @@ class SequenceClassifier(WithBody):
 class MultipleChoice(SequenceClassifier):
     """One score per choice: every choice is a separate text, and its score is the only class of a classifier.
 
-    ``input_ids``, ``attention_mask`` and ``token_type_ids`` are ``[B, C, T]``, the logits ``[B, C]``.
+    ``input_ids``, ``attention_mask`` and ``token_type_ids`` are ``[B, C, T]``, the logits ``[B, C]``. All other outputs
+    have ``B C`` rows, the choices of one question after each other.
     """
 
     num_labels: int = 1
     init_shape: ClassVar[tuple[int, ...]] = (1, 2, 2)  # of ``input_ids`` for ``init``; other models take (1, 2)
 
     def __call__(self, *args: Any, **kwargs: Any) -> HeadOutput:
-        """Logits ``[B, C]``; arguments are ``Inputs``."""
+        """Logits ``[B, C]``; arguments are ``Inputs``.
+
+        Raises:
+            ValueError: if ``input_ids`` are not ``[B, C, T]``.
+        """
         inputs = Inputs(*args, **kwargs)
-        B, C = inputs.input_ids.shape[:2]
+        if len(inputs.shape) != 3:
+            raise ValueError(f"the inputs of a multiple choice have the shape {inputs.shape}, expected [B, C, T]")
+        B, C, T = inputs.shape
         example_ids = jnp.arange(B) if inputs.example_ids is None else inputs.example_ids
 
         def flat(array: Any) -> Any:
-            return None if array is None else array.reshape(B * C, -1)
+            return None if array is None else array.reshape(B * C, T, *array.shape[3:])
 
         inputs = inputs._replace(
             input_ids=flat(inputs.input_ids),
+            inputs_embeds=flat(inputs.inputs_embeds),
             attention_mask=flat(inputs.attention_mask),
             token_type_ids=flat(inputs.token_type_ids),
             # Each choice has dropout of its own, which depends on its example.
             example_ids=jnp.ravel(example_ids[:, None] * C + jnp.arange(C)),
         )
         output = super().__call__(*inputs)
-        return HeadOutput(output.logits.reshape(B, C), output.last_hidden_state)
+        return replace(output, logits=output.logits.reshape(B, C))
 
 
 class TokenClassifier(WithBody):
@@ -263,11 +250,12 @@ class TokenClassifier(WithBody):
         """Logits ``[B, T, C]``; arguments are ``Inputs``."""
         inputs = Inputs(*args, **kwargs)
         if self.config.architecture == "encoder_decoder":
-            states = self.body.encode_inputs(inputs).hidden
+            context, layers = self.body.encode_inputs(inputs)
+            states = context.hidden
         else:
-            states = self.states(inputs)
+            states, layers = self.states(inputs)
         read = self.pooler.transform(states) if self.config.token_pooler else states
-        return HeadOutput(self.classifier(self.drop(read, inputs)).astype(jnp.float32), states)
+        return HeadOutput(self.classifier(self.drop(read, inputs)).astype(jnp.float32), states, **layers)
 
 
 class QuestionAnswering(WithBody):
@@ -282,7 +270,7 @@ class QuestionAnswering(WithBody):
 
     def __call__(self, *args: Any, **kwargs: Any) -> SpanOutput:
         """Scores of every token; arguments are ``Inputs``."""
-        states = self.states(Inputs(*args, **kwargs))
+        states, layers = self.states(Inputs(*args, **kwargs))
         read = self.pooler.transform(states) if self.config.token_pooler else states
         logits = self.span_classifier(read).astype(jnp.float32)
-        return SpanOutput(logits[..., 0], logits[..., 1])
+        return SpanOutput(logits[..., 0], logits[..., 1], **layers)

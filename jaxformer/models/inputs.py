@@ -10,7 +10,7 @@ class Inputs(NamedTuple):
     """The inputs of a model, named as the keywords of ``model.apply``.
 
     Attributes:
-        input_ids: ``[B, T]``; of an encoder-decoder the source, ``[B, S]``.
+        input_ids: ``[B, T]``; of an encoder-decoder the source, ``[B, S]``. Either these or ``inputs_embeds``.
         attention_mask: ``[B, T]``, 1 at real tokens, padding on any side; default: all real. With a cache it covers the
             new tokens only.
         token_type_ids: ``[B, T]``, which of two joined texts a token belongs to; default 0. Models without token
@@ -26,9 +26,15 @@ class Inputs(NamedTuple):
         decoder_attention_mask: ``[B, T]``, as ``attention_mask``, of the target.
         decoder_position_ids: ``[B, T]``, as ``position_ids``, of the target.
         decoder_segment_ids: ``[B, T]``, as ``segment_ids``, of the target.
+        inputs_embeds: ``[B, T, E]``, instead of ``input_ids`` what the token table would give for them, times
+            ``sqrt(D)`` with ``scale_embedding``; positions, types and norm follow as for ids.
+        decoder_inputs_embeds: ``[B, T, E]``, the same instead of ``decoder_input_ids``. Those of Marian and PEGASUS are
+            multiplied by ``sqrt(D)`` here, as in transformers.
+        output_attentions: return the weights of attention, computed by ``functional.dot_product_attention``.
+        output_hidden_states: return the embedding and the output of each block.
     """
 
-    input_ids: Any
+    input_ids: Any = None
     attention_mask: Any = None
     token_type_ids: Any = None
     position_ids: Any = None
@@ -41,6 +47,21 @@ class Inputs(NamedTuple):
     decoder_attention_mask: Any = None
     decoder_position_ids: Any = None
     decoder_segment_ids: Any = None
+    inputs_embeds: Any = None
+    decoder_inputs_embeds: Any = None
+    output_attentions: bool = False
+    output_hidden_states: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(B, T)``, for multiple choice ``(B, C, T)``.
+
+        Raises:
+            ValueError: if both or neither of ``input_ids`` and ``inputs_embeds`` are given.
+        """
+        ids, embeds = self.input_ids, self.inputs_embeds
+        _expect_one("input_ids", ids, "inputs_embeds", embeds)
+        return jnp.shape(ids) if embeds is None else jnp.shape(embeds)[:-1]
 
     @property
     def real(self) -> jax.Array | None:
@@ -54,7 +75,7 @@ class Inputs(NamedTuple):
         """``[B]``, numbers of the rows for their dropout; None in evaluation, where nothing is dropped."""
         if self.deterministic:
             return None
-        return jnp.arange(len(self.input_ids)) if self.example_ids is None else self.example_ids
+        return jnp.arange(self.shape[0]) if self.example_ids is None else self.example_ids
 
     @property
     def source(self) -> "Inputs":
@@ -64,18 +85,34 @@ class Inputs(NamedTuple):
 
     @property
     def target(self) -> "Inputs":
-        """The inputs of an encoder-decoder's decoder."""
+        """The inputs of an encoder-decoder's decoder.
+
+        Raises:
+            ValueError: if both or neither of ``decoder_input_ids`` and ``decoder_inputs_embeds`` are given.
+        """
+        ids, embeds = self.decoder_input_ids, self.decoder_inputs_embeds
+        _expect_one("decoder_input_ids", ids, "decoder_inputs_embeds", embeds)
         return Inputs(
-            self.decoder_input_ids,
+            ids,
             self.decoder_attention_mask,
             position_ids=self.decoder_position_ids,
             segment_ids=self.decoder_segment_ids,
             cache=self.cache,
             example_ids=self.example_ids,
             deterministic=self.deterministic,
+            inputs_embeds=embeds,
+            output_attentions=self.output_attentions,
+            output_hidden_states=self.output_hidden_states,
         )
 
     def arrays(self) -> "Inputs":
         """Converts them to JAX arrays; a tokenizer returns NumPy arrays."""
         arrays: list[Any] = [jnp.asarray(x) if hasattr(x, "__array__") or isinstance(x, list) else x for x in self]
         return Inputs(*arrays)
+
+
+def _expect_one(ids_name: str, ids: Any, embeds_name: str, embeds: Any) -> None:
+    if ids is None and embeds is None:
+        raise ValueError(f"neither {ids_name} nor {embeds_name} is given, expected one of them")
+    if ids is not None and embeds is not None:
+        raise ValueError(f"{ids_name} and {embeds_name} are both given, expected one of them")

@@ -175,7 +175,8 @@ class Attention(nn.Module):
         cache: F.KeyValue | None = None,
         slot: jax.Array | None = None,
         example_ids: jax.Array | None = None,
-    ) -> tuple[jax.Array, F.KeyValue | None]:
+        return_weights: bool = False,
+    ) -> tuple[jax.Array, F.KeyValue | None, jax.Array | None]:
         """Attends within ``x`` and the cache, or from ``x`` to ``context``.
 
         Args:
@@ -189,9 +190,11 @@ class Attention(nn.Module):
             slot: first place of the cache for the tokens of ``x``, with exact numerics the place of each, ``[B, T]``;
                 None if the cache is empty.
             example_ids: numbers of the rows for dropout.
+            return_weights: also return the attention weights; only without a cache and with fast numerics.
 
         Returns:
-            The output, and the keys and values of the cache or the context; None without a cache.
+            The output; the keys and values of the cache or the context, None without a cache; and the weights
+            ``[B, N, T, S]`` if they are asked for.
         """
         c = self.config
         D, N, K, H = c.hidden_size, c.num_heads, c.kv_heads, c.head_width
@@ -218,12 +221,12 @@ class Attention(nn.Module):
         if c.exact:
             options |= {"context": context, "cache": cache, "slots": slot, "rotary": rotary}
             options |= {"dropout_rate": c.attention_dropout, "dropout_keys": keys}
-            return F.exact_multi_head_attention(x, weights, **options)
+            return *F.exact_multi_head_attention(x, weights, **options), None
         if isinstance(context, F.KeyValue):
-            return F.cached_cross_attention(x, weights, context, **options), context
+            return F.cached_cross_attention(x, weights, context, **options), context, None
         options["rotary"] = rotary
         if cache is not None and slot is not None:
-            return F.cached_self_attention(x, weights, cache, slot, **options)
+            return *F.cached_self_attention(x, weights, cache, slot, **options), None
         options |= {
             "context": context,
             "dropout_rate": c.attention_dropout,
@@ -236,8 +239,11 @@ class Attention(nn.Module):
             ),
         }
         if cache is not None:
-            return F.prefill_attention(x, weights, cache, **options)
-        return F.multi_head_attention(x, weights, **options), None
+            return *F.prefill_attention(x, weights, cache, **options), None
+        if return_weights:
+            output, attention_weights = F.multi_head_attention(x, weights, return_weights=True, **options)
+            return output, None, attention_weights
+        return F.multi_head_attention(x, weights, **options), None, None
 
 
 class FeedForward(nn.Module):
@@ -330,9 +336,9 @@ class Embeddings(nn.Module):
 
     def __call__(self, inputs: Inputs, table: Any = None) -> jax.Array:
         """Embeds the tokens; padding becomes zeros, so that nothing of it spreads. Positions must be given."""
-        input_ids, position_ids, real = inputs.input_ids, inputs.position_ids, inputs.real
-        c = self.config
-        check_ids("input_ids", input_ids, c.vocabulary, real)
+        c, position_ids, real = self.config, inputs.position_ids, inputs.real
+        if inputs.inputs_embeds is None:
+            check_ids("input_ids", inputs.input_ids, c.vocabulary, real)
         if c.token_types > 1 and inputs.token_type_ids is not None:
             check_ids("token_type_ids", inputs.token_type_ids, c.token_types, real)
         if c.positions == "learned":
@@ -341,9 +347,12 @@ class Embeddings(nn.Module):
         table = self.token() if table is None else table
         if not isinstance(table, F.Packed):
             table = place(table, "vocab", None)
-        x = place(F.take_rows(table, input_ids), "batch", "length", None)
-        if c.scale_embedding:
-            x = apart(c)(lambda x: x * c.hidden_size**0.5, x)
+        if inputs.inputs_embeds is None:
+            x = place(F.take_rows(table, inputs.input_ids), "batch", "length", None)
+            if c.scale_embedding:
+                x = apart(c)(lambda x: x * c.hidden_size**0.5, x)
+        else:
+            x = place(inputs.inputs_embeds, "batch", "length", None)
         if c.positions == "learned":
             positions = place(self.position(), "position", None)
             x = x + F.learned_positions(positions, position_ids + c.first_position)
@@ -353,7 +362,7 @@ class Embeddings(nn.Module):
         if c.token_types:
             # A table of one row has one type, whatever the tokenizer says.
             given = None if c.token_types == 1 else inputs.token_type_ids
-            types = jnp.zeros_like(input_ids) if given is None else given
+            types = jnp.zeros(inputs.shape, int) if given is None else given
             x = x + jnp.take(self.token_type(), types, axis=0)
         if real is not None:
             x = jnp.where(real[..., None], x, 0.0)

@@ -1,6 +1,5 @@
 """Pre-training heads of encoders: BERT's masked language model and ELECTRA's discriminator."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -9,26 +8,11 @@ import jax.numpy as jnp
 
 from jaxformer import functional as F
 from jaxformer.models.config import TransformerConfig
-from jaxformer.models.heads import Dense, HeadOutput, Pooler, WithBody
+from jaxformer.models.heads import Dense, Pooler, WithBody
 from jaxformer.models.inputs import Inputs
 from jaxformer.models.layers import Norm, activate, tied_head, untied_head
+from jaxformer.models.outputs import HeadOutput, MaskedLMOutput
 from jaxformer.models.stack import Stack
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class MaskedLMOutput:
-    """Output of a masked language model.
-
-    Attributes:
-        logits: ``[B, T, V]`` float32.
-        pair_logits: ``[B, 2]`` of the sentence pair head, None without one.
-        last_hidden_state: ``[B, T, D]`` of the body.
-    """
-
-    logits: jax.Array
-    pair_logits: jax.Array | None
-    last_hidden_state: jax.Array
 
 
 class MLMHead(nn.Module):
@@ -81,14 +65,14 @@ class MaskedLM(WithBody):
                 all.
             **kwargs: as in ``__call__``.
         """
-        return self._transformed(self.states(Inputs(*args, **kwargs)), masked_positions)
+        return self._transformed(self.states(Inputs(*args, **kwargs))[0], masked_positions)
 
     def hidden_head_and_pairs(
         self, *args: Any, masked_positions: jax.Array | None = None, **kwargs: Any
     ) -> tuple[jax.Array, F.HeadWeights, jax.Array]:
         """``hidden_and_head`` and ``pair_logits``."""
         inputs = Inputs(*args, **kwargs)
-        states = self.states(inputs)
+        states, _ = self.states(inputs)
         return *self._transformed(states, masked_positions), self._pairs(states, inputs)
 
     def _transformed(self, states: jax.Array, positions: jax.Array | None = None) -> tuple[jax.Array, F.HeadWeights]:
@@ -103,10 +87,10 @@ class MaskedLM(WithBody):
     def __call__(self, *args: Any, **kwargs: Any) -> MaskedLMOutput:
         """Logits of the token at every place; arguments are ``Inputs``."""
         inputs = Inputs(*args, **kwargs)
-        states = self.states(inputs)
+        states, layers = self.states(inputs)
         hidden, head = self._transformed(states)
         pairs = self._pairs(states, inputs) if self.sentence_pairs else None
-        return MaskedLMOutput(F.head_logits(hidden, head), pairs, states)
+        return MaskedLMOutput(F.head_logits(hidden, head), pairs, states, **layers)
 
 
 class DiscriminatorHead(nn.Module):
@@ -148,14 +132,14 @@ class Discriminator(WithBody):
         """The generator's states and output layer, as ``MaskedLM.hidden_and_head``."""
         assert self.generator_config is not None
         table = self.body.embeddings.token()
-        hidden, _ = self.generator.hidden_states(Inputs(*args, **kwargs), table=table)
+        hidden = self.generator.hidden_states(Inputs(*args, **kwargs), table=table).hidden
         hidden, bias = self.generator_head(at_positions(hidden, masked_positions))
         return hidden, tied_head(self.generator_config, table, bias)
 
     def __call__(self, *args: Any, **kwargs: Any) -> HeadOutput:
         """Logits ``[B, T]``: above 0 where a token is probably replaced; arguments are ``Inputs``."""
         inputs = Inputs(*args, **kwargs)
-        states = self.states(inputs)
+        states, layers = self.states(inputs)
         if self.is_initializing() and self.generator_config is not None:
-            self.generator_hidden_and_head(inputs.input_ids)
-        return HeadOutput(self.rtd_head(states), states)
+            self.generator_hidden_and_head(jnp.zeros(inputs.shape, int))
+        return HeadOutput(self.rtd_head(states), states, **layers)

@@ -12,6 +12,7 @@ from jaxformer.models.config import TransformerConfig
 from jaxformer.models.inputs import Inputs
 from jaxformer.models.kv_cache import KVCache, extend_by_row, extend_cache
 from jaxformer.models.layers import Attention, DropoutKeys, Embedding, Embeddings, FeedForward, Norm, apart
+from jaxformer.models.outputs import Layers
 from jaxformer.models.partition import place, platform
 
 
@@ -29,6 +30,15 @@ class Context(NamedTuple):
     segment_ids: Any = None
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Requested:
+    """What each block returns besides the residual stream; part of a type, so that nothing asked for costs nothing."""
+
+    attentions: bool = False
+    hidden_states: bool = False
+
+
 class Surroundings(NamedTuple):
     """The inputs that all blocks of a stack share."""
 
@@ -40,6 +50,7 @@ class Surroundings(NamedTuple):
     context_mask: F.Mask | None
     example_ids: Any
     slot: Any = None
+    requested: Requested = Requested()
 
 
 class LayerCache(NamedTuple):
@@ -47,6 +58,37 @@ class LayerCache(NamedTuple):
 
     own: F.KeyValue
     context: F.KeyValue | None
+
+
+class LayerOutput(NamedTuple):
+    """One layer's output besides the residual stream; None what it does not have or was not asked for.
+
+    Attributes:
+        cache: with the new tokens.
+        hidden_state: ``[B, T, D]``, the residual stream after the block.
+        attention: ``[B, N, T, T]``, attention weights.
+        cross_attention: ``[B, N, T, S]``, weights of cross-attention.
+    """
+
+    cache: LayerCache | None = None
+    hidden_state: Any = None
+    attention: Any = None
+    cross_attention: Any = None
+
+
+class StackOutput(NamedTuple):
+    """Output of a stack.
+
+    Attributes:
+        hidden: ``[B, T, D]``, last hidden states.
+        cache: with the new tokens; None if there was none.
+        layers: what was asked for of every layer, ``hidden_states``, ``attentions`` and ``cross_attentions``, as in
+            ``models.outputs``.
+    """
+
+    hidden: jax.Array
+    cache: KVCache | None
+    layers: dict[str, Layers]
 
 
 class LayerKind(NamedTuple):
@@ -74,7 +116,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(
         self, x: jax.Array, per_layer: tuple[LayerCache | None, LayerKind | None], around: Surroundings
-    ) -> tuple[jax.Array, LayerCache | None]:
+    ) -> tuple[jax.Array, LayerOutput]:
         """Updates the residual stream; the signature is that of a scan body (carry, per layer, broadcast)."""
         c = self.config
         x = place(x, "batch", "length", None)
@@ -91,29 +133,38 @@ class Block(nn.Module):
             normed = jnp.where(kind.first, x, normed)
         mask, rotary = _of_this_layer(c, kind, around)
         own = None if cache is None else cache.own
-        y, own = Attention(c, name="attention")(
-            normed, mask, bias=around.bias, rotary=rotary, cache=own, slot=around.slot, example_ids=around.example_ids
+        shared: dict[str, Any] = {"example_ids": around.example_ids, "return_weights": around.requested.attentions}
+        y, own, weights = Attention(c, name="attention")(
+            normed, mask, bias=around.bias, rotary=rotary, cache=own, slot=around.slot, **shared
         )
         y = drop("attention_output_dropout", y)
         if c.parallel_residual:
             x = x + y + drop("feed_forward_dropout", feed_forward(feed_forward_norm(x)))
-            return x, None if own is None else LayerCache(own, None)
+            return x, _output(x, around.requested, own, weights)
         x = x + y if pre else attention_norm(x + y)
-        context = None
+        context = cross_weights = None
         if self.cross:
             cross_norm = Norm(c, name="cross_attention_norm")
             known = None if cache is None else cache.context
-            y, context = Attention(c, name="cross_attention")(
+            y, context, cross_weights = Attention(c, name="cross_attention")(
                 cross_norm(x) if pre else x,
                 around.context_mask,
                 context=around.context if known is None else known,
                 cache=own,
-                example_ids=around.example_ids,
+                **shared,
             )
             y = drop("cross_attention_output_dropout", y)
             x = x + y if pre else cross_norm(x + y)
         y = drop("feed_forward_dropout", feed_forward(feed_forward_norm(x) if pre else x))
-        return (x + y if pre else feed_forward_norm(x + y)), None if own is None else LayerCache(own, context)
+        x = x + y if pre else feed_forward_norm(x + y)
+        return x, _output(x, around.requested, own, weights, context, cross_weights)
+
+
+def _output(
+    x: jax.Array, requested: Requested, own: Any, weights: Any, context: Any = None, cross_weights: Any = None
+) -> LayerOutput:
+    cache = None if own is None else LayerCache(own, context)
+    return LayerOutput(cache, x if requested.hidden_states else None, weights, cross_weights)
 
 
 # Farther than any two tokens are apart.
@@ -181,17 +232,17 @@ class SeparateBlocks(nn.Module):
     @nn.compact
     def __call__(
         self, x: jax.Array, per_layer: tuple[tuple[LayerCache, ...] | None, LayerKind | None], around: Surroundings
-    ) -> tuple[jax.Array, tuple[LayerCache, ...] | None]:
-        """As ``Block``, with a tuple of caches."""
+    ) -> tuple[jax.Array, tuple[LayerOutput, ...]]:
+        """As ``Block``, with a tuple of caches and of outputs."""
         caches, kinds = per_layer
         shared = Block(self.config, self.cross, name="0") if self.config.share_layers else None
-        new = []
+        outputs = []
         for i in range(self.num_layers):
             block = shared or Block(self.config, self.cross, name=str(i))
             kind = None if kinds is None else LayerKind(*(of_all[i] for of_all in kinds))
-            x, cache = block(x, (None if caches is None else caches[i], kind), around)
-            new.append(cache)
-        return x, None if caches is None else tuple(new)
+            x, output = block(x, (None if caches is None else caches[i], kind), around)
+            outputs.append(output)
+        return x, tuple(outputs)
 
 
 class Stack(nn.Module):
@@ -229,8 +280,8 @@ class Stack(nn.Module):
 
     def hidden_states(
         self, inputs: Inputs, context: Context | None = None, table: jax.Array | None = None
-    ) -> tuple[jax.Array, KVCache | None]:
-        """The last hidden states ``[B, T, D]``, and the cache with the new tokens.
+    ) -> StackOutput:
+        """The last hidden states ``[B, T, D]``, the cache with the new tokens, and what was asked for of every layer.
 
         Args:
             inputs: of the model.
@@ -238,11 +289,12 @@ class Stack(nn.Module):
             table: ``[V, D]``, the token embedding, where it is shared.
 
         Raises:
-            ValueError: if the row is longer than ``max_length`` or the cache, or inputs exclude each other.
+            ValueError: if the row is longer than ``max_length`` or the cache, inputs exclude each other, or attention
+                weights are asked for with a cache or exact numerics.
         """
         c, inputs = self.config, inputs.arrays()
         self._check(inputs)
-        T = inputs.input_ids.shape[1]
+        T = inputs.shape[1]
         cache = inputs.cache
         position_ids = _positions(inputs) if inputs.position_ids is None else inputs.position_ids
         slot = order = None
@@ -254,12 +306,12 @@ class Stack(nn.Module):
             prefix = None if inputs.prefix_mask is None else inputs.prefix_mask.astype(bool)
             mask = F.Mask(self.causal, c.window, real, segment_ids, segment_ids, key_prefix=prefix)
         elif c.exact:
-            now = jnp.ones(inputs.input_ids.shape, bool) if real is None else real
+            now = jnp.ones(inputs.shape, bool) if real is None else real
             cache, mask, slot = extend_by_row(cache, now, position_ids, c.window)
         else:
             slot = None if cache.empty else cache.slot
             cache, mask = extend_cache(cache, real, position_ids, c.window)
-        x = self.embeddings(inputs._replace(position_ids=position_ids), table)
+        embedding = x = self.embeddings(inputs._replace(position_ids=position_ids), table)
         keys = T if slot is None or cache is None else cache.valid.shape[1]
         rotary, local_rotary, bias = self._position_scheme(position_ids, mask, (T, keys))
         context_mask = None
@@ -267,15 +319,32 @@ class Stack(nn.Module):
             segments = None if context.segment_ids is None else segment_ids
             context_mask = F.Mask(key_valid=context.real, query_segments=segments, key_segments=context.segment_ids)
         hidden = None if context is None else context.hidden
-        around = Surroundings(mask, rotary, local_rotary, bias, hidden, context_mask, inputs.dropout_ids, slot)
+        requested = Requested(bool(inputs.output_attentions), bool(inputs.output_hidden_states))
+        around = Surroundings(
+            mask, rotary, local_rotary, bias, hidden, context_mask, inputs.dropout_ids, slot, requested
+        )
         kinds = _layer_kinds(c, self.num_layers or c.num_layers)
         caches = None if cache is None else self._split(cache)
-        x, caches = self.layers(x, (caches, kinds), around)
+        x, outputs = self.layers(x, (caches, kinds), around)
         if c.norm_place == "pre":
             x = self.final_norm(x)
+        cache = None if cache is None else self._joined(cache, outputs)
+        layers = self._requested_of(outputs, requested)
+        if requested.hidden_states:
+            layers["hidden_states"] = (embedding, *layers["hidden_states"][:-1], x)
         if order is not None:
-            x = jnp.take_along_axis(x, jnp.argsort(order, axis=1)[..., None], axis=1)
-        return x, None if cache is None else self._joined(cache, caches)
+            back = jnp.argsort(order, axis=1)[..., None]
+            x, layers = jax.tree.map(lambda states: jnp.take_along_axis(states, back, axis=1), (x, layers))
+        return StackOutput(x, cache, layers)
+
+    def _requested_of(self, outputs: Any, requested: Requested) -> dict[str, Layers]:
+        """What was asked for of every layer, by its name in the output of a model."""
+        names = {"hidden_states": "hidden_state"} if requested.hidden_states else {}
+        if requested.attentions:
+            names |= {"attentions": "attention"} | ({"cross_attentions": "cross_attention"} if self.cross else {})
+        if self.stacked:
+            return {name: tuple(jnp.unstack(getattr(outputs, field))) for name, field in names.items()}
+        return {name: tuple(getattr(output, field) for output in outputs) for name, field in names.items()}
 
     def _split(self, cache: KVCache) -> Any:
         """The cache of each layer."""
@@ -284,10 +353,11 @@ class Stack(nn.Module):
         contexts = cache.context or (None,) * len(cache.layers)
         return tuple(LayerCache(own, context) for own, context in zip(cache.layers, contexts, strict=True))
 
-    def _joined(self, cache: KVCache, caches: Any) -> KVCache:
+    def _joined(self, cache: KVCache, outputs: Any) -> KVCache:
         """The cache with those that the layers returned."""
         if self.stacked:
-            return dataclasses.replace(cache, layers=caches.own, context=caches.context)
+            return dataclasses.replace(cache, layers=outputs.cache.own, context=outputs.cache.context)
+        caches = [output.cache for output in outputs]
         context = tuple(layer.context for layer in caches) if self.cross else None
         return dataclasses.replace(cache, layers=tuple(layer.own for layer in caches), context=context)
 
@@ -308,19 +378,33 @@ class Stack(nn.Module):
         return rotary, local_rotary, bias
 
     def _check(self, inputs: Inputs) -> None:
-        length, cache = inputs.input_ids.shape[1], inputs.cache
+        embeds, width = inputs.inputs_embeds, self.config.token_size
+        if embeds is not None and (embeds.ndim != 3 or embeds.shape[-1] != width):
+            raise ValueError(f"inputs_embeds has the shape {embeds.shape}, expected [B, T, {width}] as the token table")
+        length, cache = inputs.shape[1], inputs.cache
         longest = self.config.max_length if cache is None else cache.valid.shape[1]
         if length > longest and not (cache is not None and cache.ring):
             what = "max_length" if cache is None else "the cache's length"
-            raise ValueError(f"input_ids has {length} tokens a row, expected at most {longest} ({what}); shorten it")
+            name = "input_ids" if embeds is None else "inputs_embeds"
+            raise ValueError(f"{name} has {length} tokens a row, expected at most {longest} ({what}); shorten it")
         if inputs.segment_ids is not None and cache is not None:
             raise ValueError("segment_ids and a cache are both given, expected one: a cache holds one document a row")
         if inputs.prefix_mask is not None and cache is not None:
             raise ValueError("prefix_mask and a cache are both given, expected one: a cache is filled token by token")
         if not self.causal and (inputs.prefix_mask is not None or cache is not None):
             raise ValueError("prefix_mask or a cache is given to an encoder, expected neither: every token sees all")
-        if inputs.decoder_input_ids is not None:
-            raise ValueError("decoder_input_ids is given, expected None: only an encoder-decoder reads it")
+        for name in ("decoder_input_ids", "decoder_inputs_embeds"):
+            if getattr(inputs, name) is not None:
+                raise ValueError(f"{name} is given, expected None: only an encoder-decoder reads it")
+        for name in ("output_attentions", "output_hidden_states"):
+            if isinstance(getattr(inputs, name), jax.core.Tracer):
+                raise ValueError(f"{name} is an argument of a jitted function, expected one of its static_argnames")
+        if inputs.output_attentions and self.config.exact:
+            raise ValueError(
+                "output_attentions is true and numerics exact, expected fast: exact attention has no weights"
+            )
+        if inputs.output_attentions and cache is not None:
+            raise ValueError("output_attentions and a cache are both given, expected one: give the whole text at once")
 
 
 def _rotary(c: TransformerConfig, position_ids: jax.Array, theta: float) -> F.Rotary:
@@ -338,9 +422,11 @@ def _real_first(inputs: Inputs, position_ids: jax.Array) -> tuple[Inputs, jax.Ar
     order = jnp.argsort(~inputs.real, axis=1, stable=True)
 
     def sort(array: Any) -> Any:
-        return None if array is None else jnp.take_along_axis(array, order, axis=1)
+        if array is None:
+            return None
+        return jnp.take_along_axis(array, order if array.ndim == 2 else order[..., None], axis=1)
 
-    names = ("input_ids", "attention_mask", "token_type_ids", "segment_ids", "prefix_mask")
+    names = ("input_ids", "inputs_embeds", "attention_mask", "token_type_ids", "segment_ids", "prefix_mask")
     return inputs._replace(**{name: sort(getattr(inputs, name)) for name in names}), sort(position_ids), order
 
 
@@ -374,7 +460,7 @@ def _positions(inputs: Inputs) -> jax.Array:
     if real is not None:
         positions = F.position_ids_from_mask(real)
     else:
-        positions = jnp.broadcast_to(jnp.arange(inputs.input_ids.shape[1]), inputs.input_ids.shape)
+        positions = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape)
     if cache is None:
         return positions
     return positions + 1 + jnp.max(jnp.where(cache.valid, cache.positions, -1), axis=-1, keepdims=True)

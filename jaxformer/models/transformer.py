@@ -1,7 +1,6 @@
 """The three architectures: GPT-style decoder, BERT-style encoder, T5-style encoder-decoder."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -12,49 +11,8 @@ from jaxformer.models.config import TransformerConfig
 from jaxformer.models.inputs import Inputs
 from jaxformer.models.kv_cache import KVCache
 from jaxformer.models.layers import Embedding, Vector, embedding_deviation, tied_head, untied_head
-from jaxformer.models.stack import Context, Stack
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class CausalLMOutput:
-    """Output of a decoder.
-
-    Attributes:
-        logits: ``[B, T, V]`` float32.
-        last_hidden_state: ``[B, T, D]`` after the final norm, compute dtype.
-        cache: the cache with this call's tokens, if one was passed.
-    """
-
-    logits: jax.Array
-    last_hidden_state: jax.Array
-    cache: KVCache | None = None
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Seq2SeqOutput:
-    """Output of an encoder-decoder.
-
-    Attributes:
-        logits: ``[B, T, V]`` float32.
-        last_hidden_state: ``[B, T, D]`` of the decoder, compute dtype.
-        encoder_last_hidden_state: ``[B, S, D]``.
-        cache: the decoder's cache with this call's tokens, if one was passed.
-    """
-
-    logits: jax.Array
-    last_hidden_state: jax.Array
-    encoder_last_hidden_state: jax.Array
-    cache: KVCache | None = None
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class EncoderOutput:
-    """Output of an encoder: ``last_hidden_state [B, T, D]``, compute dtype."""
-
-    last_hidden_state: jax.Array
+from jaxformer.models.outputs import CausalLMOutput, EncoderOutput, Layers, Seq2SeqOutput
+from jaxformer.models.stack import Context, Stack, StackOutput
 
 
 def for_head(config: TransformerConfig, hidden: jax.Array) -> jax.Array:
@@ -67,19 +25,22 @@ class Encoder(Stack):
 
     causal: bool = False
 
-    def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None, **inputs: Any) -> EncoderOutput:
+    def __call__(
+        self, input_ids: jax.Array | None = None, attention_mask: jax.Array | None = None, **inputs: Any
+    ) -> EncoderOutput:
         """The hidden states of every token.
 
         Args:
             input_ids: ``[B, T]``.
             attention_mask: ``[B, T]``, 1 at real tokens, padding on any side; default: all real.
-            **inputs: ``token_type_ids``, ``position_ids``, ``segment_ids``, ``example_ids``, ``deterministic``; see
-                ``Inputs``.
+            **inputs: ``inputs_embeds`` instead of ids, ``token_type_ids``, ``position_ids``, ``segment_ids``,
+                ``example_ids``, ``deterministic``, ``output_attentions``, ``output_hidden_states``; see ``Inputs``.
 
         Raises:
             ValueError: if the row is longer than ``max_length``.
         """
-        return EncoderOutput(self.hidden_states(Inputs(input_ids, attention_mask, **inputs))[0])
+        hidden, _, layers = self.hidden_states(Inputs(input_ids, attention_mask, **inputs))
+        return EncoderOutput(hidden, **layers)
 
 
 class Decoder(Stack):
@@ -99,14 +60,16 @@ class Decoder(Stack):
 
     def hidden_and_head(self, *args: Any, **kwargs: Any) -> tuple[jax.Array, F.HeadWeights]:
         """Hidden states and output layer, as ``functional.chunked_cross_entropy`` takes them."""
-        return for_head(self.config, self.hidden_states(Inputs(*args, **kwargs))[0]), self.head_weights()
+        return for_head(self.config, self.hidden_states(Inputs(*args, **kwargs)).hidden), self.head_weights()
 
     def last_logits(self, *args: Any, **kwargs: Any) -> tuple[jax.Array, KVCache | None]:
         """Logits ``[B, V]`` after the last place of each row, and the cache; arguments as in ``__call__``."""
-        hidden, cache = self.hidden_states(Inputs(*args, **kwargs))
+        hidden, cache, _ = self.hidden_states(Inputs(*args, **kwargs))
         return F.head_logits(for_head(self.config, hidden[:, -1]), self.head_weights()), cache
 
-    def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None, **inputs: Any) -> CausalLMOutput:
+    def __call__(
+        self, input_ids: jax.Array | None = None, attention_mask: jax.Array | None = None, **inputs: Any
+    ) -> CausalLMOutput:
         """Logits of the next token at every position.
 
         ``model.apply({"params": params}, input_ids=...)`` evaluates; for training pass ``deterministic=False`` and
@@ -115,15 +78,30 @@ class Decoder(Stack):
         Args:
             input_ids: ``[B, T]``.
             attention_mask: ``[B, T]``, 1 at real tokens, padding on any side; default: all real.
-            **inputs: ``position_ids``, ``segment_ids``, ``cache``, ``prefix_mask``, ``example_ids``,
-                ``deterministic``; see ``Inputs``.
+            **inputs: ``inputs_embeds`` instead of ids, ``position_ids``, ``segment_ids``, ``cache``, ``prefix_mask``,
+                ``example_ids``, ``deterministic``, ``output_attentions``, ``output_hidden_states``; see ``Inputs``.
 
         Raises:
             ValueError: if the row is longer than ``max_length`` or the cache, or a cache is combined with packed
-                documents or a prefix.
+                documents, a prefix or ``output_attentions``.
         """
-        hidden, cache = self.hidden_states(Inputs(input_ids, attention_mask, **inputs))
-        return CausalLMOutput(F.head_logits(for_head(self.config, hidden), self.head_weights()), hidden, cache)
+        hidden, cache, layers = self.hidden_states(Inputs(input_ids, attention_mask, **inputs))
+        logits = F.head_logits(for_head(self.config, hidden), self.head_weights())
+        return CausalLMOutput(logits, hidden, cache, **layers)
+
+
+class BothSides(NamedTuple):
+    """Output of an encoder-decoder before its head.
+
+    Attributes:
+        encoded: ``[B, S, D]``, last hidden states of the encoder.
+        hidden: ``[B, T, D]``, of the decoder.
+        layers: what was asked for of every layer, by the names of ``outputs.Seq2SeqLayers``.
+    """
+
+    encoded: jax.Array
+    hidden: jax.Array
+    layers: dict[str, Layers]
 
 
 class EncoderDecoder(nn.Module):
@@ -150,21 +128,29 @@ class EncoderDecoder(nn.Module):
         if c.logits_bias:
             self.logits_bias = Vector(c.vocabulary, "vocab")
 
-    def encode(self, input_ids: jax.Array, attention_mask: jax.Array | None = None, **inputs: Any) -> Context:
+    def encode(
+        self, input_ids: jax.Array | None = None, attention_mask: jax.Array | None = None, **inputs: Any
+    ) -> Context:
         """The encoder's hidden states, as ``decode`` takes them; arguments as in ``__call__``."""
-        return self.encode_inputs(Inputs(input_ids, attention_mask, **inputs))
+        return self.encode_inputs(Inputs(input_ids, attention_mask, **inputs))[0]
 
-    def decode(self, context: Context, decoder_input_ids: jax.Array, **inputs: Any) -> tuple[jax.Array, KVCache | None]:
+    def decode(
+        self, context: Context, decoder_input_ids: jax.Array | None = None, **inputs: Any
+    ) -> tuple[jax.Array, KVCache | None]:
         """The decoder's last hidden states and new cache, from ``encode``'s output; arguments as in ``__call__``."""
-        return self._decode(context, Inputs(None, decoder_input_ids=decoder_input_ids, **inputs))
+        hidden, cache, _ = self._decode(context, Inputs(decoder_input_ids=decoder_input_ids, **inputs))
+        return hidden, cache
 
-    def encode_inputs(self, inputs: Inputs) -> Context:
-        """``encode`` of inputs as one value."""
-        hidden, _ = self.encoder.hidden_states(inputs.source, table=self.shared())
+    def encode_inputs(self, inputs: Inputs) -> tuple[Context, dict[str, Layers]]:
+        """``encode`` of inputs as one value, and what was asked for of the encoder's layers."""
+        hidden, _, layers = self.encoder.hidden_states(inputs.source, table=self.shared())
         mask = inputs.attention_mask
-        return Context(hidden, None if mask is None else jnp.asarray(mask, bool), inputs.segment_ids)
+        return Context(hidden, None if mask is None else jnp.asarray(mask, bool), inputs.segment_ids), layers
 
-    def _decode(self, context: Context, inputs: Inputs) -> tuple[jax.Array, KVCache | None]:
+    def _decode(self, context: Context, inputs: Inputs) -> StackOutput:
+        c, embeds = self.config, inputs.decoder_inputs_embeds
+        if embeds is not None and c.scale_embedding and c.sinusoidal_halves:  # Marian and PEGASUS
+            inputs = inputs._replace(decoder_inputs_embeds=jnp.asarray(embeds) * c.hidden_size**0.5)
         return self.decoder.hidden_states(inputs.target, context, self.shared())
 
     def head_weights(self) -> F.HeadWeights:
@@ -180,7 +166,7 @@ class EncoderDecoder(nn.Module):
 
     def hidden_and_head(self, *args: Any, **kwargs: Any) -> tuple[jax.Array, F.HeadWeights]:
         """The decoder's hidden states and output layer, as ``functional.chunked_cross_entropy`` takes them."""
-        return for_head(self.config, self.both(Inputs(*args, **kwargs))[1]), self.head_weights()
+        return for_head(self.config, self.both(Inputs(*args, **kwargs)).hidden), self.head_weights()
 
     def shifted(self, inputs: Inputs) -> jax.Array:
         """``[B, T]``, a source as the decoder reads it where it writes nothing: start token, then all but the last.
@@ -204,24 +190,37 @@ class EncoderDecoder(nn.Module):
         first = real & (segment_ids != jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0))))
         return jnp.where(first, start, jnp.pad(input_ids[:, :-1], ((0, 0), (1, 0))))
 
-    def both(self, inputs: Inputs) -> tuple[Context, jax.Array]:
-        """The encoder's output and the decoder's last hidden states."""
+    def both(self, inputs: Inputs) -> BothSides:
+        """The encoder's and the decoder's last hidden states, and what was asked for of their layers.
+
+        Raises:
+            ValueError: if ``inputs_embeds`` are given and nothing for the decoder, whose default is made of ids.
+        """
         inputs = inputs.arrays()
         # The examples are numbered once for both sides.
         inputs = inputs._replace(example_ids=inputs.dropout_ids)
-        if inputs.decoder_input_ids is None:
+        if inputs.decoder_input_ids is None and inputs.decoder_inputs_embeds is None:
+            if inputs.input_ids is None:
+                raise ValueError(
+                    "inputs_embeds is given without decoder_input_ids or decoder_inputs_embeds, expected one of them: "
+                    "the decoder's own input is made of input_ids"
+                )
             inputs = inputs._replace(
                 decoder_input_ids=self.shifted(inputs),
                 decoder_attention_mask=inputs.attention_mask,
                 decoder_position_ids=inputs.position_ids,
                 decoder_segment_ids=inputs.segment_ids,
             )
-        context = self.encode_inputs(inputs)
-        return context, self._decode(context, inputs)[0]
+        context, of_encoder = self.encode_inputs(inputs)
+        hidden, _, of_decoder = self._decode(context, inputs)
+        layers = {f"encoder_{name}": arrays for name, arrays in of_encoder.items()}
+        for name, arrays in of_decoder.items():
+            layers[name if name == "cross_attentions" else f"decoder_{name}"] = arrays
+        return BothSides(context.hidden, hidden, layers)
 
     def __call__(
         self,
-        input_ids: jax.Array,
+        input_ids: jax.Array | None = None,
         attention_mask: jax.Array | None = None,
         decoder_input_ids: jax.Array | None = None,
         **inputs: Any,
@@ -234,15 +233,17 @@ class EncoderDecoder(nn.Module):
             input_ids: ``[B, S]``.
             attention_mask: ``[B, S]``, 1 at real tokens, padding on any side; default: all real.
             decoder_input_ids: ``[B, T]``; default: ``shifted``, as a classifier reads the text.
-            **inputs: ``decoder_attention_mask [B, T]``, ``position_ids``, ``segment_ids``, ``decoder_position_ids``,
-                ``decoder_segment_ids``, ``example_ids``, ``deterministic``; see ``Inputs``.
+            **inputs: ``inputs_embeds`` and ``decoder_inputs_embeds`` instead of ids, ``decoder_attention_mask [B, T]``,
+                ``position_ids``, ``segment_ids``, ``decoder_position_ids``, ``decoder_segment_ids``, ``example_ids``,
+                ``deterministic``, ``output_attentions``, ``output_hidden_states``; see ``Inputs``.
 
         Raises:
-            ValueError: if a row is longer than ``max_length``.
+            ValueError: if a row is longer than ``max_length``, or ``inputs_embeds`` are given and nothing for the
+                decoder.
         """
         inputs["decoder_input_ids"] = decoder_input_ids
-        context, hidden = self.both(Inputs(input_ids, attention_mask, **inputs))
-        return Seq2SeqOutput(self.logits(hidden), hidden, context.hidden)
+        encoded, hidden, layers = self.both(Inputs(input_ids, attention_mask, **inputs))
+        return Seq2SeqOutput(self.logits(hidden), hidden, encoded, None, **layers)
 
 
 BODIES: dict[str, type[nn.Module]] = {"encoder": Encoder, "decoder": Decoder, "encoder_decoder": EncoderDecoder}

@@ -43,14 +43,14 @@ class DecoderWithValue(_WithValue, Decoder):
     """GPT-style decoder with values."""
 
     def _states(self, inputs: Inputs) -> jax.Array:
-        return self.hidden_states(inputs)[0]
+        return self.hidden_states(inputs).hidden
 
 
 class EncoderDecoderWithValue(_WithValue, EncoderDecoder):
     """T5- or BART-style encoder-decoder with values of the decoder's tokens."""
 
     def _states(self, inputs: Inputs) -> jax.Array:
-        return self.both(inputs)[1]
+        return self.both(inputs).hidden
 
 
 def with_value(config: TransformerConfig) -> nn.Module:

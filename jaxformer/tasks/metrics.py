@@ -7,26 +7,15 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
-from importlib import import_module
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
-from jaxformer.schema import UserError
+from jaxformer.external import need
 from jaxformer.tasks.tag_schemes import scheme_of
 
 Tags = Sequence[Sequence[str]]
-
-
-def need(module: str) -> Any:
-    """Imports a module, or raises a ``UserError`` that says how to install it."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise UserError(
-            f'{module.split(".")[0]} is needed for this report and is not installed: pip install "jaxformer[metrics]"'
-        ) from error
 
 
 def check_installed() -> None:

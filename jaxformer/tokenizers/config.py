@@ -10,7 +10,7 @@ from jaxformer.schema import LocalPath, Schema
 class TokenizerConfig(Schema):
     """The tokenizer of a run."""
 
-    type: Literal["byte", "character", "bpe", "wordpiece", "unigram", "file", "pretrained"] = Field(
+    type: Literal["byte", "character", "word", "jamo", "bpe", "wordpiece", "unigram", "file", "pretrained"] = Field(
         "bpe",
         description="kind of tokenizer: trained on the run's own training text, `file` to load a tokenizer.json, or "
         "`pretrained` to open one in the Hugging Face format",
@@ -18,7 +18,8 @@ class TokenizerConfig(Schema):
     vocab_size: int = Field(
         4096,
         ge=1,
-        description="vocabulary of bpe, wordpiece and unigram; byte and character have as many tokens as they need",
+        description="vocabulary of bpe, wordpiece, unigram and jamo, and the words that word knows; byte and character "
+        "have as many tokens as they need",
     )
     path: LocalPath | None = Field(
         None, description="file: a tokenizer.json, or a folder that holds one; pretrained: a folder or owner/name"

@@ -1,8 +1,8 @@
-"""Trains a tokenizer on the run's own texts: five kinds, all lossless.
+"""Trains a tokenizer on the run's own texts: seven kinds.
 
 Byte, BPE, WordPiece and Unigram work on the 256 byte-level characters (GPT-2, Radford et al. 2019, section 2.2), all
-of which are always in the vocabulary, so that any text comes back exactly; `character` brings back every character it
-saw in training.
+of which are always in the vocabulary, so that any text comes back exactly; `jamo` brings back any composed (NFC) text,
+`character` and `word` every character and word they know.
 """
 
 import json
@@ -14,10 +14,13 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from jaxformer.schema import UserError
 from jaxformer.tokenizers.config import TokenizerConfig
+from jaxformer.tokenizers.jamo import SMALLEST, train_jamo
 from jaxformer.tokenizers.opening import PreTrainedTokenizer, wrap_backend
 
 EOS = "<|endoftext|>"
-UNKNOWN_CHARACTER = "<|unk|>"
+UNKNOWN = "<|unk|>"
+# A word with the blank before it, hyphens and apostrophes inside; a digit, a sign, a blank.
+WORDS = r" ?[^\W\d]+(?:['’-][^\W\d]+)*| ?\d| ?[^\w\s]|\s"
 WORDPIECE_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 UNIGRAM_SPECIALS = ["<pad>", "</s>", "<unk>"]
 # WordPiece turns a longer word into [UNK] and takes quadratic time on it, so that longer words are cut here.
@@ -34,11 +37,13 @@ def byte_characters() -> list[str]:
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
-def _require_vocab_size(kind: str, vocab_size: int, smallest: int) -> None:
+def _require_vocab_size(
+    kind: str, vocab_size: int, smallest: int, what: str = "the bytes and its special tokens"
+) -> None:
     if vocab_size < smallest:
         raise UserError(
-            f"tokenizer.vocab_size is {vocab_size}, but {kind} needs at least {smallest} "
-            "for the bytes and its special tokens: raise it, or set tokenizer.type to 'byte'"
+            f"tokenizer.vocab_size is {vocab_size}, but {kind} needs at least {smallest} for {what}: raise it, or set "
+            "tokenizer.type to 'byte'"
         )
 
 
@@ -60,13 +65,29 @@ def _train_character(vocab_size: int, texts: Iterable[str]) -> hf.Tokenizer:
     seen: set[str] = set()
     for text in texts:
         seen.update(text)
-    vocab = {token: i for i, token in enumerate([*sorted(seen), EOS, UNKNOWN_CHARACTER])}
-    tokenizer = hf.Tokenizer(models.WordLevel(vocab, unk_token=UNKNOWN_CHARACTER))
+    vocab = {token: i for i, token in enumerate([*sorted(seen), EOS, UNKNOWN])}
+    tokenizer = hf.Tokenizer(models.WordLevel(vocab, unk_token=UNKNOWN))
     # Unlike ".", this also takes line ends; unlike r"\X", it never joins characters.
     tokenizer.pre_tokenizer = pre_tokenizers.Split(hf.Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens([EOS, UNKNOWN_CHARACTER])
+    tokenizer.add_special_tokens([EOS, UNKNOWN])
     return tokenizer
+
+
+def _train_word(vocab_size: int, texts: Iterable[str]) -> hf.Tokenizer:
+    """The most frequent words, each with the blank before it: in a text a word is ``·cat``, at its start ``cat``."""
+    _require_vocab_size("word", vocab_size, 3, "a word and its special tokens")
+    tokenizer = hf.Tokenizer(models.WordLevel({}, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(hf.Regex(WORDS), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    trainer = trainers.WordLevelTrainer(vocab_size=vocab_size, special_tokens=[EOS, UNKNOWN], show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _train_jamo(vocab_size: int, texts: Iterable[str]) -> hf.Tokenizer:
+    _require_vocab_size("jamo", vocab_size, SMALLEST, "jamo, ASCII, the bytes and its special token")
+    return train_jamo(vocab_size, texts, EOS)
 
 
 def _train_bpe(vocab_size: int, texts: Iterable[str]) -> hf.Tokenizer:
@@ -153,6 +174,8 @@ def _canonical(pieces: list[tuple[str, float]], limit: int) -> list[tuple[str, f
 TRAINERS: dict[str, Callable[[int, Iterable[str]], hf.Tokenizer]] = {
     "byte": _train_byte,
     "character": _train_character,
+    "word": _train_word,
+    "jamo": _train_jamo,
     "bpe": _train_bpe,
     "wordpiece": _train_wordpiece,
     "unigram": _train_unigram,
@@ -160,7 +183,9 @@ TRAINERS: dict[str, Callable[[int, Iterable[str]], hf.Tokenizer]] = {
 # The roles of each kind's special tokens.
 SPECIAL_TOKENS: dict[str, dict[str, str]] = {
     "byte": {"eos_token": EOS},
-    "character": {"eos_token": EOS, "unk_token": UNKNOWN_CHARACTER},
+    "character": {"eos_token": EOS, "unk_token": UNKNOWN},
+    "word": {"eos_token": EOS, "unk_token": UNKNOWN},
+    "jamo": {"eos_token": EOS},
     "bpe": {"eos_token": EOS},
     "wordpiece": {f"{token.strip('[]').lower()}_token": token for token in WORDPIECE_SPECIALS},
     "unigram": {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},

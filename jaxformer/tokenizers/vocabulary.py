@@ -106,8 +106,8 @@ def vocabulary_size(tokenizer: PreTrainedTokenizer) -> int:
 def word_starts(tokenizer: PreTrainedTokenizer) -> np.ndarray:
     """`[vocabulary_size]` bool: True for tokens that begin a word or are special, False for those that continue one.
 
-    `##` continues a word in WordPiece; a blank (`Ġ`, or `▁` in SentencePiece) or a line end begins one elsewhere. A
-    tokenizer of single bytes or characters has no words, and every token begins one.
+    `##` continues a word in WordPiece; a blank (as such, `Ġ`, or `▁` in SentencePiece) or a line end begins one
+    elsewhere. A tokenizer of single bytes or characters has no words, and every token begins one.
     """
     starts = np.ones(vocabulary_size(tokenizer), bool)
     vocabulary, model = tokenizer.get_vocab(), getattr(_backend(tokenizer), "model", None)
@@ -115,10 +115,10 @@ def word_starts(tokenizer: PreTrainedTokenizer) -> np.ndarray:
         mark = model.continuing_subword_prefix
         for token, number in vocabulary.items():
             starts[number] = not (token.startswith(mark) and len(token) > len(mark))
-    elif any(len(token) > 1 and token[0] in "Ġ▁" for token in vocabulary):
+    elif any(len(token) > 1 and token[0] in "Ġ▁ " for token in vocabulary):
         special = special_ids(tokenizer)
         for token, number in vocabulary.items():
-            starts[number] = number in special or token[:1] in ("Ġ", "▁", "Ċ", "č", "ĉ")
+            starts[number] = number in special or token[:1] in (*"Ġ▁ ", *"Ċčĉ", *"\n\r\t")
     return starts
 
 

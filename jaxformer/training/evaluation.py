@@ -12,9 +12,9 @@ import numpy as np
 
 from jaxformer.atomic import write_atomically
 from jaxformer.parallel.batch import local_rows, put_batch
+from jaxformer.plot import confusion_matrix
 from jaxformer.schema import UserError
 from jaxformer.tasks.base import Report, TaskSchema
-from jaxformer.tasks.confusion_matrix import confusion_matrix_plot
 from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.initial_state import start_frozen
 from jaxformer.training.reference_log_probs import fill_reference
@@ -114,7 +114,8 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     write_atomically(files[0], "".join(line + "\n" for line in lines))
     if report.confusion is not None:
         files.append(folder / CONFUSION)
-        confusion_matrix_plot(report.labels, report.confusion, files[1])
+        figure = confusion_matrix(report.labels, report.confusion)
+        figure.savefig(files[1], dpi=150, format="png", bbox_inches="tight")
     return files
 
 

@@ -75,8 +75,8 @@ def loss_of(outputs, kind, target):
     return loss
 
 
-def differences(case, golden, with_gradients=True):
-    """The largest differences to PyTorch: of outputs, of the loss, and of gradients relative to the largest."""
+def opened(case, golden):
+    """Our model and parameters of a case, from the configuration and the shapes of PyTorch's."""
     name, kind = case.split("/")
     described = describe(golden["config"], {"unroll": 1})
     weights = ArrayWeights({key: heads.draw(key, tuple(shape)) for key, shape in golden["shapes"].items()})
@@ -86,6 +86,15 @@ def differences(case, golden, with_gradients=True):
     model = build(config, kind, num_labels=len(described.labels) or 2)
     loaded = read_params(hub, config, kind, weights, nn.unbox(abstract_params(model)))
     assert loaded.missing == []
+    return model, unflatten_dict(loaded.params, sep="/")
+
+
+def differences(case, golden, with_gradients=True):
+    """The largest differences to PyTorch: of outputs, of the loss, and of gradients relative to the largest."""
+    kind = case.split("/")[1]
+    model, params = opened(case, golden)
+    config = model.config
+    hub = get_family(config.type).hub
     left = config.architecture != "encoder_decoder" or config.positions == "relative"
     batch = inputs(model, kind, left)
     targets, places = heads.targets(kind), [_place(row, size, left) for row, size in enumerate(heads.LENGTHS)]
@@ -97,7 +106,6 @@ def differences(case, golden, with_gradients=True):
         rows = [named_outputs(output, row, place) for row, place in enumerate(places)]
         return sum(loss_of(r, kind, t) for r, t in zip(rows, targets, strict=True)), rows
 
-    params = unflatten_dict(loaded.params, sep="/")
     if with_gradients:
         (loss, rows), gradients = jax.jit(jax.value_and_grad(total, has_aux=True), compiler_options=FAST)(params)
     else:

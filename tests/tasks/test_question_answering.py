@@ -72,7 +72,7 @@ ANSWERS = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["byte", "bpe", "wordpiece", "unigram", "character"])
+@pytest.mark.parametrize("kind", ["byte", "bpe", "wordpiece", "unigram", "character", "word", "jamo"])
 @pytest.mark.parametrize(("context", "answer"), ANSWERS)
 def test_every_answer_comes_back_from_its_labels(kind, context, answer):
     # The smallest vocabularies, so that no token is longer than a character unless it is a blank and a part of one.

@@ -82,7 +82,10 @@ def smallest(name):
     return TASKS[name](**{key: value for key, value in NEEDED.items() if key in fields and fields[key].is_required()})
 
 
-@pytest.mark.parametrize("kind", ["byte", "character", "bpe", "wordpiece", "unigram"])
+KINDS = ("byte", "character", "word", "jamo", "bpe", "wordpiece", "unigram")
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", TASKS)
 def test_the_tokenizer_gets_what_the_objective_needs(tokenizers, name, kind):
     task, before = smallest(name), tokenizers[kind]
@@ -98,8 +101,7 @@ def test_the_tokenizer_gets_what_the_objective_needs(tokenizers, name, kind):
 
 @pytest.fixture(scope="module")
 def tokenizers():
-    kinds = ("byte", "character", "bpe", "wordpiece", "unigram")
-    return {kind: train_tokenizer(TokenizerConfig(type=kind, vocab_size=560), CORPUS) for kind in kinds}
+    return {kind: train_tokenizer(TokenizerConfig(type=kind, vocab_size=560), CORPUS) for kind in KINDS}
 
 
 def family_of(config):

@@ -1,5 +1,6 @@
 import inspect
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -49,11 +50,17 @@ TEXT = "\n".join(
     ]
 )
 BYTE_LEVEL = ["byte", "bpe", "wordpiece", "unigram"]
-TRAINED = [*BYTE_LEVEL, "character"]
+TRAINED = [*BYTE_LEVEL, "character", "word", "jamo"]
 
 
-def train(kind, size=800, texts=(TEXT,)):
+def train(kind, size=None, texts=(TEXT,)):
+    size = size or {"word": 5000}.get(kind, 800)  # every word of the text
     return train_tokenizer(TokenizerConfig(type=kind, vocab_size=size), texts)
+
+
+def given_back(kind, text):
+    """The text as it is decoded."""
+    return unicodedata.normalize("NFC", text) if kind == "jamo" else text
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +72,7 @@ def trained():
 def test_text_comes_back_exactly(trained, kind):
     tokenizer = trained[kind]
     ids = encode(tokenizer, TEXT)
-    assert decode(tokenizer, ids) == TEXT
+    assert decode(tokenizer, ids) == given_back(kind, TEXT)
     assert encode_batch(tokenizer, [TEXT, "", "fox"]) == [ids, [], encode(tokenizer, "fox")]
     assert max(ids) < vocabulary_size(tokenizer)
 
@@ -94,7 +101,7 @@ def test_saved_and_loaded_is_the_same(trained, kind, tmp_path):
     opened = AutoTokenizer.from_pretrained(tmp_path / "run")
     for loaded in (opened, load_tokenizer(tmp_path / "run"), load_tokenizer(tmp_path / "run" / "tokenizer.json")):
         assert encode(loaded, TEXT) == encode(trained[kind], TEXT)
-        assert decode(loaded, encode(loaded, TEXT)) == TEXT
+        assert decode(loaded, encode(loaded, TEXT)) == given_back(kind, TEXT)
         assert fingerprint(loaded) == fingerprint(trained[kind])
         assert loaded.special_tokens_map == trained[kind].special_tokens_map
 
@@ -125,22 +132,26 @@ def test_specials_and_end_of_text(trained):
     assert {kind: token(kind) for kind in TRAINED} == {
         "byte": "<|endoftext|>",
         "character": "<|endoftext|>",
+        "word": "<|endoftext|>",
+        "jamo": "<|endoftext|>",
         "bpe": "<|endoftext|>",
         "wordpiece": "[SEP]",
         "unigram": "</s>",
     }
 
 
-@pytest.mark.parametrize(("kind", "smallest"), [("bpe", 257), ("wordpiece", 517), ("unigram", 259)])
+@pytest.mark.parametrize(
+    ("kind", "smallest"), [("bpe", 257), ("wordpiece", 517), ("unigram", 259), ("jamo", 256 + 67 + 51 + 97 + 1)]
+)
 def test_the_smallest_vocabulary(kind, smallest):
     tokenizer = train(kind, smallest)
     assert vocabulary_size(tokenizer) == smallest
-    assert decode(tokenizer, encode(tokenizer, TEXT)) == TEXT
+    assert decode(tokenizer, encode(tokenizer, TEXT)) == given_back(kind, TEXT)
     with pytest.raises(UserError, match=rf"vocab_size is {smallest - 1}, but {kind} needs at least {smallest}"):
         train(kind, smallest - 1)
 
 
-@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram"])
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram", "jamo"])
 def test_the_vocabulary_has_the_size_asked_for(kind):
     source = inspect.getsource(inspect)
     assert train(kind, 700, [source]).vocab_size == 700
@@ -154,7 +165,7 @@ def test_nothing_to_train_on(kind, texts):
         train(kind, texts=texts)
 
 
-@pytest.mark.parametrize("kind", ["character", "bpe", "wordpiece", "unigram"])
+@pytest.mark.parametrize("kind", ["character", "word", "jamo", "bpe", "wordpiece", "unigram"])
 def test_an_error_of_the_corpus_comes_through(kind):
     def texts():
         yield TEXT
@@ -244,6 +255,8 @@ def names_of(tokenizer):
     [
         ("byte", ["<pad>", "<s>", "<mask>"]),
         ("character", ["<pad>", "<s>", "<mask>"]),
+        ("word", ["<pad>", "<s>", "<mask>"]),
+        ("jamo", ["<pad>", "<s>", "<mask>"]),
         ("bpe", ["<pad>", "<s>", "<mask>"]),
         ("wordpiece", []),
         ("unigram", ["<s>", "<mask>"]),
@@ -303,7 +316,7 @@ def test_sentinels_of_t5_are_in_the_order_of_their_names(tmp_path):
 
 
 def test_special_ids(trained):
-    expected = {"byte": 1, "character": 2, "bpe": 1, "wordpiece": 5, "unigram": 3}
+    expected = {"byte": 1, "character": 2, "word": 2, "jamo": 1, "bpe": 1, "wordpiece": 5, "unigram": 3}
     assert {kind: len(special_ids(trained[kind])) for kind in TRAINED} == expected
     assert special_ids(trained["byte"]) == {256}
     for kind in TRAINED:
@@ -324,7 +337,7 @@ def words(tokenizer, text):
 CORPUS = ["the cat sat on the mat and the other cats sat there too\n## the ## title ##\n"] * 5
 
 
-@pytest.mark.parametrize(("kind", "size"), [("bpe", 300), ("wordpiece", 560), ("unigram", 290)])
+@pytest.mark.parametrize(("kind", "size"), [("bpe", 300), ("wordpiece", 560), ("unigram", 290), ("jamo", 500)])
 def test_words_begin_where_blanks_are(kind, size):
     tokenizer = train(kind, size, CORPUS)
     text = "the catmat sat\n\nmatters  on"
@@ -362,7 +375,7 @@ def test_every_byte_or_character_is_a_word(trained, kind):
 @pytest.mark.parametrize("kind", TRAINED)
 def test_sentence_ends(kind):
     text = 'One. Two! Three? Four: 3.14, "five".\nSix  \n 한국。'
-    tokenizer = train(kind, 600, [text])
+    tokenizer = train(kind, 600, [text, "Two!\nThree, four? Five"])
     ends = sentence_ends(tokenizer)
     assert ends.dtype == bool and ends.shape == (vocabulary_size(tokenizer),)
     name = {i: decode(tokenizer, [i]) for i in range(vocabulary_size(tokenizer))}
@@ -424,3 +437,73 @@ def test_what_stands_before_a_text():
     ends = [("<s>", 1), ("</s>", 3)]
     backend.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
     assert frame_of(wrap_backend(backend)).before == [1]
+
+
+def test_words_have_ids_by_frequency_and_others_are_unknown():
+    texts = ["The cat doesn't sit, a well-known cat of 1984.\nThe cat"]
+    tokenizer = train("word", 8, texts)
+    assert names_of(tokenizer) == ["<|endoftext|>", "<|unk|>", " cat", "The", "\n", " 1", " a", " doesn't"]
+    assert encode(tokenizer, "The cat doesn't bark\n") == [3, 2, 7, 1, 4]
+    assert decode(tokenizer, [3, 2, 7, 1, 4], skip_special_tokens=False) == "The cat doesn't<|unk|>\n"
+    whole = train("word", 99, texts)
+    assert whole.convert_ids_to_tokens(encode(whole, texts[0]))[3:12] == [
+        *(" sit", ",", " a", " well-known", " cat", " of", " 1", "9", "8")
+    ]
+    with pytest.raises(
+        UserError, match=r"vocab_size is 2, but word needs at least 3 for a word and its special tokens"
+    ):
+        train("word", 2)
+
+
+def test_offsets_of_words():
+    tokenizer = train("word", texts=["한국의 수도는 서울이다."])
+    text = "한국의  수도는 어디?\n서울이다."
+    [(ids, offsets)] = encode_with_offsets(tokenizer, [text])
+    assert [text[a:b] for a, b in offsets] == ["한국의", " ", "수도는", "어디", "?", "\n", "서울이다", "."]
+    assert tokenizer.unk_token_id in ids
+
+
+KOREAN = ["나는 어제 학교에 갔다. 우리는 역에 섰다. 그는 집에 왔다.\n"] * 20
+
+
+def test_jamo_are_pieces_of_syllables():
+    tokenizer = train("jamo", 472, KOREAN)  # nothing is learned
+    assert tokenizer.convert_ids_to_tokens(encode(tokenizer, "갔다")) == [
+        "\u1100",
+        "\u1161",
+        "\u11bb",
+        "\u1103",
+        "\u1161",
+    ]
+    assert tokenizer.convert_ids_to_tokens(encode(tokenizer, "漢")) == ["<0xE6>", "<0xBC>", "<0xA2>"]
+    learned = train("jamo", 560, KOREAN)
+    pasts = [learned.convert_ids_to_tokens(encode(learned, text))[-1] for text in (" 폈다", " 됐다", " 꿨다")]
+    assert pasts == ["\u11bb\u1103\u1161"] * 3, "the ending that they share"
+
+
+def test_offsets_of_jamo_are_those_of_their_syllable():
+    tokenizer = train("jamo", 472, KOREAN)
+    for text in ("각 é", "e\u0301 각", unicodedata.normalize("NFD", "각 학교")):
+        [(ids, offsets)] = encode_with_offsets(tokenizer, [text])
+        for token, (start, end) in zip(tokenizer.convert_ids_to_tokens(ids), offsets, strict=True):
+            part = unicodedata.normalize("NFD", text[start:end])
+            assert token in part or token.startswith("<0x"), (text, token)
+    assert encode_with_offsets(tokenizer, ["각 é"])[0][1] == [(0, 1)] * 3 + [(1, 2)] + [(2, 3)] * 3
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=st.text(alphabet="가각힣각ㅋéệ漢😀 a1\n<0x41>") | st.text())
+def test_composed_text_comes_back_from_jamo(trained, text):
+    composed = unicodedata.normalize("NFC", text)
+    assert decode(trained["jamo"], encode(trained["jamo"], text)) == composed
+
+
+def test_every_syllable_comes_back():
+    tokenizer = train("jamo", 472, KOREAN)
+    syllables = "".join(map(chr, range(0xAC00, 0xD7A4)))
+    assert decode(tokenizer, encode(tokenizer, syllables)) == syllables
+
+
+def test_a_name_of_a_byte_in_a_text_is_text():
+    tokenizer = train("jamo", 700, ["<0x41> <0xEA> "] * 50)
+    assert decode(tokenizer, encode(tokenizer, "<0x41><0xEA>")) == "<0x41><0xEA>"

@@ -111,15 +111,17 @@ def kernel_attention(
     platform: str,
     implementation: str = "auto",
     split: Split | None = None,
+    return_weights: bool = False,
     **options: Any,
-) -> Float[Array, "B T N H"]:
+) -> Float[Array, "B T N H"] | tuple[Float[Array, "B T N H"], Float[Array, "B N T S"]]:
     """``dot_product_attention`` by the implementation that suits the call and the hardware.
 
     ``platform`` is what the program is compiled for: ``cpu``, ``gpu`` or ``tpu``. ``implementation`` is ``auto``,
     ``splash`` (a TPU kernel), ``blocked`` (causal, in blocks of queries) or ``reference`` (``dot_product_attention``).
     ``split`` says how the arrays are split over devices: where the tokens of a row are split, each device has its
-    queries and gets all keys and values (Llama Team 2024, "The Llama 3 Herd of Models", section 3.3.2). The other
-    arguments are those of ``dot_product_attention``.
+    queries and gets all keys and values (Llama Team 2024, "The Llama 3 Herd of Models", section 3.3.2). With
+    ``return_weights`` it is the reference in any case, which alone has the weights at hand. The other arguments are
+    those of ``dot_product_attention``.
 
     Raises:
         ValueError: if the implementation named cannot serve the call.
@@ -128,7 +130,7 @@ def kernel_attention(
     dropping = options.get("dropout_rate", 0.0) > 0 and options.get("dropout_keys") is not None
     biased = options.get("bias") is not None
     request = AttentionRequest(mask, T, S, dropping, platform, biased, H, split)
-    chosen = choose_implementation(implementation, request)
+    chosen = "reference" if return_weights else choose_implementation(implementation, request)
     if chosen == "splash":
         scores: dict[str, Any] = {name: options.get(name) for name in ("scale", "softcap")}
         return splash_attention(query, key, value, mask, split=split, **scores)
@@ -138,5 +140,5 @@ def kernel_attention(
     if chosen == "blocked":
         scores = {name: options.get(name) for name in ("bias", "scale", "softcap")}
         return blocked_attention(query, key, value, mask=mask, **scores)
-    output: Any = dot_product_attention(query, key, value, mask=mask, **options)
+    output: Any = dot_product_attention(query, key, value, mask=mask, return_weights=return_weights, **options)
     return output

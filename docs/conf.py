@@ -9,7 +9,7 @@ release = version = version_of("jaxformer")
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
 html_theme = "furo"
 html_title = "jaxformer"
-html_static_path = ["_static"]
+
 exclude_patterns = ["**/.ipynb_checkpoints"]
 
 # Links to headings, as GitHub makes them.
@@ -29,8 +29,12 @@ napoleon_use_rtype = False
 napoleon_use_ivar = True
 maximum_signature_line_length = 88
 add_module_names = False
+viewcode_follow_imported_members = False
+suppress_warnings = ["ref.python"]  # several configurations have a field `type`
 # Nothing of another site is fetched: the pages must open without a network.
 html_copy_source = False
+# The summary of a result would be fetched, which a browser refuses to a file.
+html_show_search_summary = False
 
 
 def _shown(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -40,6 +44,12 @@ def _shown(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[s
             lines[number] = line.replace("*", r"\*").replace("|", r"\|")
 
 
+def _short(app: Any, what: str, name: str, obj: Any, options: Any, signature: Any, returned: Any) -> tuple[Any, Any]:
+    """Signatures call JAX's arrays ``Array``, as the code does."""
+    return tuple(text and text.replace("jaxlib._jax.Array", "Array") for text in (signature, returned))
+
+
 def setup(app: Any) -> None:
     """Connects to Sphinx."""
     app.connect("autodoc-process-docstring", _shown)
+    app.connect("autodoc-process-signature", _short)

@@ -31,6 +31,7 @@ _PLACES = {
     **dict.fromkeys(("AutoConfig", "AutoTokenizer", "push_to_hub", "save_pretrained"), "hub"),
     **dict.fromkeys(("generate", "stream", "prepare"), "generation"),
     "pipeline": "pipelines",
+    "load_run": "training.export",
 }
 __all__ = [*_PACKAGES, *_PLACES, "__version__"]
 

@@ -123,9 +123,7 @@ def summarise(folder: Path, name: str = "") -> Summary:
     elif patience is not None and best_is_old(losses, patience):
         state = STOPPED_EARLY
     results = {
-        key: float(value)
-        for key, value in last["eval"].items()
-        if key not in NO_RESULTS and isinstance(value, float)
+        key: float(value) for key, value in last["eval"].items() if key not in NO_RESULTS and isinstance(value, float)
     }
     speeds = [(name, last["train"].get(f"{name}_per_second")) for name in ("tokens", "responses")]
     return Summary(

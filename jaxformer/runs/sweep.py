@@ -166,11 +166,11 @@ def read_finished(top: Path) -> dict[str, str]:
 def train_alone(arguments: Sequence[str]) -> tuple[int, str | None]:
     """Trains in a process of its own; returns its exit code, and the signal that this process got meanwhile.
 
-    Signals are passed on, so that the run saves its step; in a group of its own it does not get those of a terminal too.
+    Signals are passed on, so that the run saves its step; in a group of its own it does not get a terminal's as well.
     """
-    with subprocess.Popen([sys.executable, "-m", "jaxformer", "train", *arguments], process_group=0) as process:
-        with _passing_on(process.send_signal) as received:
-            code = process.wait()
+    command = [sys.executable, "-m", "jaxformer", "train", *arguments]
+    with subprocess.Popen(command, process_group=0) as process, _passing_on(process.send_signal) as received:
+        code = process.wait()
     return code, received[0] if received else None
 
 

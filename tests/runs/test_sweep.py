@@ -57,7 +57,8 @@ def test_refused_before_any_run(config, tmp_path, overrides, said):
 def test_the_interval_is_student_s():
     values = [1.0, 2.5, 3.0, 2.0]
     low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
-    assert mean(values).value == pytest.approx((low + high) / 2) and mean(values).half == pytest.approx((high - low) / 2)
+    assert mean(values).value == pytest.approx((low + high) / 2)
+    assert mean(values).half == pytest.approx((high - low) / 2)
     assert mean([2.0]).half is None
 
 

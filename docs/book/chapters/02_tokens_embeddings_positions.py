@@ -148,7 +148,7 @@ def fill(template):
     return [str(draw.choice(classes[word[1:-1]])) if word[0] == "{" else word for word in template.split()]
 
 
-sentences = [fill(templates[draw.integers(len(templates))]) for _ in range(6000)]
+sentences = [fill(templates[draw.integers(len(templates))]) for _ in range(600)]
 vocabulary = sorted(set(itertools.chain(*sentences)))
 number_of = {word: number for number, word in enumerate(vocabulary)}
 pairs = np.array(

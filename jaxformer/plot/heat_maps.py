@@ -142,7 +142,7 @@ def mask(
             axis.tick_params(which="minor", length=0)
     patch = need("matplotlib.patches").Patch
     patches = [patch(color=colors(n), label=text) for n, text in ((1, "may attend"), (0, "may not"))]
-    figure.legend(handles=patches, loc="outside right upper", fontsize=8, frameon=False)
+    figure.legend(handles=patches, loc="outside right center", fontsize=8, frameon=False)
     return _titled(figure, title, "query", "key")
 
 

@@ -29,6 +29,12 @@ def test_pyplot_is_not_touched():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+def test_the_legend_of_a_small_mask_is_clear_of_a_long_title():
+    figure = plot.mask(np.tri(3, dtype=bool), title="each token sees itself and those before")
+    figure.draw_without_rendering()
+    assert not figure.legends[0].get_window_extent().overlaps(figure._suptitle.get_window_extent())
+
+
 def test_matplotlib_that_is_not_installed(monkeypatch):
     figures._figure_class.cache_clear()
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

@@ -4,8 +4,8 @@
 # %%
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
 
 from jaxformer import functional as F
 
@@ -45,14 +45,14 @@ for name, norm in {"batch norm": batch_norm, "layer norm": lambda x: F.layer_nor
     moved = jnp.abs(norm(x)[0] - norm(other_neighbours)[0]).max()
     print(f"{name}: the first example moves by {moved:.2f} when the others change")
 
-figure = Figure(figsize=(6.4, 2.4), layout="constrained")
+figure = plt.figure(figsize=(6.4, 2.4), layout="constrained")
 for place, (title, chosen) in enumerate({"batch norm": np.s_[:, 3], "layer norm": np.s_[4, :]}.items()):
     axes = figure.add_subplot(1, 2, place + 1)
     shown = np.zeros((B * T, D))
     shown[chosen] = 1
     axes.imshow(shown, cmap="Blues", vmin=0, vmax=1.4, aspect="auto")
     axes.set(title=f"{title}: one mean over these", xlabel="features", ylabel="tokens of the batch")
-figure
+plt.show()
 
 # %% [markdown]
 # feed_forward
@@ -95,15 +95,14 @@ def stack(kernels, layer):
     return x.sum()
 
 
-figure = Figure(figsize=(5.4, 3), layout="constrained")
-axes = figure.add_subplot()
+figure, axes = plt.subplots(figsize=(5.4, 3), layout="constrained")
 for name, layer in {"x + f(norm(x))": residual, "f(x)": plain}.items():
     norms = jnp.sqrt((jax.grad(stack)(kernels, layer) ** 2).sum(axis=(1, 2)))
     axes.semilogy(range(1, L + 1), norms, label=name)
     print(f"{name}: the first layer has {norms[0] / norms[-1]:.2g} times the gradient of the last")
 axes.set(xlabel="layer", ylabel="norm of the gradient")
 axes.legend()
-figure
+plt.show()
 
 # %% [markdown]
 # recurrent
@@ -124,15 +123,14 @@ def last_of_attention(inputs):
     return F.dot_product_attention(heads[:, -1:], heads, heads).sum()
 
 
-figure = Figure(figsize=(5.4, 3), layout="constrained")
-axes = figure.add_subplot()
+figure, axes = plt.subplots(figsize=(5.4, 3), layout="constrained")
 for name, function in {"recurrent net": last_of_recurrent, "attention": last_of_attention}.items():
     reach = jnp.linalg.norm(jax.grad(function)(inputs), axis=-1)
     axes.semilogy(range(T), reach, label=name)
     print(f"{name}: the first of {T} tokens has {reach[0] / reach[-2]:.1e} times the gradient of a near one")
 axes.set(xlabel="token", ylabel="gradient of the last output")
 axes.legend()
-figure
+plt.show()
 
 # %% [markdown]
 # summary

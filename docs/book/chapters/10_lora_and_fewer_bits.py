@@ -133,6 +133,7 @@ print(f"largest error {error:.4f}, half a step is {step.max() / 2:.4f}")
 # %% [markdown]
 # fewer
 
+
 # %%
 def round_to(kernel, bits):
     most = 2 ** (bits - 1) - 1

@@ -74,6 +74,7 @@ def write_tiny(*options):
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_generation_prints_its_table():
     result = write_tiny("--markdown", "--kinds", "int8")
     assert result.returncode == 0, result.stderr

@@ -207,6 +207,7 @@ def test_the_installed_program_knows_its_commands():
     assert "train" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_profile_the_program_as_text_and_compiled_programs_kept(config, tmp_path, monkeypatch):
     cache = tmp_path / "compiled"
     # Also programs that take less than a second to compile.

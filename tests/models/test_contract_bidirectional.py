@@ -15,7 +15,12 @@ from jaxformer.models.stack import Context
 from tests.models.test_contract import assert_close, place
 from tests.models.tiny import ENCODER_DECODERS, ENCODERS, config_of, random_params, tiny, tokens
 
-EVERY_MODEL = pytest.mark.parametrize("name", [*ENCODERS, *ENCODER_DECODERS])
+# Their switches are also tested one by one, and each model here is compiled for several shapes.
+SLOW = {"albert", "transformer"}
+EVERY_MODEL = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in (*ENCODERS, *ENCODER_DECODERS)],
+)
 PAIRS = [(7, 6), (4, 5), (7, 6)]  # lengths of source and target; every other length is compiled anew
 
 

@@ -153,7 +153,10 @@ def test_embeddings_in_place_of_ids_are_the_same_run(name):
     jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
-@pytest.mark.parametrize("name", ["t5", "mbart", "marian"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("name", [pytest.param("t5", marks=SLOW), "mbart", pytest.param("marian", marks=SLOW)])
 def test_embeddings_on_either_side_of_an_encoder_decoder(name):
     model, params = tiny(name)
     source, target = tokens(2, 7), tokens(2, 5, seed=1)
@@ -239,6 +242,7 @@ def test_weights_are_float32_and_states_in_the_compute_dtype():
     assert {s.dtype for s in output.hidden_states} == {jnp.dtype(jnp.bfloat16)}
 
 
+@pytest.mark.slow
 def test_exact_numerics_have_hidden_states_in_the_order_of_the_tokens():
     model, params = tiny("gpt2", numerics="exact")
     apply = functools.partial(model.apply, {"params": params})

@@ -29,6 +29,7 @@ def assert_same_losses(folder, expected, tolerance=1e-5):
     np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=tolerance)
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one(config, tmp_path):
     processes.run(1, 4, "--config", config)
     printed = processes.run(2, 2, "--config", config, f"output_dir={tmp_path / 'two'}", "parallel.fsdp=2")

@@ -332,7 +332,7 @@ def test_changed_keys_of_a_run_that_goes_on_take_effect(tmp_path):
 def test_a_run_that_stopped_early_is_finished_until_it_may_be_more_patient(tmp_path):
     # At this rate no evaluation after the first is better.
     keys = tiny_keys(tmp_path, steps=40, eval_every=1, early_stopping=2)
-    keys["optimizer"] = {"learning_rate": 100.0, "clip_norm": None}
+    keys["optimizer"], keys["schedule"] = {"learning_rate": 100.0, "clip_norm": None}, {"type": "constant"}
     step = run_training(keys).step
     assert step < 40
     lines, warnings = warnings_of({**keys, "optimizer": {"learning_rate": 1e-3, "clip_norm": None}})
@@ -389,6 +389,7 @@ def test_the_padding_token_may_change_only_where_no_step_reads_it(tmp_path):
         run_training(classifier)
 
 
+@pytest.mark.slow
 def test_the_sample_is_drawn_on_the_devices_of_the_run(tmp_path, monkeypatch):
     """Outside of ``on_mesh`` a model is compiled as on one device, and its attention kernel is not split."""
     from jaxformer.models.partition import one_device

@@ -348,7 +348,7 @@ def test_a_run_that_stopped_early_is_finished_until_it_may_be_more_patient(tmp_p
 
 @pytest.mark.slow
 def test_another_pretrained_model_has_no_effect_on_a_run_that_has_begun(tmp_path):
-    keys = tiny_keys(tmp_path, steps=2)
+    keys = {**tiny_keys(tmp_path, steps=2), "schedule": {"type": "constant"}}
     for name in ("a", "b"):
         run_training({**keys, "output_dir": str(tmp_path / name)})
     begun = {**keys, "model": {"pretrained": str(tmp_path / "a")}}

@@ -16,12 +16,13 @@ MODULES = {
 # Each part and the parts it may use. Parts at the bottom of the library, schema and functional, stand on nothing.
 MODEL = {"schema", "functional", "models"}
 DATA = {"schema", "atomic", "tokenizers", "data"}
-TRAINING = MODEL | DATA | {"plot", "families", "hub", "tasks", "generation", "lora", "parallel", "training"}
+TRAINING = MODEL | DATA | {"signals", "plot", "families", "hub", "tasks", "generation", "lora", "parallel", "training"}
 MAY_USE = {
     "schema": set(),
     "atomic": set(),
     "external": {"schema"},
     "libtpu": set(),
+    "signals": set(),
     "functional": set(),
     "models": {"schema", "functional"},
     "parallel": {"schema", "libtpu", "functional", "models"},

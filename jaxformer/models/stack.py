@@ -338,7 +338,7 @@ class Stack(nn.Module):
         return StackOutput(x, cache, layers)
 
     def _requested_of(self, outputs: Any, requested: Requested) -> dict[str, Layers]:
-        """What was asked for of every layer, by its name in the output of a model."""
+        """Returns the requested outputs of every layer, by their names in the output of a model."""
         names = {"hidden_states": "hidden_state"} if requested.hidden_states else {}
         if requested.attentions:
             names |= {"attentions": "attention"} | ({"cross_attentions": "cross_attention"} if self.cross else {})

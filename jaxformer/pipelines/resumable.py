@@ -17,6 +17,7 @@ from jaxformer.atomic import write_atomically
 from jaxformer.data.files import kind_of
 from jaxformer.data.lines import Line, Quoting, read_lines
 from jaxformer.schema import UserError
+from jaxformer.signals import handling
 
 # Bytes at the beginning of the input that identify it; the rest may grow.
 HEAD = 1 << 16
@@ -202,9 +203,5 @@ def _stop_signals() -> Iterator[list[str]]:
             raise KeyboardInterrupt
         received.append(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handling(note):
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -147,7 +147,7 @@ def mask(
 
 
 def positions(encoding: Any, title: str | None = None) -> Any:
-    """How a model tells positions apart.
+    """Draws positions as a model tells them apart.
 
     Args:
         encoding: a table of learned or sinusoidal positions ``[T, D]``; or the cosines and sines of
@@ -192,7 +192,7 @@ def positions(encoding: Any, title: str | None = None) -> Any:
 
 
 def confusion_matrix(labels: Sequence[str], matrix: Any, title: str | None = None) -> Any:
-    """How often each class (row) was taken for each (column); the shade is the share of the true class.
+    """Draws how often each class (row) was taken for each (column); the shade is the share of the true class.
 
     Args:
         labels: names of the classes. Without installed fonts for all of their characters classes are numbered from 0.

@@ -31,11 +31,6 @@ class Row(Schema):
 
     passages: list[Passage]
 
-    @property
-    def pieces(self) -> list[Piece]:
-        """The pieces of all passages."""
-        return [piece for passage in self.passages for piece in passage.pieces]
-
 
 class Answer(Schema):
     """A text that the model wrote, or its answer to one example, at one step."""

@@ -168,14 +168,13 @@ def confusion(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> Any:
         "predicted": [labels[i] for i in predicted],
         "share": shares.ravel().tolist(),
         "count": matrix.ravel().tolist(),
-        "color": ["#ffffff" if share > 0.55 else None for share in shares.ravel()],
     }
     source = ColumnDataSource(data)
     cells = fig.rect("predicted", "true", 0.96, 0.96, source=source, fill_alpha="share", color=TRAIN, line_width=0)
     if side <= 25:
         style: dict[str, Any] = {"text_align": "center", "text_baseline": "middle", "text_font_size": "11px"}
-        dark = [i for i, color in enumerate(data["color"]) if color is None]
-        for rows, color in ((dark, "#8a8f98"), ([i for i in range(len(true)) if i not in set(dark)], "#ffffff")):
+        strong = shares.ravel() > 0.55
+        for rows, color in ((np.flatnonzero(~strong), "#8a8f98"), (np.flatnonzero(strong), "#ffffff")):
             part = ColumnDataSource({name: [data[name][i] for i in rows] for name in ("true", "predicted", "count")})
             fig.text("predicted", "true", "count", source=part, text_color=color, **style)
     if max(map(len, labels), default=0) * side > 40:

@@ -7,8 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from scipy import stats
 from jaxformer.atomic import write_atomically
 from jaxformer.runs.summary import Summary, is_run, summarise
 from jaxformer.schema import UserError, local_path
+from jaxformer.signals import handling
 from jaxformer.training.config import dump_config
 from jaxformer.training.console import Display
 from jaxformer.training.sources import load_config
@@ -169,25 +169,16 @@ def train_alone(arguments: Sequence[str]) -> tuple[int, str | None]:
     Signals are passed on, so that the run saves its step; in a group of its own it does not get a terminal's as well.
     """
     command = [sys.executable, "-m", "jaxformer", "train", *arguments]
-    with subprocess.Popen(command, process_group=0) as process, _passing_on(process.send_signal) as received:
-        code = process.wait()
-    return code, received[0] if received else None
-
-
-@contextmanager
-def _passing_on(send: Callable[[int], None]) -> Iterator[list[str]]:
     received: list[str] = []
+    with subprocess.Popen(command, process_group=0) as process:
 
-    def take(number: int, _: Any) -> None:
-        received.append(signal.Signals(number).name)
-        send(number)
+        def pass_on(number: int, _: Any) -> None:
+            received.append(signal.Signals(number).name)
+            process.send_signal(number)
 
-    before = {number: signal.signal(number, take) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        with handling(pass_on):
+            code = process.wait()
+    return code, received[0] if received else None
 
 
 class Mean(NamedTuple):

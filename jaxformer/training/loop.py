@@ -19,6 +19,7 @@ from jaxformer.generation import compile_options, parse_options, search
 from jaxformer.models import Decoder
 from jaxformer.parallel.hosts import is_first
 from jaxformer.schema import UserError
+from jaxformer.signals import handling
 from jaxformer.tasks.base import Report
 from jaxformer.tokenizers import decode, encode, find_special
 from jaxformer.training.checkpoint import Checkpoints
@@ -94,15 +95,8 @@ class StopRequest:
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
         """Listens while the block runs; only the main thread can."""
-        try:
-            before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        except ValueError:  # not the main thread: whoever runs it decides when to stop
-            before = {}
-        try:
+        with handling(self._ask):
             yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 @dataclass

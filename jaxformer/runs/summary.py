@@ -143,14 +143,16 @@ def summarise(folder: Path, name: str = "") -> Summary:
 
 
 def is_running(folder: Path) -> bool:
-    """True if a process holds the lock of a run's folder."""
+    """True if a process holds the lock of a run's folder; False where the lock cannot be tried (a read-only folder)."""
     if not (folder / LOCK).exists():
         return False
     try:
         with FileLock(folder / LOCK, timeout=0):
             return False
-    except (Timeout, OSError):
+    except Timeout:
         return True
+    except OSError:
+        return False
 
 
 def summaries(folders: Sequence[str | Path], above: Path | None = None) -> list[Summary]:

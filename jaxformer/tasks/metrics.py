@@ -103,15 +103,24 @@ def entity_errors(tags: Tags, predicted: Tags, labels: Sequence[str] = ()) -> di
     scheme = scheme_of({*labels, *chain.from_iterable(tags), *chain.from_iterable(predicted)})
     if not scheme.name:
         return None
-    get = need("seqeval.metrics.sequence_labeling").get_entities
+    lenient = need("seqeval.metrics.sequence_labeling").get_entities
+    strict = need("seqeval.scheme")
     found: dict[str, dict[str, int]] = {}
+
+    def delimited(sentence: Sequence[str]) -> list[tuple[str, int, int]]:
+        """Kind, first and last word of each entity, by the mode of ``tagging``."""
+        canonical = [scheme.canonical(tag) for tag in sentence]
+        if not scheme.strict:
+            return list(lenient(canonical))
+        entities = strict.Entities([canonical], strict.IOBES).entities[0]
+        return [(entity.tag, entity.start, entity.end - 1) for entity in entities]
 
     def count(kind: str, error: str) -> None:
         of_kind = found.setdefault(kind, {})
         of_kind[error] = of_kind.get(error, 0) + 1
 
     for pair in zip(tags, predicted, strict=True):
-        right, ours = ([*get([scheme.canonical(tag) for tag in one])] for one in pair)
+        right, ours = map(delimited, pair)
         for kind, first, last in right:
             over = [(k, a, b) for k, a, b in ours if a <= last and b >= first]
             if (kind, first, last) in over:

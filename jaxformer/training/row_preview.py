@@ -48,7 +48,7 @@ def pieces(passage: Passage, tokenizer: PreTrainedTokenizer) -> Iterator[tuple[s
     for number, (token, trained, loss) in enumerate(zip(passage.ids, passage.trained, losses, strict=True)):
         pending.append((bool(trained), float(loss)))
         text = stream.put([token], end=number == last)
-        if text:
+        if text or number == last:
             known = [loss for _, loss in pending if not math.isnan(loss)]
             yield text, any(trained for trained, _ in pending), sum(known) if known else None
             pending = []

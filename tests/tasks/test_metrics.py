@@ -138,3 +138,26 @@ def test_a_missing_package_is_named_with_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
     with pytest.raises(UserError, match=r'sacrebleu is needed .* not installed: pip install "jaxformer\[metrics\]"'):
         metrics.bleu(["a"], ["a"])
+
+
+def test_what_becomes_of_entities_by_hand():
+    tags = ["B-A", "I-A", "O", "B-B", "O", "B-A", "O", "B-B", "O"]
+    ours = ["B-A", "I-A", "O", "B-A", "O", "B-A", "I-A", "O", "B-B"]
+    found = metrics.entity_errors([tags], [ours])
+    assert found == {"A": {"correct": 1, "wrong ends": 1}, "B": {"wrong kind": 1, "missed": 1, "invented": 1}}
+    assert metrics.entity_errors([["NN", "VB"]], [["NN", "NN"]]) is None
+
+
+@pytest.mark.parametrize("ours", [["B-A", "E-A", "S-B"], ["B-A", "I-A", "S-B"], ["S-A", "O", "O"], ["O", "E-A", "S-A"]])
+def test_correct_entities_are_those_of_the_recall(ours):
+    """Also in a scheme with marked ends, whose entities must be whole."""
+    tags = ["B-A", "E-A", "S-B"]
+    found = metrics.entity_errors([tags], [ours])
+    recall = metrics.tagging([tags], [ours])[0]["entity_recall"]
+    assert sum(errors.get("correct", 0) for errors in found.values()) == round(2 * recall)
+
+
+def test_reliability_bins_by_hand():
+    found = metrics.reliability(np.array([0.05, 0.62, 0.68, 1.0]), np.array([False, True, False, True]))
+    assert found["accuracy"] == [0.0, 0.5, 1.0] and found["count"] == [1, 2, 1]
+    assert found["confidence"] == pytest.approx([0.05, 0.65, 1.0])

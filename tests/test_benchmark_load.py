@@ -23,6 +23,7 @@ def rows_of(result):
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 
+@pytest.mark.slow
 def test_a_load_stays_under_the_model_and_its_largest_parameter():
     (row,) = rows_of(run("--shapes", "small", "--dtypes", "float32", "--markdown"))
     assert row["implementation"] == "jaxformer"

@@ -36,6 +36,7 @@ def run_tiny(benchmark, *options):
 
 
 @each
+@pytest.mark.slow
 def test_alone_it_prints_its_table(benchmark):
     result = run_tiny(benchmark, "--markdown")
     assert result.returncode == 0, result.stderr
@@ -155,6 +156,7 @@ def test_intervals_of_an_assistant(monkeypatch):
     assert module.proportion_interval(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
 
 
+@pytest.mark.slow
 def test_log_probs_of_an_assistant_are_those_of_each_token(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     module = importlib.import_module("assistant")
@@ -184,6 +186,7 @@ def test_learning_curves_are_drawn(tmp_path, monkeypatch):
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_lengths_of_files():
     command = [sys.executable, FOLDER / "one_file_lengths.py", "--families", "gpt2"]
     result = subprocess.run(command, capture_output=True, text=True)

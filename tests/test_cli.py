@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+from jaxformer import cli
 from tests.training.helpers import tiny_keys
 
 ROOT = Path(__file__).parent.parent
@@ -94,21 +95,26 @@ def bad_corpus(tmp_path, name, content):
     return f"data.path={tmp_path / name}"
 
 
-def test_bad_input_is_one_readable_line_and_code_2(config, tmp_path):
-    """One process each is slow, so the messages themselves are tested in test_config.py and tests/data."""
+def test_bad_input_is_one_readable_line_and_code_2(config, tmp_path, capsys):
     line = refused("--config", config, "model.hiden_size=8")
     assert line == "error: the command line: unknown key model.hiden_size; did you mean model.hidden_size?"
-    line = refused("--config", config, bad_corpus(tmp_path, "bad.jsonl", b'{"text": "a"}\n{"text": \n'))
-    assert f"{tmp_path}/bad.jsonl" in line and "2" in line
-    line = refused("--config", config, bad_corpus(tmp_path, "latin.txt", "caf\xe9".encode("latin-1")))
-    assert "latin.txt" in line and "UTF-8" in line
-    assert "does not exist" in refused("--config", tmp_path / "none.yaml")
-    assert "no --config given" in refused()
     assert "unrecognized arguments: --stpes" in refused("--config", config, "--stpes")
+
+    def refused_here(*arguments):
+        """The same without a process of its own."""
+        assert cli.run("train", [str(argument) for argument in arguments]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    line = refused_here("--config", config, bad_corpus(tmp_path, "bad.jsonl", b'{"text": "a"}\n{"text": \n'))
+    assert f"{tmp_path}/bad.jsonl" in line and "2" in line
+    line = refused_here("--config", config, bad_corpus(tmp_path, "latin.txt", "caf\xe9".encode("latin-1")))
+    assert "latin.txt" in line and "UTF-8" in line
+    assert "does not exist" in refused_here("--config", tmp_path / "none.yaml")
+    assert "no --config given" in refused_here()
 
 
 def test_a_failure_of_ours_is_one_line_and_a_traceback_only_in_debug(config, monkeypatch, capsys):
-    from jaxformer import cli
     from jaxformer.commands import train
 
     def broken(options):
@@ -170,6 +176,7 @@ def test_killed_ten_times(tmp_path):
     kill_and_compare(tmp_path, kills=10, steps=1500)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_says_so(tmp_path):
     config = write_config(tmp_path, steps=1_000_000)
     process = start("--config", config)
@@ -212,6 +219,7 @@ def test_a_profile_the_program_as_text_and_compiled_programs_kept(config, tmp_pa
     cache = tmp_path / "compiled"
     # Also programs that take less than a second to compile.
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
     options = ("training.profile=[2,3]", "training.dump_hlo=true", f"training.compilation_cache={cache}")
     printed = run("--config", config, *options).stdout
     assert f"profile: tensorboard --logdir {tmp_path / 'run' / 'profile'}" in printed

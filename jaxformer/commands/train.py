@@ -122,7 +122,7 @@ def run(options: argparse.Namespace) -> int:
     idle = idle_accelerator()
     if idle is not None:
         display.warn(f"running on the CPU although this machine has {idle}")
-    keep_compiled(config.compilation_folder)
+    keep_compiled(config)
     prepared = prepare(config, display)
     if options.dry_run:
         from jaxformer.cost.dry_run import plan

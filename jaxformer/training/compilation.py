@@ -5,13 +5,20 @@ from pathlib import Path
 import jax
 
 from jaxformer.parallel.hosts import is_first
+from jaxformer.training.config import RunConfig
 from jaxformer.training.run import Run
 
 HLO = "hlo"
 
 
-def keep_compiled(folder: Path | None) -> None:
-    """Keeps what takes a second or more to compile in a folder, where the next process finds it; None keeps nothing."""
+def keep_compiled(config: RunConfig) -> None:
+    """Keeps what takes a second or more to compile in ``training.compilation_cache``, where the next process finds it.
+
+    JAX's own setting (``JAX_COMPILATION_CACHE_DIR``) wins over ``auto``.
+    """
+    if config.training.compilation_cache == "auto" and jax.config.values["jax_compilation_cache_dir"] is not None:
+        return
+    folder = config.compilation_folder
     jax.config.update("jax_compilation_cache_dir", None if folder is None else str(folder))
 
 

@@ -48,7 +48,8 @@ class TrainingConfig(Schema):
     )
     compilation_cache: LocalPath | None = Field(
         "auto",
-        description="folder of JAX's compilation cache; auto: `compiled` in the data cache; null: no cache",
+        description="folder of JAX's compilation cache; auto: that of JAX_COMPILATION_CACHE_DIR, else "
+        "`compiled` in the data cache; null: no cache",
     )
     profile: tuple[int, int] | None = Field(
         None, description="first and last step to trace with JAX's profiler, into output_dir/profile"

@@ -64,6 +64,7 @@ def test_a_run_is_its_newest_checkpoint(trained):
     )
 
 
+@pytest.mark.slow
 def test_two_checkpoints(trained):
     first, second = open_contents(str(trained)), open_contents(str(trained / "checkpoints" / "2"))
     found = compare(first, second)

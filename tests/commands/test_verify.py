@@ -78,6 +78,7 @@ def test_a_changed_configuration(folder, capsys):
     assert "20 of 20 arrays differ, the first is embeddings/position/embedding" in named["parameters after"]["said"]
 
 
+@pytest.mark.slow
 def test_changed_code(folder, capsys, monkeypatch):
     monkeypatch.setattr(receipt, "code_hash", lambda: "other")
     assert run_command("verify", [str(folder), "--json"]) == 0  # it changes nothing here

@@ -199,6 +199,7 @@ def expect_line(process, text):
     assert any(line == f"{text}\n" for line in iter(process.stdout.readline, ""))
 
 
+@pytest.mark.slow
 def test_two_processes_build_one_cache(folder, tmp_path):
     processes = [start(folder, tmp_path / "cache", 0.1) for _ in range(2)]
     for process in processes:

@@ -137,6 +137,7 @@ def test_a_reply_follows_the_conversation(tmp_path):
     assert found != list(A.replied(talk, "why", [], 0.8, 1.0, 12, 1))[-1]
 
 
+@pytest.mark.slow
 def test_a_summary_is_the_pipelines(pipe):
     rewrite = pipe("summarization")
     assert A.rewritten(rewrite, TEXT, 2, 10) == rewrite(TEXT, num_beams=2, max_new_tokens=10)[0]["summary_text"]

@@ -19,22 +19,7 @@ from tests.demo.models import TEXT, opened
 
 pytestmark = pytest.mark.demo
 
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
 MAIN = "from jaxformer.cli import main; main()"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as browsers:
-        # A fresh profile each time.
-        found = browsers.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS.split())
-        yield found
-        found.close()
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import pytest
 pytestmark = [pytest.mark.demo, pytest.mark.timeout(900)]
 
 DOCS = Path(__file__).parents[2] / "docs"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 PAGES = {
     "start": ("index.html", "From nothing to a trained model"),
     "notebook": ("book/en/01_language_model.html", "What a language model is"),
@@ -68,16 +67,6 @@ def test_every_link_leads_somewhere(site):
             if not target.exists() or (anchor and target in pages and unquote(anchor) not in known):
                 broken.append(f"{path.relative_to(site)}: {link}")
     assert broken == []
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as browsers:
-        found = browsers.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
-        yield found
-        found.close()
 
 
 @pytest.fixture(params=SIZES)

@@ -69,6 +69,7 @@ def test_tokens_without_padding(example, folder):
     assert example.load_tokenizer(folder)(["the cat", "zebra"]) == [[2, 4, 5, 3], [2, 1, 3]]
 
 
+@pytest.mark.slow
 def test_embeddings_in_batches_equal_those_of_each_sentence_alone(example, folder):
     model, params = AutoModel.from_pretrained(folder)
     ids = example.load_tokenizer(folder)(SENTENCES)

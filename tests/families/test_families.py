@@ -74,6 +74,7 @@ SHARED_TABLES = {"t5", "t5_v1_1", "flan_t5", "byt5", "mt5", "bart", "mbart", "ma
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize(("family", "kind"), EVERY_HEAD)
+@pytest.mark.default_cases("bert-*", "gpt2-*", "llama-*", "modernbert-*", "t5-*")
 def test_the_table_names_every_parameter_once(family, kind, tied):
     config = config_of(family, vocab_size=5)
     config = config.model_copy(update={"tie_embeddings": tied})
@@ -135,6 +136,7 @@ def test_the_published_config_comes_back(published):
 
 
 @pytest.mark.parametrize("name", [*make.CASES, *bidirectional.CASES])
+@pytest.mark.default_cases("albert", "bart", "bert", "gpt2_tied", "llama_untied", "modernbert", "opt", "qwen3", "t5")
 def test_logits_loss_and_gradients_of_pytorch(name):
     if name in bidirectional.CASES:
         assert_bidirectional_parity(name, make.load(name))

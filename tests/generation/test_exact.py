@@ -18,8 +18,9 @@ def written(model, params, rows, **options):
     return dict(zip(rows, zip(out.tokens.tolist(), out.log_probs.tolist(), strict=True), strict=True))
 
 
-@pytest.mark.parametrize("name", ["gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("window", "t5"))])
+@pytest.mark.parametrize("name", ["gpt2", "window", "t5"])
 @pytest.mark.parametrize("options", [{}, {"do_sample": True, "top_p": 0.9, "temperature": 0.7}, {"num_beams": 3}])
+@pytest.mark.default_cases("options1-gpt2")
 def test_a_text_does_not_depend_on_its_batch(name, options):
     switches = {"decoder_start_token_id": 0} if name == "t5" else {}
     model, params = tiny.tiny(name, numerics="exact", **switches)

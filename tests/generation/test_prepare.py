@@ -33,6 +33,7 @@ def test_shared_layers_are_there_once():
 
 @pytest.mark.parametrize("weights", ["int8", "bfloat16"])
 @pytest.mark.parametrize("name", ["llama", "t5"])
+@pytest.mark.default_cases("llama-int8", "t5-bfloat16")
 def test_fewer_bits_are_what_their_rounded_weights_are(name, weights):
     """The logits of int8 or bfloat16 weights are those of a model whose float32 weights are the rounded ones."""
     model, params = tiny(name)

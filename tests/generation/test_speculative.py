@@ -18,6 +18,7 @@ def models(target="gpt2", draft="llama", **switches):
 
 
 @pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.default_cases("3")
 def test_greedy_search_writes_what_it_would_without(k):
     model, params, small, small_params = models(max_length=40)
     rows, mask = np.asarray(tokens(3, 6, seed=1)), np.ones((3, 6), int)
@@ -60,6 +61,7 @@ def test_proposals_beyond_the_last_position_harm_nothing():
     np.testing.assert_allclose(out.log_probs, plain.log_probs, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_draw_has_the_large_models_distribution():
     """Chi-square of 8,192 texts of three tokens from four: kept and refused proposals are among them."""
     from scipy.stats import chisquare

@@ -330,6 +330,7 @@ def test_a_name_that_cannot_be_is_refused_before_anything_is_written(hub, traine
     assert hub.requests == []
 
 
+@pytest.mark.slow
 def test_the_environment_of_the_client_is_ours(hub, files, tmp_path):
     hub.add(NAME, files, private=True)
     code = "from jaxformer.hub import AutoConfig; print(AutoConfig.from_pretrained('me/my-model').hidden_size)"

@@ -34,6 +34,7 @@ def test_a_step_may_donate_what_was_taken_over():
     np.testing.assert_array_equal(result, np.full((64, 64), 3))
 
 
+@pytest.mark.slow
 def test_shapes_of_parameters_compile_nothing(caplog):
     model = kinds.build(TransformerConfig(vocab_size=11, hidden_size=8, num_layers=2, num_heads=2), "causal_lm")
     jax.clear_caches()

@@ -74,6 +74,7 @@ def tiny(request):
     return model, params, config, factors
 
 
+@pytest.mark.default_cases("bert", "t5")
 def test_new_factors_change_nothing(tiny):
     model, params, config, factors = tiny
     np.testing.assert_array_equal(logits(model, adapt(params, factors, config)), logits(model, params))
@@ -84,6 +85,7 @@ def test_new_factors_change_nothing(tiny):
         assert np.abs(array).max() <= bounds[path] and (which == "b") == (not array.any())
 
 
+@pytest.mark.default_cases("llama")
 def test_beside_the_kernel_is_as_good_as_in_it(tiny):
     """Logits, and the gradients of the factors: by the product of three and through the sum."""
     model, params, config, factors = tiny
@@ -99,6 +101,7 @@ def test_beside_the_kernel_is_as_good_as_in_it(tiny):
     close(unmerge(merged, factors, config), params, tolerance=1e-6)
 
 
+@pytest.mark.slow
 def test_beside_int8_kernels_is_beside_what_they_stand_for(tiny):
     model, params, config, factors = tiny
     config = LoraConfig(**{**config.model_dump(), "base": "int8"})
@@ -227,6 +230,7 @@ def golden_model(name):
 
 
 @pytest.mark.parametrize("name", adapters.CASES)
+@pytest.mark.default_cases("bert", "gpt2")
 def test_adapters_of_peft(name, tmp_path):
     """Read, applied, written again, read again: PEFT's logits; and its gradients of the factors."""
     golden = GOLDEN[name]

@@ -61,6 +61,7 @@ def place(rows, length, side, fill):
 
 
 @EVERY_MODEL
+@pytest.mark.default_cases("alibi", "gpt2", "llama", "offset")
 def test_padding_changes_no_real_token(name):
     _, params = tiny(name)
     whole = tokens(1, 9)
@@ -75,6 +76,7 @@ def test_padding_changes_no_real_token(name):
 
 
 @EVERY_MODEL
+@pytest.mark.default_cases("alibi", "gpt2", "llama", "offset")
 def test_a_packed_row_is_its_documents_one_by_one(name):
     _, params = tiny(name)
     documents = tokens(4, 5, seed=1)  # 0 and 1 go into the first row, 2 and 3 into the second
@@ -106,6 +108,7 @@ def test_changing_a_token_changes_no_output_before_it(name):
 
 
 @EVERY_MODEL
+@pytest.mark.default_cases("alibi", "gpt2", "llama", "window")
 def test_no_gradient_comes_from_a_later_token(name):
     model, params = tiny(name)
     T = 7
@@ -138,6 +141,7 @@ def cached_forward(name):
 
 @EVERY_MODEL
 @pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.default_cases("*alibi", "*gpt2", "*llama", "*window")
 def test_cached_decoding_is_the_full_forward_pass(name, side):
     model, params = tiny(name)
     rows = tokens(3, 9, seed=4)
@@ -196,6 +200,7 @@ def test_poison_in_the_embedding_of_padding_stays_there(name):
         ("llama", {"dropout": 0.2}, [("full", 2)]),
     ],
 )
+@pytest.mark.default_cases("llama-*")
 def test_remat_and_unroll_change_no_number(name, switches, choices):
     _, params = tiny(name, **switches)
     ids = tokens(2, 6, seed=8)
@@ -264,6 +269,7 @@ def test_bfloat16_is_close_to_float32(name):
 
 
 @EVERY_MODEL
+@pytest.mark.default_cases("gpt2", "llama", "alibi", "offset")
 def test_positions_of_a_packed_row_follow_from_its_segments(name):
     model, params = tiny(name)
     ids, segments = tokens(2, 9), jnp.array([[1, 1, 1, 2, 2, 2, 2, 3, 0], [1, 2, 2, 2, 2, 2, 2, 0, 0]])

@@ -66,6 +66,7 @@ def alone(name):
 
 @EVERY_MODEL
 @pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.default_cases("*-bert", "*-t5")
 def test_padding_changes_no_real_token_no_loss_and_no_gradient(name, side):
     _, params = tiny(name)
     sources, targets = texts(name)
@@ -97,6 +98,7 @@ def packed(rows):
 
 
 @EVERY_MODEL
+@pytest.mark.default_cases("bert", "t5")
 def test_a_packed_row_is_its_examples_one_by_one(name):
     _, params = tiny(name)
     sources, targets = texts(name)
@@ -114,6 +116,7 @@ def test_a_packed_row_is_its_examples_one_by_one(name):
 
 
 @EVERY_MODEL
+@pytest.mark.default_cases("bert", "t5", "modernbert")
 def test_poison_in_the_embedding_of_padding_stays_there(name):
     _, params = tiny(name)
     sources, targets = texts(name)
@@ -221,6 +224,7 @@ def test_dropout_belongs_to_the_example(name):
 
 
 @pytest.mark.parametrize(("name", "remat"), [("modernbert", "full"), ("t5", "dots"), ("albert", "full")])
+@pytest.mark.default_cases("t5-dots")
 def test_remat_and_unroll_change_no_number(name, remat):
     _, params = tiny(name)
     ids = tokens(2, 6, seed=8)
@@ -237,6 +241,7 @@ HEADS = {
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("name", ["bert", "gpt2", "bart"])
+@pytest.mark.default_cases("bart-sequence", "bert-token", "gpt2-question")
 def test_heads_do_not_see_padding(name, head):
     config = config_of(name)
     model = HEADS[head](config)
@@ -276,6 +281,7 @@ def test_a_body_has_the_same_names_under_every_head():
         assert jax.tree.map(jnp.shape, {name: params[name] for name in body}) == jax.tree.map(jnp.shape, body)
 
 
+@pytest.mark.slow
 def test_the_masked_head_at_places_is_the_head_at_all_of_them():
     config = config_of("albert")
     model = MaskedLM(config, sentence_pairs=True)

@@ -59,6 +59,7 @@ def whole(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.default_cases("gpt2", "window")
 def test_rows_of_any_batch(name):
     for size in (1, 2, 3):
         assert rows(name, IDS[:size], rows=size).tobytes() == whole(name)[:size].tobytes(), size
@@ -104,6 +105,7 @@ def test_a_cache_in_any_pieces(name):
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
+@pytest.mark.default_cases("t5")
 def test_a_target_token_by_token(name):
     model, _ = program(name)
     params = tiny.random_params(model.config)
@@ -122,6 +124,7 @@ def test_a_target_token_by_token(name):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "modernbert"])
+@pytest.mark.default_cases("gpt2")
 def test_gradients_are_those_of_fast_numerics(name):
     found = []
     for numerics in ("exact", "fast"):

@@ -35,6 +35,7 @@ def layers(output, side):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.default_cases("albert", "bart", "gpt2", "llama", "t5", "window")
 def test_the_layers_of_every_stack(name):
     model, _, output = run(name)
     c = model.config
@@ -153,10 +154,8 @@ def test_embeddings_in_place_of_ids_are_the_same_run(name):
     jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
-SLOW = pytest.mark.slow
-
-
-@pytest.mark.parametrize("name", [pytest.param("t5", marks=SLOW), "mbart", pytest.param("marian", marks=SLOW)])
+@pytest.mark.parametrize("name", ["t5", "mbart", "marian"])
+@pytest.mark.slow
 def test_embeddings_on_either_side_of_an_encoder_decoder(name):
     model, params = tiny(name)
     source, target = tokens(2, 7), tokens(2, 5, seed=1)
@@ -175,6 +174,7 @@ def test_embeddings_on_either_side_of_an_encoder_decoder(name):
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "bart"])
 @pytest.mark.parametrize("head", [Body, SequenceClassifier, TokenClassifier, QuestionAnswering, MultipleChoice])
+@pytest.mark.default_cases("MultipleChoice-bert", "SequenceClassifier-bart", "Body-*", "TokenClassifier-gpt2")
 def test_every_head_passes_the_layers_of_its_body_on(architecture, head):
     config = config_of(architecture)
     model, ids, mask = head(config), tokens(2, 7), MASK
@@ -256,6 +256,7 @@ def test_exact_numerics_have_hidden_states_in_the_order_of_the_tokens():
     np.testing.assert_array_equal(apply(inputs_embeds=embeds, attention_mask=MASK).logits, output.logits)
 
 
+@pytest.mark.slow
 def test_hidden_states_of_new_tokens_with_a_cache():
     model, params, whole = run("llama")
     ids = tokens(2, 7)

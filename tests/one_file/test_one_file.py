@@ -109,9 +109,8 @@ def test_bits_and_style(name, tmp_path):
     assert_same_bits(model, file)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("gpt2", id="gpt2"), *(pytest.param(n, marks=pytest.mark.slow) for n in ("mistral", "t5"))]
-)
+@pytest.mark.parametrize("name", ["gpt2", "mistral", "t5"])
+@pytest.mark.default_cases("gpt2")
 def test_long_rows_have_the_bits_of_the_reference(name):
     """Of more than 64 tokens the library leaves out blocks of scores, which changes the last bits."""
     switches = {"max_length": 80, **({"window": 9} if name == "mistral" else {})}
@@ -137,10 +136,8 @@ def test_operation_by_operation_it_is_equal_up_to_rounding(name):
     np.testing.assert_allclose(got, expected, atol=1e-4 * float(np.abs(expected).max()))
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["gpt2", *(pytest.param(n, marks=pytest.mark.slow) for n in ("t5", "gemma", "head_norms", "transformer", "bert"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2", "t5", "gemma", "head_norms", "transformer", "bert"])
 def test_initial_values_are_distributed_as_the_library_s(name):
     model = model_of(name, hidden_size=48, num_heads=6, vocab_size=211)
     ours = flatten_dict(opened(render(model, name)).init(jax.random.key(0)), sep="/")
@@ -218,6 +215,7 @@ def test_it_runs_where_there_is_no_jaxformer_and_no_flax(family, printed, tmp_pa
     assert re.fullmatch(r"[\d,]+ parameters", first) and last.startswith(printed)
 
 
+@pytest.mark.slow
 def test_of_a_run(tmp_path, capsys):
     run_training(tiny_keys(tmp_path, steps=1))
     target = tmp_path / "new" / "out.py"

@@ -11,6 +11,7 @@ def alone():
 
 
 @pytest.mark.parametrize("axis", ["data", "fsdp", "tensor", "sequence"])
+@pytest.mark.slow
 def test_an_axis_sends_what_the_textbook_says(alone, axis):
     sent = scaling.measure({axis: 8}, 8).sent
     # A few scalars come on top: the loss, the norm of the gradient.

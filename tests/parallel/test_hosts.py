@@ -109,6 +109,7 @@ WAITING = "from jaxformer.parallel import hosts; hosts.start({limit}, notice_s=1
 
 
 @pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.default_cases("0")
 def test_a_process_that_waits_says_so_and_gives_up(index):
     code = WAITING.format(limit=3)
     address = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{processes.free_port()}", "JAX_NUM_PROCESSES": "2"}

@@ -26,7 +26,6 @@ LAYOUTS = {
     "pmap": {"strategy": "pmap"},
 }
 # All for one model, for the others those that may differ by what is split; the rest takes its time.
-FAST = {"bert": ("fsdp", "pmap", "2x2x2 with sequence"), "t5": ("sequence", "2x2x2")}
 FAMILIES = {"gpt2": "causal_lm", "bert": "masked_lm", "t5": "span_corruption"}
 STEPS, ROWS, LENGTH = 10, 16, 32
 # SGD, since Adam's normalisation would hide a gradient that is off by a factor.
@@ -78,14 +77,9 @@ def alone(family):
     return train(family, devices=1)
 
 
-@pytest.mark.parametrize(
-    ("family", "layout"),
-    [
-        pytest.param(family, layout, marks=() if layout in FAST.get(family, LAYOUTS) else pytest.mark.slow)
-        for family in FAMILIES
-        for layout in LAYOUTS
-    ],
-)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.default_cases("gpt2-data", "gpt2-2x2x2 with sequence", "bert-fsdp")
 def test_many_devices_equal_one(family, layout):
     params, losses = train(family, **LAYOUTS[layout])
     expected, expected_losses = alone(family)
@@ -95,6 +89,7 @@ def test_many_devices_equal_one(family, layout):
 
 
 @pytest.mark.parametrize("layout", ["data", "pmap"])
+@pytest.mark.default_cases("data")
 def test_accumulation_on_many_devices_equals_one(layout):
     params, losses = train("gpt2", accumulate=2, **LAYOUTS[layout])
     expected, expected_losses = alone("gpt2")

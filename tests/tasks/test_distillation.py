@@ -55,9 +55,8 @@ def naive(task, model, params, batch, temperature, weight):
     return jnp.sum(jnp.where(trained, (1 - weight) * temperature**2 * kl + weight * nll, 0.0))
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("span_corruption", "instruction") else n for n in CASES]
-)
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.default_cases("causal_lm")
 def test_loss_and_gradient_are_those_of_both_models_logits(name):
     task, model, params, batch = made(name, temperature=3.0, hard_weight=0.25)
     ours = jax.jit(jax.value_and_grad(lambda p: task.loss(model, p, batch, None).objective))

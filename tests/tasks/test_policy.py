@@ -73,6 +73,7 @@ def test_masked_truncated_responses_teach_nothing(architecture):
 
 
 @pytest.mark.parametrize("architecture", ["decoder", "encoder_decoder"])
+@pytest.mark.default_cases("decoder")
 def test_first_ppo_update_is_the_policy_gradient(architecture):
     """At ratio 1 nothing is clipped, and the gradient is that of minus the mean of advantage times log-probability."""
     task, model, params = make("ppo", architecture, value_coefficient=0.5)
@@ -122,6 +123,7 @@ def test_adaptive_kl_is_handed_on():
     assert float(carried["kl_coefficient"]) == pytest.approx(0.2 * (1 + 0.2 * 4 / 100))
 
 
+@pytest.mark.slow
 def test_groups_are_compared_with_each_other():
     task, model, params = make("grpo", group_size=2, scale_rewards=False, kl_coefficient=0.1)
     batch, _, _ = experienced(task, model, params, [1, 3, 2, 2], moved=0.0)

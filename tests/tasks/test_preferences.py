@@ -206,6 +206,7 @@ def policy():
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "ipo", "hinge", "cdpo", "robust", "orpo", "simpo", "kto"])
+@pytest.mark.default_cases("kto", "orpo", "sigmoid")
 def test_losses_of_a_model_are_those_of_each_text_alone(policy, name):
     model, params, score = policy
     task = dpo(loss=name, chunk_tokens=7)

@@ -137,6 +137,7 @@ def test_loss_by_hand_from_the_logits_of_both_models():
     assert sums.weight == tokens
 
 
+@pytest.mark.slow
 def test_a_gradient_reaches_its_own_model_and_the_shared_table():
     task = make(rate=0.3)
     model, params = electra(task)

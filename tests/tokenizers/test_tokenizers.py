@@ -372,7 +372,8 @@ def test_every_byte_or_character_is_a_word(trained, kind):
     assert word_starts(trained[kind]).all()
 
 
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] * (k == "jamo")) for k in TRAINED])
+@pytest.mark.parametrize("kind", TRAINED)
+@pytest.mark.default_cases("[!j]*")
 def test_sentence_ends(kind):
     text = 'One. Two! Three? Four: 3.14, "five".\nSix  \n 한국。'
     tokenizer = train(kind, 600, [text, "Two!\nThree, four? Five"])

@@ -149,10 +149,8 @@ def test_a_dry_run_says_so(tmp_path, scarce, monkeypatch, capsys):
     assert not (tmp_path / "run").exists()
 
 
-OTHERS = [pytest.param(case, marks=pytest.mark.slow) for case in ("lora", "grpo", "rows of several lengths")]
-
-
-@pytest.mark.parametrize("case", ["jit", "split", *OTHERS])
+@pytest.mark.parametrize("case", ["jit", "split", "lora", "grpo", "rows of several lengths"])
+@pytest.mark.default_cases("jit")
 def test_the_step_is_compiled_once(tmp_path, caplog, case):
     keys = tiny_keys(tmp_path, steps=2)
     if case in ("lora", "grpo"):

@@ -43,6 +43,7 @@ def fine_tuning_keys(folder, source, **training):
     return {**keys, "training": keys["training"] | {"sequence_length": 16}}
 
 
+@pytest.mark.slow
 def test_a_published_body_is_fine_tuned(tmp_path):
     source = write_bert(tmp_path / "bert")
     run = make_run(fine_tuning_keys(tmp_path, source))
@@ -61,6 +62,7 @@ def test_a_published_body_is_fine_tuned(tmp_path):
     assert evaluate_checkpoint(run)[3].metrics["accuracy"] > 0.9
 
 
+@pytest.mark.slow
 def test_a_head_of_the_same_classes_comes_along_and_of_others_does_not(tmp_path):
     labels = ("animal", "thing")
     for number, (names, kept) in enumerate([(labels, True), (labels[::-1], False), ((), True)]):
@@ -74,6 +76,7 @@ def test_a_head_of_the_same_classes_comes_along_and_of_others_does_not(tmp_path)
         trainer.close()
 
 
+@pytest.mark.slow
 def test_the_plan_needs_no_weights(tmp_path):
     source = write_bert(tmp_path / "bert")
     (source / "model.safetensors").unlink()

@@ -63,7 +63,8 @@ def final_state(keys):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
 
-@pytest.mark.parametrize("threads", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.default_cases("2")
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, uninterrupted, monkeypatch, threads):
     whole_keys, whole, whole_state = uninterrupted
     keys = tiny_keys(tmp_path, steps=12, eval_every=4, save_every=4, ema_decay=0.9)
@@ -154,6 +155,7 @@ def test_a_run_goes_on_with_other_axes(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.default_cases("15")
 def test_a_signal_saves_and_stops(tmp_path, number):
     keys = tiny_keys(tmp_path, steps=100_000, log_every=50)
 
@@ -329,6 +331,7 @@ def test_changed_keys_of_a_run_that_goes_on_take_effect(tmp_path):
     assert saved_config(keys).optimizer.learning_rate == 0.5
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_early_is_finished_until_it_may_be_more_patient(tmp_path):
     # At this rate no evaluation after the first is better.
     keys = tiny_keys(tmp_path, steps=40, eval_every=1, early_stopping=2)

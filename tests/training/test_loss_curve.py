@@ -26,6 +26,7 @@ def curve(family, folder):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.default_cases("gpt2")
 def test_fifty_steps_give_the_losses_they_gave_before(family, tmp_path):
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))[family]
     losses = curve(family, tmp_path)

@@ -75,6 +75,7 @@ def test_fine_tuning_learns_and_writes_predictions_and_a_picture(pretrained, tmp
     assert records[-1]["accuracy"] == 1.0 and records[-1]["examples"] == len(lines)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_what_it_started_from_is_gone(pretrained, tmp_path):
     source = tmp_path / "source"
     source.mkdir()
@@ -96,6 +97,7 @@ def test_a_run_goes_on_when_what_it_started_from_is_gone(pretrained, tmp_path):
     assert run_training(resolve_config(resumed, "the test")).step == 3
 
 
+@pytest.mark.slow
 def test_other_data_can_be_evaluated(tmp_path):
     keys = labelled_keys(tmp_path)
     result = run_training(keys)
@@ -151,13 +153,9 @@ def test_a_folder_without_a_run_and_another_type_are_named(pretrained, tmp_path)
 
 @pytest.mark.parametrize(
     "task",
-    [
-        "token_classification",
-        "seq2seq",
-        pytest.param("question_answering", marks=pytest.mark.slow),
-        pytest.param("multiple_choice", marks=pytest.mark.slow),
-    ],
+    ["token_classification", "seq2seq", "question_answering", "multiple_choice"],
 )
+@pytest.mark.default_cases("token_classification")
 def test_every_supervised_task_trains_from_records(task, tmp_path):
     """Two steps and a report, on a body of the architecture it is for."""
     rows = {

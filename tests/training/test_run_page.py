@@ -73,6 +73,7 @@ def test_a_longer_run_says_what_changed(first):
 
 
 @pytest.mark.parametrize("schedule", ["constant", "inverse_sqrt"])
+@pytest.mark.slow
 def test_schedules_that_go_on_without_a_jump(tmp_path, schedule):
     keys = {**tiny_keys(tmp_path, steps=2), "schedule": {"type": schedule, "warmup_steps": 1}}
     run_training(keys)

@@ -75,6 +75,7 @@ def expected(folder):
     [({"fsdp": 4}, 1), ({"strategy": "pmap"}, 1), ({"sequence": 2, "fsdp": 4}, 2)],
     ids=["fsdp", "pmap", "sequence accumulated"],
 )
+@pytest.mark.default_cases("sequence accumulated")
 def test_a_step_is_the_gradient_of_the_naive_formula(folder, expected, parallel, accumulate):
     run = make_run({**keys_of(folder, accumulate=accumulate), "parallel": parallel})
     state, frozen = start_state(run)
@@ -101,6 +102,7 @@ def test_the_teacher_is_an_argument_split_over_devices_and_in_no_checkpoint(fold
     assert "and" not in run.size
 
 
+@pytest.mark.slow
 def test_a_resumed_run_repeats_the_uninterrupted_one_and_evaluates(folder, tmp_path):
     display = quiet()
     keys = keys_of(folder, "resumed", model={"dropout": 0.2}, steps=4, save_every=2, keep_last=9, eval_every=2)
@@ -168,6 +170,7 @@ def test_teachers_of_other_tokens_are_refused(folder):
         make_run(keys_of(folder, task={"teacher": str(folder / "empty")}))
 
 
+@pytest.mark.slow
 def test_a_teacher_that_cannot_read_the_targets_is_refused(tmp_path):
     keys = tiny_keys(tmp_path, steps=1)
     keys["model"] = {**keys["model"], "type": "t5", "dropout": 0.0}

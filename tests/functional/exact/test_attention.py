@@ -35,6 +35,9 @@ MASKS = {
 
 @pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize("switches", [{}, {"scale": 0.1, "bias": True}, {"dropout_rate": 0.3}], ids=str)
+@pytest.mark.default_cases(
+    "{}-causal", "{}-documents", "{}-padding", "*'bias': True}-window", "*'dropout_rate': 0.3}-prefix"
+)
 def test_computes_attention(name, switches):
     mask, switches = MASKS[name], dict(switches)
     query, key, value = drawn()

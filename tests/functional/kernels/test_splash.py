@@ -69,6 +69,7 @@ def compare(mask, length=T, size=64, split=None, softcap=None):
 
 
 @pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.default_cases("causal*", "segments")
 def test_equals_the_reference(mask):
     compare(MASKS[mask](T))
 
@@ -86,6 +87,7 @@ def test_a_query_that_sees_nothing_gets_zeros():
 @pytest.mark.parametrize(
     "axes", [{"batch": "data", "heads": "tensor"}, {"batch": "data", "length": "sequence", "heads": "tensor"}]
 )
+@pytest.mark.default_cases("axes0-causal", "axes1-none")
 def test_split_over_devices(mask, axes):
     """Each of 8 devices runs the kernel on its rows, its queries and its heads."""
     mesh = jax.make_mesh((2, 2, 2), ("data", "sequence", "tensor"), axis_types=(AxisType.Auto,) * 3)

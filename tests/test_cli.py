@@ -172,8 +172,8 @@ def kill_and_compare(tmp_path, kills, steps):
 
 
 @pytest.mark.slow
-def test_killed_ten_times(tmp_path):
-    kill_and_compare(tmp_path, kills=10, steps=1500)
+def test_killed_five_times(tmp_path):
+    kill_and_compare(tmp_path, kills=5, steps=700)
 
 
 @pytest.mark.slow

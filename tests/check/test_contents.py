@@ -52,6 +52,7 @@ def test_statistics_over_slices(monkeypatch):
     np.testing.assert_allclose([found.mean, found.std], [expected.mean(), expected.std()], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_run_is_its_newest_checkpoint(trained):
     found = open_contents(str(trained))
     with_state = Checkpoints(trained / "checkpoints").read()

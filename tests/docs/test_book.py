@@ -12,6 +12,13 @@ BOOK = Path(__file__).parents[2] / "docs" / "book"
 NAMES = sorted(path.stem for path in (BOOK / "chapters").glob("*.py"))
 
 
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """A chapter trains for a minute, and so compiles as a reader's does."""
+    for name in ("XLA_FLAGS", "JAX_ENABLE_COMPILATION_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture(scope="module")
 def book():
     spec = importlib.util.spec_from_file_location("book_build", BOOK / "build.py")

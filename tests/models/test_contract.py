@@ -76,7 +76,7 @@ def test_padding_changes_no_real_token(name):
 
 
 @EVERY_MODEL
-@pytest.mark.default_cases("alibi", "gpt2", "llama", "offset")
+@pytest.mark.default_cases("alibi", "gpt2")
 def test_a_packed_row_is_its_documents_one_by_one(name):
     _, params = tiny(name)
     documents = tokens(4, 5, seed=1)  # 0 and 1 go into the first row, 2 and 3 into the second

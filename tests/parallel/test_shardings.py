@@ -43,6 +43,7 @@ def initialisation(devices):
     return init_state(model, adam, 0, abstract), make.lower(np.uint32(0)).compile()
 
 
+@pytest.mark.slow
 def test_no_array_is_ever_whole_on_one_device():
     state, program = initialisation(8)
     arrays = jax.tree.leaves((state.params, state.opt_state))

@@ -124,6 +124,7 @@ def warned(display):
 MEMORY, EPOCHS = ["the", "training", "step", "needs"], ["training.steps", "is", "2:", "with"]
 
 
+@pytest.mark.slow
 def test_a_run_says_so_before_it_starts_and_a_resumed_one_again(tmp_path, scarce, monkeypatch):
     keys = tiny_keys(tmp_path, steps=2)
     display = quiet()

@@ -299,6 +299,7 @@ def saved_config(keys):
     return load_config(Path(keys["output_dir"], "config.yaml"))
 
 
+@pytest.mark.slow
 def test_changed_keys_of_a_finished_run_have_no_effect_and_it_says_so(tmp_path):
     keys = tiny_keys(tmp_path, steps=4)
     run_training(keys)

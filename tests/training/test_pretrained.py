@@ -155,7 +155,7 @@ def test_a_folder_without_a_run_and_another_type_are_named(pretrained, tmp_path)
     "task",
     ["token_classification", "seq2seq", "question_answering", "multiple_choice"],
 )
-@pytest.mark.default_cases("token_classification")
+@pytest.mark.slow
 def test_every_supervised_task_trains_from_records(task, tmp_path):
     """Two steps and a report, on a body of the architecture it is for."""
     rows = {

@@ -58,6 +58,7 @@ def test_the_losses_of_tokens_are_those_of_the_model(first):
     assert shown == pytest.approx(losses.sum(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_longer_run_says_what_changed(first):
     folder, result, before, _ = first
     display = quiet()

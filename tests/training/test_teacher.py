@@ -75,7 +75,7 @@ def expected(folder):
     [({"fsdp": 4}, 1), ({"strategy": "pmap"}, 1), ({"sequence": 2, "fsdp": 4}, 2)],
     ids=["fsdp", "pmap", "sequence accumulated"],
 )
-@pytest.mark.default_cases("sequence accumulated")
+@pytest.mark.slow
 def test_a_step_is_the_gradient_of_the_naive_formula(folder, expected, parallel, accumulate):
     run = make_run({**keys_of(folder, accumulate=accumulate), "parallel": parallel})
     state, frozen = start_state(run)

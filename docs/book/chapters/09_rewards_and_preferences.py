@@ -200,9 +200,8 @@ def ppo(name, kl_coefficient, steps=100):
 policies = {"PPO, KL penalty 0.2": ppo("with", 0.2), "PPO, no KL penalty": ppo("without", 0.0)}
 curves = {}
 for name, run_folder in zip(policies, ("with", "without")):
-    records = [r for r in read_records(folder / run_folder / "metrics.jsonl") if r["split"] == "train"]
-    curves[name] = ([r["step"] for r in records], [r["score"] for r in records])
-plot.learning_curves(curves)
+    curves[name] = [r for r in read_records(folder / run_folder / "metrics.jsonl") if r["split"] == "train"]
+plot.learning_curves(curves, key="score", title="Reward of the answers drawn in each step")
 
 # %% [markdown]
 # hacking

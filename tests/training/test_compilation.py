@@ -11,7 +11,7 @@ from tests.training.helpers import tiny_keys
 
 
 @pytest.fixture
-def folder(monkeypatch):
+def folder():
     """The folder that JAX uses, set back afterwards."""
     before = jax.config.values["jax_compilation_cache_dir"]
     yield lambda: jax.config.values["jax_compilation_cache_dir"]
@@ -20,12 +20,7 @@ def folder(monkeypatch):
 
 @pytest.mark.parametrize(
     ("own", "key", "expected"),
-    [
-        (None, "auto", "cache/compiled"),
-        ("own", "auto", "own"),
-        ("own", "named", "named"),
-        ("own", None, None),
-    ],
+    [(None, "auto", "cache/compiled"), ("own", "auto", "own"), ("own", "named", "named"), ("own", None, None)],
 )
 def test_a_named_folder_wins_over_jax_s_and_that_over_auto(tmp_path, folder, own, key, expected):
     keys = tiny_keys(tmp_path)

@@ -143,7 +143,7 @@ def test_a_dry_run_says_so(tmp_path, scarce, monkeypatch, capsys):
     path = tmp_path / "tiny.yaml"
     path.write_text(json.dumps(tiny_keys(tmp_path, steps=2)))
     monkeypatch.setattr("jaxformer.training.memory.keep_freed_memory", lambda: True)
-    monkeypatch.setattr("jaxformer.training.compilation.keep_compiled", lambda folder: None)
+    monkeypatch.setattr("jaxformer.training.compilation.keep_compiled", lambda config: None)
     assert run_command("train", ["--config", str(path), "--dry-run"], "train.py") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "warning: the training step needs" in said and "warning: training.steps is 2: with 8 rows a step" in said

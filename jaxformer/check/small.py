@@ -37,6 +37,7 @@ def small_model(c: TransformerConfig) -> TransformerConfig:
         keys["embedding_size"] = D // 2
     # The patterns of layers are kept at the depth that is left.
     keys |= {"window_from": min(c.window_from, 1), "global_every": c.global_every and min(c.global_every, 2)}
+    keys |= {"global_first": min(c.global_first, 1)}
     return c.model_copy(update=keys)
 
 

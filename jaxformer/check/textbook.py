@@ -32,6 +32,7 @@ def _erf(x: Array) -> Array:
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: x * (1 + _erf(x / math.sqrt(2))) / 2,
     "gelu_tanh": lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+    "gelu_sigmoid": lambda x: x / (1 + np.exp(-1.702 * x)),
     "silu": lambda x: x / (1 + np.exp(-x)),
     "relu": lambda x: np.maximum(x, 0),
     "tanh": np.tanh,
@@ -40,7 +41,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 def norm(c: TransformerConfig, x: Array, p: Tree) -> Array:
     """Layer norm or RMS norm of the last axis."""
-    scale = p["scale"] + c.norm_offset
+    scale = p.get("scale", 1.0 - c.norm_offset) + c.norm_offset
     if c.norm == "rms_norm":
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_epsilon) * scale
     centred = x - x.mean(-1, keepdims=True)
@@ -57,7 +58,9 @@ def label_log_probs(logits: Array, labels: Array) -> Array:
 
 def is_windowed(c: TransformerConfig, layer: int) -> bool:
     """True for a layer, counted from 0, that attends with the window."""
-    return c.window is not None and layer >= c.window_from and not (c.global_every and layer % c.global_every == 0)
+    every, first = c.global_every, c.global_first
+    is_global = every is not None and layer >= first and (layer - first) % every == 0
+    return c.window is not None and layer >= c.window_from and not is_global
 
 
 def dense(x: Array, p: Tree) -> Array:
@@ -73,11 +76,11 @@ class Side(NamedTuple):
     distance: Array  # [T, S], key position minus query position
 
 
-def _rotated(c: TransformerConfig, x: Array, positions: Array, theta: float) -> Array:
-    """The heads ``[T, N, H]`` rotated by their positions, entry i with entry i + half."""
+def _rotated(c: TransformerConfig, x: Array, positions: Array, theta: float, local: bool) -> Array:
+    """The heads ``[T, N, H]`` rotated by their positions, entry i with entry i + half or with its neighbour."""
     half = c.rotary_size // 2
     magnitude = 1.0
-    if c.rope_scaling is None:
+    if c.rope_scaling is None or local:
         frequencies = theta ** (-np.arange(half) / half)
     else:
         scaling = F.RotaryScaling(**c.rope_scaling.model_dump())
@@ -86,8 +89,13 @@ def _rotated(c: TransformerConfig, x: Array, positions: Array, theta: float) -> 
         frequencies, magnitude = np.asarray(found, np.float64).reshape(-1), scaling.magnitude
     angles = (positions[:, None] * frequencies)[:, None]
     cos, sin = magnitude * np.cos(angles), magnitude * np.sin(angles)
-    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
+    turned = x.copy()
+    first, second = (
+        (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if c.rotary_adjacent else (slice(half), slice(half, 2 * half))
+    )
+    turned[..., first] = x[..., first] * cos - x[..., second] * sin
+    turned[..., second] = x[..., second] * cos + x[..., first] * sin
+    return turned
 
 
 def _bucket(c: TransformerConfig, distance: int, both_sides: bool) -> int:
@@ -102,6 +110,16 @@ def _bucket(c: TransformerConfig, distance: int, both_sides: bool) -> int:
     return first + min(exact + int(share * (buckets - exact) + 1e-9), buckets - 1)
 
 
+def _disentangled(c: TransformerConfig, distance: int) -> int:
+    """DeBERTa's bucket of one distance, query position minus key position."""
+    exact, far = c.relative_buckets // 2, abs(distance)
+    if far > exact:
+        share = math.log(far / exact) / math.log((c.relative_max_distance - 1) / exact)
+        far = exact + math.ceil(share * (exact - 1) - 1e-9)
+    bucket = c.relative_buckets + (far if distance > 0 else -far)
+    return max(0, min(bucket, 2 * c.relative_buckets - 1))
+
+
 def _slope(head: int, heads: int) -> float:
     """ALiBi's slope of a head, counted from 0."""
     power = 2 ** int(math.log2(heads))
@@ -111,27 +129,50 @@ def _slope(head: int, heads: int) -> float:
 
 
 def attention(
-    c: TransformerConfig, p: Tree, x: Array, side: Side, *, theta: float | None = None, table: Array | None = None
+    c: TransformerConfig,
+    p: Tree,
+    x: Array,
+    side: Side,
+    *,
+    theta: float | None = None,
+    local: bool = False,
+    table: Array | None = None,
+    vectors: Array | None = None,
 ) -> Array:
     """Multi-head attention of ``x [T, D]``, head by head.
 
-    ``theta`` is the base of rotary positions, None without; ``table`` T5's bias by distance.
+    ``theta`` is the base of rotary positions, None without, ``local`` that of a block with a window; ``table`` T5's
+    bias by distance; ``vectors`` DeBERTa's, one a bucket of distances.
     """
     project = {n: np.tensordot(s, p[n]["kernel"], 1) + p[n].get("bias", 0.0) for n, s in _sources(x, side)}
+    if c.qkv_clip is not None:
+        project = {name: np.clip(y, -c.qkv_clip, c.qkv_clip) for name, y in project.items()}
     query, key, value = (project[name] for name in ("query", "key", "value"))
     if c.qk_norm:
+        axes = (-2, -1) if c.qk_norm == "width" else -1
         query, key = (
-            y / np.sqrt((y**2).mean(-1, keepdims=True) + c.norm_epsilon) * p[f"{name}_norm"]["scale"]
+            y
+            / np.sqrt((y**2).mean(axes, keepdims=True) + c.norm_epsilon)
+            * (p[f"{name}_norm"]["scale"] + c.norm_offset).reshape(-1, y.shape[-1])
             for name, y in (("query", query), ("key", key))
         )
     if theta is not None:
-        query, key = (_rotated(c, y, np.arange(len(y)), theta) for y in (query, key))
-    scale = 1 / math.sqrt(c.head_width) if c.scale_scores else 1.0
+        query, key = (_rotated(c, y, np.arange(len(y)), theta, local) for y in (query, key))
+    scale = 1 / math.sqrt(c.score_width or c.head_width) if c.scale_scores else 1.0
+    if vectors is not None:
+        scale = scale / math.sqrt(3)
+        of_query, of_key = (np.tensordot(vectors, p[n]["kernel"], 1) + p[n].get("bias", 0.0) for n in ("query", "key"))
+        places = np.vectorize(lambda distance: _disentangled(c, -distance))(side.distance.astype(int))
     both_sides = bool(side.sees[0, -1]) and len(side.states) > 1
     output = np.zeros(x.shape)
     for head in range(c.num_heads):
         shared = head // (c.num_heads // c.kv_heads)
         scores = query[:, head] @ key[:, shared].T * scale
+        if vectors is not None:
+            scores = scores + np.einsum("th,tsh->ts", query[:, head], of_key[:, shared][places]) * scale
+            scores = scores + np.einsum("sh,tsh->ts", key[:, shared], of_query[:, head][places]) * scale
+        if c.score_softcap is not None:
+            scores = c.score_softcap * np.tanh(scores / c.score_softcap)
         if table is not None:
             apart, places = np.unique(side.distance, return_inverse=True)
             buckets = np.array([_bucket(c, int(d), both_sides) for d in apart])
@@ -160,11 +201,14 @@ def embedded(c: TransformerConfig, p: Tree, ids: Array, table: Array, types: Arr
     """The embedding of a row."""
     T = len(ids)
     x = table[ids] * (math.sqrt(c.hidden_size) if c.scale_embedding else 1.0)
-    if c.positions == "learned":
+    if c.embedding_norm == "tokens":
+        x = norm(c, x, p["norm"])
+    if c.positions in ("learned", "learned_relative"):
         x = x + p["position"]["embedding"][np.arange(T) + c.first_position]
     elif c.positions == "sinusoidal":
         E = c.token_size
-        angles = np.arange(T)[:, None] / 10_000.0 ** (np.arange(0, E, 2) / E)
+        steps = E // 2 - (1 if c.sinusoidal_inclusive else 0)
+        angles = (np.arange(T) + c.first_position)[:, None] / 10_000.0 ** (np.arange(E // 2) / steps)
         if c.sinusoidal_halves:
             x = x + np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
         else:
@@ -172,7 +216,7 @@ def embedded(c: TransformerConfig, p: Tree, ids: Array, table: Array, types: Arr
     if c.token_types:
         given = np.zeros(T, int) if types is None or c.token_types == 1 else types
         x = x + p["token_type"]["embedding"][given]
-    if c.embedding_norm:
+    if c.embedding_norm is True:
         x = norm(c, x, p["norm"])
     return dense(x, p["projection"]) if c.embedding_size is not None else x
 
@@ -184,7 +228,6 @@ def states(
     *,
     causal: bool,
     table: Array | None = None,
-    layers: int | None = None,
     context: Array | None = None,
     types: Array | None = None,
 ) -> Array:
@@ -196,7 +239,6 @@ def states(
         ids: ``[T]``.
         causal: whether a token sees only itself and those before it.
         table: ``[V, E]``, the token embedding where it is shared.
-        layers: number of blocks; default that of the configuration.
         context: ``[S, D]``, an encoder's states.
         types: ``[T]``, token types.
     """
@@ -204,9 +246,20 @@ def states(
     tables = p.get("embeddings", {})
     x = embedded(c, tables, ids, tables["token"]["embedding"] if table is None else table, types)
     distance = np.arange(T)[None] - np.arange(T)[:, None]
-    bias = p["relative_bias"]["embedding"] if c.positions == "relative" else None
-    pre = c.norm_place == "pre"
-    for i in range(layers or c.num_layers):
+    relative = c.positions in ("relative", "learned_relative")
+    bias = p["relative_bias"]["embedding"] if relative and not c.relative_per_layer else None
+    vectors = norm(c, p["distances"]["embedding"], p["distance_norm"]) if c.positions == "disentangled" else None
+    before, after = c.norm_place in ("pre", "both"), c.norm_place in ("output", "both")
+
+    def read(x: Array, layer: Tree, name: str) -> Array:
+        return norm(c, x, layer.get(f"{name}_norm", {})) if before else x
+
+    def add(x: Array, y: Array, layer: Tree, name: str) -> Array:
+        if c.norm_place == "post":
+            return norm(c, x + y, layer.get(f"{name}_norm", {}))
+        return x + (norm(c, y, layer.get(f"{name}_output_norm" if before else f"{name}_norm", {})) if after else y)
+
+    for i in range(c.num_layers):
         layer = p["layers"] if c.share_layers else _of_layer(p["layers"], i)
         windowed = is_windowed(c, i)
         sees = distance <= 0 if causal else np.ones((T, T), bool)
@@ -215,20 +268,22 @@ def states(
         theta = None
         if c.positions == "rotary":
             theta = c.local_rope_theta if windowed and c.local_rope_theta is not None else c.rope_theta
-        normed = norm(c, x, layer["attention_norm"]) if pre and (i > 0 or c.first_norm) else x
-        y = attention(c, layer["attention"], normed, Side(normed, sees, distance), theta=theta, table=bias)
+        normed = read(x, layer, "attention") if i > 0 or c.first_norm else x
+        own = layer["relative_bias"]["embedding"] if c.relative_per_layer else bias
+        local, side = windowed and c.local_rope_theta is not None, Side(normed, sees, distance)
+        y = attention(c, layer["attention"], normed, side, theta=theta, local=local, table=own, vectors=vectors)
         if c.parallel_residual:
-            x = x + y + feed_forward(c, layer["feed_forward"], norm(c, x, layer["feed_forward_norm"]))
+            other = normed if c.shared_norm else read(x, layer, "feed_forward")
+            x = x + y + feed_forward(c, layer["feed_forward"], other)
             continue
-        x = x + y if pre else norm(c, x + y, layer["attention_norm"])
+        x = add(x, y, layer, "attention")
         if context is not None:
             every = Side(context, np.ones((T, len(context)), bool), np.zeros((T, len(context))))
-            normed = norm(c, x, layer["cross_attention_norm"]) if pre else x
-            y = attention(c, layer["cross_attention"], normed, every)
-            x = x + y if pre else norm(c, x + y, layer["cross_attention_norm"])
-        y = feed_forward(c, layer["feed_forward"], norm(c, x, layer["feed_forward_norm"]) if pre else x)
-        x = x + y if pre else norm(c, x + y, layer["feed_forward_norm"])
-    return norm(c, x, p["final_norm"]) if pre else x
+            normed = read(x, layer, "cross_attention")
+            x = add(x, attention(c, layer["cross_attention"], normed, every), layer, "cross_attention")
+        y = feed_forward(c, layer["feed_forward"], read(x, layer, "feed_forward"))
+        x = add(x, y, layer, "feed_forward")
+    return x if c.norm_place == "post" else norm(c, x, p.get("final_norm", {}))
 
 
 def _of_layer(tree: Any, i: int) -> Any:
@@ -244,7 +299,8 @@ def language_logits(c: TransformerConfig, p: Tree, hidden: Array) -> Array:
         hidden, bias = norm(c, ACTIVATIONS[c.activation](dense(hidden, head["dense"])), head["norm"]), head["bias"]
     elif c.scale_logits:
         hidden = hidden / math.sqrt(c.hidden_size)
-    return hidden @ (table.T if c.tie_embeddings else p["lm_head"]["kernel"]) + bias
+    logits = hidden @ (table.T if c.tie_embeddings else p["lm_head"]["kernel"]) + bias
+    return logits if c.logits_softcap is None else c.logits_softcap * np.tanh(logits / c.logits_softcap)
 
 
 def row_outputs(
@@ -260,7 +316,7 @@ def row_outputs(
         table = params["shared"]["embedding"]
         context = states(c, params["encoder"], ids, causal=False, table=table)
         read = ids if target is None else target
-        hidden = states(c, params["decoder"], read, causal=True, table=table, layers=c.decoder_layers, context=context)
+        hidden = states(c.decoder_side, params["decoder"], read, causal=True, table=table, context=context)
         found["encoder_last_hidden_state"] = context
     else:
         hidden = states(c, params, ids, causal=c.architecture == "decoder", types=types)

@@ -6,17 +6,32 @@ from typing import Any
 from jaxformer.families import (
     bart,
     bert,
+    blenderbot,
     bloom,
+    clip_text,
+    deberta,
     electra,
     gemma,
+    gemma3,
+    gpt1,
     gpt2,
+    gpt_neo,
     gpt_neox,
+    gptj,
     llama,
+    m2m100,
     mistral,
     modernbert,
+    modernbert_decoder,
+    mpnet,
+    olmo,
     opt,
+    phi,
     qwen,
+    roberta,
+    roformer,
     t5,
+    xglm,
 )
 from jaxformer.families.format import Family
 from jaxformer.models.config import TransformerConfig
@@ -24,11 +39,16 @@ from jaxformer.models.transformer import BODIES
 from jaxformer.schema import UserError, nearest
 
 _DECODERS = (
-    *(file.FAMILY for file in (gpt2, gpt_neox, opt, bloom, llama, mistral, gemma)),
-    *qwen.FAMILIES,
+    *(file.FAMILY for file in (gpt2, gpt1, gpt_neo, gptj, gpt_neox, opt, xglm, bloom, llama)),
+    *(family for file in (gemma, qwen, phi, olmo) for family in file.FAMILIES),
+    *(file.FAMILY for file in (gemma3, mistral, modernbert_decoder, clip_text)),
 )
-_ENCODERS = (*bert.FAMILIES, *electra.FAMILIES, modernbert.FAMILY)
-_ENCODER_DECODERS = (*t5.FAMILIES, *bart.FAMILIES)
+_ENCODERS = (
+    *(family for file in (bert, roberta, electra) for family in file.FAMILIES),
+    *(file.FAMILY for file in (deberta, mpnet, roformer, modernbert)),
+    gemma3.ENCODER_FAMILY,
+)
+_ENCODER_DECODERS = (*t5.FAMILIES, *bart.FAMILIES, m2m100.FAMILY, *blenderbot.FAMILIES)
 FAMILIES: dict[str, Family] = {family.name: family for family in (*_DECODERS, *_ENCODERS, *_ENCODER_DECODERS)}
 
 
@@ -48,7 +68,10 @@ def get_family(name: str) -> Family:
 
 # Sizes that belong to a family's own width: with another width or number of heads they are worked out from those, so
 # that swapping the family of a small model is one override.
-DERIVED_SIZES = ("num_kv_heads", "head_size", "intermediate_size", "embedding_size")
+DERIVED_SIZES = (
+    *("num_kv_heads", "head_size", "intermediate_size", "embedding_size", "score_width", "projection_size"),
+    *("num_decoder_heads", "decoder_intermediate_size"),
+)
 
 
 def family_of(hf: Mapping[str, Any]) -> Family:
@@ -60,8 +83,15 @@ def family_of(hf: Mapping[str, Any]) -> Family:
             f"{nearest(str(kind), MODEL_TYPES)}"
         )
     family = MODEL_TYPES[kind]
+    if family.name == "gemma3" and hf.get("use_bidirectional_attention"):
+        return FAMILIES["embedding_gemma"]
     gated = str(hf.get("feed_forward_proj", "")).startswith("gated-")
     return FAMILIES["t5_v1_1"] if family.name == "t5" and gated else family
+
+
+def text_part(hf: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a ``config.json`` that is about the text encoder, where a model of text and images is described."""
+    return clip_text.text_config(hf) if hf.get("model_type") == "clip" else hf
 
 
 def model_config(keys: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """BART (Lewis et al. 2020) and its relatives: mBART, Marian, PEGASUS, and the Transformer of 2017 they go back to."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -83,16 +84,15 @@ PEGASUS = {
     "activation": "relu",
     "logits_bias": False,
 }
-# One set of sizes for both sides.
 KEYS = (
     *same("vocab_size", "dropout", "attention_dropout"),
     Key("hidden_size", "d_model"),
     Key("num_layers", "encoder_layers"),
     Key("num_decoder_layers", "decoder_layers"),
     Key("num_heads", "encoder_attention_heads"),
-    Key("num_heads", "decoder_attention_heads"),
+    Key("num_decoder_heads", "decoder_attention_heads"),
     Key("intermediate_size", "encoder_ffn_dim"),
-    Key("intermediate_size", "decoder_ffn_dim"),
+    Key("decoder_intermediate_size", "decoder_ffn_dim"),
     Key("max_length", "max_position_embeddings"),
     Key("scale_embedding", "scale_embedding", False),
     activation("activation_function"),
@@ -130,14 +130,61 @@ BODY = [
     *rows(SIDE, "decoder/", "decoder."),
     *rows(BLOCK | CROSS_ATTENTION, "decoder/layers/", "decoder.layers.{}."),
 ]
+# The decoder alone, without attention to a source.
+DECODER = [
+    *rows({"embeddings/token": "embed_tokens", **SIDE}, "", "decoder."),
+    *rows(BLOCK, "layers/", "decoder.layers.{}."),
+]
+
+
+def names(config: TransformerConfig) -> list[Name]:
+    """The rows of both sides, or of the decoder alone."""
+    return DECODER if config.architecture == "decoder" else BODY
+
+
+# What a decoder alone has only one of, in the format as the decoder's.
+DECODER_SIZES = ("num_layers", "num_heads", "intermediate_size")
+
+
+def read(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes of the decoder, if it stands alone."""
+    if not hf.get("is_decoder") or hf.get("is_encoder_decoder"):
+        return {}
+    theirs = {key.ours: key.theirs for key in KEYS}
+    none = dict.fromkeys(("num_decoder_layers", "num_decoder_heads", "decoder_intermediate_size"))
+    sizes = list(zip(DECODER_SIZES, none, strict=True))
+    none["logits_bias"] = False
+    return {"architecture": "decoder", **none, **{name: hf[theirs[of_decoder]] for name, of_decoder in sizes}}
+
+
+def write(config: TransformerConfig) -> dict[str, Any]:
+    """Undoes ``read``."""
+    alone = config.architecture == "decoder"
+    return {"is_decoder": alone, "is_encoder_decoder": not alone, "add_cross_attention": False}
+
+
 # The bias of the output layer is a parameter if the family trains it, else zeros that are not read.
 GENERATION = [*rows({"lm_head": "lm_head"}), Name("logits_bias/bias", "final_logits_bias", leading_one=True)]
 
 
 def sinusoids(config: TransformerConfig) -> dict[str, Any]:
-    """Both sides' table of positions, ``[max_length, D]``."""
+    """The table of positions of each side, ``[max_length, D]``."""
     table = sinusoidal_positions(jnp.arange(config.max_length), config.token_size, halves=config.sinusoidal_halves)
-    return {f"{side}.embed_positions.weight": table for side in ("encoder", "decoder")}
+    sides = ("decoder",) if config.architecture == "decoder" else ("encoder", "decoder")
+    return {f"{side}.embed_positions.weight": table for side in sides}
+
+
+def unused(config: TransformerConfig) -> dict[str, Any]:
+    """The attention to a source that transformers' decoder has even alone, and does not use then: zeros."""
+    if config.architecture != "decoder":
+        return {}
+    D, found = config.hidden_size, {}
+    for layer in range(config.num_layers):
+        for theirs in CROSS_ATTENTION.values():
+            shape = (D,) if theirs.endswith("norm") else (D, D)
+            found[f"decoder.layers.{layer}.{theirs}.weight"] = jnp.zeros(shape)
+            found[f"decoder.layers.{layer}.{theirs}.bias"] = jnp.zeros(D)
+    return found
 
 
 def format_of(model_type: str, name: str, **constants: Any) -> Format:
@@ -145,22 +192,28 @@ def format_of(model_type: str, name: str, **constants: Any) -> Format:
     classes = rows({"pooler/dense": "classification_head.dense", "classifier": "classification_head.out_proj"})
     heads = {
         "body": Head(f"{name}Model"),
+        "causal_lm": Head(f"{name}ForCausalLM", rows({"lm_head": "lm_head"})),
         "seq2seq_lm": Head("MarianMTModel" if name == "Marian" else f"{name}ForConditionalGeneration", GENERATION),
         "sequence_classification": Head(f"{name}ForSequenceClassification", classes),
         "question_answering": Head(f"{name}ForQuestionAnswering", rows({"span_classifier": "qa_outputs"})),
     }
     static = constants.get("static_position_embeddings", False)
-    kinds = ("body", "seq2seq_lm") if static else tuple(heads)
+    kinds = ("body", "causal_lm", "seq2seq_lm") if static else tuple(heads)
     # Copies of the shared embedding; the bias of an output layer that has none; sinusoids.
-    ignored = r"(encoder|decoder)\.(embed_tokens|version)(\.weight)?$|^lm_head\.weight$|^final_logits_bias$"
+    # What a decoder alone does not use.
+    ignored = (
+        r"(encoder|decoder)\.(embed_tokens|version)(\.weight)?$|^lm_head\.weight$|^final_logits_bias$|\.encoder_attn"
+    )
     return Format(
         model_type,
         KEYS,
-        BODY,
+        names,
         {kind: heads[kind] for kind in kinds},
         prefix="model.",
         constants=constants,
-        derived=sinusoids if static else lambda config: {},
+        read=read,
+        write=write,
+        derived=lambda config: (sinusoids(config) if static else {}) | unused(config),
         copies=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
         writes_copies=True,
         zeros=() if name == "Marian" else ("final_logits_bias",),

@@ -1,10 +1,8 @@
-"""BERT (Devlin et al. 2019), RoBERTa (Liu et al. 2019) and DistilBERT (Sanh et al. 2019): post-norm encoders."""
+"""BERT (Devlin et al. 2019) and DistilBERT (Sanh et al. 2019): post-norm encoders."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from jaxformer.families.format import SIZES, Family, Format, Head, Key, Name, activation, rows, same
-from jaxformer.models.config import TransformerConfig
 
 BERT: dict[str, Any] = {
     "architecture": "encoder",
@@ -17,12 +15,12 @@ BERT: dict[str, Any] = {
     "embedding_norm": True,
     "activation": "gelu",
     "token_types": 2,
+    "pooling": "first",
     "pooler": "tanh",
+    "head_transform": True,
     "dropout": 0.1,
     "attention_dropout": 0.1,
 }
-# RoBERTa's positions begin after the row of its padding token; so do XLM-RoBERTa's (Conneau et al. 2020).
-ROBERTA = {**BERT, "norm_epsilon": 1e-5, "token_types": 1, "position_offset": "after_pad"}
 DISTILBERT = {**BERT, "num_layers": 6, "token_types": 0, "pooler": "relu"}
 
 
@@ -36,8 +34,9 @@ KEYS = (
     Key("attention_dropout", "attention_probs_dropout_prob"),
     Key("tie_embeddings", "tie_word_embeddings", True),
 )
-CONSTANTS = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
-ROBERTA_KEYS = tuple(key for key in KEYS if key.ours != "max_length")
+# As a causal language model it is a decoder.
+DECODES = Key("architecture", "is_decoder", False, ("encoder", "decoder").__getitem__, "decoder".__eq__)
+CONSTANTS = {"position_embedding_type": "absolute", "add_cross_attention": False}
 DISTILBERT_KEYS = (
     Key("hidden_size", "dim"),
     Key("num_layers", "n_layers"),
@@ -102,17 +101,18 @@ BERT_MLM = mlm_head(
     "cls.predictions.decoder",
     "cls.predictions.bias",
 )
+PAIRS = rows({"pooler/dense": "bert.pooler.dense", "pair_classifier": "cls.seq_relationship"})
+NEXT_SENTENCE = rows({"pooler/dense": "bert.pooler.dense", "classifier": "cls.seq_relationship"})
 BERT_FORMAT = Format(
     "bert",
-    KEYS,
+    (*KEYS, DECODES),
     BODY,
     {
         "body": Head("BertModel", rows({"pooler/dense": "pooler.dense"})),
         "masked_lm": Head("BertForMaskedLM", BERT_MLM),
-        "pre_training": Head(
-            "BertForPreTraining",
-            [*BERT_MLM, *rows({"pooler/dense": "bert.pooler.dense", "pair_classifier": "cls.seq_relationship"})],
-        ),
+        "causal_lm": Head("BertLMHeadModel", BERT_MLM),
+        "pre_training": Head("BertForPreTraining", [*BERT_MLM, *PAIRS]),
+        "next_sentence_prediction": Head("BertForNextSentencePrediction", NEXT_SENTENCE),
         "sequence_classification": Head("BertForSequenceClassification", pooled("bert.pooler.dense")),
         "token_classification": Head("BertForTokenClassification", CLASSES),
         "question_answering": Head("BertForQuestionAnswering", SPANS),
@@ -123,44 +123,6 @@ BERT_FORMAT = Format(
     # Buffers, and the copies of a tied output layer.
     ignored=r"position_ids$|predictions\.decoder\.(weight|bias)$",
 )
-
-
-def read_positions(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """The longest text: the table also has the rows up to that of the padding token, by default 1."""
-    pad = hf.get("pad_token_id")
-    before = 2 if pad is None else pad + 1
-    return {"position_offset": "after_pad", "max_length": hf["max_position_embeddings"] - before}
-
-
-def write_positions(config: TransformerConfig) -> dict[str, Any]:
-    """Undoes ``read_positions``."""
-    return {"max_position_embeddings": config.max_length + config.first_position}
-
-
-def roberta_format(model_type: str, name: str) -> Format:
-    """The format of RoBERTa, whose classes begin with ``name``."""
-    return Format(
-        model_type,
-        ROBERTA_KEYS,
-        BODY,
-        {
-            "body": Head(f"{name}Model", rows({"pooler/dense": "pooler.dense"})),
-            "masked_lm": Head(
-                f"{name}ForMaskedLM", mlm_head("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias")
-            ),
-            "sequence_classification": Head(
-                f"{name}ForSequenceClassification", pooled("classifier.dense", "classifier.out_proj")
-            ),
-            "token_classification": Head(f"{name}ForTokenClassification", CLASSES),
-            "question_answering": Head(f"{name}ForQuestionAnswering", SPANS),
-            "multiple_choice": Head(f"{name}ForMultipleChoice", pooled("roberta.pooler.dense")),
-        },
-        prefix="roberta.",
-        constants=CONSTANTS,
-        read=read_positions,
-        write=write_positions,
-        ignored=r"position_ids$|lm_head\.decoder\.(weight|bias)$",
-    )
 
 
 DISTILBERT_FORMAT = Format(
@@ -185,7 +147,5 @@ DISTILBERT_FORMAT = Format(
 
 FAMILIES = (
     Family("bert", BERT, BERT_FORMAT, "masked_lm"),
-    Family("roberta", ROBERTA, roberta_format("roberta", "Roberta"), "masked_lm"),
-    Family("xlm_roberta", ROBERTA, roberta_format("xlm-roberta", "XLMRoberta"), "masked_lm"),
     Family("distilbert", DISTILBERT, DISTILBERT_FORMAT, "masked_lm"),
 )

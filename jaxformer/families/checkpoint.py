@@ -82,7 +82,7 @@ def matrix_shape(path: str, shape: Sequence[int]) -> tuple[int, ...]:
 def their_shape(name: Name, shape: Sequence[int]) -> tuple[int, ...]:
     """Shape of their tensor for one layer of ours with this shape."""
     *rest, outputs = matrix_shape(name.ours, shape)
-    theirs = (*rest, outputs * name.part[1])
+    theirs = (*rest, outputs * sum(name.units) // name.units[name.part[0]])
     theirs = theirs[::-1] if name.transposed else theirs
     return (1, *theirs) if name.leading_one else theirs
 
@@ -136,15 +136,16 @@ def _layers_of(name: Name, layers: int) -> range:
 
 def take_part(array: np.ndarray, name: Name) -> np.ndarray:
     """The part of their outputs, the last axis, that is this parameter of ours."""
-    index, parts = name.part
-    grouped = array.reshape(*array.shape[:-1], name.groups, parts, -1)
-    return grouped[..., index, :].reshape(*array.shape[:-1], -1)
+    index, units = name.part[0], name.units
+    grouped = array.reshape(*array.shape[:-1], name.groups, sum(units), -1)
+    start = sum(units[:index])
+    return grouped[..., start : start + units[index], :].reshape(*array.shape[:-1], -1)
 
 
 def join_parts(arrays: Sequence[np.ndarray], name: Name) -> np.ndarray:
     """Their outputs from all parts, in the order of their numbers; ``name`` is that of any part."""
     grouped = [array.reshape(*array.shape[:-1], name.groups, -1) for array in arrays]
-    return np.stack(grouped, axis=-2).reshape(*arrays[0].shape[:-1], -1)
+    return np.concatenate(grouped, axis=-1).reshape(*arrays[0].shape[:-1], -1)
 
 
 def aligned_empty(shape: Sequence[int], dtype: Any) -> np.ndarray:

@@ -3,7 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.families.bert import BERT, BODY, CLASSES, CONSTANTS, EMBEDDINGS, KEYS, SPANS, mlm_head, pooled
+from jaxformer.families.bert import (
+    BERT,
+    BODY,
+    CLASSES,
+    CONSTANTS,
+    DECODES,
+    EMBEDDINGS,
+    KEYS,
+    SPANS,
+    mlm_head,
+    pooled,
+)
 from jaxformer.families.format import Family, Format, Head, Key, rows
 from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
@@ -64,23 +75,19 @@ ALBERT_BODY = [
 ]
 
 
+ELECTRA_MLM = mlm_head(
+    "generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head", "generator_lm_head.bias"
+)
 ELECTRA_FORMAT = Format(
     "electra",
-    KEYS,
+    (*KEYS, DECODES),
     # The projection follows a narrow embedding.
     [*BODY, *rows({"embeddings/projection": "embeddings_project"})],
     {
         "body": Head("ElectraModel"),
         # The generator, and the discriminator.
-        "masked_lm": Head(
-            "ElectraForMaskedLM",
-            mlm_head(
-                "generator_predictions.dense",
-                "generator_predictions.LayerNorm",
-                "generator_lm_head",
-                "generator_lm_head.bias",
-            ),
-        ),
+        "masked_lm": Head("ElectraForMaskedLM", ELECTRA_MLM),
+        "causal_lm": Head("ElectraForCausalLM", ELECTRA_MLM),
         "pre_training": Head(
             "ElectraForPreTraining",
             rows({"dense": "dense", "output": "dense_prediction"}, "rtd_head/", "discriminator_predictions."),
@@ -116,7 +123,7 @@ ALBERT_FORMAT = Format(
         "multiple_choice": Head("AlbertForMultipleChoice", pooled("albert.pooler")),
     },
     prefix="albert.",
-    constants={**CONSTANTS, "num_hidden_groups": 1, "inner_group_num": 1},
+    constants={**CONSTANTS, "is_decoder": False, "num_hidden_groups": 1, "inner_group_num": 1},
     write=write_albert,
     ignored=r"position_ids$|predictions\.decoder\.(weight|bias)$",
 )

@@ -21,6 +21,7 @@ class Name(NamedTuple):
         transposed: theirs is ``[out, in]`` (``torch.nn.Linear``) where ours is ``[in, out]``.
         part: index of this parameter among equal parts of theirs along its output axis, and the number of parts
             (GPT-2 has query, key and value in one matrix).
+        sizes: of all parts in relation to each other, where they are not equal (Phi-3 has queries of more heads).
         groups: number of groups of their output axis, each with all parts (GPT-NeoX and BLOOM have query, key and value
             of a head together: a group for each head).
         not_first: theirs has no such parameter in layer 0, where ours is not used and stays at ones (ModernBERT).
@@ -36,14 +37,26 @@ class Name(NamedTuple):
     not_first: bool = False
     leading_one: bool = False
     otherwise: str | None = None
+    sizes: tuple[int, ...] = ()
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """The sizes of all parts in relation to each other."""
+        return self.sizes or (1,) * self.part[1]
 
 
 # The last words of the paths of embeddings.
-EMBEDDINGS = ("token", "position", "token_type", "shared", "relative_bias")
+EMBEDDINGS = ("token", "position", "token_type", "shared", "relative_bias", "distances")
 
 
 def rows(
-    table: Mapping[str, str], ours: str = "", theirs: str = "", *, transposed: bool = True, groups: int = 1
+    table: Mapping[str, str],
+    ours: str = "",
+    theirs: str = "",
+    *,
+    transposed: bool = True,
+    groups: int = 1,
+    sizes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> list[Name]:
     """The rows of a table of layers, from our paths to their names.
 
@@ -57,6 +70,7 @@ def rows(
         theirs: the beginning of all names, with the dot.
         transposed: linear layers are of ``torch.nn.Linear``, ``[out, in]``.
         groups: as in ``Name``, of layers of ours that are one of theirs.
+        sizes: as in ``Name``, by the layer in the table.
     """
     names = []
     for layer, name in table.items():
@@ -69,10 +83,11 @@ def rows(
             elif word.endswith("norm"):
                 names += [Name(f"{path}/scale", weight), Name(f"{path}/bias", bias)]
             else:
-                layout = ((index, len(words)), groups if len(words) > 1 else 1)
+                layout: dict[str, Any] = {"part": (index, len(words)), "groups": groups if len(words) > 1 else 1}
+                layout["sizes"] = (sizes or {}).get(layer, ())
                 names += [
-                    Name(f"{path}/kernel", weight, transposed, *layout),
-                    Name(f"{path}/bias", bias, False, *layout),
+                    Name(f"{path}/kernel", weight, transposed=transposed, **layout),
+                    Name(f"{path}/bias", bias, **layout),
                 ]
     return names
 
@@ -128,6 +143,11 @@ RESOLVED = {
     "head_size": "head_width",
     "intermediate_size": "inner_size",
     "num_decoder_layers": "decoder_layers",
+    "num_decoder_heads": "decoder_heads",
+    "decoder_intermediate_size": "decoder_inner_size",
+    "projection_size": "projection_width",
+    "pooling": "pooled_state",
+    "head_transform": "has_head_transform",
     "embedding_size": "token_size",
     "qkv_bias": "has_qkv_bias",
     "attention_output_bias": "has_output_bias",
@@ -151,13 +171,22 @@ class Head(NamedTuple):
 
 
 def decoder_heads(
-    name: str, *, output: str = "lm_head", tokens: str = "classifier", qa_prefix: str | None = None
+    name: str,
+    *,
+    output: str = "lm_head",
+    tokens: str = "classifier",
+    qa_prefix: str | None = None,
+    bias: bool = False,
 ) -> dict[str, Head]:
-    """The heads of a decoder, whose classes begin with ``name``; ``output`` and ``tokens`` are their last layers."""
+    """The heads of a decoder, whose classes begin with ``name``; ``output`` and ``tokens`` are their last layers.
+
+    With ``bias`` the output layer has one.
+    """
     spans = rows({"span_classifier": "qa_outputs"})
+    logits = [*rows({"lm_head": output}), *([Name("logits_bias/bias", f"{output}.bias")] if bias else [])]
     return {
         "body": Head(f"{name}Model"),
-        "causal_lm": Head(f"{name}ForCausalLM", rows({"lm_head": output})),
+        "causal_lm": Head(f"{name}ForCausalLM", logits),
         "sequence_classification": Head(f"{name}ForSequenceClassification", rows({"classifier": "score"})),
         "token_classification": Head(f"{name}ForTokenClassification", rows({"classifier": tokens})),
         "question_answering": Head(f"{name}ForQuestionAnswering", spans, prefix=qa_prefix),
@@ -222,7 +251,7 @@ class Format:
     def prefix_of(self, kind: str) -> str:
         """Prefix of the backbone's names in a model of this kind."""
         own = self.head(kind).prefix
-        return "" if kind == "body" else self.prefix if own is None else own
+        return own if own is not None else "" if kind == "body" else self.prefix
 
     def names(self, config: TransformerConfig, kind: str) -> list[Name]:
         """The table of parameter names of a model of this kind."""
@@ -340,6 +369,7 @@ ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "gelu_sigmoid",
     "relu": "relu",
     "silu": "silu",
     "swish": "silu",

@@ -66,10 +66,11 @@ def heads(name: str, qa_prefix: str = "transformer.") -> dict[str, Head]:
     return decoder_heads(name, tokens="score", qa_prefix=qa_prefix)
 
 
+TABLE = rows({"embeddings/token": "embed_tokens", "final_norm": "norm"})
 FORMAT = Format(
     "llama",
     (*KEYS, *BIASES),
-    [*rows({"embeddings/token": "embed_tokens", "final_norm": "norm"}), *rows(BLOCK, "layers/", "layers.{}.")],
+    [*TABLE, *rows(BLOCK, "layers/", "layers.{}.")],
     heads("Llama"),
     prefix="model.",
     read=read_rotary,

@@ -100,7 +100,7 @@ def write_mt5(config: TransformerConfig) -> dict[str, Any]:
 
 
 def names(config: TransformerConfig) -> list[Name]:
-    """Encoder and decoder; the relative bias is in the first block of each side."""
+    """Encoder and decoder; the relative bias is in the first block of each side, UMT5's in every block."""
     attention = {"query": "q", "key": "k", "value": "v", "output": "o"}
     gated = {"gate": "wi_0", "up": "wi_1", "down": "wo"}
     layers = {
@@ -110,13 +110,15 @@ def names(config: TransformerConfig) -> list[Name]:
     }
     sides = {"encoder": ("attention", "feed_forward"), "decoder": tuple(layers)}
     table = [Name("shared/embedding", "shared.weight", otherwise="encoder.embed_tokens.weight")]
+    block = "{}" if config.relative_per_layer else "0"
+    ours = "layers/relative_bias" if config.relative_per_layer else "relative_bias"
     for side, sublayers in sides.items():
-        bias = "block.0.layer.0.SelfAttention.relative_attention_bias"
-        table += rows({"relative_bias": bias, "final_norm": "final_layer_norm"}, f"{side}/", f"{side}.")
-        for index, ours in enumerate(sublayers):
-            theirs, layer = layers[ours], f"{side}.block.{{}}.layer.{index}."
-            table += rows({f"{ours}_norm": "layer_norm"}, f"{side}/layers/", layer)
-            table += rows(theirs[1], f"{side}/layers/{ours}/", f"{layer}{theirs[0]}.")
+        bias = f"block.{block}.layer.0.SelfAttention.relative_attention_bias"
+        table += rows({ours: bias, "final_norm": "final_layer_norm"}, f"{side}/", f"{side}.")
+        for index, name in enumerate(sublayers):
+            theirs, layer = layers[name], f"{side}.block.{{}}.layer.{index}."
+            table += rows({f"{name}_norm": "layer_norm"}, f"{side}/layers/", layer)
+            table += rows(theirs[1], f"{side}/layers/{name}/", f"{layer}{theirs[0]}.")
     return table
 
 
@@ -132,6 +134,7 @@ def format_of(model_type: str, name: str) -> Format:
         names,
         {
             "body": Head(f"{name}Model"),
+            "text_encoding": Head(f"{name}EncoderModel", prefix=""),
             "seq2seq_lm": Head(f"{name}ForConditionalGeneration", [head], prefix=""),
             "sequence_classification": Head(f"{name}ForSequenceClassification", classes),
             "token_classification": Head(f"{name}ForTokenClassification", rows({"classifier": "classifier"})),
@@ -149,6 +152,9 @@ def format_of(model_type: str, name: str) -> Format:
 T5_FORMAT = format_of("t5", "T5")
 FORMATS = {"t5": T5_FORMAT, "t5_v1_1": T5_FORMAT, "flan_t5": T5_FORMAT, "byt5": T5_FORMAT}
 FORMATS["mt5"] = replace(format_of("mt5", "MT5"), read=read_mt5, write=write_mt5)
+# UMT5 (Chung et al. 2023).
+FORMATS["umt5"] = replace(format_of("umt5", "UMT5"), read=read_mt5, write=write_mt5)
+DEFAULTS = {"t5": T5, "umt5": {**T5_V1_1, "relative_per_layer": True}}
 FAMILIES = tuple(
-    Family(name, T5 if name == "t5" else T5_V1_1, format, "span_corruption") for name, format in FORMATS.items()
+    Family(name, DEFAULTS.get(name, T5_V1_1), format, "span_corruption") for name, format in FORMATS.items()
 )

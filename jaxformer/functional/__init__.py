@@ -1,7 +1,7 @@
 """The mathematics of the Transformer as pure functions on arrays: no Flax, no configuration objects."""
 
 from jaxformer.functional.apart import together
-from jaxformer.functional.attention import dot_product_attention, multi_head_attention
+from jaxformer.functional.attention import disentangled_bias, dot_product_attention, multi_head_attention
 from jaxformer.functional.decoding.int8 import Quantized, quantize
 from jaxformer.functional.decoding.key_value import (
     KeyValue,
@@ -25,7 +25,16 @@ from jaxformer.functional.exact.rows import (
     exact_token_log_probs,
 )
 from jaxformer.functional.exact.seal import call
-from jaxformer.functional.feed_forward import ACTIVATIONS, feed_forward, gelu, gelu_tanh, relu, silu, tanh
+from jaxformer.functional.feed_forward import (
+    ACTIVATIONS,
+    feed_forward,
+    gelu,
+    gelu_sigmoid,
+    gelu_tanh,
+    relu,
+    silu,
+    tanh,
+)
 from jaxformer.functional.kernels.choose import kernel_attention
 from jaxformer.functional.kernels.splash import Split
 from jaxformer.functional.linear import JoinedKernel, LowRankKernel, linear
@@ -77,6 +86,7 @@ from jaxformer.functional.positions import (
     alibi_bias,
     alibi_slopes,
     apply_rotary,
+    disentangled_buckets,
     learned_positions,
     relative_bias,
     relative_buckets,

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxformer.functional.linear import linear
 from jaxformer.functional.mask import MASKED, Mask
@@ -153,6 +153,7 @@ def multi_head_attention(
     norm_epsilon: float = 1e-6,
     attention: Callable[..., Any] = dot_product_attention,
     return_weights: bool = False,
+    bias_of: Callable[[Array, Array], Array] | None = None,
     **options: Any,
 ) -> Any:
     """Multi-head attention: project to heads, rotate if asked, attend, join the heads and project back.
@@ -164,12 +165,15 @@ def multi_head_attention(
         weights: ``{"query": {"kernel" [D, N, H], "bias" [N, H]}, "key": ..., "value": ..., "output": {"kernel"
             [N, H, D], "bias" [D]}}``; ``key`` and ``value`` have ``K`` heads; every bias may be absent. With
             ``"query_norm"`` and ``"key_norm"`` (scales ``[H]``) every query and key head is RMS-normalised before it is
-            rotated (Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters", section 2).
+            rotated (Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters", section 2); with
+            scales ``[N H]`` and ``[K H]`` all heads together (OLMo 2). A number ``"clip"`` limits the entries of
+            queries, keys and values to that magnitude (OLMo).
         context: source of keys and values (cross-attention); default ``x``.
         rotary: angles by which the queries and keys of ``x`` are rotated.
         norm_epsilon: of the norms of queries and keys.
         attention: ``dot_product_attention`` or another way to compute it.
         return_weights: also return the attention weights.
+        bias_of: of queries and keys gives the bias of the scores, ``disentangled_bias`` for one.
         **options: of ``attention``: ``mask``, ``bias``, ``scale``, ``softcap``, ``dropout_rate``, ``dropout_keys``.
 
     Returns:
@@ -179,6 +183,8 @@ def multi_head_attention(
     key, value = project_key_value(x if context is None else context, weights, rotary, norm_epsilon)
     if return_weights:
         options["return_weights"] = True
+    if bias_of is not None:
+        options["bias"] = bias_of(query, key)
     attended = attention(query, key, value, **options)
     if return_weights:
         attended, attention_weights = attended
@@ -186,13 +192,43 @@ def multi_head_attention(
     return linear(attended, **weights["output"], inputs=2)
 
 
+def disentangled_bias(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S N H"],
+    buckets: Int[Array, "#B T S"],
+    position_query: Float[Array, "P N H"],
+    position_key: Float[Array, "P N H"],
+    scale: float,
+) -> Float[Array, "B N T S"]:
+    """DeBERTa's terms of content to position and of position to content, ``(q_t k'_p + k_s q'_p) scale``; float32.
+
+    ``p`` is the bucket of the distance between query ``t`` and key ``s``, ``q'`` and ``k'`` are the vectors of the
+    buckets, projected as queries and as keys. He et al. 2021, "DeBERTa: Decoding-enhanced BERT with Disentangled
+    Attention", equation 4; there ``scale`` is ``1/sqrt(3 H)``.
+
+    Args:
+        query: of the content.
+        key: of the content.
+        buckets: of ``disentangled_buckets``.
+        position_query: of all ``P`` buckets.
+        position_key: likewise.
+        scale: of the sum.
+    """
+    buckets = buckets[:, None]
+    to_position = jnp.einsum("btnh,pnh->bntp", query, position_key, preferred_element_type=jnp.float32)
+    to_content = jnp.einsum("bsnh,pnh->bnsp", key, position_query, preferred_element_type=jnp.float32)
+    first = jnp.take_along_axis(to_position, buckets, axis=-1)
+    second = jnp.take_along_axis(to_content, buckets.swapaxes(-1, -2), axis=-1).swapaxes(-1, -2)
+    return (first + second) * scale
+
+
 def project_query(
     x: Float[Array, "B T D"], weights: Mapping[str, Any], rotary: Rotary | None, norm_epsilon: float
 ) -> Float[Array, "B T N H"]:
     """The queries of ``multi_head_attention``."""
-    query = linear(x, **weights["query"])
+    query = clipped(linear(x, **weights["query"]), weights)
     if "query_norm" in weights:
-        query = rms_norm(query, weights["query_norm"], epsilon=norm_epsilon)
+        query = head_norm(query, weights["query_norm"], epsilon=norm_epsilon)
     return query if rotary is None else apply_rotary(query, rotary)
 
 
@@ -200,7 +236,21 @@ def project_key_value(
     x: Float[Array, "B S D"], weights: Mapping[str, Any], rotary: Rotary | None, norm_epsilon: float
 ) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
     """The keys and values of ``multi_head_attention``."""
-    key, value = linear(x, **weights["key"]), linear(x, **weights["value"])
+    key, value = (clipped(linear(x, **weights[name]), weights) for name in ("key", "value"))
     if "key_norm" in weights:
-        key = rms_norm(key, weights["key_norm"], epsilon=norm_epsilon)
+        key = head_norm(key, weights["key_norm"], epsilon=norm_epsilon)
     return key if rotary is None else apply_rotary(key, rotary), value
+
+
+def clipped(heads: Array, weights: Mapping[str, Any]) -> Array:
+    """The entries of heads limited to the magnitude ``weights["clip"]``, if there is one."""
+    return jnp.clip(heads, -weights["clip"], weights["clip"]) if "clip" in weights else heads
+
+
+def head_norm(
+    heads: Float[Array, "B T N H"], scale: Array, *, epsilon: float, norm: Callable[..., Array] = rms_norm
+) -> Float[Array, "B T N H"]:
+    """RMS norm of each head by a scale ``[H]``, or of all heads of a token together by a scale ``[N H]``."""
+    if scale.size == heads.shape[-1]:
+        return norm(heads, scale, epsilon=epsilon)
+    return norm(heads.reshape(*heads.shape[:2], -1), scale, epsilon=epsilon).reshape(heads.shape)

@@ -24,6 +24,11 @@ def gelu_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return jax.nn.gelu(x, approximate=True)
 
 
+def gelu_sigmoid(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """GELU by the logistic function, ``x * sigmoid(1.702 x)`` (Hendrycks, Gimpel 2016, section 2); CLIP."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
 def silu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """SiLU (swish), ``x * sigmoid(x)`` (Elfwing, Uchibe, Doya 2017)."""
     return jax.nn.silu(x)
@@ -42,6 +47,7 @@ def tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
+    "gelu_sigmoid": gelu_sigmoid,
     "silu": silu,
     "relu": relu,
     "tanh": tanh,

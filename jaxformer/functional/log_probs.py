@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxformer.functional.apart import together
 from jaxformer.functional.chunks import columns_of, join_chunks, split_columns
 from jaxformer.functional.linear import linear
 
@@ -44,7 +45,7 @@ def token_log_probs(logits: Float[Array, "*tokens V"], labels: Int[Array, "*toke
     return label_log_probs(logits, labels)[0]
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["kernel", "bias"], meta_fields=["tied"])
+@partial(jax.tree_util.register_dataclass, data_fields=["kernel", "bias"], meta_fields=["tied", "softcap", "apart"])
 @dataclass(frozen=True)
 class HeadWeights:
     """The output layer.
@@ -53,16 +54,26 @@ class HeadWeights:
         kernel: ``[D, V]``, or the embedding table ``[V, D]`` of a tied head.
         bias: ``[V]`` or None.
         tied: whether the kernel is an embedding table.
+        softcap: largest magnitude of the logits, ``softcap * tanh(logits / softcap)`` (Gemma 2, section 2); None: none.
+        apart: how the cap is computed, ``exact_elementwise`` where a row's bits must be its own.
     """
 
     kernel: Any
     bias: Any = None
     tied: bool = False
+    softcap: float | None = None
+    apart: Callable[..., Any] = together
 
 
 def head_logits(hidden: Float[Array, "*tokens D"], head: HeadWeights) -> Float[Array, "*tokens V"]:
-    """``hidden @ kernel + bias``: the product in the dtype of ``hidden``, the logits float32."""
-    return linear(hidden, head.kernel.T if head.tied else head.kernel, head.bias, dtype=jnp.float32)
+    """``hidden @ kernel + bias``, then the soft cap: the product in the dtype of ``hidden``, the logits float32."""
+    logits = linear(hidden, head.kernel.T if head.tied else head.kernel, head.bias, dtype=jnp.float32)
+    return logits if head.softcap is None else head.apart(partial(soft_cap, largest=head.softcap), logits)
+
+
+def soft_cap(x: Float[Array, "..."], largest: float) -> Float[Array, "..."]:
+    """``largest * tanh(x / largest)``: nearly ``x`` where that is small, never beyond ``largest``."""
+    return largest * jnp.tanh(x / largest)
 
 
 def zero_ignored(hidden: Float[Array, "B T D"], counted: Bool[Array, "B T"]) -> Float[Array, "B T D"]:

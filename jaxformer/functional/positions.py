@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxformer.functional.apart import together
+from jaxformer.functional.mask import STATIC
 
 
 def learned_positions(table: Float[Array, "P D"], position_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
@@ -21,12 +24,15 @@ def sinusoidal_positions(
     *,
     theta: float = 10_000.0,
     halves: bool = False,
+    inclusive: bool = False,
     apart: Callable[..., Any] = together,
 ) -> Float[Array, "*batch T D"]:
     """``PE[p, 2i] = sin(p / theta^(2i/D))`` and ``PE[p, 2i+1] = cos(p / theta^(2i/D))``, float32.
 
     Vaswani et al. 2017, "Attention Is All You Need", section 3.5. With ``halves`` all sines come before all cosines,
-    as in the paper's code and in Marian. ``apart`` is ``exact_elementwise``, where a row's bits must be its own.
+    as in the paper's code and in Marian. With ``inclusive`` the exponent is ``i/(D/2 - 1)``, so that the last
+    wavelength is ``2 pi theta`` itself, as in fairseq (M2M100, XGLM). ``apart`` is ``exact_elementwise``, where a row's
+    bits must be its own.
 
     Raises:
         ValueError: if ``hidden_size`` is odd.
@@ -36,7 +42,8 @@ def sinusoidal_positions(
     """
     if hidden_size % 2:
         raise ValueError(f"sinusoidal_positions: hidden_size is {hidden_size}, expected an even number")
-    frequencies = theta ** (-jnp.arange(0, hidden_size, 2, dtype=jnp.float32) / hidden_size)
+    steps = hidden_size // 2 - 1 if inclusive else hidden_size // 2
+    frequencies = theta ** (-jnp.arange(hidden_size // 2, dtype=jnp.float32) / steps)
     angles = position_ids[..., None].astype(jnp.float32) * frequencies
     waves = jnp.stack([apart(jnp.sin, angles), apart(jnp.cos, angles)], axis=-2 if halves else -1)
     return waves.reshape(*position_ids.shape, hidden_size)
@@ -151,11 +158,17 @@ def _dynamic(frequencies: Array, rows: Array, head_size: int, theta: float, scal
     return base ** (-jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
 
 
-class Rotary(NamedTuple):
-    """Cosine and sine of each token's angles, ``[B, T, half]`` float32; all layers share them."""
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rotary:
+    """Cosine and sine of each token's angles, ``[B, T, half]`` float32; all layers share them.
+
+    ``adjacent`` says which entries of a head are a pair: ``2i`` and ``2i + 1``, or else ``i`` and ``i + half``.
+    """
 
     cos: Any
     sin: Any
+    adjacent: bool = field(default=False, metadata=STATIC)
 
 
 def rotary_angles(
@@ -163,29 +176,36 @@ def rotary_angles(
     frequencies: Float[Array, " half"] | Float[Array, "B half"],
     magnitude: float = 1.0,
     *,
+    adjacent: bool = False,
     apart: Callable[..., Any] = together,
 ) -> Rotary:
     """Cosines and sines for these positions, times ``magnitude`` (``RotaryScaling.magnitude``).
 
-    ``apart`` is ``exact_elementwise``, where a row's bits must be its own.
+    ``adjacent`` is that of ``Rotary``; ``apart`` is ``exact_elementwise``, where a row's bits must be its own.
     """
     each = frequencies if frequencies.ndim == 1 else frequencies[:, None]
     angles = position_ids[..., None].astype(jnp.float32) * each
-    return Rotary(magnitude * apart(jnp.cos, angles), magnitude * apart(jnp.sin, angles))
+    return Rotary(magnitude * apart(jnp.cos, angles), magnitude * apart(jnp.sin, angles), adjacent)
 
 
 def apply_rotary(x: Float[Array, "B T N H"], rotary: Rotary) -> Float[Array, "B T N H"]:
-    """Rotates entry ``i`` and entry ``i + half`` of each head by the token's angle ``i``.
+    """Rotates each pair of entries of a head by the token's angle of that pair.
 
-    ``[a, b] -> [a cos - b sin, b cos + a sin]``: the halves layout of LLaMA and GPT-NeoX checkpoints. If the angles
-    cover fewer than ``H`` entries (partial rotary), the others are unchanged.
+    ``[a, b] -> [a cos - b sin, b cos + a sin]``. A pair are the entries ``i`` and ``i + half``, as in LLaMA's and
+    GPT-NeoX's checkpoints, or neighbours, as in the paper and GPT-J. If the angles cover fewer than ``H`` entries
+    (partial rotary), the others are unchanged.
 
     Su et al. 2021, "RoFormer", equation 34.
     """
     half = rotary.cos.shape[-1]
     cos = rotary.cos[:, :, None, :].astype(x.dtype)
     sin = rotary.sin[:, :, None, :].astype(x.dtype)
-    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    turned, rest = x[..., : 2 * half], x[..., 2 * half :]
+    if rotary.adjacent:
+        a, b = turned[..., ::2], turned[..., 1::2]
+        pairs = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1)
+        return jnp.concatenate([pairs.reshape(turned.shape), rest], axis=-1)
+    a, b = turned[..., :half], turned[..., half:]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
 
 
@@ -225,6 +245,29 @@ def relative_buckets(
     begins = [math.ceil(round(exact * (max_distance / exact) ** (k / far), 6)) for k in range(1, far)]
     above = jnp.searchsorted(jnp.array(begins), back.ravel(), side="right").reshape(back.shape).astype(back.dtype)
     return offset + jnp.where(back < exact, back, exact + above)
+
+
+def disentangled_buckets(
+    distance: Int[Array, "..."], *, num_buckets: int = 256, max_distance: int = 512
+) -> Int[Array, "..."]:
+    """DeBERTa's bucket of each distance ``query position - key position``, from 0 to ``2 num_buckets - 1``.
+
+    Distances of up to ``num_buckets / 2`` have a bucket each on either side of ``num_buckets``; farther ones share
+    buckets that grow logarithmically up to ``max_distance``, and those beyond it the first and the last.
+
+    He et al. 2021, "DeBERTa", section 3.1, equation 3, and the logarithmic buckets of the code published with it.
+
+    >>> disentangled_buckets(jnp.array([-9, -1, 0, 1, 3, 9]), num_buckets=4, max_distance=8)
+    Array([0, 3, 4, 5, 7, 7], dtype=int32)
+    """
+    exact = num_buckets // 2
+    # First distances of the shared buckets, in float64: a float32 logarithm would decide those on a border by chance.
+    ratio = (max_distance - 1) / exact
+    begins = [math.floor(round(exact * ratio ** (k / (exact - 1)), 6)) + 1 for k in range(exact)]
+    far = jnp.abs(distance)
+    above = jnp.searchsorted(jnp.array(begins), far.ravel(), side="right").reshape(far.shape).astype(far.dtype)
+    bucket = jnp.sign(distance) * jnp.where(far <= exact, far, exact + above)
+    return jnp.clip(bucket + num_buckets, 0, 2 * num_buckets - 1)
 
 
 def relative_bias(

@@ -21,6 +21,7 @@ class AutoConfig:
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
+        subfolder: str = "",
         **overrides: Any,
     ) -> TransformerConfig:
         """The configuration, with keys of ours laid over it; arguments as of ``AutoModel.from_pretrained``.
@@ -28,7 +29,7 @@ class AutoConfig:
         Raises:
             UserError: if there is none, or it makes no sense.
         """
-        repository = Repository(str(name_or_path), revision, token, cache_dir, local_files_only)
+        repository = Repository(str(name_or_path), revision, token, cache_dir, local_files_only, subfolder)
         return read_config(repository, overrides).config
 
 
@@ -52,6 +53,7 @@ class AutoModel:
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
+        subfolder: str = "",
         **overrides: Any,
     ) -> Pretrained:
         """The model and its parameters, ``model, params = ...``.
@@ -73,13 +75,14 @@ class AutoModel:
             token: access token; default: the stored one.
             cache_dir: where downloads are kept; default ``HF_HOME``.
             local_files_only: use what the cache has, ask nobody.
+            subfolder: folder inside of the repository that holds the model.
             **overrides: keys of ``TransformerConfig`` that replace what ``config.json`` says, such as ``dropout=0.2``.
 
         Raises:
             UserError: if there is no such model, its files are broken, or it has no such head.
         """
         return load(
-            Repository(str(name_or_path), revision, token, cache_dir, local_files_only),
+            Repository(str(name_or_path), revision, token, cache_dir, local_files_only, subfolder),
             cls.kind,
             num_labels=num_labels,
             labels=tuple(labels),
@@ -131,6 +134,24 @@ class AutoModelForQuestionAnswering(AutoModel):
     """Scores of every token as the first and the last of the answer: ``start_logits``, ``end_logits``."""
 
     kind = "question_answering"
+
+
+class CLIPTextModelWithProjection(AutoModel):
+    """CLIP's text encoder with its projection: ``text_embeds``."""
+
+    kind = "text_projection"
+
+
+class AutoModelForTextEncoding(AutoModel):
+    """The encoder of an encoder-decoder alone: ``last_hidden_state``."""
+
+    kind = "text_encoding"
+
+
+class AutoModelForNextSentencePrediction(AutoModel):
+    """Two scores of a pair of texts: for following each other, and for not doing so."""
+
+    kind = "next_sentence_prediction"
 
 
 class AutoModelForMultipleChoice(AutoModel):

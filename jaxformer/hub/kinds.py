@@ -8,8 +8,18 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
+from jaxformer.families import get_family
 from jaxformer.models.config import TransformerConfig
-from jaxformer.models.heads import Body, MultipleChoice, QuestionAnswering, SequenceClassifier, TokenClassifier
+from jaxformer.models.heads import (
+    Body,
+    MultipleChoice,
+    NextSentence,
+    QuestionAnswering,
+    SequenceClassifier,
+    TextEncoder,
+    TextProjection,
+    TokenClassifier,
+)
 from jaxformer.models.masked_lm import Discriminator, MaskedLM
 from jaxformer.models.transformer import Decoder, EncoderDecoder
 from jaxformer.schema import UserError
@@ -34,6 +44,8 @@ class Kind(NamedTuple):
 KINDS = {
     "body": Kind(Body, "AutoModel", "feature-extraction"),
     "causal_lm": Kind(Decoder, "AutoModelForCausalLM", "text-generation", "decoder"),
+    "text_projection": Kind(TextProjection, "CLIPTextModelWithProjection", "feature-extraction", "decoder"),
+    "text_encoding": Kind(TextEncoder, "AutoModelForTextEncoding", "feature-extraction", "encoder_decoder"),
     "masked_lm": Kind(MaskedLM, "AutoModelForMaskedLM", "fill-mask", "encoder"),
     "pre_training": Kind(Discriminator, "AutoModelForPreTraining", None, "encoder"),
     "seq2seq_lm": Kind(EncoderDecoder, "AutoModelForSeq2SeqLM", "text2text-generation", "encoder_decoder"),
@@ -41,7 +53,10 @@ KINDS = {
     "token_classification": Kind(TokenClassifier, "AutoModelForTokenClassification", "token-classification"),
     "question_answering": Kind(QuestionAnswering, "AutoModelForQuestionAnswering", "question-answering"),
     "multiple_choice": Kind(MultipleChoice, "AutoModelForMultipleChoice", "multiple-choice"),
+    "next_sentence_prediction": Kind(NextSentence, "AutoModelForNextSentencePrediction", None, "encoder"),
 }
+# Types whose body was trained with a pooler of its own.
+WITH_POOLER = ("bert", "roberta", "xlm_roberta", "roberta_prelayernorm", "albert", "mpnet", "clip_text")
 
 
 def build(config: TransformerConfig, kind: str, *, num_labels: int = 2, labels: tuple[str, ...] = ()) -> nn.Module:
@@ -56,9 +71,14 @@ def build(config: TransformerConfig, kind: str, *, num_labels: int = 2, labels: 
             f"a {config.type} model has the architecture {config.architecture}, expected {fits} for the head {kind}; "
             "choose another head or another model"
         )
+    own = get_family(config.type).defaults.get("architecture", "decoder")
+    if config.architecture == "decoder" != own and kind not in ("body", "causal_lm"):
+        raise UserError(
+            f"a {config.type} model has the architecture decoder, expected {own} for the head {kind}: as a decoder it "
+            "is a language model only"
+        )
     if kind == "body":
-        # These were trained with a pooler that belongs to the body.
-        return Body(config, config.type in ("bert", "roberta", "xlm_roberta", "albert"))
+        return Body(config, config.type in WITH_POOLER)
     if kind == "pre_training" and config.type != "electra":
         return MaskedLM(config, sentence_pairs=True)
     if kind in ("sequence_classification", "token_classification"):

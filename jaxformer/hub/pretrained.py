@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from pydantic import ValidationError
 
-from jaxformer.families import family_of, get_family, model_config
+from jaxformer.families import family_of, get_family, model_config, text_part
 from jaxformer.families.checkpoint import Loaded, Weights, has_own_head, read_params
 from jaxformer.hub.kinds import abstract_params, build, init_params
 from jaxformer.hub.repository import Repository
@@ -78,6 +78,7 @@ def describe(
     Raises:
         UserError: if it is of a family that is not here, or a key is missing or makes no sense.
     """
+    hf = text_part(hf)
     family = family_of(hf)
     if generation is None:
         generation = {key: hf[key] for key in GENERATION_KEYS if hf.get(key) is not None}

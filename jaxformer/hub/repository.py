@@ -4,7 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 import huggingface_hub
@@ -71,6 +71,7 @@ class Repository:
         token: access token, ``True`` for the stored one, ``False`` for none; default: the stored one if there is one.
         cache_dir: where downloads are kept; default ``HF_HOME``.
         local_files_only: use what the cache has, ask nobody.
+        subfolder: folder inside of it that holds the model, as ``text_encoder`` in a repository of diffusers.
     """
 
     name: str
@@ -78,8 +79,14 @@ class Repository:
     token: str | bool | None = None
     cache_dir: str | Path | None = None
     local_files_only: bool = False
+    subfolder: str = ""
     # Found with the first file: a branch that moves between two files must not mix two models.
     _commit: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        parts = PurePosixPath(self.subfolder).parts
+        if ".." in parts or "/" in parts or "\\" in self.subfolder:
+            raise UserError(f"subfolder is {self.subfolder!r}, expected a folder inside of {self.name}")
 
     @cached_property
     def folder(self) -> Path | None:
@@ -109,6 +116,7 @@ class Repository:
         Raises:
             UserError: if the repository cannot be reached or read.
         """
+        file = str(PurePosixPath(self.subfolder) / file)
         if self.folder is not None:
             path = self.folder / file
             return path if path.is_file() else None
@@ -213,4 +221,5 @@ class Repository:
         return self._absent(file) if found is None else found
 
     def _absent(self, file: str) -> NoReturn:
-        raise UserError(f"{self.name} has no {file}, expected one; check that it is a model's folder or repository")
+        place = f"{self.name}/{self.subfolder}" if self.subfolder else self.name
+        raise UserError(f"{place} has no {file}, expected one; check that it is a model's folder or repository")

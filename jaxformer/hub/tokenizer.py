@@ -30,6 +30,7 @@ class AutoTokenizer:
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
+        subfolder: str = "",
         **settings: Any,
     ) -> PreTrainedTokenizer:
         """Opens the tokenizer of a folder or of a repository of the Hub with ``transformers.AutoTokenizer``.
@@ -43,6 +44,7 @@ class AutoTokenizer:
             token: access token of the Hub.
             cache_dir: folder of the downloads.
             local_files_only: use only what the cache holds.
+            subfolder: folder inside of the repository that holds the tokenizer.
             **settings: keys that override those of ``tokenizer_config.json``: ``padding_side="left"``,
                 ``do_lower_case=False``, ``pad_token="<pad>"`` ...
 
@@ -54,8 +56,8 @@ class AutoTokenizer:
         """
         if settings.pop("trust_remote_code", None):
             raise UserError("trust_remote_code is true, but no code of a repository is executed here; leave it out")
-        repository = Repository(str(name_or_path), revision, token, cache_dir, local_files_only)
-        folder = repository.folder
+        repository = Repository(str(name_or_path), revision, token, cache_dir, local_files_only, subfolder)
+        folder = None if repository.folder is None else repository.folder / subfolder
         if folder is None:
             found = {name: repository.find(name) for name in _DESCRIPTIONS}
             if found["tokenizer.json"] is None or found["source.spm"] is not None:

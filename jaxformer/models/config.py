@@ -1,6 +1,7 @@
 """The configuration of a model: sizes and switches, with one set of names for all families."""
 
 import json
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
@@ -16,7 +17,7 @@ def _known_activation(name: str) -> str:
 
 
 Architecture = Literal["encoder", "decoder", "encoder_decoder"]
-Positions = Literal["learned", "sinusoidal", "rotary", "relative", "alibi", "none"]
+Positions = Literal["learned", "sinusoidal", "rotary", "relative", "learned_relative", "disentangled", "alibi", "none"]
 Activation = Annotated[str, AfterValidator(_known_activation)]
 
 
@@ -92,6 +93,9 @@ class TransformerConfig(Schema):
         None, ge=1, le=MOST_LAYERS, description="encoder_decoder: blocks of the decoder; default: num_layers"
     )
     num_heads: int = Field(12, ge=1, le=LARGEST, description="N, query heads")
+    num_decoder_heads: int | None = Field(
+        None, ge=1, le=LARGEST, description="encoder_decoder: query heads of the decoder; default: num_heads"
+    )
     num_kv_heads: int | None = Field(None, ge=1, description="K, key/value heads; default: num_heads")
     head_size: int | None = Field(None, ge=1, description="H, width of a head; default: hidden_size / num_heads")
     intermediate_size: int | None = Field(
@@ -100,6 +104,9 @@ class TransformerConfig(Schema):
         le=LARGEST,
         description="F, inner width of the feed-forward; default: 4 D, gated 8/3 D in steps of 64",
     )
+    decoder_intermediate_size: int | None = Field(
+        None, ge=1, le=LARGEST, description="encoder_decoder: F of the decoder; default: intermediate_size"
+    )
     max_length: int = Field(1024, ge=1, le=10 * LARGEST, description="longest sequence, in tokens")
     embedding_size: int | None = Field(
         None, ge=1, description="E, width of the token embedding where a projection from E to D follows it"
@@ -107,13 +114,27 @@ class TransformerConfig(Schema):
     share_layers: bool = Field(False, description="all blocks have the same parameters")
 
     norm: Literal["layer_norm", "rms_norm"] = Field("layer_norm", description="kind of normalisation")
-    norm_place: Literal["pre", "post"] = Field("pre", description="before each sublayer, or after its residual sum")
+    norm_place: Literal["pre", "post", "output", "both"] = Field(
+        "pre",
+        description="pre: before each sublayer; post: after its residual sum; output: of its output, before the sum; "
+        "both: pre and output, with a norm each",
+    )
+    norm_scale: bool = Field(True, description="norms have a scale; False: no parameters at all, as OLMo")
     norm_epsilon: float = Field(1e-5, gt=0, description="added to the variance")
     norm_offset: float = Field(0.0, description="added to the norms' scale; Gemma 1, so that a scale of 0 is neutral")
-    embedding_norm: bool = Field(False, description="a norm after the embedding")
+    embedding_norm: bool | Literal["tokens"] = Field(
+        False, description="a norm after the embedding; tokens: of the token embedding alone, before positions"
+    )
+    decoder_embedding_norm: Literal["tokens"] | None = Field(
+        None, description="encoder_decoder: embedding_norm of the decoder, if another; Blenderbot-small"
+    )
     first_norm: bool = Field(True, description="False: the first block's attention has no norm of its own")
-    qk_norm: bool = Field(False, description="RMS norm of every query and key head")
+    qk_norm: bool | Literal["width"] = Field(
+        False, description="RMS norm of every query and key head; width: of all heads of a token together, as OLMo 2"
+    )
+    qkv_clip: float | None = Field(None, gt=0, description="largest magnitude in queries, keys and values; OLMo")
     parallel_residual: bool = Field(False, description="attention and feed-forward both read the block's input")
+    shared_norm: bool = Field(False, description="parallel_residual: both read it through one norm; GPT-J, Phi")
     activation: Activation = Field("gelu_tanh", description="feed-forward activation: " + ", ".join(ACTIVATIONS))
     gated: bool = Field(False, description="gated feed-forward: act(gate) * up")
     use_bias: bool = Field(True, description="biases in projections and layer norms")
@@ -132,38 +153,67 @@ class TransformerConfig(Schema):
     sinusoidal_halves: bool = Field(
         False, description="sinusoidal: all sines before all cosines; Marian, instead of pairs"
     )
+    sinusoidal_inclusive: bool = Field(
+        False, description="sinusoidal: the wavelengths reach 2 pi 10,000 itself; fairseq's models"
+    )
     token_types: int = Field(0, ge=0, description="rows of the token type (segment) embedding; 0: none")
     scale_embedding: bool = Field(False, description="token embedding times sqrt(D)")
-    relative_buckets: int = Field(32, ge=4, description="relative: buckets of distances, each with a bias per head")
+    relative_buckets: int = Field(
+        32, ge=4, description="relative: buckets of distances, each with a bias per head; disentangled: on either side"
+    )
     relative_max_distance: int = Field(128, ge=2, description="relative: distances from here on share a bucket")
+    relative_per_layer: bool = Field(False, description="relative: each block has biases of its own, as UMT5")
     rotary_fraction: float = Field(1.0, gt=0, le=1, description="rotary: share of each head that is rotated")
+    rotary_adjacent: bool = Field(
+        False, description="rotary: neighbouring entries of a head are a pair, instead of one from each half; GPT-J"
+    )
     rope_theta: float = Field(10_000.0, gt=0, description="rotary: base of the wavelengths")
     rope_scaling: RopeScaling | None = Field(None, description="rotary: stretching of the wavelengths")
     window: int | None = Field(
         None, ge=1, description="sliding-window attention: tokens seen on a side, itself included"
     )
     global_every: int | None = Field(
-        None, ge=1, description="every n-th block, from the first on, attends without the window"
+        None, ge=1, description="every n-th block, from global_first on, attends without the window"
     )
+    global_first: int = Field(0, ge=0, description="global_every: number of the first such block, counted from 0")
     window_from: int = Field(0, ge=0, description="the blocks before this one attend without the window")
     local_rope_theta: float | None = Field(None, gt=0, description="rotary: rope_theta of blocks with the window")
     scale_scores: bool = Field(True, description="attention scores times 1/sqrt(H)")
+    score_width: int | None = Field(None, ge=1, description="scale_scores: this instead of H; Gemma 2")
+    score_softcap: float | None = Field(
+        None, gt=0, description="largest magnitude of the scores, by softcap tanh(score / softcap); Gemma 2"
+    )
     tie_embeddings: bool = Field(True, description="the output layer is the token embedding")
     scale_logits: bool = Field(False, description="logits times 1/sqrt(D)")
-    logits_bias: bool = Field(False, description="encoder_decoder: a bias of the output layer; Marian")
-    decoder_start: Literal["pad", "sep", "last"] = Field(
-        "pad",
-        description="encoder_decoder: token before the first of the target; T5: pad, BART: sep, mBART: the text's last",
+    logits_bias: bool = Field(False, description="a bias of the output layer; Marian, GPT-J")
+    logits_softcap: float | None = Field(
+        None, gt=0, description="largest magnitude of the logits, by softcap tanh(logit / softcap); Gemma 2"
     )
-    pooling: Literal["first", "last", "mean"] | None = Field(
+    head_transform: bool = Field(
+        False, description="decoder: dense layer, activation and norm before the output layer, as encoders have them"
+    )
+    decoder_start: Literal["pad", "cls", "sep", "last"] = Field(
+        "pad",
+        description="encoder_decoder: token before the first of the target; T5: pad, Blenderbot: cls, BART: sep, "
+        "mBART: the text's last",
+    )
+    pooling: Literal["first", "last", "mean", "end"] | None = Field(
         None,
-        description="classification: pooled state; default: the first token of an encoder, else the last real token",
+        description="pooled state; default: the first token of an encoder, else the last real token; end: the first "
+        "that ends the text, CLIP",
+    )
+    projection_size: int | None = Field(
+        None, ge=1, le=LARGEST, description="width of a text's embedding behind the pooled state, CLIP; default: D"
     )
     pooler: Activation | None = Field(
         None, description="classification: activation of the dense layer over the pooled state; null: no such layer"
     )
     pooler_norm: bool = Field(False, description="classification: a norm after that layer; ModernBERT")
     token_pooler: bool = Field(False, description="that layer also precedes the scores of single tokens; ModernBERT")
+    choice_pooler: bool = Field(
+        True,
+        description="that layer precedes the scores of choices; False: they are of the last token's state, RoFormer",
+    )
     pad_token_id: int | None = Field(None, ge=0, description="id of the padding token, for other programs")
     bos_token_id: int | None = Field(None, ge=0, description="id of the token that begins a text, for other programs")
     eos_token_id: TokenId | tuple[TokenId, ...] | None = Field(
@@ -231,6 +281,45 @@ class TransformerConfig(Schema):
         """True if some blocks attend with the window and some without."""
         return self.window is not None and (self.global_every is not None or self.window_from > 0)
 
+    def has_window(self, layer: int) -> bool:
+        """True if a block, counted from 0, attends with the window."""
+        every, first = self.global_every, self.global_first
+        if every is not None and layer >= first and (layer - first) % every == 0:
+            return False
+        return self.window is not None and layer >= self.window_from
+
+    @property
+    def has_head_transform(self) -> bool:
+        """True of a decoder whose output layer reads transformed states; the head of an encoder says so itself."""
+        return self.head_transform and self.architecture == "decoder"
+
+    @property
+    def norms_inputs(self) -> bool:
+        """True if a sublayer reads the residual stream through a norm, which then also ends the stack."""
+        return self.norm_place in ("pre", "both")
+
+    @property
+    def norms_outputs(self) -> bool:
+        """True if the output of a sublayer passes a norm before it is added to the residual stream."""
+        return self.norm_place in ("output", "both")
+
+    @property
+    def has_learned_positions(self) -> bool:
+        """True if a learned table of positions is added to the embedding."""
+        return self.positions in ("learned", "learned_relative")
+
+    @property
+    def has_relative_bias(self) -> bool:
+        """True if the scores have learned biases by distance."""
+        return self.positions in ("relative", "learned_relative")
+
+    @property
+    def score_scale(self) -> float:
+        """Factor of the scores, resolved."""
+        # Disentangled scores are a sum of three.
+        width = (self.score_width or self.head_width) * (3 if self.positions == "disentangled" else 1)
+        return 1.0 / math.sqrt(width) if self.scale_scores else 1.0
+
     @property
     def has_qkv_bias(self) -> bool:
         """True if queries, keys and values have biases, resolved."""
@@ -279,6 +368,37 @@ class TransformerConfig(Schema):
         return self.num_decoder_layers or self.num_layers
 
     @property
+    def scales_given_embeds(self) -> bool:
+        """True for Marian and PEGASUS, where what is given instead of target ids is multiplied by sqrt(D) too."""
+        return self.sinusoidal_halves and not self.sinusoidal_inclusive
+
+    @property
+    def decoder_heads(self) -> int:
+        """N of the decoder, resolved."""
+        return self.num_decoder_heads or self.num_heads
+
+    @property
+    def decoder_inner_size(self) -> int:
+        """F of the decoder, resolved."""
+        return self.decoder_intermediate_size or self.inner_size
+
+    @property
+    def decoder_side(self) -> "TransformerConfig":
+        """The configuration by which the decoder's blocks are built; that of a model with one side is itself."""
+        if self.architecture != "encoder_decoder":
+            return self
+        changes: dict[str, Any] = {"num_layers": self.decoder_layers, "num_heads": self.decoder_heads}
+        changes["intermediate_size"] = self.decoder_inner_size
+        if self.decoder_embedding_norm is not None:
+            changes["embedding_norm"] = self.decoder_embedding_norm
+        return self.model_copy(update=changes)
+
+    @property
+    def projection_width(self) -> int:
+        """P, resolved."""
+        return self.projection_size or self.hidden_size
+
+    @property
     def token_size(self) -> int:
         """E, resolved."""
         return self.embedding_size or self.hidden_size
@@ -305,6 +425,8 @@ class TransformerConfig(Schema):
                 f"numerics is exact and attention_implementation {self.attention_implementation}, expected auto: exact "
                 "attention is a way of its own"
             )
+        if self.positions == "disentangled":
+            raise ValueError("numerics is exact and positions disentangled, expected fast: its bias has no exact form")
         if self.rope_scaling is not None and self.rope_scaling.type in ("dynamic", "longrope"):
             raise ValueError(
                 f"numerics is exact and rope_scaling.type {self.rope_scaling.type}, expected one whose angles do not "
@@ -319,6 +441,10 @@ class TransformerConfig(Schema):
                 f"hidden_size is {self.hidden_size} and num_heads {self.num_heads}, expected a multiple: "
                 f"set hidden_size to {nearest}, or give head_size"
             )
+        if self.head_size is None and self.hidden_size % self.decoder_heads:
+            raise ValueError(
+                f"hidden_size is {self.hidden_size} and num_decoder_heads {self.num_decoder_heads}, expected a multiple"
+            )
         if self.num_heads % self.kv_heads:
             raise ValueError(
                 f"num_heads is {self.num_heads} and num_kv_heads {self.kv_heads}, expected a multiple of the latter"
@@ -328,7 +454,7 @@ class TransformerConfig(Schema):
             raise ValueError(f"head_size is {self.head_width}{share}, expected an even number for rotary positions")
         if self.positions == "sinusoidal" and self.hidden_size % 2:
             raise ValueError(f"hidden_size is {self.hidden_size}, expected an even number for sinusoidal positions")
-        if self.positions == "relative" and self.relative_max_distance <= self.relative_buckets // 2:
+        if self.has_relative_bias and self.relative_max_distance <= self.relative_buckets // 2:
             raise ValueError(
                 f"relative_max_distance is {self.relative_max_distance} and relative_buckets {self.relative_buckets}, "
                 f"expected a distance above {self.relative_buckets // 2}: smaller distances have a bucket each"
@@ -337,10 +463,18 @@ class TransformerConfig(Schema):
             raise ValueError(f"rope_scaling is given with positions: {self.positions}, expected positions: rotary")
         if (self.global_every is not None or self.window_from) and self.window is None:
             raise ValueError("global_every or window_from is given without window; the other blocks need one")
+        if self.positions == "disentangled" and self.architecture != "encoder":
+            raise ValueError(
+                f"positions is disentangled with the architecture {self.architecture}, expected an encoder"
+            )
+        if self.relative_per_layer and not self.has_relative_bias:
+            raise ValueError(f"relative_per_layer is given with positions: {self.positions}, expected relative")
+        if self.shared_norm and not self.parallel_residual:
+            raise ValueError("shared_norm is given without parallel_residual, expected both")
         if self.parallel_residual and self.architecture == "encoder_decoder":
             raise ValueError("parallel_residual is given with an encoder_decoder, expected an encoder or a decoder")
         if self.exact:
             self._check_exact()
-        if self.parallel_residual and self.norm_place == "post":
-            raise ValueError("parallel_residual is given with norm_place: post, expected norm_place: pre")
+        if self.parallel_residual and self.norm_place != "pre":
+            raise ValueError(f"parallel_residual is given with norm_place: {self.norm_place}, expected norm_place: pre")
         return self

@@ -13,30 +13,11 @@ import jax.numpy as jnp
 
 from jaxformer import functional as F
 from jaxformer.models.config import TransformerConfig
+from jaxformer.models.dense import Dense
 from jaxformer.models.inputs import Inputs
-from jaxformer.models.layers import DropoutKeys, Norm, Projection, activate, kernel_deviation
-from jaxformer.models.outputs import BodyOutput, HeadOutput, Layers, SpanOutput
+from jaxformer.models.layers import DropoutKeys, Norm, activate
+from jaxformer.models.outputs import BodyOutput, HeadOutput, Layers, SpanOutput, TextEmbedding
 from jaxformer.models.transformer import BODIES
-
-
-class Dense(nn.Module):
-    """A linear layer, ``[..., D]`` to ``[..., size]``."""
-
-    config: TransformerConfig
-    size: int
-    axis: str | None
-    use_bias: bool = True
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Applies it."""
-        width = x.shape[-1]
-        std = kernel_deviation(self.config, width)
-        nn.share_scope(
-            self,
-            projection := Projection((width, self.size), ("embed", self.axis), self.use_bias, std, self.config.exact),
-        )
-        return F.linear(x, **projection())
 
 
 class Pooler(nn.Module):
@@ -69,7 +50,7 @@ class Pooler(nn.Module):
                 jax.lax.scan(add, jnp.zeros_like(summed[:, 0]), summed.swapaxes(0, 1))[0] if exact else summed.sum(1)
             )
             return self.transform((total / jnp.maximum(jnp.sum(real, axis=1), 1)[:, None]).astype(hidden.dtype))
-        first = self.config.pooled_state == "first"
+        first = self.config.pooled_state in ("first", "end")
         place = jnp.argmax(real, axis=-1) if first else T - 1 - jnp.argmax(real[:, ::-1], axis=-1)
         return self.transform(jnp.take_along_axis(hidden, place[:, None, None], axis=1)[:, 0])
 
@@ -80,6 +61,29 @@ class Pooler(nn.Module):
             return x
         x = activate(c, c.pooler, self.dense(x))
         return self.norm(x) if c.pooler_norm else x
+
+
+def pooled_tokens(config: TransformerConfig, inputs: Inputs) -> Any:
+    """The tokens of which one is pooled, ``[B, T]`` bool, as in transformers.
+
+    Of CLIP its ends. A classifier that is a decoder reads none that is the padding token, an encoder-decoder its end
+    token where a text has one. Without ids the mask alone tells what is padding.
+    """
+    c, ids, mask = config, inputs.input_ids, inputs.attention_mask
+    real = jnp.ones(inputs.shape, bool) if mask is None else jnp.asarray(mask, bool)
+    if ids is None:
+        return real
+    ids = jnp.asarray(ids)
+    if c.pooled_state == "end":
+        # The first files call the end token 2, and mean the highest id of a text.
+        highest = ids == jnp.max(jnp.where(real, ids, -1), axis=-1, keepdims=True)
+        return real & (highest if c.eos_token_id in (2, None) else jnp.isin(ids, jnp.array(c.end_ids)))
+    if c.architecture == "decoder" and c.pad_token_id is not None:
+        return real & (ids != c.pad_token_id)
+    if c.architecture == "encoder_decoder" and c.end_ids:
+        ends = real & jnp.isin(ids, jnp.array(c.end_ids))
+        return jnp.where(jnp.any(ends, axis=-1, keepdims=True), ends, real)
+    return real
 
 
 class WithBody(nn.Module):
@@ -133,8 +137,38 @@ class Body(WithBody):
             encoded, hidden, layers = self.body.both(inputs)
             return BodyOutput(hidden, None, encoded, **layers)
         states, layers = self.states(inputs)
-        pooled = self.pooler(states, inputs.attention_mask) if self.pooled else None
+        pooled = self.pooler(states, pooled_tokens(self.config, inputs)) if self.pooled else None
         return BodyOutput(states, pooled, None, **layers)
+
+
+class TextProjection(WithBody):
+    """CLIP's text encoder (Radford et al. 2021, "Learning Transferable Visual Models", section 2.4).
+
+    The state of the end-of-text token, projected without a bias to the space that texts and images share.
+    """
+
+    def setup(self) -> None:
+        """Declares the parts."""
+        super().setup()
+        c = self.config
+        self.pooler = Pooler(c)
+        self.text_projection = Dense(c, c.projection_width, None, False)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> TextEmbedding:
+        """The embedding ``[B, P]`` of each text; arguments are ``Inputs``."""
+        inputs = Inputs(*args, **kwargs)
+        states, layers = self.states(inputs)
+        pooled = self.pooler(states, pooled_tokens(self.config, inputs))
+        return TextEmbedding(self.text_projection(pooled).astype(jnp.float32), states, **layers)
+
+
+class TextEncoder(WithBody):
+    """The encoder of an encoder-decoder alone; the decoder has no parameters then."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> BodyOutput:
+        """The encoder's last hidden states; arguments are ``Inputs``."""
+        context, layers = self.body.encode_inputs(Inputs(*args, **kwargs))
+        return BodyOutput(context.hidden, **layers)
 
 
 class SequenceClassifier(WithBody):
@@ -148,11 +182,15 @@ class SequenceClassifier(WithBody):
 
     num_labels: int = 2
     labels: tuple[str, ...] = ()
+    chooses: ClassVar[bool] = False  # whether the texts are choices
 
     def setup(self) -> None:
         """Declares the parts."""
         super().setup()
-        self.pooler = Pooler(self.config)
+        plain = self.chooses and not self.config.choice_pooler
+        self.pooler = Pooler(
+            self.config.model_copy(update={"pooler": None, "pooling": "last"}) if plain else self.config
+        )
         self.classifier = Dense(self.config, self.num_labels, "classes", self.config.architecture != "decoder")
 
     def __call__(self, *args: Any, **kwargs: Any) -> HeadOutput:
@@ -168,26 +206,12 @@ class SequenceClassifier(WithBody):
                 "found by its id"
             )
         states, layers = self.states(inputs)
-        pooled = self.drop(self.pooler(states, self._read(inputs)), inputs)
+        pooled = self.drop(self.pooler(states, pooled_tokens(self.config, inputs)), inputs)
         return HeadOutput(self.classifier(pooled).astype(jnp.float32), states, **layers)
 
-    def _read(self, inputs: Inputs) -> Any:
-        """Tokens of which one is pooled, as in transformers.
 
-        A decoder reads none that is the padding token, an encoder-decoder its end token where a text has one. Without
-        ids the mask alone tells what is padding.
-        """
-        c, ids, mask = self.config, inputs.input_ids, inputs.attention_mask
-        real = jnp.ones(inputs.shape, bool) if mask is None else jnp.asarray(mask, bool)
-        if ids is None:
-            return real
-        ids = jnp.asarray(ids)
-        if c.architecture == "decoder" and c.pad_token_id is not None:
-            return real & (ids != c.pad_token_id)
-        if c.architecture == "encoder_decoder" and c.end_ids:
-            ends = real & jnp.isin(ids, jnp.array(c.end_ids))
-            return jnp.where(jnp.any(ends, axis=-1, keepdims=True), ends, real)
-        return real
+class NextSentence(SequenceClassifier):
+    """Scores of two texts for following each other, and for not doing so (Devlin et al. 2019, section 3.1)."""
 
 
 class MultipleChoice(SequenceClassifier):
@@ -198,6 +222,7 @@ class MultipleChoice(SequenceClassifier):
     """
 
     num_labels: int = 1
+    chooses: ClassVar[bool] = True
     init_shape: ClassVar[tuple[int, ...]] = (1, 2, 2)  # of ``input_ids`` for ``init``; other models take (1, 2)
 
     def __call__(self, *args: Any, **kwargs: Any) -> HeadOutput:

@@ -78,8 +78,8 @@ def init_cache(
             f"ring is true with a cache of {max_length} tokens, expected at least the model's window "
             f"({config.window}) in every layer; make the cache longer, or leave ring out"
         )
-    num_layers = config.decoder_layers if config.architecture == "encoder_decoder" else config.num_layers
-    shape = (batch_size, config.kv_heads, max_length, config.head_width)
+    config = config.decoder_side
+    shape, num_layers = (batch_size, config.kv_heads, max_length, config.head_width), config.num_layers
     layers: Any
     if stacked:
         layers = F.empty_key_value((num_layers, *shape), dtype or config.dtype)

@@ -7,7 +7,7 @@ Logical axes: ``embed`` D, ``heads`` N, ``kv_heads`` K, ``head`` H, ``mlp`` F, `
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -81,7 +81,7 @@ class Norm(nn.Module):
         c = self.config
         size = (x.shape[-1],)
         neutral = nn.with_logical_partitioning(nn.initializers.constant(1.0 - c.norm_offset), ("embed",))
-        scale = self.param("scale", neutral, size)
+        scale = self.param("scale", neutral, size) if c.norm_scale else jnp.ones(size)
         if c.norm_offset:
             scale = scale + c.norm_offset
         if c.norm == "rms_norm":
@@ -114,18 +114,20 @@ class Vector(nn.Module):
     Attributes:
         size: of the vector.
         axis: logical axis name.
-        parameter: its name, ``bias`` (initially zeros) or ``scale`` (initially ones).
+        parameter: its name, ``bias`` (initially zeros) or ``scale``.
+        value: its initial entries.
     """
 
     size: int
     axis: str
     parameter: str = "bias"
+    value: float = 0.0
 
     @nn.compact
     def __call__(self) -> jax.Array:
         """The vector."""
-        initial = nn.initializers.ones if self.parameter == "scale" else nn.initializers.zeros
-        return self.param(self.parameter, nn.with_logical_partitioning(initial, (self.axis,)), (self.size,))
+        initial = nn.with_logical_partitioning(nn.initializers.constant(self.value), (self.axis,))
+        return self.param(self.parameter, initial, (self.size,))
 
 
 class DropoutKeys(nn.Module):
@@ -158,6 +160,27 @@ def embedding_deviation(config: TransformerConfig) -> float:
     return config.initializer_range
 
 
+class RelativeBias(nn.Module):
+    """Declares T5's table of biases and returns it, ``[buckets, N]``."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self) -> Any:
+        """The table."""
+        c = self.config
+        std = c.initializer_range if c.initializer == "normal" else c.hidden_size**-0.5
+        normal = nn.with_logical_partitioning(nn.initializers.normal(std), ("table", "heads"))
+        return self.param("embedding", normal, (c.relative_buckets, c.num_heads))
+
+
+class Distances(NamedTuple):
+    """The states of buckets of distances ``[P, D]``, and the bucket of each query and key ``[1 or B, T, S]``."""
+
+    states: jax.Array
+    buckets: jax.Array
+
+
 class Attention(nn.Module):
     """Multi-head attention with grouped key/value heads, rotary positions and a cache, by the configuration."""
 
@@ -170,7 +193,7 @@ class Attention(nn.Module):
         mask: F.Mask,
         *,
         context: jax.Array | F.KeyValue | None = None,
-        bias: jax.Array | None = None,
+        bias: jax.Array | Distances | None = None,
         rotary: F.Rotary | None = None,
         cache: F.KeyValue | None = None,
         slot: jax.Array | None = None,
@@ -183,7 +206,7 @@ class Attention(nn.Module):
             x: ``[B, T, D]``.
             mask: over ``x``, the cache or the context.
             context: ``[B, S, D]``, or its keys and values, which an earlier call returned.
-            bias: of the scores.
+            bias: of the scores; or the distances that disentangled scores depend on.
             rotary: angles of the tokens of ``x``.
             cache: of earlier tokens, to which those of ``x`` are appended; keys and values of a context are returned in
                 its dtype.
@@ -213,11 +236,21 @@ class Attention(nn.Module):
             )(),
         }
         if c.qk_norm:
-            weights["query_norm"] = Vector(H, "head", "scale", name="query_norm")()
-            weights["key_norm"] = Vector(H, "head", "scale", name="key_norm")()
-        options: dict[str, Any] = {"mask": mask, "bias": bias, "norm_epsilon": c.norm_epsilon}
-        options["scale"] = None if c.scale_scores else 1.0
+            for name, heads, axis in (("query", N, "heads"), ("key", K, "kv_heads")):
+                size, axis = (heads * H, axis) if c.qk_norm == "width" else (H, "head")
+                scale = Vector(size, axis, "scale", 1.0 - c.norm_offset, name=f"{name}_norm")()
+                weights[f"{name}_norm"] = scale + c.norm_offset if c.norm_offset else scale
+        if c.qkv_clip is not None:
+            weights["clip"] = c.qkv_clip
+        options: dict[str, Any] = {"mask": mask, "norm_epsilon": c.norm_epsilon}
+        options |= {"scale": c.score_scale, "softcap": c.score_softcap}
         keys = DropoutKeys(name="attention_dropout")(c.attention_dropout, example_ids)
+        if isinstance(bias, Distances):
+            # The vectors of distances pass the projections of the content (He et al. 2023, "DeBERTaV3").
+            projected = {f"position_{name}": F.linear(bias.states, **weights[name]) for name in ("query", "key")}
+            options["bias_of"] = partial(F.disentangled_bias, buckets=bias.buckets, scale=c.score_scale, **projected)
+        else:
+            options["bias"] = bias
         if c.exact:
             options |= {"context": context, "cache": cache, "slots": slot, "rotary": rotary}
             options |= {"dropout_rate": c.attention_dropout, "dropout_keys": keys}
@@ -275,9 +308,14 @@ def activate(config: TransformerConfig, name: str, x: jax.Array) -> jax.Array:
     return y
 
 
-def tied_head(config: TransformerConfig, table: Any, bias: jax.Array | None = None) -> F.HeadWeights:
-    """The output layer of an embedding table; a packed table is laid out as a kernel already."""
-    return F.HeadWeights(for_products(table, config.exact), bias, tied=not isinstance(table, F.Packed))
+def output_layer(config: TransformerConfig, kernel: Any, bias: jax.Array | None = None) -> F.HeadWeights:
+    """The output layer of a kernel ``[D, V]``, or where it is tied of an embedding table ``[V, D]``.
+
+    A packed table is laid out as a kernel already.
+    """
+    tied = config.tie_embeddings and not isinstance(kernel, F.Packed)
+    kernel = for_products(kernel, config.exact) if config.tie_embeddings else kernel
+    return F.HeadWeights(kernel, bias, tied, config.logits_softcap, apart(config))
 
 
 def untied_head(config: TransformerConfig, width: int) -> Projection:
@@ -322,7 +360,7 @@ class Embeddings(nn.Module):
         E, std = c.token_size, embedding_deviation(c)
         if self.own_tokens:
             self.token = Embedding(c.vocabulary, E, ("vocab", "embed"), std)
-        if c.positions == "learned":
+        if c.has_learned_positions:
             self.position = Embedding(c.max_length + c.first_position, E, ("position", "embed"), std)
         if c.token_types:
             self.token_type = Embedding(c.token_types, E, ("table", "embed"), std)
@@ -341,7 +379,7 @@ class Embeddings(nn.Module):
             check_ids("input_ids", inputs.input_ids, c.vocabulary, real)
         if c.token_types > 1 and inputs.token_type_ids is not None:
             check_ids("token_type_ids", inputs.token_type_ids, c.token_types, real)
-        if c.positions == "learned":
+        if c.has_learned_positions:
             check_ids("position_ids", position_ids, c.max_length, real)
         # The rows that are looked up belong to the devices that hold the tokens, and are not split along D.
         table = self.token() if table is None else table
@@ -353,12 +391,14 @@ class Embeddings(nn.Module):
                 x = apart(c)(lambda x: x * c.hidden_size**0.5, x)
         else:
             x = place(inputs.inputs_embeds, "batch", "length", None)
-        if c.positions == "learned":
+        if c.embedding_norm == "tokens":
+            x = self.norm(x)
+        if c.has_learned_positions:
             positions = place(self.position(), "position", None)
             x = x + F.learned_positions(positions, position_ids + c.first_position)
         elif c.positions == "sinusoidal":
-            halves = c.sinusoidal_halves
-            x = x + F.sinusoidal_positions(position_ids, c.token_size, halves=halves, apart=apart(c))
+            kind = {"halves": c.sinusoidal_halves, "inclusive": c.sinusoidal_inclusive}
+            x = x + F.sinusoidal_positions(position_ids + c.first_position, c.token_size, **kind, apart=apart(c))
         if c.token_types:
             # A table of one row has one type, whatever the tokenizer says.
             given = None if c.token_types == 1 else inputs.token_type_ids
@@ -366,13 +406,9 @@ class Embeddings(nn.Module):
             x = x + jnp.take(self.token_type(), types, axis=0)
         if real is not None:
             x = jnp.where(real[..., None], x, 0.0)
-        if c.embedding_norm:
+        if c.embedding_norm is True:
             x = self.norm(x)
         x = F.dropout(x, c.dropout, self.dropout_keys(c.dropout, inputs.dropout_ids))
         if c.embedding_size is not None:
             x = F.linear(x, **self.projection())
         return place(x.astype(c.dtype), "batch", "length", None)
-
-    def head(self) -> F.HeadWeights:
-        """The tied output layer."""
-        return tied_head(self.config, self.token())

@@ -8,25 +8,12 @@ import jax.numpy as jnp
 
 from jaxformer import functional as F
 from jaxformer.models.config import TransformerConfig
-from jaxformer.models.heads import Dense, Pooler, WithBody
+from jaxformer.models.dense import Dense, MLMHead
+from jaxformer.models.heads import Pooler, WithBody
 from jaxformer.models.inputs import Inputs
-from jaxformer.models.layers import Norm, activate, tied_head, untied_head
+from jaxformer.models.layers import activate, output_layer, untied_head
 from jaxformer.models.outputs import HeadOutput, MaskedLMOutput
 from jaxformer.models.stack import Stack
-
-
-class MLMHead(nn.Module):
-    """Dense layer to the width of the embedding, activation, norm; the output layer with this bias follows."""
-
-    config: TransformerConfig
-
-    @nn.compact
-    def __call__(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """States ``[B, T, E]`` and the bias ``[V]`` of the output layer."""
-        c = self.config
-        hidden = activate(c, c.activation, Dense(c, c.token_size, None, c.use_bias, name="dense")(hidden))
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
-        return Norm(c, name="norm")(hidden), self.param("bias", zeros, (c.vocabulary,))
 
 
 def at_positions(states: jax.Array, positions: jax.Array | None) -> jax.Array:
@@ -76,10 +63,9 @@ class MaskedLM(WithBody):
         return *self._transformed(states, masked_positions), self._pairs(states, inputs)
 
     def _transformed(self, states: jax.Array, positions: jax.Array | None = None) -> tuple[jax.Array, F.HeadWeights]:
-        hidden, bias = self.mlm_head(at_positions(states, positions))
-        if self.config.tie_embeddings:
-            return hidden, tied_head(self.config, self.body.embeddings.token(), bias)
-        return hidden, F.HeadWeights(self.lm_head()["kernel"], bias)
+        c, (hidden, bias) = self.config, self.mlm_head(at_positions(states, positions))
+        kernel = self.body.embeddings.token() if c.tie_embeddings else self.lm_head()["kernel"]
+        return hidden, output_layer(c, kernel, bias)
 
     def _pairs(self, states: jax.Array, inputs: Inputs) -> jax.Array:
         return self.pair_classifier(self.pooler(states, inputs.attention_mask)).astype(jnp.float32)
@@ -134,7 +120,7 @@ class Discriminator(WithBody):
         table = self.body.embeddings.token()
         hidden = self.generator.hidden_states(Inputs(*args, **kwargs), table=table).hidden
         hidden, bias = self.generator_head(at_positions(hidden, masked_positions))
-        return hidden, tied_head(self.generator_config, table, bias)
+        return hidden, output_layer(self.generator_config, table, bias)
 
     def __call__(self, *args: Any, **kwargs: Any) -> HeadOutput:
         """Logits ``[B, T]``: above 0 where a token is probably replaced; arguments are ``Inputs``."""

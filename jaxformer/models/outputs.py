@@ -137,6 +137,20 @@ class BodyOutput(StackLayers, Seq2SeqLayers):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class TextEmbedding(StackLayers):
+    """Output of CLIP's text encoder.
+
+    Attributes:
+        text_embeds: ``[B, P]`` float32, the embedding of each text.
+        last_hidden_state: ``[B, T, D]``.
+    """
+
+    text_embeds: jax.Array
+    last_hidden_state: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class SpanOutput(StackLayers, Seq2SeqLayers):
     """Scores ``[B, T]`` float32 of each token as the first and as the last of the answer."""
 

@@ -1,6 +1,7 @@
 """The block, and the stack of blocks between embeddings and final norm of which every architecture is made."""
 
 import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -8,10 +9,20 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer import functional as F
-from jaxformer.models.config import TransformerConfig
+from jaxformer.models.config import RopeScaling, TransformerConfig
 from jaxformer.models.inputs import Inputs
 from jaxformer.models.kv_cache import KVCache, extend_by_row, extend_cache
-from jaxformer.models.layers import Attention, DropoutKeys, Embedding, Embeddings, FeedForward, Norm, apart
+from jaxformer.models.layers import (
+    Attention,
+    Distances,
+    DropoutKeys,
+    Embedding,
+    Embeddings,
+    FeedForward,
+    Norm,
+    RelativeBias,
+    apart,
+)
 from jaxformer.models.outputs import Layers
 from jaxformer.models.partition import place, platform
 
@@ -51,6 +62,7 @@ class Surroundings(NamedTuple):
     example_ids: Any
     slot: Any = None
     requested: Requested = Requested()
+    distance: Any = None
 
 
 class LayerCache(NamedTuple):
@@ -106,8 +118,10 @@ class LayerKind(NamedTuple):
 class Block(nn.Module):
     """Attention and feed-forward with residuals; in the decoder of an encoder-decoder, cross-attention between them.
 
-    Pre-norm (Xiong et al. 2020): ``x += f(norm(x))``; post-norm (Vaswani et al. 2017): ``x = norm(x + f(x))``;
-    parallel residual (GPT-J, GPT-NeoX): ``x += attention(norm1(x)) + feed_forward(norm2(x))``.
+    Pre-norm (Xiong et al. 2020): ``x += f(norm(x))``; post-norm (Vaswani et al. 2017): ``x = norm(x + f(x))``; norms of
+    outputs (Liu et al. 2022, "Swin Transformer V2", section 3.2; OLMo 2): ``x += norm(f(x))``; both (Gemma 2):
+    ``x += norm2(f(norm1(x)))``; parallel residual (GPT-J, GPT-NeoX): ``x += attention(norm1(x)) +
+    feed_forward(norm2(x))``.
     """
 
     config: TransformerConfig
@@ -121,42 +135,56 @@ class Block(nn.Module):
         c = self.config
         x = place(x, "batch", "length", None)
         cache, kind = per_layer
-        pre = c.norm_place == "pre"
         feed_forward = FeedForward(c, name="feed_forward")
-        attention_norm, feed_forward_norm = Norm(c, name="attention_norm"), Norm(c, name="feed_forward_norm")
 
-        def drop(name: str, y: jax.Array) -> jax.Array:
-            return F.dropout(y, c.dropout, DropoutKeys(name=name)(c.dropout, around.example_ids))
+        def read(x: jax.Array, sublayer: str) -> jax.Array:
+            return Norm(c, name=f"{sublayer}_norm")(x) if c.norms_inputs else x
 
-        normed = attention_norm(x) if pre else x
+        def drop(y: jax.Array, sublayer: str) -> jax.Array:
+            name = sublayer if sublayer == "feed_forward" else f"{sublayer}_output"
+            return F.dropout(y, c.dropout, DropoutKeys(name=f"{name}_dropout")(c.dropout, around.example_ids))
+
+        def add(x: jax.Array, y: jax.Array, sublayer: str) -> jax.Array:
+            if c.norms_outputs:
+                y = Norm(c, name=f"{sublayer}_output_norm" if c.norms_inputs else f"{sublayer}_norm")(y)
+            x = x + drop(y, sublayer)
+            return Norm(c, name=f"{sublayer}_norm")(x) if c.norm_place == "post" else x
+
+        normed = read(x, "attention")
         if kind is not None and not c.first_norm:
             normed = jnp.where(kind.first, x, normed)
         mask, rotary = _of_this_layer(c, kind, around)
+        bias = around.bias
+        if c.relative_per_layer:
+            bias = _relative_bias(c, RelativeBias(c, name="relative_bias")(), around.distance, mask.causal)
         own = None if cache is None else cache.own
         shared: dict[str, Any] = {"example_ids": around.example_ids, "return_weights": around.requested.attentions}
         y, own, weights = Attention(c, name="attention")(
-            normed, mask, bias=around.bias, rotary=rotary, cache=own, slot=around.slot, **shared
+            normed,
+            mask,
+            bias=bias,
+            rotary=rotary,
+            cache=own,
+            slot=around.slot,
+            **shared,
         )
-        y = drop("attention_output_dropout", y)
         if c.parallel_residual:
-            x = x + y + drop("feed_forward_dropout", feed_forward(feed_forward_norm(x)))
+            other = feed_forward(normed if c.shared_norm else read(x, "feed_forward"))
+            x = x + drop(y, "attention") + drop(other, "feed_forward")
             return x, _output(x, around.requested, own, weights)
-        x = x + y if pre else attention_norm(x + y)
+        x = add(x, y, "attention")
         context = cross_weights = None
         if self.cross:
-            cross_norm = Norm(c, name="cross_attention_norm")
             known = None if cache is None else cache.context
             y, context, cross_weights = Attention(c, name="cross_attention")(
-                cross_norm(x) if pre else x,
+                read(x, "cross_attention"),
                 around.context_mask,
                 context=around.context if known is None else known,
                 cache=own,
                 **shared,
             )
-            y = drop("cross_attention_output_dropout", y)
-            x = x + y if pre else cross_norm(x + y)
-        y = drop("feed_forward_dropout", feed_forward(feed_forward_norm(x) if pre else x))
-        x = x + y if pre else feed_forward_norm(x + y)
+            x = add(x, y, "cross_attention")
+        x = add(x, feed_forward(read(x, "feed_forward")), "feed_forward")
         return x, _output(x, around.requested, own, weights, context, cross_weights)
 
 
@@ -181,8 +209,12 @@ def _of_this_layer(
     mask = dataclasses.replace(around.mask, window=None, reach=reach)
     if around.rotary is None or around.local_rotary is None:
         return mask, around.rotary
-    angles = zip(around.local_rotary, around.rotary, strict=True)
-    return mask, F.Rotary(*(jnp.where(kind.windowed, local, far) for local, far in angles))
+    angles = jax.tree.map(partial(jnp.where, kind.windowed), around.local_rotary, around.rotary)
+    return mask, angles
+
+
+def _relative_bias(c: TransformerConfig, table: Any, distance: jax.Array, causal: bool) -> jax.Array:
+    return F.relative_bias(table, distance, bidirectional=not causal, max_distance=c.relative_max_distance)
 
 
 # "dots" keeps the products with weights for the backward pass, but not the attention scores.
@@ -192,14 +224,13 @@ REMAT_POLICIES: dict[str, Any] = {
 }
 
 
-def stacked_blocks(config: TransformerConfig, num_layers: int | None = None, cross: bool = False) -> nn.Module:
-    """``num_layers`` blocks with their parameters stacked on a leading ``L`` axis, run as one compiled loop.
+def stacked_blocks(config: TransformerConfig, cross: bool = False) -> nn.Module:
+    """The blocks with their parameters stacked on a leading ``L`` axis, run as one compiled loop.
 
     Called like one ``Block``, with a leading axis on the inputs that differ from layer to layer. With ``share_layers``
     the parameters are those of one block, without that axis, used ``L`` times (Lan et al. 2020, "ALBERT", section 3.1).
     """
-    num_layers = num_layers or config.num_layers
-    block = Block
+    num_layers, block = config.num_layers, Block
     if config.remat != "none":
         # In a scan, the loop itself keeps XLA from merging the recomputation with the forward pass.
         block = nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
@@ -226,7 +257,6 @@ class SeparateBlocks(nn.Module):
     """
 
     config: TransformerConfig
-    num_layers: int
     cross: bool = False
 
     @nn.compact
@@ -237,7 +267,7 @@ class SeparateBlocks(nn.Module):
         caches, kinds = per_layer
         shared = Block(self.config, self.cross, name="0") if self.config.share_layers else None
         outputs = []
-        for i in range(self.num_layers):
+        for i in range(self.config.num_layers):
             block = shared or Block(self.config, self.cross, name=str(i))
             kind = None if kinds is None else LayerKind(*(of_all[i] for of_all in kinds))
             x, output = block(x, (None if caches is None else caches[i], kind), around)
@@ -252,7 +282,6 @@ class Stack(nn.Module):
         config: of the model.
         causal: whether a token sees only itself and the tokens before it.
         cross: whether the blocks also attend to a context (an encoder's hidden states).
-        num_layers: number of blocks; default: the configuration's.
         own_tokens: False where the token table is shared and passed by the caller.
         stacked: whether the parameters of the blocks are stacked; not in those that ``generation.prepare`` laid out.
     """
@@ -260,7 +289,6 @@ class Stack(nn.Module):
     config: TransformerConfig
     causal: bool = True
     cross: bool = False
-    num_layers: int | None = None
     own_tokens: bool = True
     stacked: bool = True
 
@@ -269,14 +297,17 @@ class Stack(nn.Module):
         c = self.config
         self.embeddings = Embeddings(c, self.own_tokens)
         if self.stacked:
-            self.layers = stacked_blocks(c, self.num_layers, self.cross)
+            self.layers = stacked_blocks(c, self.cross)
         else:
-            self.layers = SeparateBlocks(c, self.num_layers or c.num_layers, self.cross)
-        if c.norm_place == "pre":
+            self.layers = SeparateBlocks(c, self.cross)
+        if c.norm_place != "post":
             self.final_norm = Norm(c)
-        if c.positions == "relative":
-            std = c.initializer_range if c.initializer == "normal" else c.hidden_size**-0.5
-            self.relative_bias = Embedding(c.relative_buckets, c.num_heads, ("table", "heads"), std)
+        if c.has_relative_bias and not c.relative_per_layer:
+            self.relative_bias = RelativeBias(c)
+        if c.positions == "disentangled":
+            size = (2 * c.relative_buckets, c.hidden_size)
+            self.distances = Embedding(*size, ("table", "embed"), c.initializer_range)
+            self.distance_norm = Norm(c)
 
     def hidden_states(
         self, inputs: Inputs, context: Context | None = None, table: jax.Array | None = None
@@ -313,7 +344,7 @@ class Stack(nn.Module):
             cache, mask = extend_cache(cache, real, position_ids, c.window)
         embedding = x = self.embeddings(inputs._replace(position_ids=position_ids), table)
         keys = T if slot is None or cache is None else cache.valid.shape[1]
-        rotary, local_rotary, bias = self._position_scheme(position_ids, mask, (T, keys))
+        rotary, local_rotary, bias, distance = self._position_scheme(position_ids, mask, (T, keys))
         context_mask = None
         if context is not None:
             segments = None if context.segment_ids is None else segment_ids
@@ -321,12 +352,12 @@ class Stack(nn.Module):
         hidden = None if context is None else context.hidden
         requested = Requested(bool(inputs.output_attentions), bool(inputs.output_hidden_states))
         around = Surroundings(
-            mask, rotary, local_rotary, bias, hidden, context_mask, inputs.dropout_ids, slot, requested
+            mask, rotary, local_rotary, bias, hidden, context_mask, inputs.dropout_ids, slot, requested, distance
         )
-        kinds = _layer_kinds(c, self.num_layers or c.num_layers)
+        kinds = _layer_kinds(c)
         caches = None if cache is None else self._split(cache)
         x, outputs = self.layers(x, (caches, kinds), around)
-        if c.norm_place == "pre":
+        if c.norm_place != "post":
             x = self.final_norm(x)
         cache = None if cache is None else self._joined(cache, outputs)
         layers = self._requested_of(outputs, requested)
@@ -363,19 +394,29 @@ class Stack(nn.Module):
 
     def _position_scheme(
         self, position_ids: jax.Array, mask: F.Mask, lengths: tuple[int, int]
-    ) -> tuple[F.Rotary | None, F.Rotary | None, jax.Array | None]:
-        """Rotary angles, those of blocks with a window, and the bias of the scores, as configured."""
+    ) -> tuple[F.Rotary | None, F.Rotary | None, Any, jax.Array | None]:
+        """Rotary angles, those of blocks with a window, the bias of the scores that all blocks share, and distances.
+
+        Each None where the configuration has none.
+        """
         c = self.config
-        rotary = local_rotary = bias = None
+        rotary = local_rotary = distance = None
+        bias: Any = None
         if c.positions == "rotary":
-            rotary = _rotary(c, position_ids, c.rope_theta)
-            local_rotary = None if c.local_rope_theta is None else _rotary(c, position_ids, c.local_rope_theta)
+            rotary = _rotary(c, position_ids, c.rope_theta, c.rope_scaling)
+            local_rotary = None if c.local_rope_theta is None else _rotary(c, position_ids, c.local_rope_theta, None)
         elif c.positions == "alibi":
             bias = F.alibi_bias(mask.distance(*lengths), c.num_heads)
-        elif c.positions == "relative":
-            distance, table = mask.distance(*lengths), self.relative_bias()
-            bias = F.relative_bias(table, distance, bidirectional=not self.causal, max_distance=c.relative_max_distance)
-        return rotary, local_rotary, bias
+        elif c.positions == "disentangled":
+            buckets = F.disentangled_buckets(
+                -mask.distance(*lengths), num_buckets=c.relative_buckets, max_distance=c.relative_max_distance
+            )
+            bias = Distances(self.distance_norm(self.distances()).astype(c.dtype), buckets)
+        elif c.has_relative_bias:
+            distance = mask.distance(*lengths)
+            if not c.relative_per_layer:
+                bias = _relative_bias(c, self.relative_bias(), distance, self.causal)
+        return rotary, local_rotary, bias, distance
 
     def _check(self, inputs: Inputs) -> None:
         embeds, width = inputs.inputs_embeds, self.config.token_size
@@ -407,12 +448,12 @@ class Stack(nn.Module):
             raise ValueError("output_attentions and a cache are both given, expected one: give the whole text at once")
 
 
-def _rotary(c: TransformerConfig, position_ids: jax.Array, theta: float) -> F.Rotary:
-    scaling = None if c.rope_scaling is None else F.RotaryScaling(**c.rope_scaling.model_dump())
+def _rotary(c: TransformerConfig, position_ids: jax.Array, theta: float, scale: RopeScaling | None) -> F.Rotary:
+    scaling = None if scale is None else F.RotaryScaling(**scale.model_dump())
     lengths = jnp.max(position_ids, axis=-1) + 1
     frequencies = F.rotary_frequencies(c.rotary_size, theta=theta, scaling=scaling, lengths=lengths)
     magnitude = 1.0 if scaling is None else scaling.magnitude
-    return F.rotary_angles(position_ids, frequencies, magnitude, apart=apart(c))
+    return F.rotary_angles(position_ids, frequencies, magnitude, adjacent=c.rotary_adjacent, apart=apart(c))
 
 
 def _real_first(inputs: Inputs, position_ids: jax.Array) -> tuple[Inputs, jax.Array, jax.Array | None]:
@@ -443,13 +484,12 @@ def _context_first(context: Context) -> Context:
     )
 
 
-def _layer_kinds(c: TransformerConfig, num_layers: int) -> LayerKind | None:
+def _layer_kinds(c: TransformerConfig) -> LayerKind | None:
     """None where all blocks are alike, so that their loop carries nothing for it."""
     if not c.has_mixed_windows and c.first_norm:
         return None
-    index = jnp.arange(num_layers)
-    windowed = index >= c.window_from if c.global_every is None else index % c.global_every != 0
-    return LayerKind(windowed, first=index == 0)
+    windowed = jnp.array([c.has_window(layer) for layer in range(c.num_layers)])
+    return LayerKind(windowed, first=jnp.arange(c.num_layers) == 0)
 
 
 def _positions(inputs: Inputs) -> jax.Array:

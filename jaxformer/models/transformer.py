@@ -8,16 +8,12 @@ import jax.numpy as jnp
 
 from jaxformer import functional as F
 from jaxformer.models.config import TransformerConfig
+from jaxformer.models.dense import MLMHead
 from jaxformer.models.inputs import Inputs
 from jaxformer.models.kv_cache import KVCache
-from jaxformer.models.layers import Embedding, Vector, embedding_deviation, tied_head, untied_head
+from jaxformer.models.layers import Embedding, Vector, embedding_deviation, output_layer, untied_head
 from jaxformer.models.outputs import CausalLMOutput, EncoderOutput, Layers, Seq2SeqOutput
 from jaxformer.models.stack import Context, Stack, StackOutput
-
-
-def for_head(config: TransformerConfig, hidden: jax.Array) -> jax.Array:
-    """The hidden states as the output layer takes them: T5 multiplies those before a tied head by ``1/sqrt(D)``."""
-    return hidden * config.hidden_size**-0.5 if config.scale_logits else hidden
 
 
 class Encoder(Stack):
@@ -49,23 +45,32 @@ class Decoder(Stack):
     def setup(self) -> None:
         """Declares the parts."""
         super().setup()
-        if not self.config.tie_embeddings:
-            self.lm_head = untied_head(self.config, self.config.hidden_size)
+        c = self.config
+        if not c.tie_embeddings:
+            self.lm_head = untied_head(c, c.token_size if c.has_head_transform else c.hidden_size)
+        if c.has_head_transform:
+            self.mlm_head = MLMHead(c)
+        elif c.logits_bias:
+            self.logits_bias = Vector(c.vocabulary, "vocab")
+
+    def for_head(self, hidden: jax.Array) -> jax.Array:
+        """The hidden states as the output layer takes them."""
+        return self.mlm_head.states(hidden) if self.config.has_head_transform else _scaled(self.config, hidden)
 
     def head_weights(self) -> F.HeadWeights:
         """The output layer's weights, for a loss that does not build all logits."""
-        if self.config.tie_embeddings:
-            return self.embeddings.head()
-        return F.HeadWeights(self.lm_head()["kernel"])
+        c = self.config
+        bias = self.mlm_head.bias if c.has_head_transform else self.logits_bias() if c.logits_bias else None
+        return output_layer(c, self.embeddings.token() if c.tie_embeddings else self.lm_head()["kernel"], bias)
 
     def hidden_and_head(self, *args: Any, **kwargs: Any) -> tuple[jax.Array, F.HeadWeights]:
         """Hidden states and output layer, as ``functional.chunked_cross_entropy`` takes them."""
-        return for_head(self.config, self.hidden_states(Inputs(*args, **kwargs)).hidden), self.head_weights()
+        return self.for_head(self.hidden_states(Inputs(*args, **kwargs)).hidden), self.head_weights()
 
     def last_logits(self, *args: Any, **kwargs: Any) -> tuple[jax.Array, KVCache | None]:
         """Logits ``[B, V]`` after the last place of each row, and the cache; arguments as in ``__call__``."""
         hidden, cache, _ = self.hidden_states(Inputs(*args, **kwargs))
-        return F.head_logits(for_head(self.config, hidden[:, -1]), self.head_weights()), cache
+        return F.head_logits(self.for_head(hidden[:, -1]), self.head_weights()), cache
 
     def __call__(
         self, input_ids: jax.Array | None = None, attention_mask: jax.Array | None = None, **inputs: Any
@@ -86,8 +91,13 @@ class Decoder(Stack):
                 documents, a prefix or ``output_attentions``.
         """
         hidden, cache, layers = self.hidden_states(Inputs(input_ids, attention_mask, **inputs))
-        logits = F.head_logits(for_head(self.config, hidden), self.head_weights())
+        logits = F.head_logits(self.for_head(hidden), self.head_weights())
         return CausalLMOutput(logits, hidden, cache, **layers)
+
+
+def _scaled(config: TransformerConfig, hidden: jax.Array) -> jax.Array:
+    """T5 multiplies the states before a tied head by ``1/sqrt(D)``."""
+    return hidden * config.hidden_size**-0.5 if config.scale_logits else hidden
 
 
 class BothSides(NamedTuple):
@@ -120,9 +130,7 @@ class EncoderDecoder(nn.Module):
         c = self.config
         self.shared = Embedding(c.vocabulary, c.token_size, ("vocab", "embed"), embedding_deviation(c))
         self.encoder = Stack(c, causal=False, own_tokens=False, stacked=self.stacked)
-        self.decoder = Stack(
-            c, causal=True, cross=True, num_layers=c.decoder_layers, own_tokens=False, stacked=self.stacked
-        )
+        self.decoder = Stack(c.decoder_side, causal=True, cross=True, own_tokens=False, stacked=self.stacked)
         if not c.tie_embeddings:
             self.lm_head = untied_head(c, c.hidden_size)
         if c.logits_bias:
@@ -149,24 +157,27 @@ class EncoderDecoder(nn.Module):
 
     def _decode(self, context: Context, inputs: Inputs) -> StackOutput:
         c, embeds = self.config, inputs.decoder_inputs_embeds
-        if embeds is not None and c.scale_embedding and c.sinusoidal_halves:  # Marian and PEGASUS
+        if embeds is not None and c.scale_embedding and c.scales_given_embeds:
             inputs = inputs._replace(decoder_inputs_embeds=jnp.asarray(embeds) * c.hidden_size**0.5)
         return self.decoder.hidden_states(inputs.target, context, self.shared())
 
     def head_weights(self) -> F.HeadWeights:
         """The output layer's weights, for a loss that does not build all logits."""
-        bias = self.logits_bias() if self.config.logits_bias else None
-        if self.config.tie_embeddings:
-            return tied_head(self.config, self.shared(), bias)
-        return F.HeadWeights(self.lm_head()["kernel"], bias)
+        c = self.config
+        bias = self.logits_bias() if c.logits_bias else None
+        return output_layer(c, self.shared() if c.tie_embeddings else self.lm_head()["kernel"], bias)
+
+    def for_head(self, hidden: jax.Array) -> jax.Array:
+        """The decoder's hidden states as the output layer takes them."""
+        return _scaled(self.config, hidden)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Logits ``[B, T, V]`` of the decoder's hidden states."""
-        return F.head_logits(for_head(self.config, hidden), self.head_weights())
+        return F.head_logits(self.for_head(hidden), self.head_weights())
 
     def hidden_and_head(self, *args: Any, **kwargs: Any) -> tuple[jax.Array, F.HeadWeights]:
         """The decoder's hidden states and output layer, as ``functional.chunked_cross_entropy`` takes them."""
-        return for_head(self.config, self.both(Inputs(*args, **kwargs)).hidden), self.head_weights()
+        return self.for_head(self.both(Inputs(*args, **kwargs)).hidden), self.head_weights()
 
     def shifted(self, inputs: Inputs) -> jax.Array:
         """``[B, T]``, a source as the decoder reads it where it writes nothing: start token, then all but the last.

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from jaxformer import functional as F
 from jaxformer.models.config import TransformerConfig
-from jaxformer.models.heads import Dense
+from jaxformer.models.dense import Dense
 from jaxformer.models.inputs import Inputs
-from jaxformer.models.transformer import Decoder, EncoderDecoder, for_head
+from jaxformer.models.transformer import Decoder, EncoderDecoder
 
 VALUE_HEAD = "value_head"
 
@@ -30,7 +30,7 @@ class _WithValue(nn.Module):
         """``hidden_and_head``, and the values ``[B, T]`` float32 of the text up to each token."""
         states = self._states(Inputs(*args, **kwargs))
         values = self.value_head(states)[..., 0].astype(jnp.float32)
-        return for_head(self.config, states), self.head_weights(), values
+        return self.for_head(states), self.head_weights(), values
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The language model's outputs, without values."""

@@ -10,7 +10,7 @@ import jinja2
 from jaxformer.functional import RotaryScaling
 from jaxformer.functional.kernels.blocked import QUERY_BLOCK
 from jaxformer.models.config import TransformerConfig
-from jaxformer.one_file.families import ACTIVATIONS, KINDS, PAPERS, POOLED, RESIDUALS
+from jaxformer.one_file.families import ACTIVATIONS, KINDS, PAPERS, POOLED, RESIDUALS, WRITTEN
 from jaxformer.one_file.parameters import has_two_depths, parameter_table
 from jaxformer.schema import UserError
 
@@ -40,7 +40,7 @@ def render(model: Any, origin: str, *, weights: bool = False) -> str:
         UserError: if there is no such file for this model.
     """
     c, kind = model.config, type(model).__name__
-    _check(c, kind)
+    check_written(c, kind)
     table = parameter_table(model)
     names = {row.name for row in table}
     switches = _switches(c, kind, names)
@@ -66,13 +66,29 @@ def render(model: Any, origin: str, *, weights: bool = False) -> str:
     return text.replace("IMPORTS", "\n".join([*standard, *([""] if standard else []), *others]))
 
 
-def _check(c: TransformerConfig, kind: str) -> None:
+def check_written(c: TransformerConfig, kind: str) -> None:
+    """Refuses a model that the templates have no piece for, with a ``UserError`` that names the key."""
     if kind not in KINDS:
         raise UserError(f"the model is a {kind}, expected one of {', '.join(KINDS)}: others have no file")
     if c.rope_scaling is not None and c.rope_scaling.type not in SCALINGS:
         raise UserError(
             f"model.rope_scaling.type is {c.rope_scaling.type}, expected one of {', '.join(SCALINGS)}: angles that "
             "depend on the length of a row have no file"
+        )
+    for name, known in WRITTEN.items():
+        value = getattr(c, name)
+        if value not in known:
+            raise UserError(f"model.{name} is {value}, expected {' or '.join(map(str, known))}: others have no file")
+    if (c.decoder_heads, c.decoder_inner_size) != (c.num_heads, c.inner_size):
+        raise UserError(
+            f"the decoder has {c.decoder_heads} heads and an inner width of {c.decoder_inner_size}, expected those of "
+            "the encoder: others have no file"
+        )
+    if c.has_head_transform:
+        raise UserError("model.head_transform is True of a decoder, expected False: others have no file")
+    if c.local_rope_theta is not None and c.rope_scaling is not None:
+        raise UserError(
+            "model.local_rope_theta and model.rope_scaling are both given, expected one: others have no file"
         )
     if c.norm_offset not in (0, 1):
         raise UserError(f"model.norm_offset is {c.norm_offset}, expected 0 or 1: others have no file")
@@ -161,8 +177,8 @@ def _words(c: TransformerConfig, kind: str, switches: dict[str, Any]) -> dict[st
         "embedded": embedded + (", then a norm" if c.embedding_norm else ""),
         "pooled": POOLED[c.pooled_state],
         "returns": KINDS[kind][1],
-        "centre": "around 0" if c.norm_offset and not c.qk_norm else "scales around 1",
-        "scales": '("query_norm/scale", "key_norm/scale")' if c.norm_offset else '"/scale"',
+        "norm_of_heads": "offset_norm" if c.norm_offset and c.norm == "rms_norm" else "rms_norm",
+        "centre": "around 0" if c.norm_offset else "scales around 1",
         "length": min(4, c.max_length - 1),
         "longest": min(12, c.max_length),
         "start": "0" if c.decoder_start_token_id is None else "START",

@@ -163,7 +163,7 @@ def positions(encoding: Any, title: str | None = None) -> Any:
         UserError: if it is none of these.
     """
     if isinstance(encoding, Rotary):
-        named = {name: np.asarray(array, np.float32) for name, array in encoding._asdict().items()}
+        named = {name: np.asarray(array, np.float32) for name, array in (("cos", encoding.cos), ("sin", encoding.sin))}
         pictures = {f"{name} of the angle": array.reshape(-1, *array.shape[-2:])[0] for name, array in named.items()}
         names, limits = ("Rotary positions", "position", "pair of dimensions"), (-1.0, 1.0)
     else:

@@ -127,6 +127,6 @@ def build_task(
     if not isinstance(config, CausalLMConfig) and layout != "packed":
         raise UserError(f"data.layout is {layout!r}, expected packed for {name_of(config)}; leave it out")
     # mBART starts with a language code; a text of one language starts with the end token, as BART's.
-    start: Literal["pad", "sep"] = "sep" if model.decoder_start == "last" else model.decoder_start
+    start: Literal["pad", "cls", "sep"] = "sep" if model.decoder_start == "last" else model.decoder_start
     kind = _TASKS[type(config)]
     return kind(config, tokenizer, sequence_length, model.architecture, start, layout, train_records)

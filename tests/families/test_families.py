@@ -9,13 +9,13 @@ from flax.traverse_util import flatten_dict
 
 from jaxformer.families import FAMILIES, build_model, family_of, model_config
 from jaxformer.families.format import RESOLVED
-from jaxformer.hub.kinds import abstract_params, build
+from jaxformer.hub.kinds import WITH_POOLER, abstract_params, build
 from jaxformer.models import TransformerConfig
 from jaxformer.models.heads import SequenceClassifier
 from jaxformer.schema import UserError
 from tests.families.compare import assert_bidirectional_parity, assert_parity
 from tests.families.published import PUBLISHED
-from tests.golden import bidirectional, make
+from tests.golden import bidirectional, heads, make
 
 EVERY_PUBLISHED = pytest.mark.parametrize("published", PUBLISHED, ids=lambda published: published.hub)
 
@@ -46,7 +46,8 @@ def test_the_defaults_are_the_published_model(published):
 def test_the_published_model_has_its_size(published):
     config = TransformerConfig(**model_config(FAMILIES[published.family].from_hf(published.hf)))
     params = shapes(config)
-    if published.family in ("bert", "roberta", "xlm_roberta", "albert"):  # transformers counts the pooler to the body
+    # transformers counts the pooler to the body; CLIP's has no layer.
+    if published.family in WITH_POOLER and config.pooler is not None:
         params["pooler"] = shapes(config, SequenceClassifier(config))["pooler"]
     # The first block of ModernBERT has no norm before its attention; ours is there and not used.
     unused = 0 if config.first_norm else config.hidden_size
@@ -62,14 +63,15 @@ def test_every_family_has_a_published_model_and_a_golden_file():
     # The Transformer of 2017 is not on the Hub; a parity test compares it with PyTorch's own layers.
     families = set(FAMILIES) - {"transformer"}
     assert {published.family for published in PUBLISHED} == families
-    golden = {family for family, _ in make.CASES.values()} | set(bidirectional.CASES)
-    assert golden | {"flan_t5", "mt5", "byt5", "xlm_roberta"} == families, "these are others under another name"
+    golden = {family for family, _, _ in heads.FAMILIES.values()}
+    assert golden | {"flan_t5", "byt5"} == families, "these are others under another name"
 
 
 EVERY_HEAD = [(name, kind) for name, family in FAMILIES.items() if family.format for kind in family.format.heads]
 # Rows for what only a relative of the family has, or another head (T5 tags tokens with the encoder alone).
 OPTIONAL = {"lm_head", "embeddings/token_type", "layers/attention/query_norm", "layers/attention/key_norm"}
-SHARED_TABLES = {"t5", "t5_v1_1", "flan_t5", "byt5", "mt5", "bart", "mbart", "marian", "pegasus", "electra"}
+SHARED_TABLES = {name for name, family in FAMILIES.items() if family.defaults.get("architecture") == "encoder_decoder"}
+SHARED_TABLES |= {"electra", "roformer"}
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -77,7 +79,8 @@ SHARED_TABLES = {"t5", "t5_v1_1", "flan_t5", "byt5", "mt5", "bart", "mbart", "ma
 @pytest.mark.default_cases("bert-*", "gpt2-*", "llama-*", "modernbert-*", "t5-*")
 def test_the_table_names_every_parameter_once(family, kind, tied):
     config = config_of(family, vocab_size=5)
-    config = config.model_copy(update={"tie_embeddings": tied})
+    architecture = "decoder" if kind == "causal_lm" else config.architecture
+    config = config.model_copy(update={"tie_embeddings": tied, "architecture": architecture})
     names = FAMILIES[family].hub.names(config, kind)
     ours, model = [name.ours for name in names], set(flatten_dict(abstract_params(build(config, kind)), sep="/"))
     assert len(ours) == len(set(ours))
@@ -105,7 +108,8 @@ def test_the_table_names_every_parameter_once(family, kind, tied):
         ("pegasus", "static_position_embeddings", False),
         ("gemma", "use_bidirectional_attention", True),
         ("bert", "position_embedding_type", "relative_key"),
-        ("roberta", "is_decoder", True),
+        ("roberta", "add_cross_attention", True),
+        ("albert", "is_decoder", True),
         ("distilbert", "sinusoidal_pos_embds", True),
         ("electra", "position_embedding_type", "relative_key"),
         ("albert", "num_hidden_groups", 2),

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 
 from jaxformer import functional as F
 from jaxformer.functional import Mask, example_keys
+from jaxformer.functional.attention import head_norm, project_key_value, project_query
 from jaxformer.functional.kernels import choose
 
 # One compilation instead of one for each operation. A mask that is an argument also shows that it survives jit.
@@ -466,3 +468,20 @@ def test_multi_head_attention_with_a_cache_is_the_whole():
         np.testing.assert_allclose(part, whole[:, start:stop], atol=1e-5)
         start = stop
     assert jnp.all(cache.key[:, :, 7:] == 0) and jnp.all(cache.key[:, :, :7] != 0)
+
+
+def test_heads_are_normalised_each_or_all_together_by_hand():
+    heads = jnp.array([3.0, 4.0, 0.0, 5.0]).reshape(1, 1, 2, 2)
+    each = head_norm(heads, jnp.ones(2), epsilon=0.0)
+    np.testing.assert_allclose(each.ravel(), np.array([3, 4, 0, 5]) / math.sqrt(12.5), rtol=1e-6)
+    # All four entries: the mean square is 50 / 4, and each entry has a scale of its own.
+    together = head_norm(heads, jnp.arange(1.0, 5.0), epsilon=0.0)
+    np.testing.assert_allclose(together.ravel(), np.array([3, 8, 0, 20]) / math.sqrt(12.5), rtol=1e-6)
+
+
+def test_queries_keys_and_values_are_clipped():
+    x, eye = jnp.array([[[2.0, -0.5]]]), jnp.eye(2).reshape(2, 1, 2)
+    weights = {name: {"kernel": eye} for name in ("query", "key", "value")} | {"clip": 1.0}
+    assert project_query(x, weights, None, 1e-6).ravel().tolist() == [1.0, -0.5]
+    key, value = project_key_value(-x, weights, None, 1e-6)
+    assert key.ravel().tolist() == value.ravel().tolist() == [-1.0, 0.5]

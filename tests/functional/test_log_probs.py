@@ -1,5 +1,7 @@
 """Log-probabilities of tokens and responses: by hand, in chunks, and with padding that holds inf and nan."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,3 +67,9 @@ def test_what_padding_holds_reaches_nothing(bad):
 def test_a_row_without_labels_is_zero():
     empty = jnp.full((1, 3), -100)
     assert F.sequence_log_probs(jnp.full((1, 3), jnp.nan), empty, mean=True).tolist() == [0.0]
+
+
+def test_logits_with_a_soft_cap_by_hand():
+    head = F.HeadWeights(jnp.array([[1.0, 10.0]]), softcap=2.0)
+    logits = F.head_logits(jnp.array([[1.0]]), head)
+    np.testing.assert_allclose(logits, [[2 * math.tanh(0.5), 2 * math.tanh(5.0)]], rtol=1e-6)

@@ -11,6 +11,7 @@ from jaxformer.functional import (
     alibi_bias,
     alibi_slopes,
     apply_rotary,
+    disentangled_buckets,
     learned_positions,
     relative_bias,
     relative_buckets,
@@ -246,3 +247,40 @@ def test_yarn_keeps_fast_frequencies_and_divides_slow_ones():
     np.testing.assert_allclose(found[1:], plain[1:] / 4, rtol=1e-6)
     np.testing.assert_allclose(found[0], 1.0, rtol=1e-6)
     np.testing.assert_allclose(scaling.magnitude, 0.1 * np.log(4.0) + 1)
+
+
+def test_sinusoids_whose_last_wavelength_is_theta_itself_by_hand():
+    # D 6: exponents 0, 1/2 and 1, so with theta 16 the divisors are 1, 4 and 16.
+    y = sinusoidal_positions(jnp.array([3]), 6, theta=16.0, halves=True, inclusive=True)
+    angles = [3.0, 3 / 4, 3 / 16]
+    np.testing.assert_allclose(y[0], [*map(math.sin, angles), *map(math.cos, angles)], atol=1e-6)
+
+
+def test_rotary_of_neighbours_is_that_of_halves_in_another_order():
+    x = jax.random.normal(jax.random.key(0), (1, 4, 2, 8))
+    places, frequencies = jnp.arange(4)[None], rotary_frequencies(6)
+    order = jnp.array([0, 2, 4, 1, 3, 5, 6, 7])  # of the entries: first all evens, then all odds, then the rest
+    halves = apply_rotary(x[..., order], rotary_angles(places, frequencies))
+    adjacent = apply_rotary(x, rotary_angles(places, frequencies, adjacent=True))
+    np.testing.assert_allclose(adjacent[..., order], halves, atol=1e-6)
+
+
+def test_rotary_of_neighbours_by_hand():
+    # A quarter turn of the first pair, none of the second.
+    rotary = rotary_angles(jnp.array([[1]]), jnp.array([math.pi / 2, 0.0]), adjacent=True)
+    y = apply_rotary(jnp.array([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 1, 4), rotary)
+    np.testing.assert_allclose(y.ravel(), [-2.0, 1.0, 3.0, 4.0], atol=1e-6)
+
+
+@pytest.mark.parametrize(("num_buckets", "max_distance"), [(4, 7), (6, 20), (256, 512)])
+def test_disentangled_buckets_by_their_formula(num_buckets, max_distance):
+    """By the published formula, one distance at a time."""
+    mid, found = num_buckets // 2, {}
+    for distance in range(-max_distance - 5, max_distance + 6):
+        far = abs(distance)
+        if far > mid:
+            share = math.log(far / mid) / math.log((max_distance - 1) / mid)
+            far = mid + math.ceil(round(share * (mid - 1), 9))
+        found[distance] = min(max(num_buckets + (far if distance > 0 else -far), 0), 2 * num_buckets - 1)
+    got = disentangled_buckets(jnp.array(list(found)), num_buckets=num_buckets, max_distance=max_distance)
+    np.testing.assert_array_equal(got, list(found.values()))

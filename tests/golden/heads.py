@@ -40,6 +40,24 @@ ROBERTA = {**BERT, "max_position_embeddings": 18, "type_vocab_size": 1, "pad_tok
 SMALL = {**BERT, "hidden_size": 12, "num_attention_heads": 3}
 LLAMA = {**SMALL, "num_key_value_heads": 1, "tie_word_embeddings": False}
 ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}
+GEMMA2 = {
+    **LLAMA,
+    "head_dim": 6,
+    "num_hidden_layers": 3,
+    "tie_word_embeddings": True,
+    "query_pre_attn_scalar": 5,
+    "sliding_window": 4,
+    "attn_logit_softcapping": 2.0,
+    "final_logit_softcapping": 3.0,
+}
+GEMMA3 = {
+    **{key: value for key, value in GEMMA2.items() if "softcapping" not in key},
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "rope_theta": 100.0, "factor": 2.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10.0},
+    },
+}
 T5 = {
     "vocab_size": VOCABULARY,
     "d_model": 15,
@@ -68,6 +86,24 @@ FAMILIES = {
     "bert": ("bert", "bert", BERT),
     "roberta": ("roberta", "roberta", ROBERTA),
     "xlm_roberta": ("xlm_roberta", "xlm-roberta", ROBERTA),
+    "roberta_prelayernorm": ("roberta_prelayernorm", "roberta-prelayernorm", ROBERTA),
+    "mpnet": ("mpnet", "mpnet", ROBERTA),
+    "roformer": ("roformer", "roformer", {**BERT, "hidden_size": 18, "embedding_size": 9}),
+    "deberta_v3": (
+        "deberta_v3",
+        "deberta-v2",
+        {
+            **BERT,
+            "type_vocab_size": 0,
+            "relative_attention": True,
+            "position_biased_input": False,
+            "pos_att_type": "p2c|c2p",
+            "share_att_key": True,
+            "norm_rel_ebd": "layer_norm",
+            "position_buckets": 4,
+            "max_relative_positions": 7,
+        },
+    ),
     "distilbert": ("distilbert", "distilbert", DISTILBERT),
     "electra": ("electra", "electra", {**BERT, "embedding_size": 9}),
     "albert": ("albert", "albert", {**BERT, "embedding_size": 9, "hidden_dropout_prob": 0.0}),
@@ -76,6 +112,12 @@ FAMILIES = {
         "modernbert",
         {**BERT, "hidden_size": 18, "num_hidden_layers": 4, "local_attention": 6, "classifier_pooling": "mean"},
     ),
+    "modernbert_decoder": (
+        "modernbert_decoder",
+        "modernbert-decoder",
+        {**BERT, "hidden_size": 18, "num_hidden_layers": 4, "local_attention": 6},
+    ),
+    "clip_text": ("clip_text", "clip_text_model", {**BERT, "projection_dim": 7}),
     "gpt2": ("gpt2", "gpt2", {"vocab_size": VOCABULARY, "n_embd": 15, "n_layer": 2, "n_head": 3, "n_positions": 16}),
     "gpt2_untied": (
         "gpt2",
@@ -90,12 +132,48 @@ FAMILIES = {
             "tie_word_embeddings": False,
         },
     ),
+    "gpt1": (
+        "gpt1",
+        "openai-gpt",
+        {"vocab_size": VOCABULARY, "n_embd": 15, "n_layer": 2, "n_head": 3, "n_positions": 16},
+    ),
+    "gpt_neo": (
+        "gpt_neo",
+        "gpt_neo",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 15,
+            "num_layers": 2,
+            "num_heads": 3,
+            "max_position_embeddings": 16,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": 4,
+        },
+    ),
+    "gptj": (
+        "gptj",
+        "gptj",
+        {"vocab_size": VOCABULARY, "n_embd": 18, "n_layer": 2, "n_head": 3, "n_positions": 16, "rotary_dim": 4},
+    ),
     "gpt_neox": (
         "gpt_neox",
         "gpt_neox",
         {**SMALL, "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}},
     ),
     "opt": ("opt", "opt", {**SMALL, "ffn_dim": 10, "word_embed_proj_dim": 12}),
+    "xglm": (
+        "xglm",
+        "xglm",
+        {
+            "vocab_size": VOCABULARY,
+            "d_model": 18,
+            "ffn_dim": 22,
+            "num_layers": 2,
+            "attention_heads": 3,
+            "max_position_embeddings": 16,
+            "pad_token_id": 1,
+        },
+    ),
     "bloom": ("bloom", "bloom", {"vocab_size": VOCABULARY, "hidden_size": 9, "n_layer": 2, "n_head": 3}),
     "llama": ("llama", "llama", {**LLAMA, **ROPE, "head_dim": 6}),
     "llama_tied": ("llama", "llama", {**LLAMA, **ROPE, "num_key_value_heads": 3, "tie_word_embeddings": True}),
@@ -103,11 +181,30 @@ FAMILIES = {
     "qwen2": ("qwen2", "qwen2", {**LLAMA, **ROPE, "tie_word_embeddings": True}),
     "qwen3": ("qwen3", "qwen3", {**LLAMA, **ROPE, "head_dim": 6}),
     "gemma": ("gemma", "gemma", {**LLAMA, **ROPE, "head_dim": 6, "tie_word_embeddings": True}),
+    "gemma2": ("gemma2", "gemma2", {**GEMMA2, **ROPE}),
+    "gemma3": ("gemma3", "gemma3_text", {**GEMMA3, "sliding_window": 4}),
+    "embedding_gemma": (
+        "embedding_gemma",
+        "gemma3_text",
+        {**GEMMA3, "sliding_window": 6, "use_bidirectional_attention": True},
+    ),
+    "phi": (
+        "phi",
+        "phi",
+        {**SMALL, "hidden_size": 24, "rope_parameters": {**ROPE["rope_parameters"], "partial_rotary_factor": 0.5}},
+    ),
+    "phi3": ("phi3", "phi3", {**LLAMA, **ROPE, "sliding_window": 4}),
+    "olmo": ("olmo", "olmo", {**LLAMA, **ROPE, "clip_qkv": 0.7}),
+    "olmo2": ("olmo2", "olmo2", {**LLAMA, **ROPE}),
     "t5": ("t5", "t5", T5),
     "t5_v1_1": ("t5_v1_1", "t5", GATED_T5),
     "mt5": ("mt5", "mt5", {**GATED_T5, "d_kv": 5}),
+    "umt5": ("umt5", "umt5", {**GATED_T5, "d_kv": 5}),
     "bart": ("bart", "bart", BART),
     "mbart": ("mbart", "mbart", {**BART, "scale_embedding": True}),
+    "m2m100": ("m2m100", "m2m_100", {**STATIC, "pad_token_id": 0, "decoder_attention_heads": 2, "decoder_ffn_dim": 10}),
+    "blenderbot": ("blenderbot", "blenderbot", {**BART, "scale_embedding": True}),
+    "blenderbot_small": ("blenderbot_small", "blenderbot-small", BART),
     "marian": ("marian", "marian", {**STATIC, "activation_function": "swish"}),
     "pegasus": ("pegasus", "pegasus", {**STATIC, "activation_function": "relu"}),
 }
@@ -115,13 +212,27 @@ KINDS = {
     "body": "AutoModel",
     "causal_lm": "AutoModelForCausalLM",
     "masked_lm": "AutoModelForMaskedLM",
+    "text_encoding": "AutoModelForTextEncoding",
+    "text_projection": "CLIPTextModelWithProjection",
     "pre_training": "AutoModelForPreTraining",
+    "next_sentence_prediction": "AutoModelForNextSentencePrediction",
     "seq2seq_lm": "AutoModelForSeq2SeqLM",
     "sequence_classification": "AutoModelForSequenceClassification",
     "token_classification": "AutoModelForTokenClassification",
     "question_answering": "AutoModelForQuestionAnswering",
     "multiple_choice": "AutoModelForMultipleChoice",
 }
+
+
+# Those whose decoder does not read the shifted text where nothing is given for it.
+NOT_SHIFTED = ("t5", "mt5", "umt5", "marian", "pegasus", "m2m_100", "blenderbot", "blenderbot-small")
+
+
+def is_bidirectional(name):
+    """True for a family that is a causal language model only where its configuration says so."""
+    from jaxformer.families import FAMILIES as OURS
+
+    return OURS[FAMILIES[name][0]].defaults.get("architecture", "decoder") != "decoder"
 
 
 def cases():
@@ -154,7 +265,7 @@ def rows(kind):
 def targets(kind):
     """What each text is trained on, as long as the text or one number."""
     random = np.random.default_rng(2)
-    if kind in ("sequence_classification", "multiple_choice"):
+    if kind in ("sequence_classification", "multiple_choice", "next_sentence_prediction"):
         return [np.array(i % 2) for i in range(len(LENGTHS))]
     if kind == "question_answering":
         return [np.array([1, length - 2]) for length in LENGTHS]
@@ -162,17 +273,22 @@ def targets(kind):
     return [random.integers(0, size, length) for length in LENGTHS]
 
 
-def torch_model(case):
-    """The PyTorch model of a case, its weights drawn by their names."""
+def torch_model(case, **changes):
+    """The PyTorch model of a case, its weights drawn by their names; ``changes`` replace keys of its configuration."""
     import torch
     import transformers
 
     name, kind = case.split("/")
     _, model_type, keys = FAMILIES[name]
+    keys = {**keys, **changes}
+    if kind == "causal_lm" and is_bidirectional(name):
+        keys = {**keys, "is_decoder": True, "is_encoder_decoder": False}
     config = transformers.AutoConfig.for_model(
         model_type, **{**TOKENS, **keys}, **(LABELS if "token" in kind or "sequence" in kind else {})
     )
-    model = getattr(transformers, KINDS[kind]).from_config(config, attn_implementation="eager").eval()
+    opener = getattr(transformers, KINDS[kind])
+    config._attn_implementation = "eager"
+    model = (opener.from_config(config) if hasattr(opener, "from_config") else opener(config)).eval()
     if kind == "seq2seq_lm" and keys.get("tie_word_embeddings") is False:
         # transformers 5 ties the head of every T5 and unties it in loading, where the checkpoint has both.
         model.config.tie_word_embeddings = False
@@ -208,10 +324,13 @@ def outputs_of(model, kind, text, target):
     extra = {}
     if kind == "seq2seq_lm":
         extra["decoder_input_ids"] = torch.tensor([[START, *target[:-1]]])
-    if kind == "body" and model.config.model_type in ("t5", "mt5", "marian", "pegasus"):  # others shift the text
+    if kind == "body" and model.config.model_type in NOT_SHIFTED:
         extra["decoder_input_ids"] = torch.tensor([[START, *text[:-1]]])
     output = model(input_ids=ids, attention_mask=torch.ones_like(ids), **extra)
-    if kind == "body":
+    if kind == "text_projection":
+        states = {"text_embeds": output.text_embeds[0]}
+        return states, torch.mean(torch.sin(output.text_embeds))
+    if kind in ("body", "text_encoding"):
         states = {"last_hidden_state": output.last_hidden_state[0]}
         if getattr(output, "pooler_output", None) is not None:
             states["pooler_output"] = output.pooler_output[0]

@@ -47,9 +47,9 @@ def inputs(model, kind, left):
 
 def named_outputs(output, row, place):
     """The outputs of one row under the names of the golden file, without padding."""
-    names = ("last_hidden_state", "pooler_output", "start_logits", "end_logits", "logits", "pair_logits")
+    names = ("last_hidden_state", "pooler_output", "start_logits", "end_logits", "logits", "pair_logits", "text_embeds")
     kept = {name: value[row] for name in names if (value := getattr(output, name, None)) is not None}
-    if "logits" in kept or "start_logits" in kept:
+    if {"logits", "start_logits", "text_embeds"} & kept.keys():
         kept.pop("last_hidden_state", None)
     return {name: value[place] if value.shape[0] == LENGTH else value for name, value in kept.items()}
 
@@ -62,7 +62,7 @@ def loss_of(outputs, kind, target):
         return loss.total / loss.tokens
 
     target = jnp.asarray(target)
-    if kind == "body":
+    if kind in ("body", "text_encoding", "text_projection"):
         return sum(jnp.mean(jnp.sin(value)) for value in outputs.values())
     if kind == "question_answering":
         return sum(cross_entropy(s[None], target[i : i + 1]) for i, s in enumerate(outputs.values()))
@@ -118,8 +118,9 @@ def differences(case, golden, with_gradients=True):
     if gradients is None:
         return worst, abs(float(loss) - golden["loss"]), None
     derived = {name.split(".", 1)[-1] for name in hub.derived(config)}  # not parameters, and without gradients
+    # PyTorch's body of CLIP has names without the prefix that files have.
     back = {
-        name: array
+        name if name in golden["gradients"] else name.removeprefix(hub.prefix): array
         for name, array in params_to_hf(hub, config, kind, gradients)
         if not any(name.endswith(part) for part in derived)
     }

@@ -14,7 +14,7 @@ from huggingface_hub import constants, snapshot_download
 
 from jaxformer.hub import (
     AutoConfig,
-    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     push_to_hub,
@@ -228,7 +228,7 @@ def test_what_is_not_there(hub, files):
 
 def test_without_a_head_it_has_only_the_config_is_downloaded(hub, files):
     hub.add(OTHERS, files)
-    refused("no bert model with head 'causal_lm'", AutoModelForCausalLM.from_pretrained, OTHERS)
+    refused("no bert model with head 'seq2seq_lm'", AutoModelForSeq2SeqLM.from_pretrained, OTHERS)
     assert hub.asked("GET") == ["config.json"]
 
 
@@ -344,3 +344,18 @@ def test_the_environment_of_the_client_is_ours(hub, files, tmp_path):
     online = run()
     assert online.stdout == "8\n", online.stderr
     assert run(HF_HUB_OFFLINE="1").stdout == "8\n"
+
+
+def test_a_model_in_a_folder_of_a_repository(hub, files, trained, tmp_path):
+    """As diffusers lays out the text encoder of a model of images."""
+    hub.add(OTHERS, {f"text_encoder/{name}": content for name, content in files.items()})
+    for name, content in files.items():
+        (tmp_path / "here" / "text_encoder").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "here" / "text_encoder" / name).write_bytes(content)
+    refused("a-model has no config.json", OPEN, OTHERS)
+    refused("a-model/vae has no config.json", OPEN, OTHERS, subfolder="vae")
+    refused("subfolder is '../x', expected a folder inside of", OPEN, OTHERS, subfolder="../x")
+    for place in (OTHERS, tmp_path / "here"):
+        _, params = OPEN(place, subfolder="text_encoder")
+        assert AutoConfig.from_pretrained(place, subfolder="text_encoder").hidden_size == 8
+        assert jnp.shape(params["embeddings"]["token"]["embedding"]) == (29, 8)

@@ -60,7 +60,7 @@ def test_the_vocabulary_must_be_known_in_the_end():
             {"positions": "relative", "relative_buckets": 32, "relative_max_distance": 16},
             "relative_max_distance is 16 and relative_buckets 32, expected a distance above 16",
         ),
-        ({"activation": "swish"}, "unknown activation 'swish', expected one of gelu, gelu_tanh, silu, relu"),
+        ({"activation": "swish"}, "unknown activation 'swish', expected one of gelu, gelu_tanh, gelu_sigmoid"),
         ({"hiden_size": 8}, "hiden_size\n  Extra inputs are not permitted"),
         ({"num_layers": 0}, "greater than or equal to 1"),
         ({"dropout": 1.0}, "less than 1"),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer.families import FAMILIES, build_model
+from jaxformer.families import build_model
 from jaxformer.models import exact as machine
 from jaxformer.models import init_cache
 from jaxformer.models.heads import SequenceClassifier
@@ -21,7 +21,7 @@ def cases(names):
     return [pytest.param(name, marks=() if name in SOME else pytest.mark.slow) for name in names]
 
 
-EVERY = sorted({*FAMILIES, "window", "alibi", "post_norm", "transformer"})
+EVERY = sorted({*tiny.DISTINCT, "window", "alibi", "post_norm", "transformer"})
 NAMES = cases(EVERY)
 DECODERS = cases(name for name in EVERY if tiny.config_of(name).architecture == "decoder")
 T, PLACES = 11, 18

@@ -24,7 +24,7 @@ def norm(c, weights, x):
 
 
 def head_norm(c, scale, x):
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_epsilon) * scale
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_epsilon) * (scale + c.norm_offset)
 
 
 def activation(c, x):

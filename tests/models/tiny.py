@@ -50,6 +50,20 @@ ENCODER_DECODERS = {
 # Every family, as small as that.
 FAMILY_CONFIGS = {name: {"type": name} for name in FAMILIES}
 FAMILY_CONFIGS |= {"modernbert": ENCODERS["modernbert"], "gpt_neox": CONFIGS["parallel"]}
+FAMILY_CONFIGS |= {
+    "gemma2": {"type": "gemma2", "window": 3, **GROUPED},
+    "gemma3": {"type": "gemma3", "num_layers": 3, "window": 3, "global_every": 3, "global_first": 2, **GROUPED},
+    "embedding_gemma": {"type": "embedding_gemma", "window": 3, **GROUPED},
+    "phi3": {"type": "phi3", "window": 3},
+    "gpt_neo": {"type": "gpt_neo", "window": 3},
+    "gptj": {"type": "gptj", "rotary_fraction": 0.7},
+    "phi": {"type": "phi", "rotary_fraction": 0.7},
+    "olmo": {"type": "olmo", "qkv_clip": 0.7},
+    "deberta_v3": {"type": "deberta_v3", "relative_buckets": 4, "relative_max_distance": 7},
+    "umt5": {"type": "umt5", "head_size": 4, "relative_buckets": 8, "relative_max_distance": 10},
+    "blenderbot": {"type": "blenderbot", "num_decoder_layers": 1},
+    "m2m100": {"type": "m2m100", "num_decoder_heads": 2, "decoder_intermediate_size": 10},
+}
 EVERY_CONFIG = FAMILY_CONFIGS | CONFIGS | ENCODERS | ENCODER_DECODERS
 
 
@@ -57,6 +71,19 @@ def config_of(name, **switches):
     """Without dropout, which is asked for where it is meant."""
     still = {"dropout": 0.0, "attention_dropout": 0.0}
     return TransformerConfig(**model_config({**SIZES, **still, **EVERY_CONFIG[name], **switches}))
+
+
+def _distinct():
+    """The families whose models differ at these sizes by more than what only training and files read."""
+    ignored = ("type", "initializer", "initializer_range", "rope_theta", "norm_epsilon", "pooler", "pooling", "unroll")
+    found = {}
+    for name in FAMILIES:
+        switches = config_of(name).model_dump(exclude={*ignored, "choice_pooler", "token_pooler", "decoder_start"})
+        found.setdefault(str(sorted(switches.items(), key=lambda item: item[0])), name)
+    return list(found.values())
+
+
+DISTINCT = _distinct()
 
 
 @functools.cache

@@ -2,12 +2,18 @@
 
 import json
 
+import flax.linen as nn
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
+from jaxformer.families import get_family
+from jaxformer.families.checkpoint import ArrayWeights, read_params
 from jaxformer.generation import generate, prepare
+from jaxformer.hub.kinds import abstract_params, build
+from jaxformer.hub.pretrained import describe, untie
 from tests.families.compare import model_and_converter
-from tests.golden import bidirectional, make
+from tests.golden import bidirectional, heads, make
 
 pytestmark = pytest.mark.parity
 
@@ -193,3 +199,64 @@ def test_settings_of_files_are_followed(kind, case, tmp_path):
         assert out.tokens[0, : out.lengths[0]].tolist() == expected[start:]
     kept = json.loads((again / "generation_config.json").read_text())
     assert {key: kept[key] for key in found} == found
+
+
+# The families without a golden file of their own above.
+OTHERS = [
+    case
+    for case in heads.cases()
+    if (
+        case.endswith(("/causal_lm", "/seq2seq_lm"))
+        and case.split("/")[0] not in {*DECODERS, *ENCODER_DECODERS, "gpt2", "gpt2_untied", "llama", "llama_tied"}
+    )
+    or (case.endswith("/causal_lm") and case.split("/")[0] in ENCODER_DECODERS)
+]
+
+
+def greedy_by_forward_passes(hf, ids, ends):
+    import torch
+
+    rows = []
+    for row in ids:
+        text = list(row)
+        while len(text) < len(row) + NEW and (len(text) == len(row) or text[-1] not in ends):
+            with torch.no_grad():
+                text.append(int(hf(torch.tensor([text])).logits[0, -1].argmax()))
+        rows.append(text[len(row) :] + [PAD] * (len(row) + NEW - len(text)))
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_tokens_and_scores_of_every_other_decoder(case):
+    """Prompts of one length, by themselves and, here, with padding before them."""
+    name, kind = case.split("/")
+    keys = heads.FAMILIES[name][2]
+    changes = {key: 64 for key in LENGTHS if key in keys}
+    if "num_decoder_layers" in keys:
+        changes["num_decoder_layers"] = keys["num_layers"]
+    hf = heads.torch_model(case, **changes)
+    described = describe(json.loads(json.dumps(hf.config.to_dict(), default=str)))
+    weights = ArrayWeights({key: value.detach().numpy() for key, value in heads.parameters(hf).items()})
+    config = untie(described, kind, weights, case)
+    model = build(config, kind)
+    loaded = read_params(get_family(config.type).hub, config, kind, weights, nn.unbox(abstract_params(model)))
+    params = prepare(model, unflatten_dict(loaded.params, sep="/"))
+    ids = np.random.default_rng(5).integers(3, heads.PADDING, (3, 6))
+    mask = np.ones_like(ids)
+    free, _ = theirs(hf, ids, mask, eos_token_id=None)
+    ends = [int(free[0, free.shape[1] // 2]), int(free[1, -1])]
+    before = np.zeros((3, 3), int)
+    # Its generate numbers positions from 0 where its forward pass begins after the padding token's.
+    counts = config.position_offset != "after_pad" or kind == "seq2seq_lm"
+    for label in ("greedy", "long") if counts else ("greedy",):
+        if counts:
+            expected, scores = theirs(hf, ids, mask, eos_token_id=ends, **SEARCHES[label])
+        else:
+            expected, scores = greedy_by_forward_passes(hf, ids, ends), None
+        padded = np.pad(expected, ((0, 0), (0, NEW - expected.shape[1])), constant_values=PAD)
+        for given in ((ids, mask), (np.hstack([before, ids]), np.hstack([before, mask]))):
+            options = {key: value for key, value in SEARCHES[label].items() if value is not None}
+            out = generate(model, params, *given, max_new_tokens=NEW, eos_token_id=ends, pad_token_id=PAD, **options)
+            np.testing.assert_array_equal(out.tokens, padded, err_msg=label)
+            if scores is not None:
+                np.testing.assert_allclose(out.scores, scores, rtol=1e-4, atol=1e-4, err_msg=label)

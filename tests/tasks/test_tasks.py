@@ -22,10 +22,25 @@ from jaxformer.tokenizers import (
 from tests.tasks.tiny import WITH_MASK, cache_of, config_of
 
 FAMILIES_OF = {
-    "masked_lm": ["bert", "roberta", "xlm_roberta", "distilbert", "albert", "modernbert"],
+    "masked_lm": [
+        *(
+            "bert",
+            "roberta",
+            "xlm_roberta",
+            "roberta_prelayernorm",
+            "distilbert",
+            "albert",
+            "mpnet",
+            "roformer",
+            "deberta_v3",
+        ),
+        *("modernbert", "embedding_gemma"),
+    ],
     "replaced_token_detection": ["electra"],
-    "span_corruption": ["t5", "t5_v1_1", "flan_t5", "mt5", "byt5", "marian", "pegasus", "transformer"],
-    "denoising": ["bart", "mbart"],
+    "span_corruption": [
+        *("t5", "t5_v1_1", "flan_t5", "mt5", "umt5", "byt5", "marian", "pegasus", "m2m100", "transformer"),
+    ],
+    "denoising": ["bart", "mbart", "blenderbot", "blenderbot_small"],
 }
 OBJECTIVES = {family: objective for objective, families in FAMILIES_OF.items() for family in families}
 CORPUS = ["the quick brown fox. jumps over? the lazy dog!"]

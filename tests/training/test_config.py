@@ -26,14 +26,14 @@ def error_of(text: str, tmp_path, *overrides: str) -> str:
         ("training: {steps: many}", "c.yaml: training.steps is 'many', expected a valid integer"),
         ("training: {steps: 0}", "c.yaml: training.steps is 0, expected greater than or equal to 1"),
         ("training: 3", "c.yaml: training is 3, expected a valid dictionary or instance of TrainingConfig"),
-        ("model: {type: gtp2}", "c.yaml: model.type is 'gtp2', expected one of gpt2, gpt_neox, "),
+        ("model: {type: gtp2}", "c.yaml: model.type is 'gtp2', expected one of gpt2, gpt1, gpt_neo, "),
         ("task: {type: masked}", "c.yaml: task.type is 'masked', expected one of causal_lm, prefix_lm, masked_lm, "),
         ("task: {type: causal_lm, rate: 0.1}", "c.yaml: unknown key task.rate for this task.type; masked_lm, "),
         (
             "task: {type: masked_lm}",
             "c.yaml: task.type masked_lm does not go with model.type gpt2 (decoder), expected encoder: set model.type "
-            "to one of bert, roberta, xlm_roberta, distilbert, electra, albert, modernbert, or task.type to one of "
-            "causal_lm, ",
+            "to one of bert, distilbert, roberta, xlm_roberta, roberta_prelayernorm, electra, albert, deberta_v3, "
+            "mpnet, roformer, modernbert, embedding_gemma, or task.type to one of causal_lm, ",
         ),
         (
             "{model: {type: bert}, task: {type: seq2seq}}",

@@ -13,7 +13,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxformer.functional.attention import group_heads, heads_first, ungroup_heads, zero_padding
+from jaxformer.functional.attention import (
+    clipped,
+    group_heads,
+    head_norm,
+    heads_first,
+    ungroup_heads,
+    zero_padding,
+)
 from jaxformer.functional.decoding.key_value import KeyValue
 from jaxformer.functional.exact.rows import exact_rms_norm, exact_rotary
 from jaxformer.functional.exact.seal import TILE, call, sealed
@@ -35,7 +42,7 @@ def _filled(x: Array, axis: int, unit: int) -> Array:
     return jnp.pad(x, widths) if missing else x
 
 
-def _attend(args: Any, facts: Any, *, scale: float, causal: bool, dropout_rate: float) -> Array:
+def _attend(args: Any, facts: Any, *, scale: float, softcap: float | None, causal: bool, dropout_rate: float) -> Array:
     """Grouped queries ``[B, K, G, T, H]``, keys and values ``[B, K, S, H]``, tiles of keys one after the other."""
     query, key, value, bias = args
     mask, dropout_keys = facts
@@ -61,6 +68,8 @@ def _attend(args: Any, facts: Any, *, scale: float, causal: bool, dropout_rate: 
     for start, first in tiles:
         part = slice(start, start + TILE)
         score = jnp.einsum("bkgth,bksh->bkgts", query[:, :, :, first:], key[:, :, part])
+        if softcap is not None:
+            score = softcap * call(jnp.tanh, (score / softcap).reshape(-1, TILE)).reshape(score.shape)
         if bias is not None:
             score = score + bias[..., first:, part]
         scores.append(jnp.where(seen[..., first:, part], score, MASKED))
@@ -94,6 +103,7 @@ def exact_attention(
     mask: Mask,
     bias: Float[Array, "#B #N #T #S"] | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
     dropout_rate: float = 0.0,
     dropout_keys: Array | None = None,
 ) -> Float[Array, "B T N H"]:
@@ -106,7 +116,7 @@ def exact_attention(
     bias = None if bias is None else jnp.broadcast_to(bias, (*bias.shape[:2], T, S))
     causal = mask.causal and mask.query_offset is None and mask.key_prefix is None
     scale = 1.0 / math.sqrt(H) if scale is None else scale
-    attend = partial(_attend, scale=scale, causal=causal, dropout_rate=dropout_rate)
+    attend = partial(_attend, scale=scale, softcap=softcap, causal=causal, dropout_rate=dropout_rate)
     args = (group_heads(query, key.shape[1]), key, value, bias)
     return ungroup_heads(sealed(attend, args, (mask, dropout_keys)))
 
@@ -152,17 +162,18 @@ def exact_multi_head_attention(
         The output, and keys and values of the cache or the context; None without a cache.
     """
 
-    def head_norm(states: Array, name: str) -> Array:
+    def normed(states: Array, name: str) -> Array:
+        states = clipped(states, weights)
         if name in weights:
-            states = exact_rms_norm(states, weights[name], epsilon=norm_epsilon)
+            states = head_norm(states, weights[name], epsilon=norm_epsilon, norm=exact_rms_norm)
         return states if rotary is None else exact_rotary(states, rotary)
 
-    query = head_norm(linear(x, **weights["query"]), "query_norm")
+    query = normed(linear(x, **weights["query"]), "query_norm")
     kept = context if isinstance(context, KeyValue) else None
     if kept is None:
         source = x if context is None else context
-        key = head_norm(linear(source, **weights["key"]), "key_norm")
-        value = linear(source, **weights["value"])
+        key = normed(linear(source, **weights["key"]), "key_norm")
+        value = clipped(linear(source, **weights["value"]), weights)
         if cache is not None and slots is not None and context is None:
             kept = cache = append_by_row(cache, key, value, slots)
         else:

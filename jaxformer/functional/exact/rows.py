@@ -81,13 +81,9 @@ def exact_rms_norm(
     return by_rows(partial(_rms_norm, epsilon=epsilon), x.shape[:-1], (x,), (scale,))
 
 
-def _rotated(args: Any, rotary: Any) -> Array:
-    return apply_rotary(args, Rotary(*rotary))
-
-
 def exact_rotary(x: Float[Array, "B T N H"], rotary: Rotary) -> Float[Array, "B T N H"]:
     """``apply_rotary`` as a program of its own."""
-    return sealed(_rotated, x, tuple(rotary))
+    return sealed(apply_rotary, x, rotary)
 
 
 def exact_elementwise(function: Callable[..., Array], *inputs: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -60,18 +60,13 @@ class Pooler(nn.Module):
         """``[B, T, D]`` to ``[B, D]``."""
         B, T = hidden.shape[:2]
         real = jnp.ones((B, T), bool) if attention_mask is None else jnp.asarray(attention_mask, bool)
-        if self.config.pooled_state == "mean":
+        if self.config.exact and self.config.pooled_state == "mean":
             summed = jnp.where(real[..., None], hidden.astype(jnp.float32), 0.0)
             # In order, token after token, zeros wherever they are: no sum depends on the length.
             add = lambda total, x: (total + x, None)  # noqa: E731
-            exact = self.config.exact
-            total = (
-                jax.lax.scan(add, jnp.zeros_like(summed[:, 0]), summed.swapaxes(0, 1))[0] if exact else summed.sum(1)
-            )
+            total = jax.lax.scan(add, jnp.zeros_like(summed[:, 0]), summed.swapaxes(0, 1))[0]
             return self.transform((total / jnp.maximum(jnp.sum(real, axis=1), 1)[:, None]).astype(hidden.dtype))
-        first = self.config.pooled_state == "first"
-        place = jnp.argmax(real, axis=-1) if first else T - 1 - jnp.argmax(real[:, ::-1], axis=-1)
-        return self.transform(jnp.take_along_axis(hidden, place[:, None, None], axis=1)[:, 0])
+        return self.transform(F.pool_states(hidden, real, self.config.pooled_state))
 
     def transform(self, x: jax.Array) -> jax.Array:
         """Applies the dense layer with activation and norm to ``[..., D]``, if there is one."""

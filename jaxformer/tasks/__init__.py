@@ -13,6 +13,7 @@ from jaxformer.tasks.causal_lm import CausalLM, CausalLMConfig
 from jaxformer.tasks.denoising import Denoising, DenoisingConfig
 from jaxformer.tasks.distillation import Distillation, DistillationConfig, Inner
 from jaxformer.tasks.dpo import DPO, DPOConfig
+from jaxformer.tasks.embedding import Embedding, EmbeddingConfig
 from jaxformer.tasks.instruction import Instruction, InstructionConfig
 from jaxformer.tasks.masked_lm import MaskedLanguageModelling, MaskedLMConfig
 from jaxformer.tasks.multiple_choice import MultipleChoice, MultipleChoiceConfig
@@ -38,6 +39,7 @@ TaskConfig = Annotated[
     | TokenClassificationConfig
     | QuestionAnsweringConfig
     | MultipleChoiceConfig
+    | EmbeddingConfig
     | Seq2SeqConfig
     | InstructionConfig
     | DistillationConfig
@@ -100,6 +102,7 @@ _TASKS: dict[type[TaskSchema], type[Task]] = {
     TokenClassificationConfig: TokenClassification,
     QuestionAnsweringConfig: QuestionAnswering,
     MultipleChoiceConfig: MultipleChoice,
+    EmbeddingConfig: Embedding,
     Seq2SeqConfig: Seq2Seq,
     InstructionConfig: Instruction,
     RewardConfig: Reward,

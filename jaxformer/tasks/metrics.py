@@ -64,6 +64,32 @@ def regression(targets: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     }
 
 
+def ranks(queries: np.ndarray, documents: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """The place, from 1, of each query's own document among all documents by their cosines; ``[N]``.
+
+    ``numbers [N, 2]`` tell which queries and documents are the same text: one that also belongs to the query, or is the
+    query or its document itself, does not count, and documents that are equally near count half.
+    """
+    q, d = (x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12) for x in (queries, documents))
+    found = np.empty(len(q))
+    for start in range(0, len(q), 1024):  # rows of cosines in memory at once
+        rows = slice(start, start + 1024)
+        scores, mine = q[rows] @ d.T, numbers[rows]
+        own = np.take_along_axis(scores, np.arange(start, start + len(mine))[:, None], axis=1)
+        counts = (numbers[:, 1] != mine[:, :1]) & (numbers[:, 1] != mine[:, 1:]) & (numbers[:, 0] != mine[:, :1])
+        found[rows] = 1 + ((scores > own) & counts).sum(axis=1) + ((scores == own) & counts).sum(axis=1) / 2
+    return found
+
+
+def retrieval(ranks: np.ndarray) -> dict[str, float]:
+    """Share of queries whose document is the nearest, among the nearest 10, and the mean reciprocal rank."""
+    return {
+        "accuracy": float(np.mean(ranks == 1)),
+        "recall_10": float(np.mean(ranks <= 10)),
+        "mrr": float(np.mean(1 / ranks)),
+    }
+
+
 def confusion(labels: np.ndarray, predicted: np.ndarray, num_labels: int) -> np.ndarray:
     """Example counts ``[true class, predicted class]``."""
     counts = np.zeros((num_labels, num_labels), np.int64)

@@ -39,6 +39,18 @@ class Dense(nn.Module):
         return F.linear(x, **projection())
 
 
+def pool(config: TransformerConfig, hidden: jax.Array, attention_mask: Any, pooling: str) -> jax.Array:
+    """``functional.pool_states``, by the numerics of the model."""
+    real = jnp.ones(hidden.shape[:2], bool) if attention_mask is None else jnp.asarray(attention_mask, bool)
+    if not config.exact or pooling != "mean":
+        return F.pool_states(hidden, real, pooling)
+    summed = jnp.where(real[..., None], hidden.astype(jnp.float32), 0.0)
+    # In order, token after token, zeros wherever they are: no sum depends on the length.
+    add = lambda total, x: (total + x, None)  # noqa: E731
+    total = jax.lax.scan(add, jnp.zeros_like(summed[:, 0]), summed.swapaxes(0, 1))[0]
+    return (total / jnp.maximum(jnp.sum(real, axis=1), 1)[:, None]).astype(hidden.dtype)
+
+
 class Pooler(nn.Module):
     """One state for the whole text: that of its first token, that of its last, which has seen all others, or the mean.
 
@@ -58,15 +70,7 @@ class Pooler(nn.Module):
 
     def __call__(self, hidden: jax.Array, attention_mask: Any) -> jax.Array:
         """``[B, T, D]`` to ``[B, D]``."""
-        B, T = hidden.shape[:2]
-        real = jnp.ones((B, T), bool) if attention_mask is None else jnp.asarray(attention_mask, bool)
-        if self.config.exact and self.config.pooled_state == "mean":
-            summed = jnp.where(real[..., None], hidden.astype(jnp.float32), 0.0)
-            # In order, token after token, zeros wherever they are: no sum depends on the length.
-            add = lambda total, x: (total + x, None)  # noqa: E731
-            total = jax.lax.scan(add, jnp.zeros_like(summed[:, 0]), summed.swapaxes(0, 1))[0]
-            return self.transform((total / jnp.maximum(jnp.sum(real, axis=1), 1)[:, None]).astype(hidden.dtype))
-        return self.transform(F.pool_states(hidden, real, self.config.pooled_state))
+        return self.transform(pool(self.config, hidden, attention_mask, self.config.pooled_state))
 
     def transform(self, x: jax.Array) -> jax.Array:
         """Applies the dense layer with activation and norm to ``[..., D]``, if there is one."""

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from jaxformer import functional as F
-from jaxformer.models.heads import Dense, WithBody
+from jaxformer.models.heads import Dense, WithBody, pool
 from jaxformer.models.inputs import Inputs
 from jaxformer.models.layers import activate
 from jaxformer.models.outputs import EmbeddingOutput
@@ -27,11 +27,15 @@ class SentenceEncoder(WithBody):
         pooling: ``mean``, ``first`` or ``last``, as in ``functional.pool_states``.
         dense: layers on the pooled state; their parameters are ``dense_layers_0``, ``dense_layers_1`` ...
         normalize: scale the vectors to length 1.
+        prompts: names and prefixes of texts that it was trained with; the model itself does not read them.
+        longest: most tokens of a text that it was trained with.
     """
 
     pooling: str = "mean"
     dense: tuple[DenseLayer, ...] = ()
     normalize: bool = True
+    prompts: tuple[tuple[str, str], ...] = ()
+    longest: int | None = None
 
     def setup(self) -> None:
         """Declares the dense layers."""
@@ -51,9 +55,7 @@ class SentenceEncoder(WithBody):
             states = context.hidden
         else:
             states, asked = self.states(inputs)
-        mask = inputs.attention_mask
-        real = jnp.ones(states.shape[:2], bool) if mask is None else jnp.asarray(mask, bool)
-        vectors = F.pool_states(states, real, self.pooling)
+        vectors = pool(self.config, states, inputs.attention_mask, self.pooling)
         for layer, dense in zip(self.dense, self.dense_layers, strict=True):
             vectors = dense(vectors)
             vectors = vectors if layer.activation is None else activate(self.config, layer.activation, vectors)

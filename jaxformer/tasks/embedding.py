@@ -97,17 +97,13 @@ class Embedding(Task):
         """Texts are compared with all others of the batch, or similarities with each other."""
         return self.config.trained_loss != "cosine"
 
-    @property
-    def prompts(self) -> dict[str, str]:
-        """Prefixes of texts by their names in an exported model."""
-        c = self.config
-        return {"query": c.query_prompt, "document": c.document_prompt} if c.query_prompt or c.document_prompt else {}
-
     def model(self, config: TransformerConfig) -> nn.Module:
         """The backbone with pooling and what follows it."""
         c = self.config
         dense = () if c.dense_size is None else (DenseLayer(c.dense_size, c.dense_activation),)
-        return SentenceEncoder(config, c.pooling, dense, c.normalize)
+        prompts = (("query", c.query_prompt), ("document", c.document_prompt))
+        named = prompts if c.query_prompt or c.document_prompt else ()
+        return SentenceEncoder(config, c.pooling, dense, c.normalize, named, self.sequence_length)
 
     def rows(self, data: Sequence[R.Record]) -> Rows:
         """One row a record."""

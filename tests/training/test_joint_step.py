@@ -68,7 +68,7 @@ def run(loss, devices=1, accumulate=1, strategy="jit", axis="data", steps=2):
     ],
     ids=lambda how: "-".join(f"{value}" for value in how.values()),
 )
-@pytest.mark.default_cases("4-2-ranking", "4-2-pmap-ranking")
+@pytest.mark.default_cases("4-2-ranking")
 def test_devices_and_parts_equal_the_whole_batch(loss, how):
     whole, expected = run(loss)
     params, found = run(loss, **how)

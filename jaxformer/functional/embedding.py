@@ -72,7 +72,7 @@ def cosent_loss(
     """``log(1 + sum exp(scale (s_j - s_i)))`` over the pairs ``i``, ``j`` of examples with ``label_i > label_j``.
 
     Pairs in the wrong order cost, whatever the labels' distance: Huang et al. 2024, "CoSENT: Consistent Sentence
-    Embedding via Similarity Ranking", eq. 7. One value for the whole batch, 0 if all labels are equal.
+    Embedding via Similarity Ranking". One value for the whole batch, 0 if all labels are equal.
 
     Args:
         similarities: ``s``, the cosines of the pairs of texts.

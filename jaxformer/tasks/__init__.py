@@ -20,6 +20,7 @@ from jaxformer.tasks.multiple_choice import MultipleChoice, MultipleChoiceConfig
 from jaxformer.tasks.policy import GRPOConfig, Policy, PolicyConfig, PPOConfig, RLOOConfig
 from jaxformer.tasks.prefix_lm import PrefixLM, PrefixLMConfig
 from jaxformer.tasks.question_answering import QuestionAnswering, QuestionAnsweringConfig
+from jaxformer.tasks.ranking import Ranking, RankingConfig
 from jaxformer.tasks.replaced_token_detection import ReplacedTokenDetection, ReplacedTokenDetectionConfig
 from jaxformer.tasks.reward import Reward, RewardConfig
 from jaxformer.tasks.seq2seq import Seq2Seq, Seq2SeqConfig
@@ -40,6 +41,7 @@ TaskConfig = Annotated[
     | QuestionAnsweringConfig
     | MultipleChoiceConfig
     | EmbeddingConfig
+    | RankingConfig
     | Seq2SeqConfig
     | InstructionConfig
     | DistillationConfig
@@ -103,6 +105,7 @@ _TASKS: dict[type[TaskSchema], type[Task]] = {
     QuestionAnsweringConfig: QuestionAnswering,
     MultipleChoiceConfig: MultipleChoice,
     EmbeddingConfig: Embedding,
+    RankingConfig: Ranking,
     Seq2SeqConfig: Seq2Seq,
     InstructionConfig: Instruction,
     RewardConfig: Reward,

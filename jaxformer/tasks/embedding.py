@@ -84,7 +84,9 @@ class Embedding(Task):
     """Cross-entropy of the text that belongs to a query among all of the global batch, or a loss of similarities.
 
     Inputs are ``[B, n, T]``: query, positive, negatives. A text that is the same as a query or its positive, or belongs
-    to the same query in another row, is no negative of it. The model's output has ``embedding [B n, E]``.
+    to the same query in another row, is no negative of it. The model's output has ``embedding [B n, E]``; with
+    ``matryoshka`` the losses of its first entries are added (Kusupati et al. 2022, "Matryoshka Representation
+    Learning", section 3).
     """
 
     config: EmbeddingConfig

@@ -90,6 +90,25 @@ def retrieval(ranks: np.ndarray) -> dict[str, float]:
     }
 
 
+def ranking(groups: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+    """Mean reciprocal rank, NDCG and average precision of the right texts of each query, by scikit-learn.
+
+    ``groups`` has for each query which of its texts are right, and their scores; queries without a right one or without
+    a wrong one say nothing and are left out. MRR and NDCG count the first 10 texts. Texts with equal scores stand in
+    the worst order for MRR, in the mean of all orders for the others.
+    """
+    sk = need("sklearn.metrics")
+    asked = [(right, scores) for right, scores in groups if right.any() and not right.all()]
+    if not asked:
+        return {"mrr": 0.0, "ndcg": 0.0, "average_precision": 0.0}
+    first = [1 + int(np.sum((scores >= scores[right].max()) & ~right)) for right, scores in asked]
+    return {
+        "mrr": float(np.mean([1 / place if place <= 10 else 0.0 for place in first])),
+        "ndcg": float(np.mean([sk.ndcg_score([right], [scores], k=10) for right, scores in asked])),
+        "average_precision": float(np.mean([sk.average_precision_score(right, scores) for right, scores in asked])),
+    }
+
+
 def confusion(labels: np.ndarray, predicted: np.ndarray, num_labels: int) -> np.ndarray:
     """Example counts ``[true class, predicted class]``."""
     counts = np.zeros((num_labels, num_labels), np.int64)

@@ -114,7 +114,7 @@ def _gradients_of_joint_sum(
     ``dL/dp = sum over parts of (dL/dv)(dv/dp)``: the vectors ``v`` of all parts are computed first, without what a
     gradient needs; then the loss and its gradient ``dL/dv`` on all of them; then each part again, for its own term. So
     memory is that of a part, and the loss, dropout included, that of the whole batch. Gao et al. 2021, "Scaling Deep
-    Contrastive Learning Batch Size under Memory Limited Setup", section 3.2.
+    Contrastive Learning Batch Size under Memory Limited Setup", section 3.
     """
 
     def of_vectors(mine: jax.Array) -> tuple[jax.Array, LossSums]:

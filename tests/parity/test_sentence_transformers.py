@@ -13,6 +13,7 @@ from jaxformer import functional as F
 from jaxformer.hub import save_pretrained
 from jaxformer.hub.repository import Repository
 from jaxformer.hub.sentence_files import read_sentence_format
+from jaxformer.models import heads
 from jaxformer.pipelines.opened_model import open_model
 from jaxformer.tasks import Embedding, EmbeddingConfig
 from tests.tasks.tiny import FRAMED
@@ -111,6 +112,20 @@ def test_a_cross_encoder_of_theirs(minilm, activation, tmp_path):
     for one, other in zip(found, expected, strict=True):
         assert (one["corpus_id"], one["text"]) == (other["corpus_id"], other["text"])
         np.testing.assert_allclose(one["score"], other["score"], atol=1e-5)
+
+
+def test_our_cross_encoder_in_their_library(minilm, tmp_path):
+    from sentence_transformers import CrossEncoder
+
+    opened = open_model(minilm, "body")
+    model = heads.SequenceClassifier(opened.model.config, 1)
+    drawn = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2), int))["params"]
+    params = opened.params | {name: jax.tree.map(lambda x: 5 * x, drawn[name]) for name in ("pooler", "classifier")}
+    save_pretrained(tmp_path, model, params, opened.tokenizer)
+    found = jaxformer.pipeline("text-ranking", str(tmp_path))(TEXTS[0], TEXTS[1:])
+    expected = CrossEncoder(str(tmp_path), device="cpu").rank(TEXTS[0], TEXTS[1:])
+    assert [x["corpus_id"] for x in found] == [x["corpus_id"] for x in expected]
+    np.testing.assert_allclose([x["score"] for x in found], [x["score"] for x in expected], atol=1e-5)
 
 
 VECTORS = [RANDOM.normal(size=(6, 8)).astype(np.float32) for _ in range(4)]

@@ -11,6 +11,7 @@ from jaxformer.hub.auto import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    AutoSentenceEncoder,
 )
 from jaxformer.hub.pretrained import Pretrained, PretrainedWarning
 from jaxformer.hub.save import push_to_hub, save_pretrained
@@ -27,6 +28,7 @@ __all__ = [
     "AutoModelForSeq2SeqLM",
     "AutoModelForSequenceClassification",
     "AutoModelForTokenClassification",
+    "AutoSentenceEncoder",
     "AutoTokenizer",
     "Pretrained",
     "PretrainedWarning",

@@ -55,12 +55,15 @@ class SentenceFormat:
 
     def encoder(self, config: Any) -> SentenceEncoder:
         """The model."""
-        return SentenceEncoder(config, self.pooling, self.dense, self.normalize)
+        prompts = tuple(self.prompts.items())
+        parts = (self.pooling, self.dense, self.normalize, prompts, self.default_prompt, self.longest)
+        return SentenceEncoder(config, *parts)
 
 
 def format_of(model: SentenceEncoder) -> SentenceFormat:
     """The format of a model."""
-    return SentenceFormat(model.pooling, model.dense, model.normalize, dict(model.prompts), None, model.longest)
+    parts = (model.pooling, model.dense, model.normalize, dict(model.prompts), model.default_prompt, model.longest)
+    return SentenceFormat(*parts)
 
 
 def read_sentence_format(repository: Repository) -> tuple[SentenceFormat, dict[str, Any]] | None:
@@ -174,7 +177,7 @@ def write_sentence_files(folder: Path, model: SentenceEncoder, params: Any) -> N
         save_file(tensors, target / SAFETENSORS, metadata={"format": "pt"})
         width = layer.size
     _write(folder / LENGTH_FILE, {"max_seq_length": model.longest, "do_lower_case": False})
-    prompts = {"prompts": dict(model.prompts), "default_prompt_name": None}
+    prompts = {"prompts": dict(model.prompts), "default_prompt_name": model.default_prompt}
     _write(folder / PROMPTS_FILE, {**prompts, "similarity_fn_name": "cosine"})
     _write(folder / MODULES_FILE, modules)
 

@@ -28,6 +28,7 @@ class SentenceEncoder(WithBody):
         dense: layers on the pooled state; their parameters are ``dense_layers_0``, ``dense_layers_1`` ...
         normalize: scale the vectors to length 1.
         prompts: names and prefixes of texts that it was trained with; the model itself does not read them.
+        default_prompt: the name of the one for texts of which no other is asked.
         longest: most tokens of a text that it was trained with.
     """
 
@@ -35,6 +36,7 @@ class SentenceEncoder(WithBody):
     dense: tuple[DenseLayer, ...] = ()
     normalize: bool = True
     prompts: tuple[tuple[str, str], ...] = ()
+    default_prompt: str | None = None
     longest: int | None = None
 
     def setup(self) -> None:

@@ -105,7 +105,7 @@ class Embedding(Task):
         dense = () if c.dense_size is None else (DenseLayer(c.dense_size, c.dense_activation),)
         prompts = (("query", c.query_prompt), ("document", c.document_prompt))
         named = prompts if c.query_prompt or c.document_prompt else ()
-        return SentenceEncoder(config, c.pooling, dense, c.normalize, named, self.sequence_length)
+        return SentenceEncoder(config, c.pooling, dense, c.normalize, named, longest=self.sequence_length)
 
     def rows(self, data: Sequence[R.Record]) -> Rows:
         """One row a record."""

@@ -11,8 +11,6 @@ import pytest
 import jaxformer
 from jaxformer import functional as F
 from jaxformer.hub import save_pretrained
-from jaxformer.hub.repository import Repository
-from jaxformer.hub.sentence_files import read_sentence_format
 from jaxformer.models import heads
 from jaxformer.pipelines.opened_model import open_model
 from jaxformer.tasks import Embedding, EmbeddingConfig
@@ -83,11 +81,11 @@ def test_their_folder_with_a_dense_layer_and_prompts(with_dense):
 @pytest.mark.parametrize("pooling", ["mean", "first", "last"])
 @pytest.mark.filterwarnings("ignore:feature-extraction. a text of")
 def test_our_folder_in_their_library(minilm, with_dense, pooling, tmp_path):
-    opened = open_model(str(with_dense), "body")
-    format, _ = read_sentence_format(Repository(str(with_dense)))
-    model = format.encoder(opened.model.config).clone(pooling=pooling, longest=20, prompts=tuple(PROMPTS.items()))
-    params = opened.params | {"dense_layers_0": jax.tree.map(lambda x: 3 * x, opened.params["dense_layers_0"])}
-    save_pretrained(tmp_path, model, params, opened.tokenizer)
+    model, params = jaxformer.AutoSentenceEncoder.from_pretrained(with_dense)
+    assert model.default_prompt == "passage"
+    params |= {"dense_layers_0": jax.tree.map(lambda x: 3 * x, params["dense_layers_0"])}
+    tokenizer = jaxformer.AutoTokenizer.from_pretrained(with_dense)
+    save_pretrained(tmp_path, model.clone(pooling=pooling, longest=20), params, tokenizer)
     assert_equal(tmp_path)
     np.testing.assert_allclose(
         np.stack(ours(tmp_path)(TEXTS, prompt_name="query")),

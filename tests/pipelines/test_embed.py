@@ -43,6 +43,23 @@ def model(states, tmp_path_factory):
     return save_pretrained(tmp_path_factory.mktemp("model"), model, opened.params | dense, opened.tokenizer)
 
 
+def test_opened_and_written_again(model, pipe, tmp_path):
+    opened, params = jaxformer.AutoSentenceEncoder.from_pretrained(model)
+    assert opened.prompts == PROMPTS and opened.longest == 12 and opened.dense == DENSE
+    tokenizer = jaxformer.AutoTokenizer.from_pretrained(model)
+    batch = tokenizer(["rain fell"], return_tensors="np")
+    found = jax.jit(opened.apply)({"params": params}, **batch).embedding[0]
+    np.testing.assert_allclose(found, pipe("rain fell"), atol=1e-5)
+    again = save_pretrained(tmp_path, opened, params, tokenizer)
+    for name in ("modules.json", "2_Dense/config.json", "2_Dense/model.safetensors", "model.safetensors"):
+        assert (again / name).read_bytes() == (model / name).read_bytes()
+
+
+def test_a_model_that_is_no_sentence_encoder(states):
+    with pytest.raises(UserError, match=r"has no modules\.json with a pooling, expected a sentence encoder"):
+        jaxformer.AutoSentenceEncoder.from_pretrained(states)
+
+
 @pytest.fixture(scope="module")
 def pipe(model):
     return jaxformer.pipeline("feature-extraction", model, batch_size=2, return_tensors=True)
@@ -203,6 +220,7 @@ def test_killed_and_run_again(model, tmp_path):
     assert np.load(out).shape == (20_000, 5)
 
 
+@pytest.mark.filterwarnings("ignore:.*a text of")
 def test_text_ranking(tmp_path_factory):
     folder = tiny.save(tmp_path_factory.mktemp("score"), "number")
     pipe, logits = jaxformer.pipeline("text-ranking", folder), jaxformer.pipeline("text-classification", folder)

@@ -193,15 +193,15 @@ def test_a_sentence_encoder_is_a_pipeline_as_a_run_as_a_folder_and_trained_furth
 @pytest.mark.slow
 def test_factors_beside_a_sentence_encoder_train_as_in_the_whole_batch(tmp_path):
     source = write_bert(tmp_path / "bert", "body")
-    rows = [{"text": "cat dog"[: 3 + n % 5], "positive": "mat hat"[n % 4 :] + "cat" * (n % 3)} for n in range(24)]
+    rows = [{"text": "cat dog"[: 3 + n % 5], "positive": "mat hat"[n % 4 :] + "cat" * (n % 3)} for n in range(40)]
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     found = []
     for parts in (1, 4):
-        keys = fine_tuning_keys(tmp_path, source, steps=3, batch_size=8, accumulate=parts)
+        keys = fine_tuning_keys(tmp_path, source, steps=3, batch_size=32, accumulate=parts)
         keys["data"] |= {"path": str(path)}
         keys |= {"task": {"type": "embedding", "dense_size": 5}, "output_dir": str(tmp_path / f"run{parts}")}
-        keys |= {"lora": {"rank": 2, "dropout": 0.3, "also_train": ["dense_layers_0/*"]}, "parallel": {"data": 1}}
+        keys |= {"lora": {"rank": 2, "dropout": 0.3, "also_train": ["dense_layers_0/*"]}}
         run = run_training(keys | {"optimizer": {"type": "sgd", "learning_rate": 0.1}}).folder
         found.append(flatten_dict(load_run(run).params, sep="/"))
     for name, array in found[0].items():

@@ -14,7 +14,6 @@ import importlib.util
 import json
 import platform
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -129,32 +128,28 @@ def main() -> None:
     model = options.model or str(Path(str(found and found.origin)).parent / "model")
     rows: list[list[str]] = []
 
-    def add(name: str, trained: str, seconds: float | None, scores: Scores) -> None:
+    def add(name: str, trained: str, scores: Scores) -> None:
         values = [f"{scores[data][metric]:.4f}" for data in SETS for metric in ("spearman", "pearson")]
-        rows.append([name, trained, *values, "" if seconds is None else f"{seconds:.0f}"])
+        rows.append([name, trained, *values])
         print(" | ".join(rows[-1]), flush=True)
 
     with tempfile.TemporaryDirectory() as place:
         folder, data = Path(place), options.data.absolute()
-        add("MiniLM", "not", None, evaluate(pipeline(model), data))
-        run, start = minilm_run(model, data, folder, options.steps), time.perf_counter()
+        add("MiniLM", "not", evaluate(pipeline(model), data))
+        run = minilm_run(model, data, folder, options.steps)
         train(run, Display())
-        seconds = time.perf_counter() - start
-        add("MiniLM", "jaxformer", seconds, evaluate(pipeline(run.folder), data))
-        start = time.perf_counter()
-        theirs = train_theirs(run, model)
-        add("MiniLM", "sentence-transformers", time.perf_counter() - start, evaluate(theirs, data))
+        add("MiniLM", "jaxformer", evaluate(pipeline(run.folder), data))
+        add("MiniLM", "sentence-transformers", evaluate(train_theirs(run, model), data))
         files = {"path": "korsts/train.jsonl.gz", "validation_path": "korsts/dev.jsonl.gz"}
         overrides = [f"data.{key}={data / file}" for key, file in files.items()]
         overrides += [f"output_dir={folder / 'own'}", f"data.cache_dir={folder / 'cache'}", "parallel.data=1"]
         overrides += [f"training.steps={options.own_steps}", f"training.eval_every={options.own_steps}"]
-        own, start = prepare(load_config(CONFIG, overrides), Display(), (jax.devices()[0],)), time.perf_counter()
+        own = prepare(load_config(CONFIG, overrides), Display(), (jax.devices()[0],))
         train(own, Display())
-        seconds = time.perf_counter() - start
-        add("from scratch", "jaxformer", seconds, evaluate(pipeline(own.folder), data))
+        add("from scratch", "jaxformer", evaluate(pipeline(own.folder), data))
     names = [f"{data} {metric}" for data in SETS for metric in ("Spearman", "Pearson")]
     title = f"{options.steps} steps of 16 pairs; from scratch {options.own_steps} of 64; {cpu_name()}"
-    print_table(title, ["encoder", "trained by", *names, "seconds"], rows, options.markdown)
+    print_table(title, ["encoder", "trained by", *names], rows, options.markdown)
 
 
 if __name__ == "__main__":

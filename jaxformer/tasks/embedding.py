@@ -120,7 +120,7 @@ class Embedding(Task):
 
         usable, tally = R.read_answers(data, read, c.bad_rows)
         ids = iter(encode_batch(self.tokenizer, [text for _, (texts, _) in usable for text in texts]))
-        numbers = numbered([texts for _, (texts, _) in usable])
+        numbers = numbered([c.texts(record) for record, _ in usable])  # a prompt makes no other text
         examples: list[Example] = []
         for (_, (texts, label)), number in zip(usable, numbers, strict=True):
             inputs = [

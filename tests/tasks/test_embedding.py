@@ -48,6 +48,7 @@ def test_inputs_by_hand():
     assert batch["input_ids"][1, 3].tolist() == [CLS, *bytes_of("abcdef"), SEP]
     assert batch["attention_mask"].sum(-1).tolist() == [[5, 5, 3, 0], [5, 3, 3, 8], [5, 3, 0, 0], [4, 3, 3, 0], [0] * 4]
     assert batch["text_numbers"][:, :2].tolist() == [[0, 1], [3, 4], [0, 7], [8, 4], [-1, -1]]
+    assert batch["text_numbers"][3].tolist() == [8, 4, 8, -1]  # its prompt does not make the query another text
 
 
 def test_vectors_are_those_of_each_text_alone():

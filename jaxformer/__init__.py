@@ -28,7 +28,7 @@ _MODELS = (
 )
 _PLACES = {
     **{f"AutoModel{name}": "hub" for name in _MODELS},
-    **dict.fromkeys(("AutoConfig", "AutoTokenizer", "push_to_hub", "save_pretrained"), "hub"),
+    **dict.fromkeys(("AutoConfig", "AutoTokenizer", "AutoSentenceEncoder", "push_to_hub", "save_pretrained"), "hub"),
     **dict.fromkeys(("generate", "stream", "prepare"), "generation"),
     "pipeline": "pipelines",
     "load_run": "training.export",

@@ -380,7 +380,9 @@ def _sizes(run: Run, texts: Sequence[Sequence[str]]) -> Iterator[list[tuple[int,
         frame = frame_of(run.tokenizer, pair=len(n) > 1).size
         if c.type == "seq2seq":
             yield [(n[0], length - frame_of(run.tokenizer).size), (n[1] + 1, c.target_length)]
-        elif c.type == "multiple_choice":
+        elif c.type == "embedding":
+            yield [(tokens, length - frame_of(run.tokenizer).size) for tokens in n]
+        elif c.type in ("multiple_choice", "ranking"):
             yield [(n[0] + choice + frame, length) for choice in n[1:]]
         elif c.type == "question_answering":  # contexts are read in windows
             yield [(n[0], c.max_question_tokens)]

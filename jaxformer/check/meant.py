@@ -139,6 +139,8 @@ def compared_record(run: Run, record: Record) -> Iterator[Compared]:
         "sequence_classification": _classified,
         "token_classification": _tagged,
         "multiple_choice": _chosen,
+        "embedding": _embedded,
+        "ranking": _ranked,
         "seq2seq": _translated,
         "instruction": _answered,
         **dict.fromkeys(PAIRS, _preferred),
@@ -210,6 +212,44 @@ def _chosen(run: Run, record: Record, row: Row, found: list[Passage], place: str
     right = found[int(row["labels"])]
     meant = tuple(through(run.tokenizer, text) for text in texts)
     yield Compared(f"{place}: the right choice", _text(run, right, trained=True), meant, _full(run, right))
+
+
+def _related(c: Any, record: Record) -> list[str]:
+    """The two texts of a record, then its negatives."""
+    negatives: Any = () if c.negatives_column is None else record[c.negatives_column] or ()
+    return [
+        record[c.text_column],
+        record[c.text_pair_column],
+        *([negatives] if isinstance(negatives, str) else negatives),
+    ]
+
+
+def _labelled(c: Any, record: Record, row: Row, place: str) -> Iterator[Compared]:
+    if c.label_column is None:
+        return
+    value: Any = record[c.label_column]
+    low, high = c.label_range
+    number = np.float32((float(getattr(value, "number", value)) - low) / (high - low))
+    yield Compared(f"{place}: label", f"{float(row['labels']):.5g}", (f"{number:.5g}",))
+
+
+def _embedded(run: Run, record: Record, row: Row, found: list[Passage], place: str) -> Iterator[Compared]:
+    c = config_of(run)
+    query, *others = _related(c, record)
+    texts = [c.query_prompt + query, *(c.document_prompt + text for text in others)]
+    for number, (passage, text) in enumerate(zip(found, texts, strict=True), 1):
+        meant = (through(run.tokenizer, text),)
+        yield Compared(f"{place}: text {number}", _text(run, passage), meant, _full(run, passage))
+    yield from _labelled(c, record, row, place)
+
+
+def _ranked(run: Run, record: Record, row: Row, found: list[Passage], place: str) -> Iterator[Compared]:
+    c = config_of(run)
+    query, *others = _related(c, record)
+    for number, (passage, text) in enumerate(zip(found, others, strict=True), 1):
+        meant = tuple(through(run.tokenizer, part) for part in (query, text))
+        yield Compared(f"{place}: pair {number}", _text(run, passage), meant, _full(run, passage))
+    yield from _labelled(c, record, row, place)
 
 
 def _answers(run: Run, record: Record, rows: list[Row], place: str) -> Iterator[Compared]:

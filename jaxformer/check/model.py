@@ -148,7 +148,7 @@ class ModelSubject:
 
 def _of_texts(model: Any, name: str) -> bool:
     """True if an output belongs to whole texts, not to tokens."""
-    return name == "pair_logits" or (name == "logits" and isinstance(model, SequenceClassifier))
+    return name in ("pair_logits", "embedding") or (name == "logits" and isinstance(model, SequenceClassifier))
 
 
 def outputs(model: Any, params: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,8 +28,10 @@ from jaxformer.hub.save import save_pretrained
 from jaxformer.hub.tokenizer import AutoTokenizer
 from jaxformer.models import Decoder, EncoderDecoder
 from jaxformer.models.masked_lm import Discriminator
+from jaxformer.models.sentence_encoder import SentenceEncoder
 from jaxformer.models.value_head import without_value
 from jaxformer.pipelines import pipeline
+from jaxformer.pipelines.opened_model import as_kind
 from jaxformer.schema import UserError
 from jaxformer.tasks.responses import ResponseTask
 
@@ -51,6 +53,9 @@ def _as_exported(subject: ModelSubject) -> tuple[Any, Any]:
     if isinstance(model, Discriminator):
         model = model.clone(generator_config=None)
         params = {name: tree for name, tree in params.items() if not name.startswith("generator")}
+    if isinstance(model, SentenceEncoder):  # its dense layers are in files of their own
+        model, params = as_kind("the model", model, params, "body")
+        params = {name: tree for name, tree in params.items() if not name.startswith("dense_layers")}
     return model, params
 
 

@@ -107,6 +107,13 @@ def compared(pipe: Pipeline, source: str, sentences: str) -> list[list[Any]]:
     return [[sentence, round(cosine, 4)] for cosine, sentence in rows]
 
 
+def ranked(pipe: Pipeline, query: str, texts: str) -> list[list[Any]]:
+    """A row for each line of ``texts``, the best first: text, score."""
+    documents = [line.strip() for line in filled(texts, "the list of texts").splitlines() if line.strip()]
+    found = pipe({"query": filled(query, "the query"), "documents": documents}, **uncut(pipe))
+    return [[answer["text"], round(answer["score"], 4)] for answer in found]
+
+
 def as_similarity(pipe: Pipeline) -> Pipeline:
     """The sentence-similarity pipeline with the model of a feature-extraction pipeline."""
     if pipe.task == "sentence-similarity":

@@ -122,6 +122,7 @@ PANELS = {
     "zero-shot-classification": Panel(_classes, _labels, answers.judged, verb="Classify"),
     "feature-extraction": Panel(_sentences, _table("sentence", "cosine"), answers.compared, verb="Compare"),
     "sentence-similarity": Panel(_sentences, _table("sentence", "cosine"), answers.compared, verb="Compare"),
+    "text-ranking": Panel(_sentences, _table("text", "score"), answers.ranked, verb="Rank"),
     "text-generation": Panel(_text, _written, answers.written, drawing, "Write"),
     "text2text-generation": Panel(_text, _written, answers.rewritten, _beams, "Write"),
     "summarization": Panel(_text, _written, answers.rewritten, _beams, "Summarize"),

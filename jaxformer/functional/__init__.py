@@ -14,6 +14,13 @@ from jaxformer.functional.decoding.key_value import (
 )
 from jaxformer.functional.decoding.packed import Packed, pack, pack_table, take_rows
 from jaxformer.functional.distillation import DistillationSums, chunked_distillation_loss, distillation_loss
+from jaxformer.functional.embedding import (
+    contrastive_scores,
+    cosent_loss,
+    cosines,
+    pool_states,
+    unit,
+)
 from jaxformer.functional.exact.attention import exact_multi_head_attention
 from jaxformer.functional.exact.rows import (
     ExactKernel,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from jaxformer.functional.chunks import Tokens, columns_of, sum_over_chunks
 from jaxformer.functional.log_probs import IGNORE, HeadWeights, head_logits, label_log_probs, zero_ignored
@@ -151,7 +151,7 @@ def class_weighted_cross_entropy(
     return LossSum(jnp.sum(loss), jnp.sum(weights))
 
 
-def binary_cross_entropy(logits: Float[Array, "*labels"], labels: Int[Array, "*labels"]) -> LossSum:
+def binary_cross_entropy(logits: Float[Array, "*labels"], labels: Num[Array, "*labels"]) -> LossSum:
     """Cross-entropy of yes-or-no labels, summed over those that are not -100; float32.
 
     Per label ``-y log s(x) - (1-y) log s(-x) = softplus(x) - x y`` with the logistic function ``s``; the weight is the
@@ -159,7 +159,7 @@ def binary_cross_entropy(logits: Float[Array, "*labels"], labels: Int[Array, "*l
 
     Args:
         logits: ``x`` above, any float dtype.
-        labels: ``y`` above, 0 or 1; -100 gives exactly 0 and a zero gradient, whatever the logit.
+        labels: ``y`` above, 0 or 1, or a probability; -100 gives exactly 0 and a zero gradient, whatever the logit.
     """
     trained = labels != IGNORE
     logits = jnp.where(trained, logits.astype(jnp.float32), 0.0)

@@ -13,6 +13,7 @@ from jaxformer.hub.auto import (
     AutoModelForSequenceClassification,
     AutoModelForTextEncoding,
     AutoModelForTokenClassification,
+    AutoSentenceEncoder,
     CLIPTextModelWithProjection,
 )
 from jaxformer.hub.pretrained import Pretrained, PretrainedWarning
@@ -32,6 +33,7 @@ __all__ = [
     "AutoModelForSequenceClassification",
     "AutoModelForTextEncoding",
     "AutoModelForTokenClassification",
+    "AutoSentenceEncoder",
     "AutoTokenizer",
     "CLIPTextModelWithProjection",
     "Pretrained",

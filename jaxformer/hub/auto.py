@@ -3,11 +3,16 @@
 from pathlib import Path
 from typing import Any, ClassVar
 
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 
-from jaxformer.hub.pretrained import Pretrained, load, read_config
+from jaxformer.hub.pretrained import Pretrained, load, read_checkpoint, read_config
 from jaxformer.hub.repository import Repository
+from jaxformer.hub.sentence_files import MODULES_FILE, read_sentence_format
 from jaxformer.models.config import TransformerConfig
+from jaxformer.schema import UserError
 
 
 class AutoConfig:
@@ -92,6 +97,36 @@ class AutoModel:
             ignore_mismatched_sizes=ignore_mismatched_sizes,
             overrides=overrides,
         )
+
+
+class AutoSentenceEncoder:
+    """The vector of a text, as a folder of sentence-transformers says: ``embedding``."""
+
+    @staticmethod
+    def from_pretrained(
+        name_or_path: str | Path,
+        *,
+        dtype: str = "float32",
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        **overrides: Any,
+    ) -> Pretrained:
+        """The model and its parameters; arguments as of ``AutoModel.from_pretrained``.
+
+        Raises:
+            UserError: if there is no such model, or it says no way from states to a vector.
+        """
+        repository = Repository(str(name_or_path), revision, token, cache_dir, local_files_only)
+        found = read_sentence_format(repository)
+        if found is None:
+            raise UserError(f"{name_or_path} has no {MODULES_FILE} with a pooling, expected a sentence encoder")
+        body, _, loaded, _ = read_checkpoint(repository, "body", dtype=dtype, overrides=overrides)
+        params = unflatten_dict(loaded.params, sep="/")
+        params.pop("pooler", None)  # not a part of the states
+        dense = jax.tree.map(lambda x: jnp.asarray(x, dtype), found[1])
+        return Pretrained(found[0].encoder(body.config), params | dense)
 
 
 class AutoModelForCausalLM(AutoModel):

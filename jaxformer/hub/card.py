@@ -5,30 +5,34 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from jaxformer.hub.kinds import KINDS
-from jaxformer.models.config import TransformerConfig
+from jaxformer.hub.kinds import KINDS, kind_of
+from jaxformer.models.sentence_encoder import SentenceEncoder
+
+OF_MODEL = """model, params = jaxformer.{opener}.from_pretrained("{name}")
+tokenizer = jaxformer.AutoTokenizer.from_pretrained("{name}")
+output = model.apply({{"params": params}}, **tokenizer(["a text"], padding=True, return_tensors="np"))"""
+OF_SENTENCES = """vectors = jaxformer.pipeline("feature-extraction", "{name}")(["a text", "another"])"""
 
 
-def model_card(
-    name: str, kind: str, config: TransformerConfig, metrics: Mapping[str, float], card: Mapping[str, Any]
-) -> str:
+def model_card(name: str, model: Any, metrics: Mapping[str, float], card: Mapping[str, Any]) -> str:
     """The card's text, with its head of metadata.
 
     Args:
         name: of the model.
-        kind: of the model.
-        config: of the model.
+        model: the model.
         metrics: results by name.
         card: further keys of the head, such as ``license`` or ``datasets``.
     """
-    task, opener = KINDS[kind].task, KINDS[kind].opener
+    config, sentences = model.config, isinstance(model, SentenceEncoder)
+    task, opener = KINDS[kind_of(model)].task, KINDS[kind_of(model)].opener
+    theirs = "sentence_transformers.SentenceTransformer" if sentences else f"transformers.{opener}.from_pretrained"
     results = [
         EvalResult(task or "other", "validation", str(card.get("datasets", "validation")), metric, float(value))
         for metric, value in metrics.items()
     ]
     head = ModelCardData(
-        library_name="transformers",
-        pipeline_tag=task,
+        library_name="sentence-transformers" if sentences else "transformers",
+        pipeline_tag="sentence-similarity" if sentences else task,
         tags=["jax", "jaxformer", config.type],
         model_name=name,
         eval_results=results or None,
@@ -47,10 +51,8 @@ A {config.type} model ({config.num_layers} layers, {config.hidden_size} wide), t
 ```python
 import jaxformer
 
-model, params = jaxformer.{opener}.from_pretrained("{name}")
-tokenizer = jaxformer.AutoTokenizer.from_pretrained("{name}")
-output = model.apply({{"params": params}}, **tokenizer(["a text"], padding=True, return_tensors="np"))
+{(OF_SENTENCES if sentences else OF_MODEL).format(opener=opener, name=name)}
 ```
 
-PyTorch's `transformers.{opener}.from_pretrained` opens it too.
+PyTorch's `{theirs}` opens it too.
 """

@@ -21,6 +21,7 @@ from jaxformer.models.heads import (
     TokenClassifier,
 )
 from jaxformer.models.masked_lm import Discriminator, MaskedLM
+from jaxformer.models.sentence_encoder import SentenceEncoder
 from jaxformer.models.transformer import Decoder, EncoderDecoder
 from jaxformer.schema import UserError
 
@@ -87,13 +88,15 @@ def build(config: TransformerConfig, kind: str, *, num_labels: int = 2, labels: 
 
 
 def kind_of(model: nn.Module) -> str:
-    """The kind a model is of.
+    """The kind a model is of; what a sentence encoder has on its body is in files of its own.
 
     Raises:
         UserError: if it is none that the Hugging Face format knows.
     """
     if isinstance(model, MaskedLM):
         return "pre_training" if model.sentence_pairs else "masked_lm"
+    if isinstance(model, SentenceEncoder):
+        return "body"
     for name, kind in KINDS.items():
         if type(model) is kind.model:
             return name

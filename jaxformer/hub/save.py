@@ -19,8 +19,10 @@ from jaxformer.hub.card import model_card
 from jaxformer.hub.kinds import kind_of
 from jaxformer.hub.pretrained import CONFIG_FILE, GENERATION_FILE, describe
 from jaxformer.hub.repository import first_line
+from jaxformer.hub.sentence_files import write_sentence_files
 from jaxformer.hub.weights import SAFETENSORS, SAFETENSORS_INDEX
 from jaxformer.models.config import TransformerConfig, check_dtype
+from jaxformer.models.sentence_encoder import SentenceEncoder
 from jaxformer.schema import UserError, local_path
 from jaxformer.tokenizers import PreTrainedTokenizer, save_tokenizer
 
@@ -90,7 +92,7 @@ def save_pretrained(
 
     ``config.json``, ``model.safetensors`` (above ``shard_bytes`` in shards, with an index), a model card, and the
     tokenizer's files; of a model that writes text ``generation_config.json`` with its token ids and the settings in
-    ``config.generation``. Nothing of the training's state.
+    ``config.generation``; of a sentence encoder the files of sentence-transformers. Nothing of the training's state.
 
     Args:
         folder: made if need be; files of these names are replaced.
@@ -127,7 +129,9 @@ def save_pretrained(
         _write_json(target / GENERATION_FILE, {**ids, **config.generation_settings})
     if tokenizer is not None:
         save_tokenizer(tokenizer, target)
-    write_atomically(target / CARD_FILE, model_card(target.name, kind, config, metrics or {}, card or {}))
+    if isinstance(model, SentenceEncoder):
+        write_sentence_files(target, model, nn.unbox(params))
+    write_atomically(target / CARD_FILE, model_card(target.name, model, metrics or {}, card or {}))
     return target
 
 
@@ -216,7 +220,7 @@ def push_to_hub(
         try:
             made = api.create_repo(name, private=private, exist_ok=True)
             metrics, card = saved.get("metrics") or {}, saved.get("card") or {}
-            write_atomically(path / CARD_FILE, model_card(made.repo_id, kind_of(model), model.config, metrics, card))
+            write_atomically(path / CARD_FILE, model_card(made.repo_id, model, metrics, card))
             return _commit(api, made.repo_id, path, revision, message)
         except Exception as error:  # the library, the one below it and the one for large files raise many kinds
             raise UserError(f"{name} could not be uploaded: {_refusal(error)}") from error

@@ -20,6 +20,18 @@ from jaxformer.models.outputs import BodyOutput, HeadOutput, Layers, SpanOutput,
 from jaxformer.models.transformer import BODIES
 
 
+def pool(config: TransformerConfig, hidden: jax.Array, attention_mask: Any, pooling: str) -> jax.Array:
+    """``functional.pool_states``, by the numerics of the model."""
+    real = jnp.ones(hidden.shape[:2], bool) if attention_mask is None else jnp.asarray(attention_mask, bool)
+    if not config.exact or pooling != "mean":
+        return F.pool_states(hidden, real, pooling)
+    summed = jnp.where(real[..., None], hidden.astype(jnp.float32), 0.0)
+    # In order, token after token, zeros wherever they are: no sum depends on the length.
+    add = lambda total, x: (total + x, None)  # noqa: E731
+    total = jax.lax.scan(add, jnp.zeros_like(summed[:, 0]), summed.swapaxes(0, 1))[0]
+    return (total / jnp.maximum(jnp.sum(real, axis=1), 1)[:, None]).astype(hidden.dtype)
+
+
 class Pooler(nn.Module):
     """One state for the whole text: that of its first token, that of its last, which has seen all others, or the mean.
 
@@ -39,20 +51,8 @@ class Pooler(nn.Module):
 
     def __call__(self, hidden: jax.Array, attention_mask: Any) -> jax.Array:
         """``[B, T, D]`` to ``[B, D]``."""
-        B, T = hidden.shape[:2]
-        real = jnp.ones((B, T), bool) if attention_mask is None else jnp.asarray(attention_mask, bool)
-        if self.config.pooled_state == "mean":
-            summed = jnp.where(real[..., None], hidden.astype(jnp.float32), 0.0)
-            # In order, token after token, zeros wherever they are: no sum depends on the length.
-            add = lambda total, x: (total + x, None)  # noqa: E731
-            exact = self.config.exact
-            total = (
-                jax.lax.scan(add, jnp.zeros_like(summed[:, 0]), summed.swapaxes(0, 1))[0] if exact else summed.sum(1)
-            )
-            return self.transform((total / jnp.maximum(jnp.sum(real, axis=1), 1)[:, None]).astype(hidden.dtype))
-        first = self.config.pooled_state in ("first", "end")
-        place = jnp.argmax(real, axis=-1) if first else T - 1 - jnp.argmax(real[:, ::-1], axis=-1)
-        return self.transform(jnp.take_along_axis(hidden, place[:, None, None], axis=1)[:, 0])
+        pooling = "first" if self.config.pooled_state == "end" else self.config.pooled_state
+        return self.transform(pool(self.config, hidden, attention_mask, pooling))
 
     def transform(self, x: jax.Array) -> jax.Array:
         """Applies the dense layer with activation and norm to ``[..., D]``, if there is one."""

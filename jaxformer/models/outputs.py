@@ -151,6 +151,20 @@ class TextEmbedding(StackLayers):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class EmbeddingOutput(StackLayers, Seq2SeqLayers):
+    """Output of a sentence encoder.
+
+    Attributes:
+        embedding: ``[B, E]`` float32.
+        last_hidden_state: ``[B, T, D]`` of the body, an encoder-decoder's of the encoder.
+    """
+
+    embedding: jax.Array
+    last_hidden_state: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class SpanOutput(StackLayers, Seq2SeqLayers):
     """Scores ``[B, T]`` float32 of each token as the first and as the last of the answer."""
 

@@ -237,12 +237,16 @@ class Pipeline(ABC):
 
     def run(self, rows: Sequence[Row], options: Any) -> list[Any]:
         """The model's output for each row."""
+        return self.run_with(type(self).forward, self.model, rows, self.per_token)
+
+    def run_with(self, function: Callable[..., Any], model: Any, rows: Sequence[Row], per_token: bool) -> list[Any]:
+        """The output of ``function(model, params, batch)`` for each row."""
 
         def forward(batch: Arrays) -> Any:
-            return run_model(type(self).forward, self.model, self.params, batch)
+            return run_model(function, model, self.params, batch)
 
         side, pad_id = self.tokenizer.padding_side, self.tokenizer.pad_token_id or 0
-        return run_rows(rows, forward, self.batch_size, self.longest, side, pad_id, self.per_token)
+        return run_rows(rows, forward, self.batch_size, self.longest, side, pad_id, per_token)
 
     def tokenize(self, texts: Sequence[Any], pairs: Sequence[str] | None = None, **options: Any) -> list[Row]:
         """One row for each text, or several; ``about`` is its ``Encoding`` and the number of the text."""

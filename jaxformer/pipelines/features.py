@@ -1,34 +1,47 @@
 """States and vectors of texts: feature extraction, and how alike sentences are."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
 from pydantic import Field
 
+from jaxformer.hub.sentence_files import SentenceFormat
 from jaxformer.pipelines.base_pipeline import Pipeline, apply, require_text
 from jaxformer.pipelines.batching import Row
 from jaxformer.schema import Schema, UserError
 
-Pooling = Literal["mean", "first", "last"]
+
+class VectorOptions(Schema):
+    """Options of what makes a vector of a text."""
+
+    pooling: Literal["mean", "first", "last"] | None = Field(
+        None, description="from states to a vector, without the model's dense layers; default: as the model says"
+    )
+    prompt: str | None = Field(None, description="prefix of the texts")
+    prompt_name: str | None = Field(
+        None, description="name of one of the model's prompts; default: its default, if any"
+    )
+    truncation: bool = Field(True, description="cut a text that is too long")
+    max_length: int | None = Field(None, ge=1, description="tokens of a text; default: what the model was trained with")
 
 
-class FeatureOptions(Schema):
+class FeatureOptions(VectorOptions):
     """Options of feature extraction."""
 
-    pooling: Pooling | None = Field(None, description="one vector a text: the mean of its states, the first, the last")
-    normalize: bool = Field(False, description="scale the vectors to length 1")
+    pooling: Literal["mean", "first", "last", "none"] | None = Field(  # type: ignore[assignment]
+        None,
+        description="one vector a text: the mean of its states, the first, the last; none: the states; default: the "
+        "vector of a sentence encoder, the states of another model",
+    )
+    normalize: bool | None = Field(None, description="scale the vectors to length 1; default: as the model says")
     return_tensors: bool = Field(False, description="arrays of NumPy in place of lists")
-    truncation: bool = Field(True, description="cut a text that is too long")
-    max_length: int | None = Field(None, ge=1, description="tokens of a text; default: what the model reads")
 
 
-def pooled(states: np.ndarray, pooling: str) -> np.ndarray:
-    """One vector ``[D]`` from the states ``[T, D]`` of a text."""
-    if pooling == "mean":
-        return np.asarray(np.mean(states, axis=0))
-    return np.asarray(states[0 if pooling == "first" else -1])
+class SimilarityOptions(VectorOptions):
+    """Options of sentence similarity."""
 
 
 def unit(vector: np.ndarray) -> np.ndarray:
@@ -36,56 +49,89 @@ def unit(vector: np.ndarray) -> np.ndarray:
     return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-12))
 
 
-class FeatureExtraction(Pipeline):
-    """The last hidden states of each text, ``[1, T, D]`` as nested lists; with ``pooling`` one vector ``[D]``.
+class VectorPipeline(Pipeline):
+    """The base of the pipelines that make a vector of a text, as sentence-transformers do where the model is theirs."""
 
-    Special tokens are among the states, padding is not.
-    """
-
-    Options: ClassVar[type[Any]] = FeatureOptions
     per_token = True
 
-    def encode(self, items: Sequence[Any], options: Any) -> list[list[Row]]:
-        """One row a text."""
-        texts = [require_text(item, "the input") for item in items]
-        return [[row] for row in self.rows_of(texts, None, options.truncation, options.max_length)]
+    def format(self, options: Any) -> SentenceFormat | None:
+        """The way from states to the vector; None: no vector but the states."""
+        own = self.opened.sentences
+        if options.pooling == "none":
+            return None
+        return own if options.pooling is None else SentenceFormat(options.pooling)
+
+    @property
+    def width(self) -> int:
+        """Numbers of a vector."""
+        found = self.format(self.options)
+        assert found is not None, "asked of vectors only"
+        return found.encoder(self.model.config).width
+
+    def vector_rows(self, texts: Sequence[str], options: Any) -> list[Row]:
+        """One row a text, behind its prompt."""
+        own = self.opened.sentences or SentenceFormat()
+        name = own.default_prompt if options.prompt_name is None else options.prompt_name
+        if name is not None and name not in own.prompts:
+            known = ", ".join(own.prompts) or "none"
+            raise UserError(f"prompt_name is {name!r}, expected one that {self.name} has: {known}; or give prompt=")
+        prompt = options.prompt if options.prompt is not None else own.prompts[name] if name is not None else ""
+        whole = [prompt + text for text in texts] if prompt else texts
+        return self.rows_of(whole, None, options.truncation, options.max_length, own.longest)
+
+    @staticmethod
+    def vectors(model: Any, params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        """Vectors ``[B, E]``."""
+        return apply(model, params, batch).embedding
 
     @staticmethod
     def forward(model: Any, params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
         """States ``[B, T, D]``; of an encoder-decoder the decoder's, which reads the text too."""
         return apply(model, params, batch).last_hidden_state.astype(np.float32)
 
+    def run(self, rows: Sequence[Row], options: Any) -> list[Any]:
+        """The states of each row, or its vector before it is scaled: lengths must not depend on the batch."""
+        found = self.format(options)
+        if found is None:
+            return super().run(rows, options)
+        return self.run_with(
+            VectorPipeline.vectors, replace(found, normalize=False).encoder(self.model.config), rows, False
+        )
+
+
+class FeatureExtraction(VectorPipeline):
+    """The vector of each text, where the model is a sentence encoder or with ``pooling``; else its last hidden states.
+
+    States are ``[1, T, D]``, as nested lists; special tokens are among them, padding is not. Vectors are ``[E]``.
+    """
+
+    Options: ClassVar[type[Any]] = FeatureOptions
+
+    def encode(self, items: Sequence[Any], options: Any) -> list[list[Row]]:
+        """One row a text."""
+        return [[row] for row in self.vector_rows([require_text(item, "the input") for item in items], options)]
+
     def result(self, item: Any, rows: Sequence[Row], outputs: Sequence[Any], options: Any) -> Any:
         """The states, or the vector."""
-        states = outputs[0] if options.pooling is None else pooled(outputs[0], options.pooling)
-        if options.normalize:
-            if options.pooling is None:
-                raise UserError("normalize is true without pooling, expected pooling='mean', 'first' or 'last' with it")
-            states = unit(states)
-        states = states[None] if options.pooling is None else states
-        return states if options.return_tensors else states.tolist()
+        found, values = self.format(options), outputs[0]
+        if found is None and options.normalize:
+            raise UserError("normalize is true without pooling, expected pooling='mean', 'first' or 'last' with it")
+        if found is None:
+            values = values[None]
+        elif found.normalize if options.normalize is None else options.normalize:
+            values = unit(values)
+        return values if options.return_tensors else values.tolist()
 
 
-class SimilarityOptions(Schema):
-    """Options of sentence similarity."""
-
-    pooling: Pooling | None = Field(
-        None, description="from states to a vector; default: the model's own, else the mean"
-    )
-    truncation: bool = Field(True, description="cut a text that is too long")
-    max_length: int | None = Field(None, ge=1, description="tokens of a text; default: what the model was trained with")
-
-
-class SentenceSimilarity(Pipeline):
+class SentenceSimilarity(VectorPipeline):
     """The cosines of a sentence with others: ``{"source_sentence": ..., "sentences": [...]}`` gives a list of numbers.
 
     Also ``pipe(sentence, sentences)``, and for several ``pipe([...], [...])`` a list of lists, a row for each of the
     first. A sentence's vector is the mean of its tokens' states (Reimers and Gurevych 2019, section 3), or what the
-    model's ``1_Pooling/config.json`` says; of an encoder-decoder the encoder's states are used.
+    files of a sentence encoder say; of an encoder-decoder the encoder's states are used.
     """
 
     Options: ClassVar[type[Any]] = SimilarityOptions
-    per_token = True
     takes = "{'source_sentence': ..., 'sentences': [...]}"
 
     def __call__(self, inputs: Any, sentences: Any = None, **options: Any) -> Any:
@@ -95,47 +141,26 @@ class SentenceSimilarity(Pipeline):
         if isinstance(inputs, str):
             return super().__call__({"source_sentence": inputs, "sentences": sentences}, **options)
         parsed, texts = self._parse(options), [*inputs, *sentences]
-        vectors = list(self._vectors(texts, parsed))
-        first, second = vectors[: len(inputs)], vectors[len(inputs) :]
-        return [[float(a @ b) for b in second] for a in first]
-
-    def _vectors(self, texts: Sequence[str], options: Any) -> list[np.ndarray]:
-        found, pooling = [], self.pooling(options)
+        found: list[np.ndarray] = []
         for start in range(0, len(texts), self.window_size):
             some = [require_text(text, "a sentence") for text in texts[start : start + self.window_size]]
-            found += [unit(pooled(states, pooling)) for states in self.run(self._rows(some, options), options)]
-        return found
+            found += [unit(vector) for vector in self.run(self.vector_rows(some, parsed), parsed)]
+        first, second = found[: len(inputs)], found[len(inputs) :]
+        return [[float(a @ b) for b in second] for a in first]
 
-    def pooling(self, options: Any) -> str:
-        """The pooling of states into a vector, if it is one of those supported."""
-        name = options.pooling or self.opened.pooling or "mean"
-        if name not in ("mean", "first", "last"):
-            raise UserError(
-                f"{self.name} says {name}, expected mean, first or last: such a model is not supported; "
-                "pooling= takes another way than it was trained with"
-            )
-        return str(name)
-
-    def _rows(self, texts: Sequence[str], options: Any) -> list[Row]:
-        return self.rows_of(texts, None, options.truncation, options.max_length, self.opened.longest)
+    def format(self, options: Any) -> SentenceFormat:
+        """The way from states to the vector."""
+        return super().format(options) or SentenceFormat()
 
     def encode(self, items: Sequence[Any], options: Any) -> list[list[Row]]:
         """A row for the sentence and one for each that it is compared with."""
-        self.pooling(options)
         texts = [_sentences(item) for item in items]
-        rows = iter(self._rows([text for group in texts for text in group], options))
+        rows = iter(self.vector_rows([text for group in texts for text in group], options))
         return [[next(rows) for _ in group] for group in texts]
-
-    @staticmethod
-    def forward(model: Any, params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-        """States ``[B, T, D]``."""
-        output = apply(model, params, batch)
-        states = output.encoder_last_hidden_state
-        return (output.last_hidden_state if states is None else states).astype(np.float32)
 
     def result(self, item: Any, rows: Sequence[Row], outputs: Sequence[Any], options: Any) -> list[float]:
         """The cosines."""
-        vectors = [unit(pooled(states, self.pooling(options))) for states in outputs]
+        vectors = [unit(vector) for vector in outputs]
         return [float(vectors[0] @ vector) for vector in vectors[1:]]
 
     def from_record(self, record: Mapping[str, Any], column: str) -> Any:

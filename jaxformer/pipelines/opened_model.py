@@ -15,15 +15,15 @@ from jaxformer.generation import read_settings
 from jaxformer.hub.kinds import abstract_params, kind_of
 from jaxformer.hub.pretrained import CONFIG_FILE, GENERATION_FILE, read_checkpoint, read_config
 from jaxformer.hub.repository import Repository
+from jaxformer.hub.sentence_files import SentenceFormat, format_of, read_sentence_format, score_function
 from jaxformer.hub.tokenizer import AutoTokenizer
 from jaxformer.models.config import check_dtype
 from jaxformer.models.exact import check_exact, with_numerics
 from jaxformer.models.heads import Body
+from jaxformer.models.sentence_encoder import SentenceEncoder
 from jaxformer.pipelines.task_names import tasks_of
 from jaxformer.schema import UserError, local_path
 from jaxformer.tokenizers import PreTrainedTokenizer
-
-POOLING_FILE, SENTENCE_FILE = "1_Pooling/config.json", "sentence_bert_config.json"
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Opened:
         model: the module.
         params: its parameters.
         tokenizer: its tokenizer.
-        pooling: of a sentence encoder, how the states of a text become one vector; None if nothing says.
-        longest: tokens that a sentence encoder was trained with; None if nothing says.
+        sentences: of a sentence encoder, how the states of a text become one vector; None if nothing says.
+        score: of a cross-encoder, the function from its logit to its score, ``sigmoid`` or ``none``; None likewise.
         settings_from: the file with the settings of generation, for messages.
         generation: what it says, as options of ``generate``.
         hf: the keys of ``config.json``.
@@ -46,8 +46,8 @@ class Opened:
     model: Any
     params: Any
     tokenizer: PreTrainedTokenizer
-    pooling: str | None = None
-    longest: int | None = None
+    sentences: SentenceFormat | None = None
+    score: str | None = None
     settings_from: str = "the model's configuration"
     generation: Mapping[str, Any] = field(default_factory=dict)
     hf: Mapping[str, Any] = field(default_factory=dict)
@@ -153,6 +153,8 @@ def as_kind(name: str, model: Any, params: Any, kind: str | None) -> tuple[Any, 
     if kind not in (None, "body"):
         raise _refuse(name, found, kind, f"its head is {found}")
     body = Body(model.config)
+    if isinstance(model, SentenceEncoder):
+        return body, nn.unbox(params)  # with its dense layers
     names = flatten_dict(nn.unbox(abstract_params(body)), sep="/").keys()
     flat = flatten_dict(nn.unbox(params), sep="/")
     return body, unflatten_dict({path: flat[path] for path in names}, sep="/")
@@ -162,9 +164,10 @@ def _given(model: nn.Module, params: Any, tokenizer: Any, kind: str | None) -> O
     if params is None or tokenizer is None:
         missing = "params" if params is None else "tokenizer"
         raise UserError(f"a model was given without {missing}, expected model=, params= and tokenizer= together")
-    name = type(model).__name__
+    name, given = type(model).__name__, model
     model, params = as_kind(name, model, nn.unbox(params), kind)
-    return Opened(name, model, params, tokenizer)
+    sentences = format_of(given) if isinstance(given, SentenceEncoder) else None
+    return Opened(name, model, params, tokenizer, sentences)
 
 
 def _run(folder: Path, kind: str | None) -> Opened:
@@ -182,11 +185,15 @@ def _run(folder: Path, kind: str | None) -> Opened:
         raise UserError(f"{folder} is a run that has not saved a checkpoint yet; train it further")
     trained = load_run(folder)
     model, params = as_kind(str(folder), trained.model, trained.params, kind)
+    sentences = None
+    if isinstance(trained.model, SentenceEncoder):
+        sentences = format_of(trained.model)
     return Opened(
         str(folder),
         model,
         params,
         trained.tokenizer,
+        sentences,
         settings_from=f"model.generation in {RUN_FILE} of {folder}",
         hf=trained.keys,
     )
@@ -210,29 +217,23 @@ def _hub(repository: Repository, kind: str | None, with_tokenizer: bool, dtype: 
         options: dict[str, Any] = {"revision": r.revision, "token": r.token, "cache_dir": r.cache_dir}
         tokenizer = AutoTokenizer.from_pretrained(r.name, local_files_only=r.local_files_only, **options)
     model, _, loaded, hf = read_checkpoint(repository, wanted, dtype=dtype or "float32")
-    params, sentences = unflatten_dict(loaded.params, sep="/"), wanted == "body"
-    if sentences:
+    params, sentences, score = unflatten_dict(loaded.params, sep="/"), None, None
+    if wanted == "body":
         model = Body(model.config)
         params.pop("pooler", None)  # trained for pairs of sentences, not a part of the states
+        if (read := read_sentence_format(repository)) is not None:
+            sentences, params = read[0], params | read[1]
     elif loaded.missing:
         raise _refuse(repository.name, found, wanted, f"the checkpoint has no {', '.join(loaded.missing)}")
+    elif wanted == "sequence_classification":
+        score = score_function(repository, hf)
     return Opened(
         repository.name,
         model,
         params,
         tokenizer,
-        _pooling(repository) if sentences else None,
-        (repository.find_json(SENTENCE_FILE) or {}).get("max_seq_length") if sentences else None,
+        sentences,
+        score,
         f"{CONFIG_FILE if repository.find(GENERATION_FILE) is None else GENERATION_FILE} of {repository.name}",
         hf=hf,
     )
-
-
-def _pooling(repository: Repository) -> str | None:
-    """The pooling of a sentence encoder, None if not given; under its own name if not supported."""
-    said = repository.find_json(POOLING_FILE)
-    if said is None:
-        return None
-    modes = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "first", "pooling_mode_lasttoken": "last"}
-    on = [key for key, value in said.items() if key.startswith("pooling_mode_") and value is True]
-    return modes[on[0]] if len(on) == 1 and on[0] in modes else " and ".join(on)

@@ -20,7 +20,21 @@ def predict(
     quoting: Quoting = "auto",
 ) -> Done:
     """Writes the pipeline's result for each line of a file by ``resumable.write_lines``."""
-    settings = {
+
+    def read(line: Line) -> Any:
+        return read_input(pipe, line, column)
+
+    def answer(inputs: list[Any]) -> list[Any]:
+        results = pipe.window(inputs, pipe.options)
+        return [result if isinstance(result, UserError) else pipe.record(result) for result in results]
+
+    settings = settings_of(pipe, column, quoting)
+    return write_lines(file, out, settings, read, answer, pipe.window_size, progress, quoting)
+
+
+def settings_of(pipe: Pipeline, column: str, quoting: Quoting) -> dict[str, Any]:
+    """What must be the same when an output is resumed."""
+    return {
         "task": pipe.task,
         "model": pipe.name,
         "model_files": model_files(pipe.name),
@@ -29,11 +43,7 @@ def predict(
         **({} if quoting == "auto" else {"quoting": quoting}),
     }
 
-    def read(line: Line) -> Any:
-        return pipe.from_record({column: line.value} if isinstance(line.value, str) else line.value, column)
 
-    def answer(inputs: list[Any]) -> list[Any]:
-        results = pipe.window(inputs, pipe.options)
-        return [result if isinstance(result, UserError) else pipe.record(result) for result in results]
-
-    return write_lines(file, out, settings, read, answer, pipe.window_size, progress, quoting)
+def read_input(pipe: Pipeline, line: Line, column: str) -> Any:
+    """The pipeline's input on a line."""
+    return pipe.from_record({column: line.value} if isinstance(line.value, str) else line.value, column)

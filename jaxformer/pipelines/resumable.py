@@ -1,4 +1,4 @@
-"""Writes one line of JSON for each line of a file of any size; an interrupted output is resumed."""
+"""Writes one row (a line of JSON, a vector) for each line of a file of any size; an interrupted output is resumed."""
 
 import hashlib
 import json
@@ -38,6 +38,19 @@ class Done:
     stopped_by: str | None = None  # the signal that stopped it, None at the end of the input
 
 
+@dataclass(frozen=True)
+class RowFormat:
+    """The rows of an output.
+
+    Attributes:
+        cut: truncates an output after its last whole row; returns its rows and the errors among them.
+        errors: counts the errors among rows.
+    """
+
+    cut: Callable[[Path], tuple[int, int]]
+    errors: Callable[[Sequence[bytes]], int]
+
+
 def check_file(path: Path) -> str:
     """Returns the kind of a file by its suffix: ``text``, ``json`` (lines) or ``csv``; any other is refused."""
     expected = "expected lines of JSON (.jsonl), .csv, .tsv or .txt, also with .gz"
@@ -59,19 +72,44 @@ def write_lines(
     progress: Callable[[int, int], None] = lambda lines, size: None,
     quoting: Quoting = "auto",
 ) -> Done:
-    """Writes one JSON object for each line of the input, ``{"error": "line 17: ..."}`` for a bad line.
+    """Writes a JSON object for each line of the input, ``{"error": "line 17: ..."}`` for a bad one, by ``write_rows``.
+
+    ``read`` makes an input of a line, or raises ``UserError`` for a bad one; ``answer`` makes records of the inputs of
+    a window.
+
+    Raises:
+        UserError: as ``write_rows``, or none of the first lines has the column.
+    """
+
+    def rows_of(window: Sequence[Line], first: bool) -> list[bytes]:
+        return _answers(window, read, answer, first)
+
+    format = RowFormat(_cut_to_lines, lambda rows: sum(row.startswith(ERROR) for row in rows))
+    return write_rows(file, out, settings, rows_of, format, window_size, progress, quoting)
+
+
+def write_rows(
+    file: Path,
+    out: Path,
+    settings: Mapping[str, Any],
+    rows_of: Callable[[Sequence[Line], bool], Sequence[bytes]],
+    format: RowFormat,
+    window_size: int,
+    progress: Callable[[int, int], None] = lambda lines, size: None,
+    quoting: Quoting = "auto",
+) -> Done:
+    """Writes one row for each line of the input.
 
     One window of lines is in memory. The output is its own record of progress: a further run with the same settings
-    resumes after its last complete line. Windows are the same lines in every run, so that the last bits of an answer,
+    resumes after its last complete row. Windows are the same lines in every run, so that the last bits of an answer,
     which may depend on its neighbours, do too. SIGINT and SIGTERM stop after the current window.
 
     ``OUT.about.json`` holds the settings, those that must be the same when the output is resumed; keys ending in
-    ``_files`` are not shown. ``read`` makes an input of a line, or raises ``UserError`` for a bad one; ``answer`` makes
-    records of the inputs of a window. ``progress`` is called after each window with the lines and the bytes done.
+    ``_files`` are not shown. ``rows_of`` makes the rows of a window, of which it is told whether nothing is before it.
+    ``progress`` is called after each window with the lines and the bytes done.
 
     Raises:
-        UserError: the input cannot be read, the output was begun with other settings or another input, or none of the
-            first lines has the column.
+        UserError: the input cannot be read, or the output was begun with other settings or another input.
     """
     kind = check_file(file)
     if not out.absolute().parent.is_dir():
@@ -79,7 +117,7 @@ def write_lines(
     if out.exists() and out.samefile(file):
         raise UserError(f"--file and --out are both {file}, expected two files")
     with _locked(out), _stop_signals() as stopped:
-        earlier, errors = _begin_or_resume(file, out, settings)
+        earlier, errors = _begin_or_resume(file, out, settings, format)
         lines, seen, size = earlier, 0, 0
         source = read_lines(file, kind, quoting)
         with out.open("ab") as stream:
@@ -87,11 +125,11 @@ def write_lines(
                 seen, size = seen + len(window), size + sum(line.size for line in window)
                 if seen <= lines:
                     continue
-                rows = _answers(window, read, answer, check_column=not lines)[lines - seen :]
+                rows = rows_of(window, not lines)[lines - seen :]
                 stream.write(b"".join(rows))
                 stream.flush()
                 os.fsync(stream.fileno())
-                lines, errors = seen, errors + sum(row.startswith(ERROR) for row in rows)
+                lines, errors = seen, errors + format.errors(rows)
                 progress(lines, size)
     if seen < lines and not stopped:
         raise UserError(f"{out} has {lines:,} lines and {file} only {seen:,}; choose another --out")
@@ -139,13 +177,13 @@ def _head(file: Path, size: int) -> dict[str, Any]:
     return {"bytes": len(head), "sha256": hashlib.sha256(head).hexdigest()}
 
 
-def _begin_or_resume(file: Path, out: Path, settings: Mapping[str, Any]) -> tuple[int, int]:
-    """Starts the output, or checks the one that is there; returns its whole lines and the errors among them."""
+def _begin_or_resume(file: Path, out: Path, settings: Mapping[str, Any], format: RowFormat) -> tuple[int, int]:
+    """Starts the output, or checks the one that is there; returns its whole rows and the errors among them."""
     about, beside = json.loads(json.dumps({**settings, "file": str(file.absolute())})), about_path(out)
     if not out.exists() or (not out.stat().st_size and not beside.exists()):
         write_atomically(beside, json.dumps({**about, "begins_with": _head(file, HEAD)}, indent=1) + "\n")
         out.touch()
-        return 0, 0
+        return format.cut(out)
     if not beside.exists():
         raise UserError(f"{out} exists and was not begun by this command; choose another --out, or remove it")
     try:
@@ -165,7 +203,7 @@ def _begin_or_resume(file: Path, out: Path, settings: Mapping[str, Any]) -> tupl
             f"{out} was begun with other settings: {', '.join(changed)}; expected the same to resume it: undo the "
             "change, or choose another --out"
         )
-    return _cut_to_lines(out)
+    return format.cut(out)
 
 
 def _cut_to_lines(out: Path) -> tuple[int, int]:

@@ -23,6 +23,7 @@ TASKS = {
     "feature-extraction": Task("body", "features", "FeatureExtraction"),
     "sentence-similarity": Task("body", "features", "SentenceSimilarity"),
     "zero-shot-classification": Task("sequence_classification", "zero_shot", "ZeroShotClassification"),
+    "text-ranking": Task("sequence_classification", "text_ranking", "TextRanking"),
     "text-generation": Task("causal_lm", "text_generation", "TextGeneration"),
     "text2text-generation": Task("seq2seq_lm", "text2text", "Text2TextGeneration"),
     "summarization": Task("seq2seq_lm", "text2text", "Summarization"),

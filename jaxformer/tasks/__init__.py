@@ -13,12 +13,14 @@ from jaxformer.tasks.causal_lm import CausalLM, CausalLMConfig
 from jaxformer.tasks.denoising import Denoising, DenoisingConfig
 from jaxformer.tasks.distillation import Distillation, DistillationConfig, Inner
 from jaxformer.tasks.dpo import DPO, DPOConfig
+from jaxformer.tasks.embedding import Embedding, EmbeddingConfig
 from jaxformer.tasks.instruction import Instruction, InstructionConfig
 from jaxformer.tasks.masked_lm import MaskedLanguageModelling, MaskedLMConfig
 from jaxformer.tasks.multiple_choice import MultipleChoice, MultipleChoiceConfig
 from jaxformer.tasks.policy import GRPOConfig, Policy, PolicyConfig, PPOConfig, RLOOConfig
 from jaxformer.tasks.prefix_lm import PrefixLM, PrefixLMConfig
 from jaxformer.tasks.question_answering import QuestionAnswering, QuestionAnsweringConfig
+from jaxformer.tasks.ranking import Ranking, RankingConfig
 from jaxformer.tasks.replaced_token_detection import ReplacedTokenDetection, ReplacedTokenDetectionConfig
 from jaxformer.tasks.reward import Reward, RewardConfig
 from jaxformer.tasks.seq2seq import Seq2Seq, Seq2SeqConfig
@@ -38,6 +40,8 @@ TaskConfig = Annotated[
     | TokenClassificationConfig
     | QuestionAnsweringConfig
     | MultipleChoiceConfig
+    | EmbeddingConfig
+    | RankingConfig
     | Seq2SeqConfig
     | InstructionConfig
     | DistillationConfig
@@ -100,6 +104,8 @@ _TASKS: dict[type[TaskSchema], type[Task]] = {
     TokenClassificationConfig: TokenClassification,
     QuestionAnsweringConfig: QuestionAnswering,
     MultipleChoiceConfig: MultipleChoice,
+    EmbeddingConfig: Embedding,
+    RankingConfig: Ranking,
     Seq2SeqConfig: Seq2Seq,
     InstructionConfig: Instruction,
     RewardConfig: Reward,

@@ -193,6 +193,19 @@ class Task:
         return None
 
     @property
+    def joint(self) -> bool:
+        """A row's loss depends on the other rows of the batch: the objective has ``vectors`` and ``loss_of``."""
+        return False
+
+    def vectors(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> jax.Array:
+        """What ``loss_of`` compares, ``[B, ...]``, a function of each row alone."""
+        raise NotImplementedError
+
+    def loss_of(self, vectors: jax.Array, batch: Batch) -> LossSums:
+        """Sums over the whole global batch, from the ``vectors`` of all its rows."""
+        raise NotImplementedError
+
+    @property
     def two_sided(self) -> bool:
         """The model has an encoder and a decoder."""
         return self.architecture == "encoder_decoder"

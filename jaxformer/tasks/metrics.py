@@ -64,6 +64,51 @@ def regression(targets: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     }
 
 
+def ranks(queries: np.ndarray, documents: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """The place, from 1, of each query's own document among all documents by their cosines; ``[N]``.
+
+    ``numbers [N, 2]`` tell which queries and documents are the same text: one that also belongs to the query, or is the
+    query or its document itself, does not count, and documents that are equally near count half.
+    """
+    q, d = (x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12) for x in (queries, documents))
+    found = np.empty(len(q))
+    for start in range(0, len(q), 1024):  # rows of cosines in memory at once
+        rows = slice(start, start + 1024)
+        scores, mine = q[rows] @ d.T, numbers[rows]
+        own = np.take_along_axis(scores, np.arange(start, start + len(mine))[:, None], axis=1)
+        counts = (numbers[:, 1] != mine[:, :1]) & (numbers[:, 1] != mine[:, 1:]) & (numbers[:, 0] != mine[:, :1])
+        found[rows] = 1 + ((scores > own) & counts).sum(axis=1) + ((scores == own) & counts).sum(axis=1) / 2
+    return found
+
+
+def retrieval(ranks: np.ndarray) -> dict[str, float]:
+    """Share of queries whose document is the nearest, among the nearest 10, and the mean reciprocal rank."""
+    return {
+        "accuracy": float(np.mean(ranks == 1)),
+        "recall_10": float(np.mean(ranks <= 10)),
+        "mrr": float(np.mean(1 / ranks)),
+    }
+
+
+def ranking(groups: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+    """Mean reciprocal rank, NDCG and average precision of the right texts of each query, by scikit-learn.
+
+    ``groups`` has for each query which of its texts are right, and their scores; queries without a right one or without
+    a wrong one say nothing and are left out. MRR and NDCG count the first 10 texts. Texts with equal scores stand in
+    the worst order for MRR, in the mean of all orders for the others.
+    """
+    sk = need("sklearn.metrics")
+    asked = [(right, scores) for right, scores in groups if right.any() and not right.all()]
+    if not asked:
+        return {"mrr": 0.0, "ndcg": 0.0, "average_precision": 0.0}
+    first = [1 + int(np.sum((scores >= scores[right].max()) & ~right)) for right, scores in asked]
+    return {
+        "mrr": float(np.mean([1 / place if place <= 10 else 0.0 for place in first])),
+        "ndcg": float(np.mean([sk.ndcg_score([right], [scores], k=10) for right, scores in asked])),
+        "average_precision": float(np.mean([sk.average_precision_score(right, scores) for right, scores in asked])),
+    }
+
+
 def confusion(labels: np.ndarray, predicted: np.ndarray, num_labels: int) -> np.ndarray:
     """Example counts ``[true class, predicted class]``."""
     counts = np.zeros((num_labels, num_labels), np.int64)

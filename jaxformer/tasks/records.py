@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from flax import linen as nn
 from pydantic import Field
 
 from jaxformer.data.example_rows import Example, ExampleRows
+from jaxformer.models.config import Architecture
 from jaxformer.schema import UserError
 from jaxformer.tasks import base
 from jaxformer.tasks.base import Batch, Task, TaskSchema
@@ -33,7 +34,7 @@ class SupervisedConfig(TaskSchema):
         "report", description="rows without a usable answer: report: skip them with a warning; error: stop"
     )
 
-    architectures = ("encoder", "decoder", "encoder_decoder")
+    architectures: ClassVar[tuple[Architecture, ...]] = ("encoder", "decoder", "encoder_decoder")
     reads = "records"
     special_tokens = ("pad",)
     frame_tokens = ("cls", "sep")

@@ -18,8 +18,10 @@ from jaxformer.families.checkpoint import read_params as read_hub_params
 from jaxformer.hub.kinds import abstract_params, build, kind_of
 from jaxformer.hub.pretrained import read_config, untie
 from jaxformer.hub.repository import Repository
+from jaxformer.hub.sentence_files import read_sentence_format
 from jaxformer.hub.weights import open_weights
 from jaxformer.models.config import TransformerConfig
+from jaxformer.models.sentence_encoder import SentenceEncoder
 from jaxformer.models.value_head import without_value
 from jaxformer.schema import UserError, local_path
 from jaxformer.tasks import build_task
@@ -80,6 +82,8 @@ def earlier_params(
     theirs = build(config, kind, num_labels=getattr(model, "num_labels", 2))
     loaded = read_hub_params(hub, config, kind, weights, nn.unbox(abstract_params(theirs)), may_differ=True)
     params = {name: np.asarray(array) for name, array in loaded.params.items()}
+    if isinstance(model, SentenceEncoder) and (read := read_sentence_format(repository)) is not None:
+        params |= flatten_dict(read[1], sep="/")
     named = described.labels and not all(name.startswith("LABEL_") for name in described.labels)
     if labels and named and described.labels != labels:
         params = {name: array for name, array in params.items() if not name.startswith("classifier/")}

@@ -10,6 +10,7 @@ import numpy as np
 from rich.text import Text
 
 from jaxformer.generation.text_stream import TextStream
+from jaxformer.tasks.text_pairs import PairConfig
 from jaxformer.tokenizers import PreTrainedTokenizer, decode
 from jaxformer.training.run import Run
 
@@ -66,6 +67,8 @@ def rows_of(run: Run, count: int) -> Iterator[dict[str, np.ndarray]]:
 def passages(run: Run, row: dict[str, np.ndarray]) -> list[Passage]:
     """The passages of a row."""
     labels, ids = row.get("labels"), row["input_ids"]
+    if isinstance(run.config.task, PairConfig):
+        return _texts(row, run.config.task.label_column is not None)
     if ids.ndim == 2:
         return _choices(row) if labels is not None and labels.ndim == 0 else _pair(row)
     if "decoder_input_ids" in row:
@@ -151,6 +154,16 @@ def _choices(row: dict[str, np.ndarray]) -> list[Passage]:
     return [
         _real(f"choice {n}", {"input_ids": ids, "attention_mask": mask}, np.full(len(ids), n == row["labels"]))
         for n, (ids, mask) in enumerate(choices)
+        if mask.any()
+    ]
+
+
+def _texts(row: dict[str, np.ndarray], labelled: bool) -> list[Passage]:
+    """Texts, or pairs of texts, that are scored as a whole."""
+    note = f"label: {float(row['labels']):g}" if labelled else ""
+    return [
+        _real(f"text {n}", {"input_ids": ids, "attention_mask": mask}, np.zeros(len(ids), bool), note)
+        for n, (ids, mask) in enumerate(zip(row["input_ids"], row["attention_mask"], strict=True), 1)
         if mask.any()
     ]
 

@@ -66,23 +66,84 @@ def gradients_of_sum(
     def gradient(params: Any, batch: Batch) -> tuple[Any, LossSums]:
         return jax.grad(objective, has_aux=True)(params, batch, model, task, dropout_key, assemble)
 
+    def vectors(params: Any, batch: Batch) -> jax.Array:
+        return task.vectors(model, assemble(params, dropout_key, batch["example_ids"]), batch, dropout_key)
+
     size = len(next(iter(batch.values())))
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * size
     batch = {**batch, "example_ids": first + jnp.arange(size)}
+    if task.joint:
+        return _gradients_of_joint_sum(task, vectors, params, batch, accumulate, axis_name)
     if accumulate == 1:
         return gradient(params, batch)
+    parts = _split(batch, accumulate)
+    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda array: array[0], parts))
+    return _sum_over_parts(lambda part: gradient(params, part), parts, shapes)
+
+
+def _split(batch: Any, parts: int) -> Any:
+    """The batch in parts, on a leading axis."""
 
     def split(array: jax.Array) -> jax.Array:
         # Every accumulate-th row: a device that holds consecutive rows then has an equal share of each part.
-        return array.reshape(size // accumulate, accumulate, *array.shape[1:]).swapaxes(0, 1)
+        return array.reshape(len(array) // parts, parts, *array.shape[1:]).swapaxes(0, 1)
 
-    def add_part(sums: Any, part: Batch) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, sums, gradient(params, part)), None
+    return jax.tree.map(split, batch)
 
-    parts = jax.tree.map(split, batch)
-    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda array: array[0], parts))
+
+def _sum_over_parts(function: Callable[[Any], Any], parts: Any, shapes: Any) -> Any:
+    """The sum of ``function`` over the parts, one after the other; ``shapes`` are those of its result."""
+
+    def add_part(sums: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, sums, function(part)), None
+
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return jax.lax.scan(add_part, zeros, parts)[0]
+
+
+def _gradients_of_joint_sum(
+    task: Task,
+    vectors: Callable[[Any, Batch], jax.Array],
+    params: Any,
+    batch: Batch,
+    accumulate: int,
+    axis_name: str | None,
+) -> tuple[Any, LossSums]:
+    """Gradient of an objective that compares the rows of the whole global batch, with cached gradients.
+
+    ``dL/dp = sum over parts of (dL/dv)(dv/dp)``: the vectors ``v`` of all parts are computed first, without what a
+    gradient needs; then the loss and its gradient ``dL/dv`` on all of them; then each part again, for its own term. So
+    memory is that of a part, and the loss, dropout included, that of the whole batch. Gao et al. 2021, "Scaling Deep
+    Contrastive Learning Batch Size under Memory Limited Setup", section 3.
+    """
+
+    def of_vectors(mine: jax.Array) -> tuple[jax.Array, LossSums]:
+        """The gradient for the vectors of this device's rows, and the sums, which under pmap one device returns."""
+        whole, rows = (mine, batch) if axis_name is None else jax.lax.all_gather((mine, batch), axis_name, tiled=True)
+
+        def of_whole(whole: jax.Array) -> tuple[jax.Array, LossSums]:
+            sums = task.loss_of(whole, rows)
+            return sums.objective, sums
+
+        cotangents, sums = jax.grad(of_whole, has_aux=True)(whole)
+        if axis_name is None:
+            return cotangents, sums
+        place = jax.lax.axis_index(axis_name)
+        cotangents = jax.lax.dynamic_slice_in_dim(cotangents, place * len(mine), len(mine))
+        return cotangents, jax.tree.map(lambda x: jnp.where(place == 0, x, jnp.zeros_like(x)), sums)
+
+    if accumulate == 1:
+        found, pull_back = jax.vjp(lambda params: vectors(params, batch), params)
+        cotangents, sums = of_vectors(found)
+        return pull_back(cotangents)[0], sums
+    parts = _split(batch, accumulate)
+    found = jax.lax.map(lambda part: vectors(params, part), parts)
+    cotangents, sums = of_vectors(found.swapaxes(0, 1).reshape(-1, *found.shape[2:]))
+
+    def of_part(part: tuple[Batch, jax.Array]) -> Any:
+        return jax.vjp(lambda params: vectors(params, part[0]), params)[1](part[1])[0]
+
+    return _sum_over_parts(of_part, (parts, _split(cotangents, accumulate)), params), sums
 
 
 def make_train_step(

@@ -45,6 +45,9 @@ SPANS = [
     {"question": "who", "context": f"the dog saw {t}", "answers": {"text": [t[:7].strip()], "answer_start": [12]}}
     for t in PHRASES
 ]
+SCORED = {"text_pair_column": "pair", "label_column": "score", "label_range": (0, 7)}
+RELATED = [{"text": t, "positive": t[::-1], "no": [f"{t} not", "why"][: n % 3] or None} for n, t in enumerate(PHRASES)]
+NEGATIVES = {"negatives_column": "no"}
 CHOICES = [{"question": t, "choices": [t[:5], f"{t} not", "why"], "label": n % 3} for n, t in enumerate(PHRASES)]
 PAIRS = [{"source": t, "target": t.upper()[:20]} for t in PHRASES]
 ANSWERS = [{"prompt": f"Say {t}:", "completion": f" It is {t}"} for t in PHRASES]
@@ -76,6 +79,14 @@ CASES = {
     "joined tags": ("bert", {"type": "token_classification", "joined": True}, JOINED),
     "answers": ("bert", {"type": "question_answering", "max_question_tokens": 8, "stride": 4}, SPANS),
     "choices": ("bert", {"type": "multiple_choice"}, CHOICES),
+    "vectors": (
+        "bert",
+        {"type": "embedding", **SCORED, "query_prompt": "find: ", "matryoshka": [4]},
+        LABELLED,
+    ),
+    "vectors and negatives": ("gpt2", {"type": "embedding", **NEGATIVES, "pooling": "last", "dense_size": 6}, RELATED),
+    "scores": ("bert", {"type": "ranking", **SCORED}, LABELLED),
+    "lists": ("bert", {"type": "ranking", **NEGATIVES}, RELATED),
     "seq2seq": ("t5", {"type": "seq2seq", "target_length": 32, "prefix": "up: "}, PAIRS),
     "completions": ("gpt2", {"type": "instruction"}, ANSWERS),
     "completions, two-sided": ("bart", {"type": "instruction"}, ANSWERS),

@@ -13,6 +13,7 @@ TASKS = {
     "fill-mask": "words",
     "zero-shot-classification": "nli",
     "feature-extraction": "states",
+    "text-ranking": "number",
     "text-generation": "writes",
     "summarization": "rewrites",
 }

@@ -112,6 +112,13 @@ def test_features_are_compared_as_the_mean_of_their_states(pipe):
     assert rows == expected
 
 
+def test_texts_are_ranked(pipe):
+    rank = pipe("text-ranking")
+    found = rank("rain fell", ["the old mill", "bad"])
+    rows = A.ranked(rank, "rain fell", "the old mill\n\n bad \n")
+    assert rows == [[answer["text"], pytest.approx(answer["score"], abs=1e-4)] for answer in found]
+
+
 def test_the_text_grows_to_what_the_pipeline_writes(pipe):
     write = pipe("text-generation")
     settings = {"temperature": 0.9, "top_p": 0.95, "most": 24, "seed": 3}

@@ -7,7 +7,7 @@ import pytest
 
 from jaxformer.families import build_model, model_config
 from jaxformer.models import Inputs, TransformerConfig
-from jaxformer.models.heads import Pooler, SequenceClassifier, TokenClassifier
+from jaxformer.models.heads import Pooler, SequenceClassifier, TokenClassifier, pooled_tokens
 
 STATES = jnp.arange(24.0).reshape(2, 3, 4)
 MASK = jnp.array([[1, 1, 0], [0, 1, 1]])  # padded right, padded left
@@ -68,5 +68,5 @@ def test_a_classifier_of_the_bart_family_reads_the_last_end_token():
     ids = jnp.array([[5, 2, 6, 2, 9, 1], [5, 6, 2, 7, 2, 2], [5, 6, 7, 8, 1, 1]])
     mask = jnp.array([[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0]])
     model = SequenceClassifier(config_of(type="mbart", eos_token_id=2, pad_token_id=1), 3)
-    read = model._read(Inputs(ids, mask))
+    read = pooled_tokens(model.config, Inputs(ids, mask))
     assert [np.flatnonzero(row)[-1] for row in np.asarray(read)] == [3, 2, 3]

@@ -159,3 +159,51 @@ def test_a_run_is_a_pipeline(classifier):
     with pytest.raises(UserError, match=r"has no trained head token_classification: its head is sequence_class"):
         jaxformer.pipeline("ner", model=classifier)
     assert np.shape(jaxformer.pipeline("feature-extraction", model=classifier)("cat", pooling="mean")) == (16,)
+
+
+@pytest.mark.parametrize("dense", [{}, {"dense_size": 5}])
+@pytest.mark.slow
+def test_a_sentence_encoder_is_a_pipeline_as_a_run_as_a_folder_and_trained_further(dense, tmp_path):
+    source = write_bert(tmp_path / "bert", "body")
+    rows = [{"text": "cat dog"[: 3 + n % 5], "positive": "mat hat"[n % 4 :], "y": n % 3} for n in range(24)]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    keys = fine_tuning_keys(tmp_path, source, steps=2)
+    keys["data"] |= {"path": str(path)}
+    keys["task"] = {"type": "embedding", "label_column": "y", "label_range": [0, 2], "query_prompt": "cat ", **dense}
+    keys["task"] |= {"document_prompt": "cat "}
+    run = run_training(keys).folder
+    predictions = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    out = export(run, tmp_path / "out")[0]
+    assert json.loads((tmp_path / "out" / "sentence_bert_config.json").read_text())["max_seq_length"] == 16
+    for opened in (run, out):
+        pipe = jaxformer.pipeline("sentence-similarity", opened)
+        for row in predictions:
+            found = pipe(row["text"], [row["positive"]], prompt_name="query")
+            np.testing.assert_allclose(found, [row["cosine"]], atol=1e-4)
+        assert np.shape(jaxformer.pipeline(model=opened)("cat")) == (dense.get("dense_size", 16),)
+    keys |= {"output_dir": str(tmp_path / "further"), "model": {"pretrained": out}}
+    further = Trainer(make_run(keys), quiet(), StopRequest())
+    before = flatten_dict(load_run(run).params, sep="/")
+    for name, array in flatten_dict(further.state.params, sep="/").items():
+        np.testing.assert_array_equal(array, before[name])
+    further.close()
+
+
+@pytest.mark.slow
+def test_factors_beside_a_sentence_encoder_train_as_in_the_whole_batch(tmp_path):
+    source = write_bert(tmp_path / "bert", "body")
+    rows = [{"text": "cat dog"[: 3 + n % 5], "positive": "mat hat"[n % 4 :] + "cat" * (n % 3)} for n in range(40)]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    found = []
+    for parts in (1, 4):
+        keys = fine_tuning_keys(tmp_path, source, steps=3, batch_size=32, accumulate=parts)
+        keys["data"] |= {"path": str(path)}
+        keys |= {"task": {"type": "embedding", "dense_size": 5}, "output_dir": str(tmp_path / f"run{parts}")}
+        keys |= {"lora": {"rank": 2, "dropout": 0.3, "also_train": ["dense_layers_0/*"]}}
+        run = run_training(keys | {"optimizer": {"type": "sgd", "learning_rate": 0.1}}).folder
+        found.append(flatten_dict(load_run(run).params, sep="/"))
+    for name, array in found[0].items():
+        np.testing.assert_allclose(found[1][name], array, atol=1e-5, err_msg=name)
+    assert not np.allclose(found[0]["dense_layers_0/kernel"], 0)

@@ -517,6 +517,8 @@ def _rate(c: Any, n: int) -> float:
 def overfitted(subject: RunSubject) -> Measured:
     """The loss of one batch after steps of Adam on it, as a share of the first; 60 steps unless fewer do."""
     _trained_labels(subject)
+    if subject.run.config.task.type == "ranking" and not np.isin(subject.batch["labels"], (0, 1)).all():
+        raise DoesNotApplyError("the least cross-entropy of labels between 0 and 1 is not 0")
     adam = {"type": "adamw", "learning_rate": OVERFIT_RATE, "weight_decay": 0.0, "clip_norm": 1.0}
     still = {"dropout": 0.0, "attention_dropout": 0.0}
     constant = {"type": "constant", "warmup_steps": 0}

@@ -120,10 +120,15 @@ def attention(
     project = {n: np.tensordot(s, p[n]["kernel"], 1) + p[n].get("bias", 0.0) for n, s in _sources(x, side)}
     query, key, value = (project[name] for name in ("query", "key", "value"))
     if c.qk_norm:
+        axes = (-2, -1) if c.qk_norm == "width" else -1
         query, key = (
-            y / np.sqrt((y**2).mean(-1, keepdims=True) + c.norm_epsilon) * p[f"{name}_norm"]["scale"]
+            y
+            / np.sqrt((y**2).mean(axes, keepdims=True) + c.norm_epsilon)
+            * p[f"{name}_norm"]["scale"].reshape(-1, y.shape[-1])
             for name, y in (("query", query), ("key", key))
         )
+    if c.qkv_clip is not None:
+        query, key, value = (np.clip(y, -c.qkv_clip, c.qkv_clip) for y in (query, key, value))
     if theta is not None:
         query, key = (_rotated(c, y, np.arange(len(y)), theta) for y in (query, key))
     scale = 1 / math.sqrt(c.head_width) if c.scale_scores else 1.0
@@ -151,9 +156,26 @@ def _sources(x: Array, side: Side) -> list[tuple[str, Array]]:
 
 def feed_forward(c: TransformerConfig, p: Tree, x: Array) -> Array:
     """The feed-forward network, plain or gated."""
+    if "router" in p:
+        return experts(c, p, x)
     act = ACTIVATIONS[c.activation]
     inner = act(dense(x, p["gate"])) * dense(x, p["up"]) if c.gated else act(dense(x, p["up"]))
     return dense(inner, p["down"])
+
+
+def experts(c: TransformerConfig, p: Tree, x: Array) -> Array:
+    """The feed-forward of the most probable experts of each token, token by token."""
+    output = np.zeros(x.shape)
+    for t, token in enumerate(x):
+        logits = dense(token, p["router"])
+        shares = np.exp(logits - logits.max())
+        shares = shares / shares.sum()
+        chosen = np.argsort(-shares, kind="stable")[: c.experts_per_token]
+        total = shares[chosen].sum() if c.normalize_expert_weights else 1.0
+        for e in chosen:
+            own = {name: {"kernel": p[name]["kernel"][e]} for name in ("gate", "up", "down") if name in p}
+            output[t] += shares[e] / total * feed_forward(c, own, token)
+    return output
 
 
 def embedded(c: TransformerConfig, p: Tree, ids: Array, table: Array, types: Array | None) -> Array:
@@ -208,6 +230,7 @@ def states(
     pre = c.norm_place == "pre"
     for i in range(layers or c.num_layers):
         layer = p["layers"] if c.share_layers else _of_layer(p["layers"], i)
+        inner = layer.get("experts") or layer["feed_forward"]
         windowed = is_windowed(c, i)
         sees = distance <= 0 if causal else np.ones((T, T), bool)
         if windowed:
@@ -218,7 +241,7 @@ def states(
         normed = norm(c, x, layer["attention_norm"]) if pre and (i > 0 or c.first_norm) else x
         y = attention(c, layer["attention"], normed, Side(normed, sees, distance), theta=theta, table=bias)
         if c.parallel_residual:
-            x = x + y + feed_forward(c, layer["feed_forward"], norm(c, x, layer["feed_forward_norm"]))
+            x = x + y + feed_forward(c, inner, norm(c, x, layer["feed_forward_norm"]))
             continue
         x = x + y if pre else norm(c, x + y, layer["attention_norm"])
         if context is not None:
@@ -226,7 +249,7 @@ def states(
             normed = norm(c, x, layer["cross_attention_norm"]) if pre else x
             y = attention(c, layer["cross_attention"], normed, every)
             x = x + y if pre else norm(c, x + y, layer["cross_attention_norm"])
-        y = feed_forward(c, layer["feed_forward"], norm(c, x, layer["feed_forward_norm"]) if pre else x)
+        y = feed_forward(c, inner, norm(c, x, layer["feed_forward_norm"]) if pre else x)
         x = x + y if pre else norm(c, x + y, layer["feed_forward_norm"])
     return norm(c, x, p["final_norm"]) if pre else x
 

@@ -27,7 +27,7 @@ from jaxformer.data.loader import TrainBatches, load
 from jaxformer.hub.kinds import init
 from jaxformer.models.masked_lm import MaskedLM
 from jaxformer.parallel.batch import local_rows
-from jaxformer.parallel.mesh import ParallelConfig, make_mesh
+from jaxformer.parallel.mesh import AXES, ParallelConfig, make_mesh
 from jaxformer.tasks.base import apply
 from jaxformer.tasks.policy import Policy
 from jaxformer.training.checkpoint import Checkpoints
@@ -336,9 +336,7 @@ def devices_jit(subject: RunSubject) -> Measured:
     parallel = subject.parallel
     if parallel.strategy == "pmap":
         parallel = ParallelConfig()
-    named = ", ".join(
-        f"{k} {v}" for k, v in parallel.model_dump().items() if k in ("data", "fsdp", "sequence", "tensor")
-    )
+    named = ", ".join(f"{k} {v}" for k, v in parallel.model_dump().items() if k in AXES)
     return _spread(subject, parallel.model_dump(), named)
 
 

@@ -13,9 +13,12 @@ from jaxformer.families import (
     gpt_neox,
     llama,
     mistral,
+    mixtral,
     modernbert,
+    olmoe,
     opt,
     qwen,
+    qwen3_moe,
     t5,
 )
 from jaxformer.families.format import Family
@@ -26,6 +29,7 @@ from jaxformer.schema import UserError, nearest
 _DECODERS = (
     *(file.FAMILY for file in (gpt2, gpt_neox, opt, bloom, llama, mistral, gemma)),
     *qwen.FAMILIES,
+    *(file.FAMILY for file in (mixtral, qwen3_moe, olmoe)),
 )
 _ENCODERS = (*bert.FAMILIES, *electra.FAMILIES, modernbert.FAMILY)
 _ENCODER_DECODERS = (*t5.FAMILIES, *bart.FAMILIES)

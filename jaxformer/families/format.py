@@ -17,7 +17,7 @@ class Name(NamedTuple):
 
     Attributes:
         ours: path in the parameter tree, ``/`` between levels; under ``layers/`` it carries the layer axis.
-        theirs: name in the Hugging Face state dict, ``{}`` where the layer's number goes.
+        theirs: name in the Hugging Face state dict, ``{}`` where the layer's number goes, ``{expert}`` an expert's.
         transposed: theirs is ``[out, in]`` (``torch.nn.Linear``) where ours is ``[in, out]``.
         part: index of this parameter among equal parts of theirs along its output axis, and the number of parts
             (GPT-2 has query, key and value in one matrix).
@@ -36,6 +36,11 @@ class Name(NamedTuple):
     not_first: bool = False
     leading_one: bool = False
     otherwise: str | None = None
+
+    @property
+    def has_experts(self) -> bool:
+        """True if theirs is one tensor for each expert."""
+        return "{expert}" in self.theirs
 
 
 # The last words of the paths of embeddings.

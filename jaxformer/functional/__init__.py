@@ -25,6 +25,17 @@ from jaxformer.functional.exact.rows import (
     exact_token_log_probs,
 )
 from jaxformer.functional.exact.seal import call
+from jaxformer.functional.experts import (
+    RouterSums,
+    Routing,
+    balance_loss,
+    expert_count,
+    expert_feed_forward,
+    expert_prices,
+    route,
+    router_sums,
+    router_z_loss,
+)
 from jaxformer.functional.feed_forward import ACTIVATIONS, feed_forward, gelu, gelu_tanh, relu, silu, tanh
 from jaxformer.functional.kernels.choose import kernel_attention
 from jaxformer.functional.kernels.splash import Split

@@ -164,7 +164,9 @@ def multi_head_attention(
         weights: ``{"query": {"kernel" [D, N, H], "bias" [N, H]}, "key": ..., "value": ..., "output": {"kernel"
             [N, H, D], "bias" [D]}}``; ``key`` and ``value`` have ``K`` heads; every bias may be absent. With
             ``"query_norm"`` and ``"key_norm"`` (scales ``[H]``) every query and key head is RMS-normalised before it is
-            rotated (Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters", section 2).
+            rotated (Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters", section 2); with
+            scales ``[N H]`` and ``[K H]`` all heads together (OLMo 2). A number ``"clip"`` limits the entries of
+            queries, keys and values, after their norms, to that magnitude (OLMo).
         context: source of keys and values (cross-attention); default ``x``.
         rotary: angles by which the queries and keys of ``x`` are rotated.
         norm_epsilon: of the norms of queries and keys.
@@ -192,7 +194,8 @@ def project_query(
     """The queries of ``multi_head_attention``."""
     query = linear(x, **weights["query"])
     if "query_norm" in weights:
-        query = rms_norm(query, weights["query_norm"], epsilon=norm_epsilon)
+        query = head_norm(query, weights["query_norm"], epsilon=norm_epsilon)
+    query = clipped(query, weights)
     return query if rotary is None else apply_rotary(query, rotary)
 
 
@@ -202,5 +205,20 @@ def project_key_value(
     """The keys and values of ``multi_head_attention``."""
     key, value = linear(x, **weights["key"]), linear(x, **weights["value"])
     if "key_norm" in weights:
-        key = rms_norm(key, weights["key_norm"], epsilon=norm_epsilon)
+        key = head_norm(key, weights["key_norm"], epsilon=norm_epsilon)
+    key, value = clipped(key, weights), clipped(value, weights)
     return key if rotary is None else apply_rotary(key, rotary), value
+
+
+def clipped(heads: Array, weights: Mapping[str, Any]) -> Array:
+    """The entries of heads limited to the magnitude ``weights["clip"]``, if there is one."""
+    return jnp.clip(heads, -weights["clip"], weights["clip"]) if "clip" in weights else heads
+
+
+def head_norm(
+    heads: Float[Array, "B T N H"], scale: Array, *, epsilon: float, norm: Callable[..., Array] = rms_norm
+) -> Float[Array, "B T N H"]:
+    """RMS norm of each head by a scale ``[H]``, or of all heads of a token together by a scale ``[N H]``."""
+    if scale.size == heads.shape[-1]:
+        return norm(heads, scale, epsilon=epsilon)
+    return norm(heads.reshape(*heads.shape[:2], -1), scale, epsilon=epsilon).reshape(heads.shape)

@@ -112,7 +112,10 @@ class TransformerConfig(Schema):
     norm_offset: float = Field(0.0, description="added to the norms' scale; Gemma 1, so that a scale of 0 is neutral")
     embedding_norm: bool = Field(False, description="a norm after the embedding")
     first_norm: bool = Field(True, description="False: the first block's attention has no norm of its own")
-    qk_norm: bool = Field(False, description="RMS norm of every query and key head")
+    qk_norm: bool | Literal["width"] = Field(
+        False, description="RMS norm of every query and key head; width: of all heads of a token together, as OLMo 2"
+    )
+    qkv_clip: float | None = Field(None, gt=0, description="largest magnitude in queries, keys and values; OLMo")
     parallel_residual: bool = Field(False, description="attention and feed-forward both read the block's input")
     activation: Activation = Field("gelu_tanh", description="feed-forward activation: " + ", ".join(ACTIVATIONS))
     gated: bool = Field(False, description="gated feed-forward: act(gate) * up")
@@ -176,6 +179,23 @@ class TransformerConfig(Schema):
         "{}",
         description="settings of generation_config.json, by the names of transformers: pipelines follow them, exports "
         "hold them",
+    )
+
+    num_experts: int | None = Field(
+        None,
+        ge=1,
+        le=MOST_LAYERS,
+        description="E, experts of each block, instead of one feed-forward; intermediate_size is that of an expert",
+    )
+    experts_per_token: int = Field(2, ge=1, description="num_experts: those that a token uses")
+    normalize_expert_weights: bool = Field(
+        False, description="num_experts: the weights of a token's experts sum to 1, instead of being probabilities"
+    )
+    balance_loss: float = Field(
+        0.0, ge=0, description="num_experts: weight of the loss that spreads tokens over experts; language modelling"
+    )
+    router_z_loss: float = Field(
+        0.0, ge=0, description="num_experts: weight of (log Z)^2 of the router; ST-MoE: 1e-3; language modelling"
     )
 
     dropout: float = Field(0.0, ge=0, lt=1, description="on the embedding and on each sublayer's output")
@@ -297,6 +317,21 @@ class TransformerConfig(Schema):
             raise UserError("model.vocab_size is not set, expected a number; give it or train with a tokenizer")
         return self.vocab_size
 
+    def _check_experts(self, count: int) -> None:
+        if self.experts_per_token > count:
+            raise ValueError(
+                f"experts_per_token is {self.experts_per_token} and num_experts {count}, expected at most {count}"
+            )
+        if self.architecture != "decoder":
+            raise ValueError(f"num_experts is given with architecture {self.architecture}, expected a decoder")
+        if self.has_feed_forward_bias:
+            raise ValueError("num_experts is given with biases in the feed-forward, expected feed_forward_bias: false")
+        if self.exact:
+            raise ValueError(
+                f"numerics is exact and num_experts {count}, expected fast: the products of an expert's rows depend on "
+                "how many there are"
+            )
+
     def _check_exact(self) -> None:
         if self.dtype != "float32":
             raise ValueError(f"numerics is exact and dtype {self.dtype}, expected float32; set dtype to float32")
@@ -339,6 +374,8 @@ class TransformerConfig(Schema):
             raise ValueError("global_every or window_from is given without window; the other blocks need one")
         if self.parallel_residual and self.architecture == "encoder_decoder":
             raise ValueError("parallel_residual is given with an encoder_decoder, expected an encoder or a decoder")
+        if self.num_experts is not None:
+            self._check_experts(self.num_experts)
         if self.exact:
             self._check_exact()
         if self.parallel_residual and self.norm_place == "post":

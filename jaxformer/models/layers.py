@@ -213,8 +213,11 @@ class Attention(nn.Module):
             )(),
         }
         if c.qk_norm:
-            weights["query_norm"] = Vector(H, "head", "scale", name="query_norm")()
-            weights["key_norm"] = Vector(H, "head", "scale", name="key_norm")()
+            for name, heads, axis in (("query", N, "heads"), ("key", K, "kv_heads")):
+                size, axis = (heads * H, axis) if c.qk_norm == "width" else (H, "head")
+                weights[f"{name}_norm"] = Vector(size, axis, "scale", name=f"{name}_norm")()
+        if c.qkv_clip is not None:
+            weights["clip"] = c.qkv_clip
         options: dict[str, Any] = {"mask": mask, "bias": bias, "norm_epsilon": c.norm_epsilon}
         options["scale"] = None if c.scale_scores else 1.0
         keys = DropoutKeys(name="attention_dropout")(c.attention_dropout, example_ids)

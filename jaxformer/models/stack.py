@@ -1,6 +1,7 @@
 """The block, and the stack of blocks between embeddings and final norm of which every architecture is made."""
 
 import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxformer import functional as F
 from jaxformer.models.config import TransformerConfig
+from jaxformer.models.experts import ROUTER, Experts
 from jaxformer.models.inputs import Inputs
 from jaxformer.models.kv_cache import KVCache, extend_by_row, extend_cache
 from jaxformer.models.layers import Attention, DropoutKeys, Embedding, Embeddings, FeedForward, Norm, apart
@@ -122,7 +124,9 @@ class Block(nn.Module):
         x = place(x, "batch", "length", None)
         cache, kind = per_layer
         pre = c.norm_place == "pre"
-        feed_forward = FeedForward(c, name="feed_forward")
+        feed_forward: Any = (
+            FeedForward(c, name="feed_forward") if c.num_experts is None else self._experts(around, cache)
+        )
         attention_norm, feed_forward_norm = Norm(c, name="attention_norm"), Norm(c, name="feed_forward_norm")
 
         def drop(name: str, y: jax.Array) -> jax.Array:
@@ -158,6 +162,12 @@ class Block(nn.Module):
         y = drop("feed_forward_dropout", feed_forward(feed_forward_norm(x) if pre else x))
         x = x + y if pre else feed_forward_norm(x + y)
         return x, _output(x, around.requested, own, weights, context, cross_weights)
+
+    def _experts(self, around: Surroundings, cache: LayerCache | None) -> Any:
+        """The feed-forward of several experts; with a cache, of which the mask is, nothing is trained."""
+        real = around.mask.key_padding if cache is None else None
+        experts: Any = Experts(self.config, name="experts")
+        return partial(experts, real=real)
 
 
 def _output(
@@ -205,8 +215,15 @@ def stacked_blocks(config: TransformerConfig, num_layers: int | None = None, cro
         block = nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
     # Unrolled, every layer's slice of the stacked kernels is held from forward to backward: remat would save nothing.
     unroll = config.unroll or (num_layers if platform() == "cpu" and config.remat == "none" else 1)
-    shared: dict[str, Any] = {"variable_broadcast": "params", "split_rngs": {"params": False, "dropout": True}}
-    stacked: dict[str, Any] = {"variable_axes": {"params": 0}, "split_rngs": {"params": True, "dropout": True}}
+    shared: dict[str, Any] = {
+        "variable_broadcast": "params",
+        "variable_axes": {ROUTER: 0},
+        "split_rngs": {"params": False, "dropout": True},
+    }
+    stacked: dict[str, Any] = {
+        "variable_axes": {"params": 0, ROUTER: 0},
+        "split_rngs": {"params": True, "dropout": True},
+    }
     layers = nn.scan(
         block,
         **(shared if config.share_layers else stacked),

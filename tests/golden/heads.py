@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.golden import experts
+
 FILE = Path(__file__).parent / "heads.json"
 
 VOCABULARY, PADDING, START = 31, 30, 1
@@ -102,6 +104,21 @@ FAMILIES = {
     "mistral": ("mistral", "mistral", {**LLAMA, **ROPE, "sliding_window": 4}),
     "qwen2": ("qwen2", "qwen2", {**LLAMA, **ROPE, "tie_word_embeddings": True}),
     "qwen3": ("qwen3", "qwen3", {**LLAMA, **ROPE, "head_dim": 6}),
+    "mixtral": ("mixtral", "mixtral", {**LLAMA, **ROPE, "num_local_experts": 5, "sliding_window": 4}),
+    "qwen3_moe": (
+        "qwen3_moe",
+        "qwen3_moe",
+        {
+            **LLAMA,
+            **ROPE,
+            "head_dim": 6,
+            "num_experts": 5,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 10,
+            "norm_topk_prob": True,
+        },
+    ),
+    "olmoe": ("olmoe", "olmoe", {**LLAMA, **ROPE, "num_experts": 5, "num_experts_per_tok": 2, "clip_qkv": 0.9}),
     "gemma": ("gemma", "gemma", {**LLAMA, **ROPE, "head_dim": 6, "tie_word_embeddings": True}),
     "t5": ("t5", "t5", T5),
     "t5_v1_1": ("t5_v1_1", "t5", GATED_T5),
@@ -173,6 +190,7 @@ def torch_model(case):
         model_type, **{**TOKENS, **keys}, **(LABELS if "token" in kind or "sequence" in kind else {})
     )
     model = getattr(transformers, KINDS[kind]).from_config(config, attn_implementation="eager").eval()
+    experts.with_odd_experts(model)
     if kind == "seq2seq_lm" and keys.get("tie_word_embeddings") is False:
         # transformers 5 ties the head of every T5 and unties it in loading, where the checkpoint has both.
         model.config.tie_word_embeddings = False
@@ -190,7 +208,7 @@ def parameters(model):
     """Its parameters by the names they have in files, a tied one once, without frozen ones (sinusoids)."""
     renamed = {"lm_head.weight": "embed_out.weight"} if model.config.model_type == "gpt_neox" else {}
     names = {}
-    for key, p in model.named_parameters(remove_duplicate=False):
+    for key, p in experts.unfused(model, model.named_parameters(remove_duplicate=False)):
         if p.requires_grad:
             names.setdefault(p, []).append(key)
     tied = model.all_tied_weights_keys

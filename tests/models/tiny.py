@@ -35,6 +35,7 @@ CONFIGS = {
     "offset": {"type": "opt"},
     "alibi": {"type": "bloom"},
     "head_norms": {"type": "gemma", "qk_norm": True, **GROUPED},  # Gemma and Qwen3 in one
+    "experts": {"type": "olmoe", "qkv_clip": 2.0, "num_experts": 5, "experts_per_token": 2, **GROUPED},
 }
 
 ENCODERS = {
@@ -49,6 +50,7 @@ ENCODER_DECODERS = {
 }
 # Every family, as small as that.
 FAMILY_CONFIGS = {name: {"type": name} for name in FAMILIES}
+FAMILY_CONFIGS |= {name: CONFIGS["experts"] | {"type": name} for name in ("mixtral", "qwen3_moe", "olmoe")}
 FAMILY_CONFIGS |= {"modernbert": ENCODERS["modernbert"], "gpt_neox": CONFIGS["parallel"]}
 EVERY_CONFIG = FAMILY_CONFIGS | CONFIGS | ENCODERS | ENCODER_DECODERS
 

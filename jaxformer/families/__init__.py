@@ -12,6 +12,7 @@ from jaxformer.families import (
     gpt2,
     gpt_neox,
     llama,
+    mamba,
     mistral,
     mixtral,
     modernbert,
@@ -30,6 +31,7 @@ _DECODERS = (
     *(file.FAMILY for file in (gpt2, gpt_neox, opt, bloom, llama, mistral, gemma)),
     *qwen.FAMILIES,
     *(file.FAMILY for file in (mixtral, qwen3_moe, olmoe)),
+    *mamba.FAMILIES,
 )
 _ENCODERS = (*bert.FAMILIES, *electra.FAMILIES, modernbert.FAMILY)
 _ENCODER_DECODERS = (*t5.FAMILIES, *bart.FAMILIES)

@@ -134,6 +134,7 @@ def their_shape(name: Name, shape: Sequence[int]) -> tuple[int, ...]:
     *rest, outputs = matrix_shape(name.ours, shape)
     theirs = (*rest, outputs * name.part[1])
     theirs = theirs[::-1] if name.transposed else theirs
+    theirs = (theirs[0], 1, *theirs[1:]) if name.middle_one else theirs
     return (1, *theirs) if name.leading_one else theirs
 
 
@@ -243,6 +244,7 @@ class _Reader:
     def _matrix(self, place: Place, shape: tuple[int, ...]) -> np.ndarray:
         name, array = self.name, self.weights.read(self.keys[place])
         array = array[0] if name.leading_one else array
+        array = array[:, 0] if name.middle_one else array
         return take_part(array.T if name.transposed else array, name).reshape(shape)
 
 
@@ -404,4 +406,5 @@ def _joined(names: Sequence[Name], arrays: Sequence[np.ndarray]) -> np.ndarray:
     matrices = {n.part[0]: a.reshape(matrix_shape(n.ours, a.shape)) for n, a in zip(names, arrays, strict=True)}
     joined = join_parts([matrices[index] for index in sorted(matrices)], first)
     joined = joined.T if first.transposed else joined
+    joined = joined[:, None] if first.middle_one else joined
     return np.ascontiguousarray(joined[None] if first.leading_one else joined)

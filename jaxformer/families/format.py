@@ -25,6 +25,7 @@ class Name(NamedTuple):
             of a head together: a group for each head).
         not_first: theirs has no such parameter in layer 0, where ours is not used and stays at ones (ModernBERT).
         leading_one: theirs has an additional first axis of size 1.
+        middle_one: theirs has an additional axis of size 1 after its first (the taps of a depthwise convolution).
         otherwise: another name of theirs for the same values.
     """
 
@@ -35,6 +36,7 @@ class Name(NamedTuple):
     groups: int = 1
     not_first: bool = False
     leading_one: bool = False
+    middle_one: bool = False
     otherwise: str | None = None
 
     @property
@@ -137,6 +139,7 @@ RESOLVED = {
     "qkv_bias": "has_qkv_bias",
     "attention_output_bias": "has_output_bias",
     "feed_forward_bias": "has_feed_forward_bias",
+    "time_step_rank": "rank",
 }
 TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
 

@@ -115,3 +115,9 @@ from jaxformer.functional.sampling import (
     top_p_logits,
     typical_logits,
 )
+from jaxformer.functional.state_space import (
+    causal_convolution,
+    convolution_tail,
+    selective_scan,
+    state_space_duality,
+)

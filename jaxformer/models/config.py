@@ -198,6 +198,18 @@ class TransformerConfig(Schema):
         0.0, ge=0, description="num_experts: weight of (log Z)^2 of the router; ST-MoE: 1e-3; language modelling"
     )
 
+    mixer: Literal["attention", "mamba", "mamba2"] = Field(
+        "attention",
+        description="mamba, mamba2: a state-space model instead of attention and feed-forward, with intermediate_size "
+        "(default: 2 D) channels, in mamba2 in num_heads heads",
+    )
+    state_size: int = Field(16, ge=1, le=LARGEST, description="mixer: R, entries of a channel's state")
+    state_groups: int = Field(1, ge=1, description="mamba2: G, groups of heads that share B and C")
+    conv_size: int = Field(4, ge=2, le=LARGEST, description="mixer: tokens that its convolution sees, itself included")
+    time_step_rank: int | None = Field(
+        None, ge=1, le=LARGEST, description="mamba: entries of which a time step is made; default: D / 16"
+    )
+
     dropout: float = Field(0.0, ge=0, lt=1, description="on the embedding and on each sublayer's output")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="on the attention weights")
     initializer: Literal["normal", "fan_in"] = Field(
@@ -308,7 +320,24 @@ class TransformerConfig(Schema):
         """F, resolved. A gate is a third matrix: two thirds of the width keep the parameter count (Shazeer 2020)."""
         if self.intermediate_size is not None:
             return self.intermediate_size
+        if self.mixer != "attention":
+            return 2 * self.hidden_size
         return -(-8 * self.hidden_size // (3 * 64)) * 64 if self.gated else 4 * self.hidden_size
+
+    @property
+    def rank(self) -> int:
+        """Entries of which a time step of Mamba is made, resolved."""
+        return self.time_step_rank or -(-self.hidden_size // 16)
+
+    @property
+    def channel_head(self) -> int:
+        """P, channels of a head of Mamba-2."""
+        return self.inner_size // self.num_heads
+
+    @property
+    def conv_channels(self) -> int:
+        """Channels that pass the convolution; in Mamba-2 B and C do too."""
+        return self.inner_size + (2 * self.state_groups * self.state_size if self.mixer == "mamba2" else 0)
 
     @property
     def vocabulary(self) -> int:
@@ -330,6 +359,25 @@ class TransformerConfig(Schema):
             raise ValueError(
                 f"numerics is exact and num_experts {count}, expected fast: the products of an expert's rows depend on "
                 "how many there are"
+            )
+
+    def _check_mixer(self) -> None:
+        refused = {
+            "architecture": (self.architecture, ("decoder",)),
+            "positions": (self.positions, ("none", "learned", "sinusoidal")),
+            "norm_place": (self.norm_place, ("pre",)),
+            "window": (self.window, (None,)),
+            "num_experts": (self.num_experts, (None,)),
+            "numerics": (self.numerics, ("fast",)),
+        }
+        for key, (value, fits) in refused.items():
+            if value not in fits:
+                expected = " or ".join("null" if fit is None else str(fit) for fit in fits)
+                raise ValueError(f"mixer is {self.mixer} and {key} {value}, expected {expected}")
+        if self.mixer == "mamba2" and (self.inner_size % self.num_heads or self.num_heads % self.state_groups):
+            raise ValueError(
+                f"mixer is mamba2 with {self.inner_size} channels, num_heads {self.num_heads} and state_groups "
+                f"{self.state_groups}, expected each a multiple of the next"
             )
 
     def _check_exact(self) -> None:
@@ -374,6 +422,8 @@ class TransformerConfig(Schema):
             raise ValueError("global_every or window_from is given without window; the other blocks need one")
         if self.parallel_residual and self.architecture == "encoder_decoder":
             raise ValueError("parallel_residual is given with an encoder_decoder, expected an encoder or a decoder")
+        if self.mixer != "attention":
+            self._check_mixer()
         if self.num_experts is not None:
             self._check_experts(self.num_experts)
         if self.exact:

@@ -32,6 +32,6 @@ def has_experts(path: str) -> bool:
 def layer_ndim(path: str) -> int:
     """Number of axes of one layer's parameter in a block; where layers are stacked it has one more, which is first."""
     axes = kernel_axes(path)
-    return {"kernel": axes.inputs + axes.outputs + has_experts(path), "bias": axes.outputs}.get(
+    return {"kernel": axes.inputs + axes.outputs + has_experts(path), "taps": 2, "A_log": 2, "bias": axes.outputs}.get(
         path.rpartition("/")[2], 1
     )

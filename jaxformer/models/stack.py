@@ -14,6 +14,7 @@ from jaxformer.models.experts import ROUTER, Experts
 from jaxformer.models.inputs import Inputs
 from jaxformer.models.kv_cache import KVCache, extend_by_row, extend_cache
 from jaxformer.models.layers import Attention, DropoutKeys, Embedding, Embeddings, FeedForward, Norm, apart
+from jaxformer.models.mamba import MIXERS
 from jaxformer.models.outputs import Layers
 from jaxformer.models.partition import place, platform
 
@@ -53,12 +54,14 @@ class Surroundings(NamedTuple):
     example_ids: Any
     slot: Any = None
     requested: Requested = Requested()
+    real: Any = None
+    starts: Any = None
 
 
 class LayerCache(NamedTuple):
-    """One layer's keys and values: of the text itself, and of the context after the first call."""
+    """One layer's keys and values, or a mixer's state, and those of the context after the first call."""
 
-    own: F.KeyValue
+    own: Any
     context: F.KeyValue | None
 
 
@@ -132,6 +135,11 @@ class Block(nn.Module):
         def drop(name: str, y: jax.Array) -> jax.Array:
             return F.dropout(y, c.dropout, DropoutKeys(name=name)(c.dropout, around.example_ids))
 
+        if c.mixer != "attention":
+            mixer, state = MIXERS[c.mixer](c, name="mixer"), None if cache is None else cache.own
+            y, state = mixer(Norm(c, name="mixer_norm")(x), around.real, around.starts, state)
+            x = x + drop("mixer_output_dropout", y)
+            return x, _output(x, around.requested, state, None)
         normed = attention_norm(x) if pre else x
         if kind is not None and not c.first_norm:
             normed = jnp.where(kind.first, x, normed)
@@ -315,7 +323,7 @@ class Stack(nn.Module):
         cache = inputs.cache
         position_ids = _positions(inputs) if inputs.position_ids is None else inputs.position_ids
         slot = order = None
-        if c.exact:
+        if c.exact or c.mixer != "attention":
             inputs, position_ids, order = _real_first(inputs, position_ids)
             context = None if context is None else _context_first(context)
         real, segment_ids = inputs.real, inputs.segment_ids
@@ -340,6 +348,8 @@ class Stack(nn.Module):
         around = Surroundings(
             mask, rotary, local_rotary, bias, hidden, context_mask, inputs.dropout_ids, slot, requested
         )
+        if c.mixer != "attention":
+            around = around._replace(real=real, starts=_starts(segment_ids))
         kinds = _layer_kinds(c, self.num_layers or c.num_layers)
         caches = None if cache is None else self._split(cache)
         x, outputs = self.layers(x, (caches, kinds), around)
@@ -416,12 +426,23 @@ class Stack(nn.Module):
         for name in ("output_attentions", "output_hidden_states"):
             if isinstance(getattr(inputs, name), jax.core.Tracer):
                 raise ValueError(f"{name} is an argument of a jitted function, expected one of its static_argnames")
+        mixer = self.config.mixer
+        if mixer != "attention" and (inputs.output_attentions or inputs.prefix_mask is not None):
+            name = "output_attentions" if inputs.output_attentions else "prefix_mask"
+            raise ValueError(f"{name} is given to a model with mixer {mixer}, expected none: it has no attention")
         if inputs.output_attentions and self.config.exact:
             raise ValueError(
                 "output_attentions is true and numerics exact, expected fast: exact attention has no weights"
             )
         if inputs.output_attentions and cache is not None:
             raise ValueError("output_attentions and a cache are both given, expected one: give the whole text at once")
+
+
+def _starts(segment_ids: jax.Array | None) -> jax.Array | None:
+    """``[B, T]`` bool, True at the first token of each document of a packed row."""
+    if segment_ids is None:
+        return None
+    return jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)
 
 
 def _rotary(c: TransformerConfig, position_ids: jax.Array, theta: float) -> F.Rotary:

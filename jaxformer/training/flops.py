@@ -43,6 +43,7 @@ def flops_per_step(
     twice, ``P`` the parameters that multiply (everything but embedding tables, a tied head counted once). A decoder's
     parameters meet the target's tokens, a masked-language-model head only the hidden ones, an expert the share of
     tokens that use it. Chowdhery et al. 2022, "PaLM", appendix B; causal masking is not subtracted there either.
+    The scan of a state-space model, which is no product with parameters, is left out.
 
     ``shapes`` are those of the batch's arrays by name. Frozen parameters get no gradient, which is ``4 P`` instead; the
     few that do then (LoRA) are left out.
@@ -62,6 +63,8 @@ def flops_per_step(
             total += each * leaf.size * uses * share * tokens.get(top, source)
     if config.tie_embeddings and not classifies:
         total += each * config.vocabulary * config.token_size * predicted
+    if config.mixer != "attention":
+        return rows * total
     width = 12.0 * config.num_heads * config.head_width
     total += width * config.num_layers * source**2
     if config.architecture == "encoder_decoder":

@@ -42,6 +42,7 @@ ROBERTA = {**BERT, "max_position_embeddings": 18, "type_vocab_size": 1, "pad_tok
 SMALL = {**BERT, "hidden_size": 12, "num_attention_heads": 3}
 LLAMA = {**SMALL, "num_key_value_heads": 1, "tie_word_embeddings": False}
 ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}
+MAMBA = {"vocab_size": VOCABULARY, "hidden_size": 12, "num_hidden_layers": 2, "state_size": 5, "time_step_rank": 3}
 T5 = {
     "vocab_size": VOCABULARY,
     "d_model": 15,
@@ -119,6 +120,8 @@ FAMILIES = {
         },
     ),
     "olmoe": ("olmoe", "olmoe", {**LLAMA, **ROPE, "num_experts": 5, "num_experts_per_tok": 2, "clip_qkv": 0.9}),
+    "mamba": ("mamba", "mamba", MAMBA),
+    "mamba2": ("mamba2", "mamba2", {**MAMBA, "num_heads": 6, "head_dim": 4, "n_groups": 2, "chunk_size": 4}),
     "gemma": ("gemma", "gemma", {**LLAMA, **ROPE, "head_dim": 6, "tie_word_embeddings": True}),
     "t5": ("t5", "t5", T5),
     "t5_v1_1": ("t5_v1_1", "t5", GATED_T5),

@@ -33,6 +33,9 @@ def small_model(c: TransformerConfig) -> TransformerConfig:
     keys |= {"intermediate_size": 2 * D, "num_layers": min(c.num_layers, 3 if c.global_every else 2)}
     if c.num_decoder_layers is not None:
         keys["num_decoder_layers"] = min(c.num_decoder_layers, 2)
+    if c.mixer != "attention":
+        keys |= {"state_groups": math.gcd(c.state_groups, HEADS), "state_size": min(c.state_size, D)}
+        keys["time_step_rank"] = None
     if c.num_experts is not None:
         keys |= {"num_experts": min(c.num_experts, EXPERTS), "experts_per_token": min(c.experts_per_token, EXPERTS - 1)}
     if c.embedding_size is not None:

@@ -163,6 +163,51 @@ def feed_forward(c: TransformerConfig, p: Tree, x: Array) -> Array:
     return dense(inner, p["down"])
 
 
+def _softplus(x: Array) -> Array:
+    return np.logaddexp(0.0, x)
+
+
+def _convolved(c: TransformerConfig, p: Tree, x: Array) -> Array:
+    """The causal convolution of every channel of ``x [T, I]``, and the activation."""
+    padded = np.concatenate([np.zeros((c.conv_size - 1, x.shape[1])), x])
+    y = [(padded[t : t + c.conv_size] * p["taps"]).sum(0) + p["bias"] for t in range(len(x))]
+    return ACTIVATIONS[c.activation](np.array(y))
+
+
+def mamba(c: TransformerConfig, p: Tree, x: Array) -> Array:
+    """Mamba's mixer of ``x [T, D]``, token by token."""
+    R, rank = c.state_size, c.rank
+    u, gate = _convolved(c, p["conv"], dense(x, p["inner"])), dense(x, p["gate"])
+    chosen = dense(u, p["select"])
+    steps = _softplus(dense(chosen[:, :rank], p["time_step"]))
+    state, outputs = np.zeros((u.shape[1], R)), []
+    for t in range(len(x)):
+        decay = np.exp(-steps[t][:, None] * np.exp(p["A_log"]))
+        state = decay * state + (steps[t] * u[t])[:, None] * chosen[t, rank : rank + R]
+        outputs.append(state @ chosen[t, rank + R :] + p["D"] * u[t])
+    return dense(np.array(outputs) * ACTIVATIONS["silu"](gate), p["output"])
+
+
+def mamba2(c: TransformerConfig, p: Tree, x: Array) -> Array:
+    """Mamba-2's mixer of ``x [T, D]``, token by token and head by head."""
+    inner, N, G, R, P = c.inner_size, c.num_heads, c.state_groups, c.state_size, c.channel_head
+    gate, mixed, low = np.split(dense(x, p["input"]), (inner, inner + c.conv_channels), axis=-1)
+    u = _convolved(c, p["conv"], mixed)
+    steps = _softplus(low + p["time_step"]["bias"])
+    state, outputs = np.zeros((N, P, R)), np.zeros((len(x), N, P))
+    for t in range(len(x)):
+        heads = u[t, :inner].reshape(N, P)
+        b, c_ = u[t, inner:].reshape(2, G, R)
+        for n in range(N):
+            g = n // (N // G)
+            state[n] = np.exp(-steps[t, n] * np.exp(p["a_log"][n])) * state[n]
+            state[n] += steps[t, n] * np.outer(heads[n], b[g])
+            outputs[t, n] = state[n] @ c_[g] + p["D"][n] * heads[n]
+    y = (outputs.reshape(len(x), inner) * ACTIVATIONS["silu"](gate)).reshape(len(x), G, -1)
+    y = y / np.sqrt((y**2).mean(-1, keepdims=True) + c.norm_epsilon)
+    return dense(y.reshape(len(x), inner) * p["norm"]["scale"], p["output"])
+
+
 def experts(c: TransformerConfig, p: Tree, x: Array) -> Array:
     """The feed-forward of the most probable experts of each token, token by token."""
     output = np.zeros(x.shape)
@@ -230,6 +275,9 @@ def states(
     pre = c.norm_place == "pre"
     for i in range(layers or c.num_layers):
         layer = p["layers"] if c.share_layers else _of_layer(p["layers"], i)
+        if c.mixer != "attention":
+            x = x + (mamba if c.mixer == "mamba" else mamba2)(c, layer["mixer"], norm(c, x, layer["mixer_norm"]))
+            continue
         inner = layer.get("experts") or layer["feed_forward"]
         windowed = is_windowed(c, i)
         sees = distance <= 0 if causal else np.ones((T, T), bool)

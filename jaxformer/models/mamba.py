@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxformer import functional as F
 from jaxformer.models.config import TransformerConfig
-from jaxformer.models.layers import Projection, apart
+from jaxformer.models.layers import PACKED, Projection, apart, for_products
 from jaxformer.models.partition import place, platform
 from jaxformer.schema import UserError
 
@@ -113,9 +113,11 @@ class TimeStep(nn.Module):
     @nn.compact
     def __call__(self, low: jax.Array, real: jax.Array | None) -> jax.Array:
         """The time steps, 0 at padding, so that it changes no state."""
-        if self.rank is not None:
+        if self.has_variable("params", PACKED):
+            low = F.linear(low, self.get_variable("params", PACKED))
+        elif self.rank is not None:
             draw = nn.with_logical_partitioning(_symmetric(self.rank**-0.5), (None, self.axis))
-            low = F.linear(low, self.param("kernel", draw, (self.rank, self.size)))
+            low = F.linear(low, for_products(self.param("kernel", draw, (self.rank, self.size))))
         initial = nn.with_logical_partitioning(_inverse_softplus_of_steps, (self.axis,))
         steps = jax.nn.softplus(low.astype(jnp.float32) + self.param("bias", initial, (self.size,)))
         return steps if real is None else jnp.where(real[..., None], steps, 0.0)

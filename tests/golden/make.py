@@ -59,6 +59,7 @@ MISTRAL = {
 THREE_HEADS = {**GATED, "num_attention_heads": 3, "num_key_value_heads": 1, "rope_parameters": PLAIN_ROTARY}
 QWEN3 = {**GATED, "head_dim": 4, "rope_parameters": PLAIN_ROTARY}
 QWEN3_MOE = {**QWEN3, "num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 9, "norm_topk_prob": True}
+MAMBA = {"vocab_size": 31, "hidden_size": 12, "num_hidden_layers": 2, "state_size": 5}
 GEMMA = {**GATED, "head_dim": 6, "num_key_value_heads": 1, "rope_parameters": PLAIN_ROTARY}
 
 # Sizes that are not powers of two, so that no axis is taken for another.
@@ -85,6 +86,8 @@ CASES = {
     "gemma": ("gemma", GEMMA),
     "mixtral": ("mixtral", {**THREE_HEADS, "num_local_experts": 3}),
     "qwen3_moe": ("qwen3_moe", QWEN3_MOE),
+    "mamba": ("mamba", MAMBA),
+    "mamba2": ("mamba2", {**MAMBA, "num_heads": 6, "head_dim": 4, "n_groups": 2, "chunk_size": 4}),
     "olmoe": ("olmoe", {**THREE_HEADS, "num_experts": 5, "num_experts_per_tok": 2}),
 }
 

@@ -78,6 +78,8 @@ def _check(c: TransformerConfig, kind: str) -> None:
         raise UserError(f"model.mixer is {c.mixer}, expected attention: a state-space model has no file")
     if c.num_experts is not None:
         raise UserError(f"model.num_experts is {c.num_experts}, expected null: a mixture of experts has no file")
+    if c.qkv_clip is not None or c.qk_norm == "width":
+        raise UserError("model.qkv_clip or qk_norm: width is given, expected neither: they have no file")
     if c.norm_offset not in (0, 1):
         raise UserError(f"model.norm_offset is {c.norm_offset}, expected 0 or 1: others have no file")
 

@@ -27,6 +27,7 @@ LAYOUTS = {
 }
 # All for one model, for the others those that may differ by what is split; the rest takes its time.
 FAMILIES = {"gpt2": "causal_lm", "bert": "masked_lm", "t5": "span_corruption"}
+FAMILIES |= {"mamba": "causal_lm", "mamba2": "causal_lm"}
 ROUTED = {"num_experts": 4, "experts_per_token": 2, "balance_loss": 0.5, "router_z_loss": 0.1, "intermediate_size": 12}
 STEPS, ROWS, LENGTH = 10, 16, 32
 # SGD, since Adam's normalisation would hide a gradient that is off by a factor.

@@ -10,6 +10,7 @@ from jaxformer import functional as F
 M, D, INNER, E, C = 23, 6, 5, 4, 2
 feed_forward = jax.jit(F.expert_feed_forward, static_argnames=("activation", "in_blocks"))
 route = jax.jit(F.route, static_argnames=("chosen", "normalize"))
+router_sums, balance_loss, router_z_loss = (jax.jit(f) for f in (F.router_sums, F.balance_loss, F.router_z_loss))
 
 
 def arrays(gated=True, seed=0):
@@ -116,29 +117,29 @@ def test_the_balance_loss_by_hand():
     # Two tokens choose expert 0 and one expert 1, padding is not counted: f = [2/3, 1/3], P = [0.6, 0.4].
     p = np.array([[0.8, 0.2], [0.7, 0.3], [0.3, 0.7], [0.1, 0.9]])
     logits = jnp.log(jnp.asarray(p))
-    sums = F.router_sums(logits, route(logits, chosen=1), jnp.array([True, True, True, False]))
-    np.testing.assert_allclose(F.balance_loss(sums), 2 * (2 / 3 * 0.6 + 1 / 3 * 0.4), rtol=1e-6)
+    sums = router_sums(logits, route(logits, chosen=1), jnp.array([True, True, True, False]))
+    np.testing.assert_allclose(balance_loss(sums), 2 * (2 / 3 * 0.6 + 1 / 3 * 0.4), rtol=1e-6)
     # log Z is 0 for logarithms of probabilities; all logits 1 higher it is 1.
-    assert float(F.router_z_loss(sums)) < 1e-12
-    shifted = F.router_sums(logits + 1.0, route(logits, chosen=1))
-    np.testing.assert_allclose(F.router_z_loss(shifted), 1.0, rtol=1e-6)
+    assert float(router_z_loss(sums)) < 1e-12
+    shifted = router_sums(logits + 1.0, route(logits, chosen=1))
+    np.testing.assert_allclose(router_z_loss(shifted), 1.0, rtol=1e-6)
     # An even choice has the smallest value, the number of experts of a token.
     even = jnp.zeros((6, 3))
     balanced = F.Routing(jnp.arange(12).reshape(6, 2) % 3, jnp.ones((6, 2)), jnp.full((6, 3), 1 / 3))
-    np.testing.assert_allclose(F.balance_loss(F.router_sums(even, balanced)), 2.0, rtol=1e-6)
+    np.testing.assert_allclose(balance_loss(router_sums(even, balanced)), 2.0, rtol=1e-6)
 
 
 def test_with_the_prices_of_the_whole_the_balance_loss_is_a_sum_over_parts():
     logits = jnp.asarray(np.random.default_rng(4).standard_normal((10, E)), jnp.float32)
 
     def sums(logits):
-        return F.router_sums(logits, route(logits, chosen=C))
+        return router_sums(logits, route(logits, chosen=C))
 
-    prices = F.expert_prices(sums(logits))
+    prices = jax.jit(F.expert_prices)(sums(logits))
     parts = [jnp.sum(prices * sums(part).probabilities) for part in (logits[:3], logits[3:])]
-    np.testing.assert_allclose(sum(parts), F.balance_loss(sums(logits)), rtol=1e-6)
-    whole = jax.grad(lambda x: F.balance_loss(sums(x)))(logits)
-    part = jax.grad(lambda x: jnp.sum(prices * sums(x).probabilities))(logits[:3])
+    np.testing.assert_allclose(sum(parts), balance_loss(sums(logits)), rtol=1e-6)
+    whole = jax.jit(jax.grad(lambda x: balance_loss(sums(x))))(logits)
+    part = jax.jit(jax.grad(lambda x: jnp.sum(prices * sums(x).probabilities)))(logits[:3])
     np.testing.assert_allclose(part, whole[:3], atol=1e-7)
 
 
@@ -147,11 +148,11 @@ def test_padding_has_no_part_in_the_losses_whatever_it_holds():
     real = jnp.array([True, False])
 
     def loss(logits):
-        sums = F.router_sums(logits, route(logits, chosen=2), real)
-        return F.balance_loss(sums) + F.router_z_loss(sums)
+        sums = router_sums(logits, route(logits, chosen=2), real)
+        return balance_loss(sums) + router_z_loss(sums)
 
-    first = F.router_sums(logits[:1], route(logits[:1], 2))
-    np.testing.assert_allclose(loss(logits), F.balance_loss(first) + F.router_z_loss(first), rtol=1e-6)
+    first = router_sums(logits[:1], route(logits[:1], 2))
+    np.testing.assert_allclose(loss(logits), balance_loss(first) + router_z_loss(first), rtol=1e-6)
 
 
 def test_an_unknown_activation_is_refused():

@@ -65,8 +65,8 @@ def test_who_does_not_ask_gets_no_sums_and_who_asks_gets_those_of_all_layers():
     np.testing.assert_allclose(jnp.sum(sums.probabilities), sums.tokens, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", [None, "int8"])
-@pytest.mark.default_cases("int8")
 def test_generation_with_prepared_parameters(weights):
     model, params = tiny("experts")
     ids = tokens(2, 4)

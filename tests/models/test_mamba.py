@@ -14,6 +14,7 @@ from tests.models.tiny import config_of, tiny, tokens
 
 
 @pytest.mark.parametrize("name", ["mamba", "mamba2"])
+@pytest.mark.default_cases("mamba")
 def test_initial_values_are_the_published_ones(name):
     model, _ = tiny(name)
     mixer = nn.unbox(jax.jit(model.init)(jax.random.key(0), tokens(1, 2)))["params"]["layers"]["mixer"]

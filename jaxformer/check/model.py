@@ -663,7 +663,7 @@ def dropout(subject: ModelSubject) -> Measured:
     if isinstance(subject.model, MultipleChoice):
         raise DoesNotApplyError("choices draw by their question; the classifier's check is the same")
     row = subject.padded("right")
-    for key in ("dropout", "attention_dropout"):
+    for key in ("dropout", "attention_dropout") if subject.config.mixer == "attention" else ("dropout",):
         switched = subject.switched(**{"dropout": 0.0, "attention_dropout": 0.0, key: 0.3})
 
         def trained(seed: Any, batch: Any, ids: Any, model: Any = switched.model) -> Any:

@@ -14,7 +14,7 @@ from jaxformer.training.run import Run
 
 # A model of at most this width and depth is checked as it is.
 WIDTH, DEPTH = 64, 2
-HEAD_SIZE, HEADS = 16, 4
+HEAD_SIZE, HEADS, EXPERTS = 16, 4, 4
 TOKENS, ROWS = 64, 8
 # Narrower than the texts of the checks, so that its edge is seen.
 WINDOW = 5
@@ -33,6 +33,11 @@ def small_model(c: TransformerConfig) -> TransformerConfig:
     keys |= {"intermediate_size": 2 * D, "num_layers": min(c.num_layers, 3 if c.global_every else 2)}
     if c.num_decoder_layers is not None:
         keys["num_decoder_layers"] = min(c.num_decoder_layers, 2)
+    if c.mixer != "attention":
+        keys |= {"state_groups": math.gcd(c.state_groups, HEADS), "state_size": min(c.state_size, D)}
+        keys["time_step_rank"] = None
+    if c.num_experts is not None:
+        keys |= {"num_experts": min(c.num_experts, EXPERTS), "experts_per_token": min(c.experts_per_token, EXPERTS - 1)}
     if c.embedding_size is not None:
         keys["embedding_size"] = D // 2
     # The patterns of layers are kept at the depth that is left.

@@ -105,7 +105,7 @@ def write_base(config: RunConfig, tokenizer: PreTrainedTokenizer, folder: Path) 
 def _usable(devices: tuple[jax.Device, ...], run: Run) -> tuple[jax.Device, ...]:
     """As many devices as the axes of the configuration ask for, else two: enough to see a sum that is not taken."""
     p = run.config.parallel
-    axes = p.fsdp * p.sequence * p.tensor * (p.data if p.data > 0 else 1)
+    axes = p.fsdp * p.expert * p.sequence * p.tensor * (p.data if p.data > 0 else 1)
     wanted = max(axes, 2)
     return devices[: wanted if len(devices) >= wanted else len(devices) // axes * axes]
 
@@ -188,7 +188,7 @@ def check_model(
 def check_config(config: RunConfig, display: Display, only: Collection[str] | None = None) -> Iterator[Outcome]:
     """Checks a configuration with its data: ``check_run`` of what it says, opened here."""
     p, devices = config.parallel, jax.devices()
-    if 1 < (axes := p.fsdp * p.sequence * p.tensor * max(p.data, 1)) <= len(devices):
+    if 1 < (axes := p.fsdp * p.expert * p.sequence * p.tensor * max(p.data, 1)) <= len(devices):
         check_spread(config, tuple(devices[:axes]))  # as at the start of training
     single = config.model_copy(update={"parallel": ParallelConfig()})
     run = prepare(single, display, tuple(devices[:1]))

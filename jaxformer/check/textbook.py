@@ -145,8 +145,6 @@ def attention(
     bias by distance; ``vectors`` DeBERTa's, one a bucket of distances.
     """
     project = {n: np.tensordot(s, p[n]["kernel"], 1) + p[n].get("bias", 0.0) for n, s in _sources(x, side)}
-    if c.qkv_clip is not None:
-        project = {name: np.clip(y, -c.qkv_clip, c.qkv_clip) for name, y in project.items()}
     query, key, value = (project[name] for name in ("query", "key", "value"))
     if c.qk_norm:
         axes = (-2, -1) if c.qk_norm == "width" else -1
@@ -156,6 +154,8 @@ def attention(
             * (p[f"{name}_norm"]["scale"] + c.norm_offset).reshape(-1, y.shape[-1])
             for name, y in (("query", query), ("key", key))
         )
+    if c.qkv_clip is not None:
+        query, key, value = (np.clip(y, -c.qkv_clip, c.qkv_clip) for y in (query, key, value))
     if theta is not None:
         query, key = (_rotated(c, y, np.arange(len(y)), theta, local) for y in (query, key))
     scale = 1 / math.sqrt(c.score_width or c.head_width) if c.scale_scores else 1.0
@@ -192,9 +192,71 @@ def _sources(x: Array, side: Side) -> list[tuple[str, Array]]:
 
 def feed_forward(c: TransformerConfig, p: Tree, x: Array) -> Array:
     """The feed-forward network, plain or gated."""
+    if "router" in p:
+        return experts(c, p, x)
     act = ACTIVATIONS[c.activation]
     inner = act(dense(x, p["gate"])) * dense(x, p["up"]) if c.gated else act(dense(x, p["up"]))
     return dense(inner, p["down"])
+
+
+def _softplus(x: Array) -> Array:
+    return np.logaddexp(0.0, x)
+
+
+def _convolved(c: TransformerConfig, p: Tree, x: Array) -> Array:
+    """The causal convolution of every channel of ``x [T, I]``, and the activation."""
+    padded = np.concatenate([np.zeros((c.conv_size - 1, x.shape[1])), x])
+    y = [(padded[t : t + c.conv_size] * p["taps"]).sum(0) + p["bias"] for t in range(len(x))]
+    return ACTIVATIONS[c.activation](np.array(y))
+
+
+def mamba(c: TransformerConfig, p: Tree, x: Array) -> Array:
+    """Mamba's mixer of ``x [T, D]``, token by token."""
+    R, rank = c.state_size, c.rank
+    u, gate = _convolved(c, p["conv"], dense(x, p["inner"])), dense(x, p["gate"])
+    chosen = dense(u, p["select"])
+    steps = _softplus(dense(chosen[:, :rank], p["time_step"]))
+    state, outputs = np.zeros((u.shape[1], R)), []
+    for t in range(len(x)):
+        decay = np.exp(-steps[t][:, None] * np.exp(p["A_log"]))
+        state = decay * state + (steps[t] * u[t])[:, None] * chosen[t, rank : rank + R]
+        outputs.append(state @ chosen[t, rank + R :] + p["D"] * u[t])
+    return dense(np.array(outputs) * ACTIVATIONS["silu"](gate), p["output"])
+
+
+def mamba2(c: TransformerConfig, p: Tree, x: Array) -> Array:
+    """Mamba-2's mixer of ``x [T, D]``, token by token and head by head."""
+    inner, N, G, R, P = c.inner_size, c.num_heads, c.state_groups, c.state_size, c.channel_head
+    gate, mixed, low = np.split(dense(x, p["input"]), (inner, inner + c.conv_channels), axis=-1)
+    u = _convolved(c, p["conv"], mixed)
+    steps = _softplus(low + p["time_step"]["bias"])
+    state, outputs = np.zeros((N, P, R)), np.zeros((len(x), N, P))
+    for t in range(len(x)):
+        heads = u[t, :inner].reshape(N, P)
+        b, c_ = u[t, inner:].reshape(2, G, R)
+        for n in range(N):
+            g = n // (N // G)
+            state[n] = np.exp(-steps[t, n] * np.exp(p["a_log"][n])) * state[n]
+            state[n] += steps[t, n] * np.outer(heads[n], b[g])
+            outputs[t, n] = state[n] @ c_[g] + p["D"][n] * heads[n]
+    y = (outputs.reshape(len(x), inner) * ACTIVATIONS["silu"](gate)).reshape(len(x), G, -1)
+    y = y / np.sqrt((y**2).mean(-1, keepdims=True) + c.norm_epsilon)
+    return dense(y.reshape(len(x), inner) * p["norm"]["scale"], p["output"])
+
+
+def experts(c: TransformerConfig, p: Tree, x: Array) -> Array:
+    """The feed-forward of the most probable experts of each token, token by token."""
+    output = np.zeros(x.shape)
+    for t, token in enumerate(x):
+        logits = dense(token, p["router"])
+        shares = np.exp(logits - logits.max())
+        shares = shares / shares.sum()
+        chosen = np.argsort(-shares, kind="stable")[: c.experts_per_token]
+        total = shares[chosen].sum() if c.normalize_expert_weights else 1.0
+        for e in chosen:
+            own = {name: {"kernel": p[name]["kernel"][e]} for name in ("gate", "up", "down") if name in p}
+            output[t] += shares[e] / total * feed_forward(c, own, token)
+    return output
 
 
 def embedded(c: TransformerConfig, p: Tree, ids: Array, table: Array, types: Array | None) -> Array:
@@ -261,6 +323,10 @@ def states(
 
     for i in range(c.num_layers):
         layer = p["layers"] if c.share_layers else _of_layer(p["layers"], i)
+        if c.mixer != "attention":
+            x = x + (mamba if c.mixer == "mamba" else mamba2)(c, layer["mixer"], norm(c, x, layer["mixer_norm"]))
+            continue
+        inner = layer.get("experts") or layer["feed_forward"]
         windowed = is_windowed(c, i)
         sees = distance <= 0 if causal else np.ones((T, T), bool)
         if windowed:
@@ -274,15 +340,14 @@ def states(
         y = attention(c, layer["attention"], normed, side, theta=theta, local=local, table=own, vectors=vectors)
         if c.parallel_residual:
             other = normed if c.shared_norm else read(x, layer, "feed_forward")
-            x = x + y + feed_forward(c, layer["feed_forward"], other)
+            x = x + y + feed_forward(c, inner, other)
             continue
         x = add(x, y, layer, "attention")
         if context is not None:
             every = Side(context, np.ones((T, len(context)), bool), np.zeros((T, len(context))))
             normed = read(x, layer, "cross_attention")
             x = add(x, attention(c, layer["cross_attention"], normed, every), layer, "cross_attention")
-        y = feed_forward(c, layer["feed_forward"], read(x, layer, "feed_forward"))
-        x = add(x, y, layer, "feed_forward")
+        x = add(x, feed_forward(c, inner, read(x, layer, "feed_forward")), layer, "feed_forward")
     return x if c.norm_place == "post" else norm(c, x, p.get("final_norm", {}))
 
 

@@ -84,7 +84,7 @@ def _config(options: argparse.Namespace, only: list[str] | None, display: Any) -
     config = load_config(options.config, options.overrides)
     _compile_fast(config.model.numerics)
     p = config.parallel
-    axes = p.fsdp * p.sequence * p.tensor * max(p.data, 1)
+    axes = p.fsdp * p.expert * p.sequence * p.tensor * max(p.data, 1)
     with suppress(RuntimeError):  # of a program that calls this one and has its devices already
         jax.config.update("jax_num_cpu_devices", max(DEVICES, axes))
     return check_config(config, display, only)

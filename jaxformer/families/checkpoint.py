@@ -3,6 +3,7 @@
 One tensor at a time is in memory beside the tree. What does not fit is a ``UserError`` that names the tensor.
 """
 
+import functools
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -56,6 +57,55 @@ class ArrayWeights:
         return np.asarray(self.arrays[name])
 
 
+@dataclass(frozen=True)
+class UnfusedExperts:
+    """Tensors with one matrix for each expert, also where those of a layer are one tensor, as in transformers 5.
+
+    ``X.experts.gate_up_proj [E, 2 F, D]`` and ``X.experts.down_proj [E, D, F]`` are read as
+    ``X.experts.0.gate_proj.weight [F, D]`` and so on.
+    """
+
+    weights: Weights
+
+    @functools.cached_property
+    def _fused(self) -> dict[str, tuple[str, int, slice]]:
+        """Tensor, expert and rows of each name that is a part of one."""
+        found: dict[str, tuple[str, int, slice]] = {}
+        for name in self.weights.names():
+            folder, _, last = name.rpartition(".")
+            if folder.endswith(".experts") and last in ("gate_up_proj", "down_proj"):
+                count, rows, _ = self.weights.shape(name)
+                parts = {"down_proj": slice(rows)}
+                if last == "gate_up_proj":
+                    parts = {"gate_proj": slice(rows // 2), "up_proj": slice(rows // 2, rows)}
+                for part, place in parts.items():
+                    found |= {f"{folder}.{e}.{part}.weight": (name, e, place) for e in range(count)}
+        return found
+
+    def names(self) -> Collection[str]:
+        """All names."""
+        return (set(self.weights.names()) - {name for name, _, _ in self._fused.values()}) | self._fused.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+        if name not in self._fused:
+            return self.weights.shape(name)
+        whole, _, rows = self._fused[name]
+        _, size, width = self.weights.shape(whole)
+        return (len(range(*rows.indices(size))), width)
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor."""
+        if name not in self._fused:
+            return self.weights.read(name)
+        whole, expert, rows = self._fused[name]
+        return self.weights.read(whole)[expert, rows]
+
+
+# The number of a layer, None outside of the layers, and that of an expert, None where there are none.
+Place = tuple[int | None, int | None]
+
+
 @dataclass
 class Loaded:
     """Result of reading a checkpoint.
@@ -84,6 +134,7 @@ def their_shape(name: Name, shape: Sequence[int]) -> tuple[int, ...]:
     *rest, outputs = matrix_shape(name.ours, shape)
     theirs = (*rest, outputs * sum(name.units) // name.units[name.part[0]])
     theirs = theirs[::-1] if name.transposed else theirs
+    theirs = (theirs[0], 1, *theirs[1:]) if name.middle_one else theirs
     return (1, *theirs) if name.leading_one else theirs
 
 
@@ -100,10 +151,10 @@ class _Finder:
         prefixes = [head.prefix for head in format.heads.values() if head.prefix is not None]
         self.prefixes = dict.fromkeys(["", format.prefix, *prefixes])
 
-    def find(self, name: Name, layer: int | None) -> str | None:
-        """Name in the checkpoint of one layer of a row; None if there is none."""
+    def find(self, name: Name, layer: int | None, expert: int | None = None) -> str | None:
+        """Name in the checkpoint of one layer, or of its expert, of a row; None if there is none."""
         for theirs in (name.theirs, name.otherwise):
-            for spelling in [] if theirs is None else self._spellings(theirs.format(layer)):
+            for spelling in [] if theirs is None else self._spellings(theirs.format(layer, expert=expert)):
                 if spelling in self.available:
                     self.used.add(spelling)
                     return spelling
@@ -134,6 +185,14 @@ def _layers_of(name: Name, layers: int) -> range:
     return range(int(name.not_first), layers)
 
 
+def _places_of(name: Name, shape: Sequence[int]) -> list[Place]:
+    """The places of a parameter of ours with this shape that are a tensor of theirs each."""
+    if not _is_stacked(name):
+        return [(None, None)]
+    experts = range(shape[1]) if name.has_experts else [None]
+    return [(layer, expert) for layer in _layers_of(name, shape[0]) for expert in experts]
+
+
 def take_part(array: np.ndarray, name: Name) -> np.ndarray:
     """The part of their outputs, the last axis, that is this parameter of ours."""
     index, units = name.part[0], name.units
@@ -162,9 +221,7 @@ def aligned_empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
 class _Reader:
     """Reads one parameter of ours, or the part of a device."""
 
-    def __init__(
-        self, name: Name, keys: Mapping[int | None, str], weights: Weights, shape: tuple[int, ...], dtype: Any
-    ):
+    def __init__(self, name: Name, keys: Mapping[Place, str], weights: Weights, shape: tuple[int, ...], dtype: Any):
         self.name, self.keys, self.weights, self.shape, self.dtype = name, keys, weights, shape, dtype
 
     def __call__(self, index: tuple[slice, ...] | None = None) -> np.ndarray:
@@ -173,42 +230,52 @@ class _Reader:
         sizes = [len(range(*part.indices(size))) for part, size in zip(index, self.shape, strict=True)]
         result = aligned_empty(sizes, self.dtype)
         if not _is_stacked(self.name):
-            result[...] = self._layer(None, self.shape)[index]
+            result[...] = self._matrix((None, None), self.shape)[index]
             return result
-        for place, layer in enumerate(range(*index[0].indices(self.shape[0]))):
+        for number, layer in enumerate(range(*index[0].indices(self.shape[0]))):
+            if self.name.has_experts:
+                for column, expert in enumerate(range(*index[1].indices(self.shape[1]))):
+                    result[number, column] = self._matrix((layer, expert), self.shape[2:])[index[2:]]
+                continue
             # A layer that their tensor does not have keeps ones.
-            result[place] = self._layer(layer, self.shape[1:])[index[1:]] if layer in self.keys else 1
+            place = (layer, None)
+            result[number] = self._matrix(place, self.shape[1:])[index[1:]] if place in self.keys else 1
         return result
 
-    def _layer(self, layer: int | None, shape: tuple[int, ...]) -> np.ndarray:
-        name, array = self.name, self.weights.read(self.keys[layer])
+    def _matrix(self, place: Place, shape: tuple[int, ...]) -> np.ndarray:
+        name, array = self.name, self.weights.read(self.keys[place])
         array = array[0] if name.leading_one else array
+        array = array[:, 0] if name.middle_one else array
         return take_part(array.T if name.transposed else array, name).reshape(shape)
 
 
-def _keys_of(name: Name, shape: tuple[int, ...], finder: _Finder, weights: Weights) -> dict[int | None, str] | None:
-    """The checkpoint's names of one parameter by layer, with checked shapes; None if there are none."""
+def _keys_of(name: Name, shape: tuple[int, ...], finder: _Finder, weights: Weights) -> dict[Place, str] | None:
+    """The checkpoint's names of one parameter by layer and expert, with checked shapes; None if there are none."""
     stacked = _is_stacked(name)
-    places: list[int | None] = [*_layers_of(name, shape[0])] if stacked else [None]
-    found = {place: finder.find(name, place) for place in places}
+    found = {place: finder.find(name, *place) for place in _places_of(name, shape)}
     present = {place: key for place, key in found.items() if key is not None}
     if found and not present:
         return None
     if len(present) < len(found):
-        lacks = next(name.theirs.format(place) for place, key in found.items() if key is None)
+        lacks = next(name.theirs.format(layer, expert=e) for (layer, e), key in found.items() if key is None)
         raise UserError(
             f"the checkpoint has no {lacks}, expected it for this config; check that the two belong together"
         )
-    expected = their_shape(name, shape[1:] if stacked else shape)
+    expected = their_shape(name, shape[stacked + name.has_experts :])
     for key in present.values():
         if tuple(weights.shape(key)) != expected:
             raise UserError(
                 f"{key} of the checkpoint is {list(weights.shape(key))}, expected {list(expected)} for this config; "
                 "check that the two belong together"
             )
-    if stacked and finder.find(name, shape[0]) is not None:
+    if name.has_experts and (more := finder.find(name, 0, shape[1])) is not None:
         raise UserError(
-            f"the checkpoint has {name.theirs.format(shape[0])}, expected {shape[0]} layers by its config; "
+            f"the checkpoint has {more}, expected {shape[1]} experts by its config; check that the two belong together"
+        )
+    first_expert = 0 if name.has_experts else None
+    if stacked and finder.find(name, shape[0], first_expert) is not None:
+        raise UserError(
+            f"the checkpoint has {name.theirs.format(shape[0], expert=0)}, expected {shape[0]} layers by its config; "
             "check that the two belong together"
         )
     return present
@@ -241,6 +308,7 @@ def read_params(
         may_differ: treat a head's parameter of another shape as missing.
     """
     ours = flatten_dict(dict(shapes), sep="/")
+    weights = weights if config.num_experts is None else UnfusedExperts(weights)
     places = None if shardings is None else flatten_dict(dict(shardings), sep="/")
     finder, loaded = _Finder(weights.names(), format, kind), Loaded()
     rows = [name for name in format.names(config, kind) if name.ours in ours]
@@ -300,7 +368,7 @@ def _check_body(
     if not missing:
         return
     theirs = {name.ours: name.theirs for name in rows}
-    first = theirs[missing[0]].format(0)
+    first = theirs[missing[0]].format(0, expert=0)
     if not any(path in readers for path in theirs):
         some = ", ".join(sorted(weights.names())[:3])
         raise UserError(
@@ -326,12 +394,10 @@ def params_to_hf(format: Format, config: TransformerConfig, kind: str, params: A
         for key in format.copies:
             yield format.prefix_of(kind) + key, np.asarray(flat["shared/embedding"])
     for theirs, names in together.items():
-        if not _is_stacked(names[0]):
-            yield theirs, _joined(names, [np.asarray(flat[name.ours]) for name in names])
-            continue
-        for layer in _layers_of(names[0], len(flat[names[0].ours])):
-            arrays = [np.asarray(flat[name.ours][layer]) for name in names]
-            yield theirs.format(layer), _joined(names, arrays)
+        for place in _places_of(names[0], np.shape(flat[names[0].ours])):
+            index = tuple(number for number in place if number is not None)
+            arrays = [np.asarray(flat[name.ours][index]) for name in names]
+            yield theirs.format(place[0], expert=place[1]), _joined(names, arrays)
 
 
 def _joined(names: Sequence[Name], arrays: Sequence[np.ndarray]) -> np.ndarray:
@@ -341,4 +407,5 @@ def _joined(names: Sequence[Name], arrays: Sequence[np.ndarray]) -> np.ndarray:
     matrices = {n.part[0]: a.reshape(matrix_shape(n.ours, a.shape)) for n, a in zip(names, arrays, strict=True)}
     joined = join_parts([matrices[index] for index in sorted(matrices)], first)
     joined = joined.T if first.transposed else joined
+    joined = joined[:, None] if first.middle_one else joined
     return np.ascontiguousarray(joined[None] if first.leading_one else joined)

@@ -17,7 +17,7 @@ class Name(NamedTuple):
 
     Attributes:
         ours: path in the parameter tree, ``/`` between levels; under ``layers/`` it carries the layer axis.
-        theirs: name in the Hugging Face state dict, ``{}`` where the layer's number goes.
+        theirs: name in the Hugging Face state dict, ``{}`` where the layer's number goes, ``{expert}`` an expert's.
         transposed: theirs is ``[out, in]`` (``torch.nn.Linear``) where ours is ``[in, out]``.
         part: index of this parameter among equal parts of theirs along its output axis, and the number of parts
             (GPT-2 has query, key and value in one matrix).
@@ -26,6 +26,7 @@ class Name(NamedTuple):
             of a head together: a group for each head).
         not_first: theirs has no such parameter in layer 0, where ours is not used and stays at ones (ModernBERT).
         leading_one: theirs has an additional first axis of size 1.
+        middle_one: theirs has an additional axis of size 1 after its first (the taps of a depthwise convolution).
         otherwise: another name of theirs for the same values.
     """
 
@@ -36,6 +37,7 @@ class Name(NamedTuple):
     groups: int = 1
     not_first: bool = False
     leading_one: bool = False
+    middle_one: bool = False
     otherwise: str | None = None
     sizes: tuple[int, ...] = ()
 
@@ -43,6 +45,11 @@ class Name(NamedTuple):
     def units(self) -> tuple[int, ...]:
         """The sizes of all parts in relation to each other."""
         return self.sizes or (1,) * self.part[1]
+
+    @property
+    def has_experts(self) -> bool:
+        """True if theirs is one tensor for each expert."""
+        return "{expert}" in self.theirs
 
 
 # The last words of the paths of embeddings.
@@ -152,6 +159,7 @@ RESOLVED = {
     "qkv_bias": "has_qkv_bias",
     "attention_output_bias": "has_output_bias",
     "feed_forward_bias": "has_feed_forward_bias",
+    "time_step_rank": "rank",
 }
 TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
 

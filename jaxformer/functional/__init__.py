@@ -32,6 +32,17 @@ from jaxformer.functional.exact.rows import (
     exact_token_log_probs,
 )
 from jaxformer.functional.exact.seal import call
+from jaxformer.functional.experts import (
+    RouterSums,
+    Routing,
+    balance_loss,
+    expert_count,
+    expert_feed_forward,
+    expert_prices,
+    route,
+    router_sums,
+    router_z_loss,
+)
 from jaxformer.functional.feed_forward import (
     ACTIVATIONS,
     feed_forward,
@@ -120,4 +131,10 @@ from jaxformer.functional.sampling import (
     top_k_logits,
     top_p_logits,
     typical_logits,
+)
+from jaxformer.functional.state_space import (
+    causal_convolution,
+    convolution_tail,
+    selective_scan,
+    state_space_duality,
 )

@@ -167,7 +167,7 @@ def multi_head_attention(
             ``"query_norm"`` and ``"key_norm"`` (scales ``[H]``) every query and key head is RMS-normalised before it is
             rotated (Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters", section 2); with
             scales ``[N H]`` and ``[K H]`` all heads together (OLMo 2). A number ``"clip"`` limits the entries of
-            queries, keys and values to that magnitude (OLMo).
+            queries, keys and values, after their norms, to that magnitude (OLMo).
         context: source of keys and values (cross-attention); default ``x``.
         rotary: angles by which the queries and keys of ``x`` are rotated.
         norm_epsilon: of the norms of queries and keys.
@@ -226,9 +226,10 @@ def project_query(
     x: Float[Array, "B T D"], weights: Mapping[str, Any], rotary: Rotary | None, norm_epsilon: float
 ) -> Float[Array, "B T N H"]:
     """The queries of ``multi_head_attention``."""
-    query = clipped(linear(x, **weights["query"]), weights)
+    query = linear(x, **weights["query"])
     if "query_norm" in weights:
         query = head_norm(query, weights["query_norm"], epsilon=norm_epsilon)
+    query = clipped(query, weights)
     return query if rotary is None else apply_rotary(query, rotary)
 
 
@@ -236,9 +237,10 @@ def project_key_value(
     x: Float[Array, "B S D"], weights: Mapping[str, Any], rotary: Rotary | None, norm_epsilon: float
 ) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
     """The keys and values of ``multi_head_attention``."""
-    key, value = (clipped(linear(x, **weights[name]), weights) for name in ("key", "value"))
+    key, value = linear(x, **weights["key"]), linear(x, **weights["value"])
     if "key_norm" in weights:
         key = head_norm(key, weights["key_norm"], epsilon=norm_epsilon)
+    key, value = clipped(key, weights), clipped(value, weights)
     return key if rotary is None else apply_rotary(key, rotary), value
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxformer import functional as F
-from jaxformer.models.kernel_layout import kernel_axes
+from jaxformer.models.kernel_layout import has_experts, kernel_axes
 from jaxformer.models.layers import PACKED
 from jaxformer.models.partition import platform
 from jaxformer.schema import UserError
@@ -88,6 +88,9 @@ def _prepare(params: Any, shared: bool, pack: bool, weights: str | None) -> Any:
 def _packed(weights: str | None, path: tuple[str, ...], value: Any) -> Any:
     """Packs a kernel or token table; anything else stays, in bfloat16 if asked."""
     owner, name = ("", *path)[-2:]
+    if has_experts("/".join(path)):
+        # A token reads the kernels of its experts alone.
+        return F.quantize(value, -2) if weights == "int8" else value if weights is None else value.astype(weights)
     if name == "kernel" and value.ndim > 1:
         return F.pack(value, kernel_axes("/".join(path)).outputs, weights, platform=platform())
     if name == "embedding" and owner in ("token", "shared"):

@@ -285,6 +285,11 @@ def speculative_generate(
     for one in (model, draft_model):
         if not isinstance(one, Decoder):
             raise UserError(f"{type(one).__name__} was given, expected a decoder with a language-model head")
+        if one.config.mixer != "attention":
+            raise UserError(
+                f"a model with mixer {one.config.mixer} was given, expected attention for speculative decoding: a "
+                "state cannot take a rejected proposal back; use generate"
+            )
     if model.config.exact:
         raise UserError(
             "numerics is exact, expected fast for speculative decoding: proposals that are rejected leave gaps in the "

@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from pydantic import Field, model_validator
 
 from jaxformer import functional as F
-from jaxformer.models.kernel_layout import kernel_axes, layer_ndim
+from jaxformer.models.kernel_layout import has_experts, kernel_axes, layer_ndim
 from jaxformer.schema import Schema, UserError
 
 Params = Mapping[str, Any]
@@ -77,19 +77,21 @@ class Target(NamedTuple):
     Attributes:
         path: its names, ``/`` between them.
         stacked: whether its first axis is the layer axis.
+        each: number of axes before the inputs, each entry of which has factors of its own: layers, experts.
         inputs: number of its input axes.
         shape: of the kernel.
     """
 
     path: str
     stacked: bool
+    each: int
     inputs: int
     shape: tuple[int, ...]
 
     @property
     def split(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Sizes of the layer axis (or none), of the inputs and of the outputs."""
-        first = int(self.stacked)
+        """Sizes of the axes before the inputs, of the inputs and of the outputs."""
+        first = self.each
         return self.shape[:first], self.shape[first : first + self.inputs], self.shape[first + self.inputs :]
 
 
@@ -108,7 +110,8 @@ def fits(path: str, patterns: list[str]) -> str | None:
 
 
 def _target(path: str, shape: tuple[int, ...]) -> Target:
-    return Target(path, len(shape) > layer_ndim(path), kernel_axes(path).inputs, tuple(shape))
+    stacked = len(shape) > layer_ndim(path)
+    return Target(path, stacked, stacked + has_experts(path), kernel_axes(path).inputs, tuple(shape))
 
 
 def find_targets(params: Params, config: LoraConfig) -> list[Target]:
@@ -131,10 +134,11 @@ def find_targets(params: Params, config: LoraConfig) -> list[Target]:
     if config.dropout:
         for target in found:
             shared = "layers" in target.path.split("/") and not target.stacked
-            if target.path.startswith(WHOLE) or shared:
+            if target.path.startswith(WHOLE) or shared or has_experts(target.path):
+                why = "which all layers share" if shared else "which the loss reads as a whole"
                 raise UserError(
                     f"lora.dropout is {config.dropout} and lora.targets names {target.path}, "
-                    + ("which all layers share" if shared else "which the loss reads as a whole")
+                    + ("whose inputs are sorted by expert" if has_experts(target.path) else why)
                     + ": its input cannot be dropped; set lora.dropout to 0 or leave it out of the targets"
                 )
     return found
@@ -189,13 +193,12 @@ def int8_kernels(params: Params, config: LoraConfig) -> list[Target]:
 
 def to_int8(kernel: jax.Array, target: Target) -> F.Quantized:
     """A kernel as int8 with a scale for each output of each layer."""
-    first = int(target.stacked)
-    return F.quantize(kernel, tuple(range(first, first + target.inputs)))
+    return F.quantize(kernel, tuple(range(target.each, target.each + target.inputs)))
 
 
 def kernel_lengths(kernel: jax.Array, target: Target) -> jax.Array:
     """``||W||`` of each output, over the inputs; float32."""
-    axes = tuple(range(int(target.stacked), int(target.stacked) + target.inputs))
+    axes = tuple(range(target.each, target.each + target.inputs))
     return jnp.sqrt(jnp.sum(jnp.square(kernel.astype(jnp.float32)), axis=axes))
 
 
@@ -216,9 +219,8 @@ def _merged(target: Target, kernel: jax.Array, factors: Params, scale: float) ->
     """
     total = kernel.astype(jnp.float32) + scale * _update(target, factors["a"], factors["b"])
     if "magnitude" in factors:
-        first = int(target.stacked)
         ratio = factors["magnitude"] / jax.lax.stop_gradient(kernel_lengths(total, target))
-        total = total * jnp.expand_dims(ratio, tuple(range(first, first + target.inputs)))
+        total = total * jnp.expand_dims(ratio, tuple(range(target.each, target.each + target.inputs)))
     return total.astype(getattr(kernel, "dtype", jnp.float32))
 
 

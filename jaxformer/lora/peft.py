@@ -18,7 +18,7 @@ from jaxformer.families.format import Format, Name
 from jaxformer.hub.kinds import abstract_params, kind_of
 from jaxformer.hub.weights import SafetensorsWeights
 from jaxformer.lora.factors import LoraConfig, Params
-from jaxformer.models.kernel_layout import kernel_axes
+from jaxformer.models.kernel_layout import has_experts, kernel_axes
 from jaxformer.schema import UserError, local_path
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -77,7 +77,7 @@ def modules_of(format: Format, model: nn.Module, shapes: Shapes) -> list[Module]
     """The linear layers of a model in the Hugging Face format."""
     grouped: dict[str, list[Name]] = {}
     for name in format.names(model.config, kind_of(model)):
-        if name.ours in shapes and name.ours.endswith("/kernel"):
+        if name.ours in shapes and name.ours.endswith("/kernel") and not name.has_experts:
             grouped.setdefault(name.theirs, []).append(name)
     return [Module(theirs, names) for theirs, names in grouped.items()]
 
@@ -279,7 +279,7 @@ def _places(format: Format, model: nn.Module, shapes: Shapes) -> dict[str, tuple
         own: dict[str, tuple[list[str], list[str]]] = {}
         for row in rows:
             theirs = getattr(row, spelling)
-            if theirs is None:
+            if theirs is None or row.has_experts:
                 continue
             layers = range(int(row.not_first), shapes[row.ours][0]) if "{}" in theirs else range(1)
             names = [theirs.format(layer) for layer in layers]
@@ -358,6 +358,11 @@ def write_adapter(
     format = get_family(model.config.type).hub
     shapes = shapes_of(model)
     flat = {path: np.asarray(array, np.float32) for path, array in flatten_dict(dict(factors), sep="/").items()}
+    if any(has_experts(path.rpartition("/")[0]) for path in flat):
+        raise UserError(
+            "lora.targets names the kernels of experts, for which peft's format has no names; export the merged model, "
+            "or name attention alone"
+        )
     modules = modules_of(format, model, shapes)
     tensors: dict[str, np.ndarray] = {}
     ranks: dict[str, int] = {}

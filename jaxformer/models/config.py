@@ -228,6 +228,35 @@ class TransformerConfig(Schema):
         "hold them",
     )
 
+    num_experts: int | None = Field(
+        None,
+        ge=1,
+        le=MOST_LAYERS,
+        description="E, experts of each block, instead of one feed-forward; intermediate_size is that of an expert",
+    )
+    experts_per_token: int = Field(2, ge=1, description="num_experts: those that a token uses")
+    normalize_expert_weights: bool = Field(
+        False, description="num_experts: the weights of a token's experts sum to 1, instead of being probabilities"
+    )
+    balance_loss: float = Field(
+        0.0, ge=0, description="num_experts: weight of the loss that spreads tokens over experts; language modelling"
+    )
+    router_z_loss: float = Field(
+        0.0, ge=0, description="num_experts: weight of (log Z)^2 of the router; ST-MoE: 1e-3; language modelling"
+    )
+
+    mixer: Literal["attention", "mamba", "mamba2"] = Field(
+        "attention",
+        description="mamba, mamba2: a state-space model instead of attention and feed-forward, with intermediate_size "
+        "(default: 2 D) channels, in mamba2 in num_heads heads",
+    )
+    state_size: int = Field(16, ge=1, le=LARGEST, description="mixer: R, entries of a channel's state")
+    state_groups: int = Field(1, ge=1, description="mamba2: G, groups of heads that share B and C")
+    conv_size: int = Field(4, ge=2, le=LARGEST, description="mixer: tokens that its convolution sees, itself included")
+    time_step_rank: int | None = Field(
+        None, ge=1, le=LARGEST, description="mamba: entries of which a time step is made; default: D / 16"
+    )
+
     dropout: float = Field(0.0, ge=0, lt=1, description="on the embedding and on each sublayer's output")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="on the attention weights")
     initializer: Literal["normal", "fan_in"] = Field(
@@ -408,7 +437,24 @@ class TransformerConfig(Schema):
         """F, resolved. A gate is a third matrix: two thirds of the width keep the parameter count (Shazeer 2020)."""
         if self.intermediate_size is not None:
             return self.intermediate_size
+        if self.mixer != "attention":
+            return 2 * self.hidden_size
         return -(-8 * self.hidden_size // (3 * 64)) * 64 if self.gated else 4 * self.hidden_size
+
+    @property
+    def rank(self) -> int:
+        """Entries of which a time step of Mamba is made, resolved."""
+        return self.time_step_rank or -(-self.hidden_size // 16)
+
+    @property
+    def channel_head(self) -> int:
+        """P, channels of a head of Mamba-2."""
+        return self.inner_size // self.num_heads
+
+    @property
+    def conv_channels(self) -> int:
+        """Channels that pass the convolution; in Mamba-2 B and C do too."""
+        return self.inner_size + (2 * self.state_groups * self.state_size if self.mixer == "mamba2" else 0)
 
     @property
     def vocabulary(self) -> int:
@@ -416,6 +462,40 @@ class TransformerConfig(Schema):
         if self.vocab_size is None:
             raise UserError("model.vocab_size is not set, expected a number; give it or train with a tokenizer")
         return self.vocab_size
+
+    def _check_experts(self, count: int) -> None:
+        if self.experts_per_token > count:
+            raise ValueError(
+                f"experts_per_token is {self.experts_per_token} and num_experts {count}, expected at most {count}"
+            )
+        if self.architecture != "decoder":
+            raise ValueError(f"num_experts is given with architecture {self.architecture}, expected a decoder")
+        if self.has_feed_forward_bias:
+            raise ValueError("num_experts is given with biases in the feed-forward, expected feed_forward_bias: false")
+        if self.exact:
+            raise ValueError(
+                f"numerics is exact and num_experts {count}, expected fast: the products of an expert's rows depend on "
+                "how many there are"
+            )
+
+    def _check_mixer(self) -> None:
+        refused = {
+            "architecture": (self.architecture, ("decoder",)),
+            "positions": (self.positions, ("none", "learned", "sinusoidal")),
+            "norm_place": (self.norm_place, ("pre",)),
+            "window": (self.window, (None,)),
+            "num_experts": (self.num_experts, (None,)),
+            "numerics": (self.numerics, ("fast",)),
+        }
+        for key, (value, fits) in refused.items():
+            if value not in fits:
+                expected = " or ".join("null" if fit is None else str(fit) for fit in fits)
+                raise ValueError(f"mixer is {self.mixer} and {key} {value}, expected {expected}")
+        if self.mixer == "mamba2" and (self.inner_size % self.num_heads or self.num_heads % self.state_groups):
+            raise ValueError(
+                f"mixer is mamba2 with {self.inner_size} channels, num_heads {self.num_heads} and state_groups "
+                f"{self.state_groups}, expected each a multiple of the next"
+            )
 
     def _check_exact(self) -> None:
         if self.dtype != "float32":
@@ -473,6 +553,10 @@ class TransformerConfig(Schema):
             raise ValueError("shared_norm is given without parallel_residual, expected both")
         if self.parallel_residual and self.architecture == "encoder_decoder":
             raise ValueError("parallel_residual is given with an encoder_decoder, expected an encoder or a decoder")
+        if self.mixer != "attention":
+            self._check_mixer()
+        if self.num_experts is not None:
+            self._check_experts(self.num_experts)
         if self.exact:
             self._check_exact()
         if self.parallel_residual and self.norm_place != "pre":

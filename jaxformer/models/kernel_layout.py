@@ -24,7 +24,14 @@ def kernel_axes(path: str) -> KernelAxes:
     return KernelAxes(1, 1)
 
 
+def has_experts(path: str) -> bool:
+    """True for the kernels of a layer's experts, whose first axis counts the experts, before the input axes."""
+    return path.endswith(("experts/gate/kernel", "experts/up/kernel", "experts/down/kernel"))
+
+
 def layer_ndim(path: str) -> int:
     """Number of axes of one layer's parameter in a block; where layers are stacked it has one more, which is first."""
     axes = kernel_axes(path)
-    return {"kernel": axes.inputs + axes.outputs, "bias": axes.outputs}.get(path.rpartition("/")[2], 1)
+    return {"kernel": axes.inputs + axes.outputs + has_experts(path), "taps": 2, "A_log": 2, "bias": axes.outputs}.get(
+        path.rpartition("/")[2], 1
+    )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxformer import functional as F
 from jaxformer.models.config import TransformerConfig
+from jaxformer.models.mamba import empty_states
 from jaxformer.schema import UserError
 
 
@@ -19,7 +20,8 @@ class KVCache:
 
     Attributes:
         layers: ``key`` and ``value`` ``[L, B, K, S, H]``; for a model that is not stacked a tuple with those of each
-            layer, ``[B, K, S, H]``.
+            layer, ``[B, K, S, H]``. Of a state-space model the states, ``[L, B, ...]`` or a tuple of ``[B, ...]``,
+            which have no places.
         valid: ``[B, S]``, True where a place holds a real token.
         positions: ``[B, S]``, position id of each place.
         length: number of places written, padding included; the same in every row and layer.
@@ -81,7 +83,12 @@ def init_cache(
     config = config.decoder_side
     shape, num_layers = (batch_size, config.kv_heads, max_length, config.head_width), config.num_layers
     layers: Any
-    if stacked:
+    if config.mixer != "attention":
+        if stacked:
+            layers = empty_states(config, (num_layers, batch_size), dtype)
+        else:
+            layers = tuple(empty_states(config, (batch_size,), dtype) for _ in range(num_layers))
+    elif stacked:
         layers = F.empty_key_value((num_layers, *shape), dtype or config.dtype)
     else:
         layers = tuple(F.empty_key_value(shape, dtype or config.dtype) for _ in range(num_layers))

@@ -96,6 +96,44 @@ def attention_split(rows: int, queries: int, heads: int, kv_heads: int) -> F.Spl
     return F.Split(placement.mesh, *axes)
 
 
+class ExpertSplit(NamedTuple):
+    """Split of a mixture of experts over the axes of a mesh; None: not split.
+
+    Attributes:
+        mesh: the devices.
+        batch: of the rows.
+        length: of the tokens of a row.
+        experts: of the experts.
+        inner: of an expert's inner width.
+    """
+
+    mesh: Mesh
+    batch: Any
+    length: Any
+    experts: Any
+    inner: Any
+
+    def parts(self, axis: Any) -> int:
+        """Number of parts into which a mesh axis splits a dimension."""
+        return 1 if axis is None else int(self.mesh.shape[axis])
+
+
+def expert_split(rows: int, tokens: int, experts: int, inner: int) -> ExpertSplit | None:
+    """Split of a mixture of experts, which the compiler would gather; None on one device.
+
+    As in ``place``, what is not divisible is not split.
+    """
+    placement = _PLACEMENT.get()
+    if placement is None or placement.mesh.size == 1:
+        return None
+    sizes = {"batch": rows, "length": tokens, "experts": experts, "mlp": inner}
+    axes = [
+        nn.logical_to_mesh_axes((name if size % shards(name) == 0 else None,), placement.rules)[0]
+        for name, size in sizes.items()
+    ]
+    return ExpertSplit(placement.mesh, *axes)
+
+
 def platform() -> str:
     """The platform that the program is compiled for: the mesh's, which may only be described, or JAX's default."""
     placement = _PLACEMENT.get()

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxformer import functional as F
 from jaxformer.models.config import RopeScaling, TransformerConfig
+from jaxformer.models.experts import ROUTER, Experts
 from jaxformer.models.inputs import Inputs
 from jaxformer.models.kv_cache import KVCache, extend_by_row, extend_cache
 from jaxformer.models.layers import (
@@ -23,6 +24,7 @@ from jaxformer.models.layers import (
     RelativeBias,
     apart,
 )
+from jaxformer.models.mamba import MIXERS
 from jaxformer.models.outputs import Layers
 from jaxformer.models.partition import place, platform
 
@@ -63,12 +65,14 @@ class Surroundings(NamedTuple):
     slot: Any = None
     requested: Requested = Requested()
     distance: Any = None
+    real: Any = None
+    starts: Any = None
 
 
 class LayerCache(NamedTuple):
-    """One layer's keys and values: of the text itself, and of the context after the first call."""
+    """One layer's keys and values, or a mixer's state, and those of the context after the first call."""
 
-    own: F.KeyValue
+    own: Any
     context: F.KeyValue | None
 
 
@@ -135,7 +139,9 @@ class Block(nn.Module):
         c = self.config
         x = place(x, "batch", "length", None)
         cache, kind = per_layer
-        feed_forward = FeedForward(c, name="feed_forward")
+        feed_forward: Any = (
+            FeedForward(c, name="feed_forward") if c.num_experts is None else self._experts(around, cache)
+        )
 
         def read(x: jax.Array, sublayer: str) -> jax.Array:
             return Norm(c, name=f"{sublayer}_norm")(x) if c.norms_inputs else x
@@ -150,6 +156,11 @@ class Block(nn.Module):
             x = x + drop(y, sublayer)
             return Norm(c, name=f"{sublayer}_norm")(x) if c.norm_place == "post" else x
 
+        if c.mixer != "attention":
+            mixer, state = MIXERS[c.mixer](c, name="mixer"), None if cache is None else cache.own
+            y, state = mixer(read(x, "mixer"), around.real, around.starts, state)
+            x = add(x, y, "mixer")
+            return x, _output(x, around.requested, state, None)
         normed = read(x, "attention")
         if kind is not None and not c.first_norm:
             normed = jnp.where(kind.first, x, normed)
@@ -186,6 +197,12 @@ class Block(nn.Module):
             x = add(x, y, "cross_attention")
         x = add(x, feed_forward(read(x, "feed_forward")), "feed_forward")
         return x, _output(x, around.requested, own, weights, context, cross_weights)
+
+    def _experts(self, around: Surroundings, cache: LayerCache | None) -> Any:
+        """The feed-forward of several experts; with a cache, of which the mask is, nothing is trained."""
+        real = around.mask.key_padding if cache is None else None
+        experts: Any = Experts(self.config, name="experts")
+        return partial(experts, real=real)
 
 
 def _output(
@@ -236,8 +253,15 @@ def stacked_blocks(config: TransformerConfig, cross: bool = False) -> nn.Module:
         block = nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
     # Unrolled, every layer's slice of the stacked kernels is held from forward to backward: remat would save nothing.
     unroll = config.unroll or (num_layers if platform() == "cpu" and config.remat == "none" else 1)
-    shared: dict[str, Any] = {"variable_broadcast": "params", "split_rngs": {"params": False, "dropout": True}}
-    stacked: dict[str, Any] = {"variable_axes": {"params": 0}, "split_rngs": {"params": True, "dropout": True}}
+    shared: dict[str, Any] = {
+        "variable_broadcast": "params",
+        "variable_axes": {ROUTER: 0},
+        "split_rngs": {"params": False, "dropout": True},
+    }
+    stacked: dict[str, Any] = {
+        "variable_axes": {"params": 0, ROUTER: 0},
+        "split_rngs": {"params": True, "dropout": True},
+    }
     layers = nn.scan(
         block,
         **(shared if config.share_layers else stacked),
@@ -329,7 +353,7 @@ class Stack(nn.Module):
         cache = inputs.cache
         position_ids = _positions(inputs) if inputs.position_ids is None else inputs.position_ids
         slot = order = None
-        if c.exact:
+        if c.exact or c.mixer != "attention":
             inputs, position_ids, order = _real_first(inputs, position_ids)
             context = None if context is None else _context_first(context)
         real, segment_ids = inputs.real, inputs.segment_ids
@@ -354,6 +378,8 @@ class Stack(nn.Module):
         around = Surroundings(
             mask, rotary, local_rotary, bias, hidden, context_mask, inputs.dropout_ids, slot, requested, distance
         )
+        if c.mixer != "attention":
+            around = around._replace(real=real, starts=_starts(segment_ids))
         kinds = _layer_kinds(c)
         caches = None if cache is None else self._split(cache)
         x, outputs = self.layers(x, (caches, kinds), around)
@@ -440,12 +466,23 @@ class Stack(nn.Module):
         for name in ("output_attentions", "output_hidden_states"):
             if isinstance(getattr(inputs, name), jax.core.Tracer):
                 raise ValueError(f"{name} is an argument of a jitted function, expected one of its static_argnames")
+        mixer = self.config.mixer
+        if mixer != "attention" and (inputs.output_attentions or inputs.prefix_mask is not None):
+            name = "output_attentions" if inputs.output_attentions else "prefix_mask"
+            raise ValueError(f"{name} is given to a model with mixer {mixer}, expected none: it has no attention")
         if inputs.output_attentions and self.config.exact:
             raise ValueError(
                 "output_attentions is true and numerics exact, expected fast: exact attention has no weights"
             )
         if inputs.output_attentions and cache is not None:
             raise ValueError("output_attentions and a cache are both given, expected one: give the whole text at once")
+
+
+def _starts(segment_ids: jax.Array | None) -> jax.Array | None:
+    """``[B, T]`` bool, True at the first token of each document of a packed row."""
+    if segment_ids is None:
+        return None
+    return jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)
 
 
 def _rotary(c: TransformerConfig, position_ids: jax.Array, theta: float, scale: RopeScaling | None) -> F.Rotary:

@@ -75,6 +75,10 @@ def check_written(c: TransformerConfig, kind: str) -> None:
             f"model.rope_scaling.type is {c.rope_scaling.type}, expected one of {', '.join(SCALINGS)}: angles that "
             "depend on the length of a row have no file"
         )
+    if c.mixer != "attention":
+        raise UserError(f"model.mixer is {c.mixer}, expected attention: a state-space model has no file")
+    if c.num_experts is not None:
+        raise UserError(f"model.num_experts is {c.num_experts}, expected null: a mixture of experts has no file")
     for name, known in WRITTEN.items():
         value = getattr(c, name)
         if value not in known:

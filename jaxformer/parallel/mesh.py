@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from jaxformer.models.partition import Rules
 from jaxformer.schema import Schema, UserError
 
-AXES = ("data", "fsdp", "sequence", "tensor")
+AXES = ("data", "fsdp", "expert", "sequence", "tensor")
 
 # Name of a dimension -> the mesh axes it is split over: the logical axes of parameters, then those of activations.
 RULES: Rules = (
@@ -22,13 +22,14 @@ RULES: Rules = (
     ("heads", "tensor"),
     ("kv_heads", "tensor"),
     ("mlp", "tensor"),
+    ("experts", "expert"),
     ("head", None),
     ("position", None),
     ("layers", None),
     ("table", None),
     ("classes", None),
-    # Rows of a batch are split over both: fsdp is data parallelism whose parameters are split too.
-    ("batch", ("data", "fsdp")),
+    # Rows of a batch are split over all three: fsdp and expert are data parallelism whose parameters are split too.
+    ("batch", ("data", "fsdp", "expert")),
     ("length", "sequence"),
 )
 
@@ -39,6 +40,7 @@ DIMENSION_KEYS = {
     "heads": "num_heads",
     "kv_heads": "num_kv_heads",
     "mlp": "intermediate_size",
+    "experts": "num_experts",
 }
 
 
@@ -51,6 +53,7 @@ class ParallelConfig(Schema):
     )
     data: int = Field(-1, ge=-1, description="devices that split the batch; -1: those left")
     fsdp: int = Field(1, ge=1, description="devices that split the batch, the parameters and the optimizer's state")
+    expert: int = Field(1, ge=1, description="devices that split the batch and the experts")
     sequence: int = Field(1, ge=1, description="devices that split the tokens of a row")
     tensor: int = Field(1, ge=1, description="devices that split heads, feed-forward and vocabulary")
     start_timeout: int = Field(
@@ -75,9 +78,9 @@ def make_mesh(config: ParallelConfig, devices: Sequence[jax.Device] | None = Non
         UserError: if the axes' product is not the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    rest = config.fsdp * config.sequence * config.tensor
-    data = len(devices) // rest if config.data == -1 else config.data
-    sizes = (data, config.fsdp, config.sequence, config.tensor)
+    others = tuple(getattr(config, name) for name in AXES[1:])
+    data = len(devices) // math.prod(others) if config.data == -1 else config.data
+    sizes = (data, *others)
     if math.prod(sizes) != len(devices) or data < 1:
         named = " x ".join(f"{name} {size}" for name, size in zip(AXES, (config.data, *sizes[1:]), strict=True))
         raise UserError(
@@ -93,7 +96,7 @@ def make_mesh(config: ParallelConfig, devices: Sequence[jax.Device] | None = Non
 
 def batch_devices(mesh: Mesh) -> int:
     """Into how many parts the rows of a batch are split."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
 
 
 def nearest_multiples(size: int, unit: int) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
@@ -12,6 +13,7 @@ from jaxformer import functional as F
 from jaxformer.data.token_rows import Rows
 from jaxformer.families import build_model
 from jaxformer.models.config import Architecture, TransformerConfig
+from jaxformer.models.experts import PRICES, ROUTER, has_router_losses, sums_of
 from jaxformer.models.partition import shards
 from jaxformer.schema import Schema
 from jaxformer.tokenizers import PreTrainedTokenizer, Role, special_id
@@ -47,6 +49,7 @@ class TaskSchema(Schema):
         scored: the report uses the packages of the extra ``metrics``.
         generates: the model learns from responses that it writes itself; rows of the data are prompts.
         labels_tokens: each token has a class.
+        predicts_tokens: the loss is ``token_loss``, to which the losses of routers are added.
     """
 
     architectures: ClassVar[tuple[Architecture, ...]]
@@ -59,6 +62,7 @@ class TaskSchema(Schema):
     scored: ClassVar[bool] = True
     generates: ClassVar[bool] = False
     labels_tokens: ClassVar[bool] = False
+    predicts_tokens: ClassVar[bool] = False
 
     @property
     def minibatch_count(self) -> int:
@@ -265,15 +269,21 @@ class Task:
 
 
 def apply(
-    model: nn.Module, params: Any, inputs: Mapping[str, Any], dropout_key: jax.Array | None, method: str | None = None
+    model: nn.Module,
+    params: Any,
+    inputs: Mapping[str, Any],
+    dropout_key: jax.Array | None,
+    method: str | None = None,
+    mutable: Any = False,
 ) -> Any:
-    """The model's output for ``inputs``, with dropout if there is a key."""
+    """The model's output for ``inputs``, with dropout if there is a key, and the collections that are ``mutable``."""
     return model.apply(
         {"params": params},
         **inputs,
         deterministic=dropout_key is None,
         rngs=None if dropout_key is None else {"dropout": dropout_key},
         method=method,
+        mutable=mutable,
     )
 
 
@@ -294,6 +304,35 @@ def chunked_cross_entropy(
     return F.chunked_cross_entropy(hidden, head, labels, chunk_tokens=global_chunk(chunk_tokens), **options)
 
 
+def router_sums(
+    model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None
+) -> tuple[F.RouterSums, jax.Array]:
+    """The sums of a model's routers over a batch and the number of its labels, for ``router_prices``."""
+    inputs = {name: array for name, array in batch.items() if name not in ("labels", PRICES)}
+    _, sums = _with_router(model, params, inputs, dropout_key)
+    return sums, _label_count(batch)
+
+
+def router_prices(sums: F.RouterSums, labels: jax.Array) -> jax.Array:
+    """``[E]``, what a token's probability of an expert adds to the objective's sum over a batch.
+
+    The mean balance loss times the number of labels, by which that sum is divided.
+    """
+    return F.expert_prices(sums) * labels
+
+
+def _label_count(batch: Batch) -> jax.Array:
+    return jnp.sum(batch["labels"] != F.IGNORE, dtype=jnp.float32)
+
+
+def _with_router(
+    model: nn.Module, params: Any, inputs: Mapping[str, Any], dropout_key: jax.Array | None
+) -> tuple[tuple[jax.Array, F.HeadWeights], F.RouterSums]:
+    """``hidden_and_head``, and the sums of the routers."""
+    output, state = apply(model, params, inputs, dropout_key, "hidden_and_head", mutable=ROUTER)
+    return output, sums_of(state[ROUTER], model.config)
+
+
 def token_loss(
     model: nn.Module,
     params: Any,
@@ -304,13 +343,27 @@ def token_loss(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> LossSums:
-    """Cross-entropy summed over the labels that are not -100, nats; the rest of the batch is the model's input."""
-    inputs = {name: array for name, array in batch.items() if name != "labels"}
-    hidden, head = apply(model, params, inputs, dropout_key, "hidden_and_head")
+    """Cross-entropy summed over the labels that are not -100, nats; the rest of the batch is the model's input.
+
+    With experts the losses of their routers are added: ``balance_loss`` is that of all tokens of the global batch,
+    whose prices ``batch`` has where it is a part of one; ``router_z_loss`` is a sum over tokens, a mean over layers.
+    """
+    inputs = {name: array for name, array in batch.items() if name not in ("labels", PRICES)}
+    routed = has_router_losses(model.config)
+    if routed:
+        (hidden, head), router = _with_router(model, params, inputs, dropout_key)
+    else:
+        hidden, head = apply(model, params, inputs, dropout_key, "hidden_and_head")
     sums = chunked_cross_entropy(
         hidden, head, batch["labels"], label_smoothing=label_smoothing, z_loss=z_loss, chunk_tokens=chunk_tokens
     )
-    metrics = {"loss": sums.cross_entropy}
-    if label_smoothing or z_loss:
-        metrics["objective"] = sums.total
-    return LossSums(sums.total, sums.tokens, metrics)
+    metrics, total = {"loss": sums.cross_entropy}, sums.total
+    if routed:
+        c = model.config
+        prices = batch[PRICES][0] if PRICES in batch else router_prices(router, sums.tokens)
+        metrics["balance_loss"] = jnp.sum(prices * router.probabilities)
+        metrics["router_z_loss"] = router.squared_log_z / c.num_layers
+        total = total + c.balance_loss * metrics["balance_loss"] + c.router_z_loss * metrics["router_z_loss"]
+    if label_smoothing or z_loss or routed:
+        metrics["objective"] = total
+    return LossSums(total, sums.tokens, metrics)

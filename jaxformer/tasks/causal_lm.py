@@ -18,6 +18,7 @@ class CausalLMConfig(TaskSchema):
     """Predict each token from those before it."""
 
     architectures = ("decoder",)
+    predicts_tokens = True
     reads = "text"
 
     type: Literal["causal_lm"] = Field("causal_lm", description="objective")

@@ -20,6 +20,7 @@ class InstructionConfig(ResponseConfig):
     """Supervised fine-tuning on instructions and dialogues."""
 
     architectures = ("decoder", "encoder_decoder")
+    predicts_tokens = True
 
     type: Literal["instruction"] = Field("instruction", description="objective")
     format: RowFormat = Field(

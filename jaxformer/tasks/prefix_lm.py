@@ -18,6 +18,7 @@ class PrefixLMConfig(TaskSchema):
     """Predict the rest of a text from its beginning."""
 
     architectures = ("decoder", "encoder_decoder")
+    predicts_tokens = True
     reads = "text"
     special_tokens: ClassVar = ("pad", "sep")
 

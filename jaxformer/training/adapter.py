@@ -135,7 +135,7 @@ class Division:
             flat[path] = Quantized(values, nn.LogicallyPartitioned(jax.ShapeDtypeStruct(ones, jnp.float32), free))
         factors: dict[str, Any] = {}
         for target in self._targets:
-            names, first, last = self._flat[target.path].names, int(target.stacked), int(target.stacked) + target.inputs
+            names, first, last = self._flat[target.path].names, target.each, target.each + target.inputs
             layers, inputs, outputs = names[:first], names[first:last], names[last:]
             sizes = target.split
             parts = {
@@ -153,7 +153,7 @@ class Division:
 
 def _without_inputs(target: Target, axes: Sequence[Any]) -> tuple[Any, ...]:
     """The entries of a kernel's axes, None at those that it sums over: an int8 kernel's scale has one value there."""
-    first = int(target.stacked)
+    first = target.each
     return tuple(None if first <= axis < first + target.inputs else entry for axis, entry in enumerate(axes))
 
 

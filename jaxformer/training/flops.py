@@ -9,6 +9,7 @@ import jax
 from flax.traverse_util import flatten_dict
 
 from jaxformer.models.config import TransformerConfig
+from jaxformer.models.kernel_layout import has_experts
 
 # Dense bfloat16 peak of one device, FLOP/s, by the vendor's data sheet.
 PEAK_FLOPS = {
@@ -40,8 +41,9 @@ def flops_per_step(
 
     ``6 P`` per token and ``12 L N H S`` for attention over ``S`` keys: 2 per multiply-add, forward once and backward
     twice, ``P`` the parameters that multiply (everything but embedding tables, a tied head counted once). A decoder's
-    parameters meet the target's tokens, a masked-language-model head only the hidden ones. Chowdhery et al. 2022,
-    "PaLM", appendix B; causal masking is not subtracted there either.
+    parameters meet the target's tokens, a masked-language-model head only the hidden ones, an expert the share of
+    tokens that use it. Chowdhery et al. 2022, "PaLM", appendix B; causal masking is not subtracted there either.
+    The scan of a state-space model, which is no product with parameters, is left out.
 
     ``shapes`` are those of the batch's arrays by name. Frozen parameters get no gradient, which is ``4 P`` instead; the
     few that do then (LoRA) are left out.
@@ -56,10 +58,13 @@ def flops_per_step(
         top, last = name.split("/")[0], name.split("/")[-1]
         classifies |= "classifier" in top
         uses = config.num_layers if config.share_layers and top == "layers" else 1
+        share = config.experts_per_token / (config.num_experts or 1) if has_experts(name) else 1.0
         if last != "embedding":
-            total += each * leaf.size * uses * tokens.get(top, source)
+            total += each * leaf.size * uses * share * tokens.get(top, source)
     if config.tie_embeddings and not classifies:
         total += each * config.vocabulary * config.token_size * predicted
+    if config.mixer != "attention":
+        return rows * total
     width = 12.0 * config.num_heads * config.head_width
     total += width * config.num_layers * source**2
     if config.architecture == "encoder_decoder":

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxformer.functional import call, purpose_key
+from jaxformer.models.experts import PRICES
 from jaxformer.parallel.fixed_tree import FixedTree
-from jaxformer.tasks.base import Batch, LossSums, Task
+from jaxformer.tasks.base import Batch, LossSums, Task, router_prices, router_sums
 from jaxformer.training.adapter import Division
 from jaxformer.training.state import TrainState
 
@@ -74,6 +75,9 @@ def gradients_of_sum(
     batch = {**batch, "example_ids": first + jnp.arange(size)}
     if task.joint:
         return _gradients_of_joint_sum(task, vectors, params, batch, accumulate, axis_name)
+    c = model.config
+    if c.num_experts and c.balance_loss and task.config.predicts_tokens and (accumulate > 1 or axis_name is not None):
+        batch |= _prices_of_whole(model, params, batch, dropout_key, accumulate, axis_name, assemble)
     if accumulate == 1:
         return gradient(params, batch)
     parts = _split(batch, accumulate)
@@ -144,6 +148,32 @@ def _gradients_of_joint_sum(
         return jax.vjp(lambda params: vectors(params, part[0]), params)[1](part[1])[0]
 
     return _sum_over_parts(of_part, (parts, _split(cotangents, accumulate)), params), sums
+
+
+def _prices_of_whole(
+    model: nn.Module,
+    params: Any,
+    batch: Batch,
+    dropout_key: jax.Array,
+    accumulate: int,
+    axis_name: str | None,
+    assemble: Assemble,
+) -> Batch:
+    """The prices of experts in the whole global batch, as an array of this device's rows; see ``router_prices``.
+
+    The balance loss is a product of two means over all tokens. One of them, the choices, has no gradient: counted in a
+    forward pass of its own, it makes of the loss a sum over tokens.
+    """
+
+    def of_part(part: Batch) -> Any:
+        return router_sums(model, assemble(params, dropout_key, part["example_ids"]), part, dropout_key)
+
+    size = len(batch["labels"])
+    parts = jax.tree.map(lambda array: array.reshape(size // accumulate, accumulate, *array.shape[1:]), batch)
+    sums = jax.lax.map(of_part, jax.tree.map(lambda array: array.swapaxes(0, 1), parts))
+    sums = jax.tree.map(lambda array: jnp.sum(array, axis=0), sums)
+    prices = router_prices(*(sums if axis_name is None else jax.lax.psum(sums, axis_name)))
+    return {PRICES: jnp.broadcast_to(prices, (size, *prices.shape))}
 
 
 def make_train_step(

@@ -11,7 +11,7 @@ from jaxformer.functional import attention, mask
 from jaxformer.models import layers
 from tests.models.tiny import EVERY_CONFIG, tiny
 
-SOME = ("window", "bert", "t5")
+SOME = ("window", "bert", "t5", "experts", "mamba", "mamba2")
 
 
 def subject(name):

@@ -205,12 +205,12 @@ def test_tensor_parallel_writes_the_same():
     from jax.sharding import Mesh
 
     from jaxformer.hub.kinds import abstract_params
-    from jaxformer.parallel.mesh import parameter_shardings
+    from jaxformer.parallel.mesh import AXES, parameter_shardings
 
     model, params = tiny("llama", vocab_size=30, intermediate_size=24)  # three key/value heads, six query heads
     ids = np.asarray(tokens(3, 5, seed=7))
     one = generate(model, params, ids, max_new_tokens=6, **FREE)
-    mesh = Mesh(np.array(jax.devices()[:6]).reshape(1, 2, 1, 3), ("data", "fsdp", "sequence", "tensor"))
+    mesh = Mesh(np.array(jax.devices()[:6]).reshape(1, 2, 1, 1, 3), AXES)
     spread = jax.device_put(params, parameter_shardings(abstract_params(model), mesh))
     assert any(len({str(s.index) for s in leaf.addressable_shards}) == 6 for leaf in jax.tree.leaves(spread))
     many = generate(model, spread, ids, max_new_tokens=6, **FREE)

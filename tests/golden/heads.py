@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.golden import experts
+
 FILE = Path(__file__).parent / "heads.json"
 
 VOCABULARY, PADDING, START = 31, 30, 1
@@ -58,6 +60,7 @@ GEMMA3 = {
         "sliding_attention": {"rope_type": "default", "rope_theta": 10.0},
     },
 }
+MAMBA = {"vocab_size": VOCABULARY, "hidden_size": 12, "num_hidden_layers": 2, "state_size": 5, "time_step_rank": 3}
 T5 = {
     "vocab_size": VOCABULARY,
     "d_model": 15,
@@ -180,6 +183,23 @@ FAMILIES = {
     "mistral": ("mistral", "mistral", {**LLAMA, **ROPE, "sliding_window": 4}),
     "qwen2": ("qwen2", "qwen2", {**LLAMA, **ROPE, "tie_word_embeddings": True}),
     "qwen3": ("qwen3", "qwen3", {**LLAMA, **ROPE, "head_dim": 6}),
+    "mixtral": ("mixtral", "mixtral", {**LLAMA, **ROPE, "num_local_experts": 5, "sliding_window": 4}),
+    "qwen3_moe": (
+        "qwen3_moe",
+        "qwen3_moe",
+        {
+            **LLAMA,
+            **ROPE,
+            "head_dim": 6,
+            "num_experts": 5,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 10,
+            "norm_topk_prob": True,
+        },
+    ),
+    "olmoe": ("olmoe", "olmoe", {**LLAMA, **ROPE, "num_experts": 5, "num_experts_per_tok": 2, "clip_qkv": 0.9}),
+    "mamba": ("mamba", "mamba", MAMBA),
+    "mamba2": ("mamba2", "mamba2", {**MAMBA, "num_heads": 6, "head_dim": 4, "n_groups": 2, "chunk_size": 4}),
     "gemma": ("gemma", "gemma", {**LLAMA, **ROPE, "head_dim": 6, "tie_word_embeddings": True}),
     "gemma2": ("gemma2", "gemma2", {**GEMMA2, **ROPE}),
     "gemma3": ("gemma3", "gemma3_text", {**GEMMA3, "sliding_window": 4}),
@@ -289,6 +309,7 @@ def torch_model(case, **changes):
     opener = getattr(transformers, KINDS[kind])
     config._attn_implementation = "eager"
     model = (opener.from_config(config) if hasattr(opener, "from_config") else opener(config)).eval()
+    experts.with_odd_experts(model)
     if kind == "seq2seq_lm" and keys.get("tie_word_embeddings") is False:
         # transformers 5 ties the head of every T5 and unties it in loading, where the checkpoint has both.
         model.config.tie_word_embeddings = False
@@ -306,7 +327,7 @@ def parameters(model):
     """Its parameters by the names they have in files, a tied one once, without frozen ones (sinusoids)."""
     renamed = {"lm_head.weight": "embed_out.weight"} if model.config.model_type == "gpt_neox" else {}
     names = {}
-    for key, p in model.named_parameters(remove_duplicate=False):
+    for key, p in experts.unfused(model, model.named_parameters(remove_duplicate=False)):
         if p.requires_grad:
             names.setdefault(p, []).append(key)
     tied = model.all_tied_weights_keys

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.golden import experts
+
 FOLDER = Path(__file__).parent
 
 GPT2 = {"vocab_size": 31, "n_embd": 15, "n_layer": 2, "n_head": 3, "n_positions": 16}
@@ -54,7 +56,10 @@ MISTRAL = {
     "sliding_window": 4,
     "rope_parameters": PLAIN_ROTARY,
 }
+THREE_HEADS = {**GATED, "num_attention_heads": 3, "num_key_value_heads": 1, "rope_parameters": PLAIN_ROTARY}
 QWEN3 = {**GATED, "head_dim": 4, "rope_parameters": PLAIN_ROTARY}
+QWEN3_MOE = {**QWEN3, "num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 9, "norm_topk_prob": True}
+MAMBA = {"vocab_size": 31, "hidden_size": 12, "num_hidden_layers": 2, "state_size": 5}
 GEMMA = {**GATED, "head_dim": 6, "num_key_value_heads": 1, "rope_parameters": PLAIN_ROTARY}
 
 # Sizes that are not powers of two, so that no axis is taken for another.
@@ -76,9 +81,14 @@ CASES = {
     "opt": ("opt", OPT),
     "bloom": ("bloom", BLOOM),
     "mistral": ("mistral", MISTRAL),
-    "qwen2": ("qwen2", {**GATED, "num_attention_heads": 3, "num_key_value_heads": 1, "rope_parameters": PLAIN_ROTARY}),
+    "qwen2": ("qwen2", THREE_HEADS),
     "qwen3": ("qwen3", {**QWEN3, "tie_word_embeddings": True}),
     "gemma": ("gemma", GEMMA),
+    "mixtral": ("mixtral", {**THREE_HEADS, "num_local_experts": 3}),
+    "qwen3_moe": ("qwen3_moe", QWEN3_MOE),
+    "mamba": ("mamba", MAMBA),
+    "mamba2": ("mamba2", {**MAMBA, "num_heads": 6, "head_dim": 4, "n_groups": 2, "chunk_size": 4}),
+    "olmoe": ("olmoe", {**THREE_HEADS, "num_experts": 5, "num_experts_per_tok": 2}),
 }
 
 # More of what a checkpoint may say, for the parity tests only.
@@ -130,6 +140,7 @@ def hf_model(family, keys):
     config = transformers.AutoConfig.for_model(family, **keys, **tokens)
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    experts.with_odd_experts(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(0, 0.4)
@@ -142,7 +153,7 @@ def parameters(model):
     """A model's parameters by the names they have in its files, a tied head once."""
     # transformers 5 calls every output layer lm_head and renames that of GPT-NeoX when it reads and writes.
     renamed = {"lm_head.weight": "embed_out.weight"} if model.config.model_type == "gpt_neox" else {}
-    return {renamed.get(name, name): parameter for name, parameter in model.named_parameters()}
+    return {renamed.get(name, name): p for name, p in experts.unfused(model, model.named_parameters())}
 
 
 def run(model, batch):

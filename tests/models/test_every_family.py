@@ -7,6 +7,7 @@ import pytest
 
 from jaxformer.families import FAMILIES
 from jaxformer.models.masked_lm import MaskedLM
+from jaxformer.tasks import CausalLMConfig
 from jaxformer.tasks.base import token_loss
 from jaxformer.training.step import gradients_of_sum
 from tests.models import test_contract as causal
@@ -41,6 +42,8 @@ def test_an_encoder_or_encoder_decoder(name):
 
 class Objective:
     """Cross-entropy of the labels, as the objectives compute it."""
+
+    config = CausalLMConfig()
 
     @staticmethod
     def loss(model, params, batch, dropout_key):

@@ -35,6 +35,9 @@ CONFIGS = {
     "offset": {"type": "opt"},
     "alibi": {"type": "bloom"},
     "head_norms": {"type": "gemma", "qk_norm": True, **GROUPED},  # Gemma and Qwen3 in one
+    "mamba": {"type": "mamba", "state_size": 5, "time_step_rank": 4, "conv_size": 3},
+    "mamba2": {"type": "mamba2", "intermediate_size": 24, "num_heads": 6, "state_size": 5, "state_groups": 2},
+    "experts": {"type": "olmoe", "qkv_clip": 2.0, "num_experts": 5, "experts_per_token": 2, **GROUPED},
 }
 
 ENCODERS = {
@@ -49,6 +52,8 @@ ENCODER_DECODERS = {
 }
 # Every family, as small as that.
 FAMILY_CONFIGS = {name: {"type": name} for name in FAMILIES}
+FAMILY_CONFIGS |= {name: CONFIGS["experts"] | {"type": name} for name in ("mixtral", "qwen3_moe", "olmoe")}
+FAMILY_CONFIGS |= {name: CONFIGS[name] for name in ("mamba", "mamba2")}
 FAMILY_CONFIGS |= {"modernbert": ENCODERS["modernbert"], "gpt_neox": CONFIGS["parallel"]}
 FAMILY_CONFIGS |= {
     "gemma2": {"type": "gemma2", "window": 3, **GROUPED},

@@ -30,7 +30,7 @@ from jaxformer.one_file.parameters import parameter_table
 from jaxformer.schema import UserError
 from jaxformer.training.export import load_run
 from tests.hub import tiny as hub_tiny
-from tests.models.tiny import random_params, tokens
+from tests.models.tiny import random_params, tiny, tokens
 from tests.one_file.cases import NAMES, is_written, model_of, outputs_of
 from tests.training.helpers import run_training, tiny_keys
 
@@ -198,6 +198,9 @@ def test_every_switch_of_a_model_is_known_here():
     elsewhere |= {"unroll", "attention_implementation"}
     # Told by the names of the parameters.
     elsewhere |= {"token_pooler", "logits_bias", "choice_pooler", "projection_size"}
+    # Of models that have no file.
+    elsewhere |= {"experts_per_token", "normalize_expert_weights", "balance_loss", "router_z_loss"}
+    elsewhere |= {"state_size", "state_groups", "conv_size", "time_step_rank"}
     names = {resolved.get(name, name) for name in TransformerConfig.model_fields.keys() - elsewhere}
     names -= set(WRITTEN)
     assert sorted(name for name in names if not re.search(rf"\bc(onfig\.model)?\.{name}\b", text)) == []
@@ -310,6 +313,9 @@ def test_one_clear_line(arguments, said, tmp_path, monkeypatch, capsys):
 def test_what_has_no_file_and_what_a_checkpoint_lacks(tmp_path):
     with pytest.raises(UserError, match="the model is a MultipleChoice, expected one of Decoder"):
         render(MultipleChoice(model_of("bert").config), "x")
+    for name, said in (("experts", "a mixture of experts"), ("mamba", "a state-space model")):
+        with pytest.raises(UserError, match=f"{said} has no file"):
+            render(tiny(name)[0], "x")
     folder = hub_tiny.save(tmp_path, "bert", "body")
     assert isinstance(read_source(str(folder)).model, Body)
     hub_tiny.edit(folder, architectures=["BertForMaskedLM"])

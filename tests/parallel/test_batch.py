@@ -15,7 +15,7 @@ def test_every_device_holds_its_rows_and_tokens():
     assert local_rows(4, mesh).tolist() == [0, 1, 2, 3], "one process holds all"
     for name, array in batch.items():
         np.testing.assert_array_equal(array, {"labels": ids[:, 0], "choices": ids.reshape(4, 2, 3)}.get(name, ids))
-    assert batch["input_ids"].sharding.spec == PartitionSpec(("data", "fsdp"), "sequence")
+    assert batch["input_ids"].sharding.spec == PartitionSpec(("data", "fsdp", "expert"), "sequence")
     assert batch["input_ids"].addressable_shards[0].data.shape == (2, 3)
     assert batch["labels"].addressable_shards[0].data.shape == (2,)
     # Three tokens cannot be halved; they stay together.

@@ -14,12 +14,13 @@ from jaxformer.schema import UserError
 @pytest.mark.parametrize(
     ("keys", "sizes"),
     [
-        ({}, (8, 1, 1, 1)),
-        ({"fsdp": 4}, (2, 4, 1, 1)),
-        ({"fsdp": 2, "tensor": 2}, (2, 2, 1, 2)),
-        ({"sequence": 4}, (2, 1, 4, 1)),
-        ({"data": 8}, (8, 1, 1, 1)),
-        ({"strategy": "pmap"}, (8, 1, 1, 1)),
+        ({}, (8, 1, 1, 1, 1)),
+        ({"fsdp": 4}, (2, 4, 1, 1, 1)),
+        ({"fsdp": 2, "tensor": 2}, (2, 2, 1, 1, 2)),
+        ({"sequence": 4}, (2, 1, 1, 4, 1)),
+        ({"expert": 4}, (2, 1, 4, 1, 1)),
+        ({"data": 8}, (8, 1, 1, 1, 1)),
+        ({"strategy": "pmap"}, (8, 1, 1, 1, 1)),
     ],
 )
 def test_data_takes_the_rest(keys, sizes):

@@ -27,6 +27,8 @@ LAYOUTS = {
 }
 # All for one model, for the others those that may differ by what is split; the rest takes its time.
 FAMILIES = {"gpt2": "causal_lm", "bert": "masked_lm", "t5": "span_corruption"}
+FAMILIES |= {"mamba": "causal_lm", "mamba2": "causal_lm"}
+ROUTED = {"num_experts": 4, "experts_per_token": 2, "balance_loss": 0.5, "router_z_loss": 0.1, "intermediate_size": 12}
 STEPS, ROWS, LENGTH = 10, 16, 32
 # SGD, since Adam's normalisation would hide a gradient that is off by a factor.
 SGD = optax.sgd(0.1)
@@ -34,11 +36,20 @@ SGD = optax.sgd(0.1)
 
 @functools.cache
 def objective(family):
+    keys = ROUTED if family == "qwen3_moe" else {}
     model = config_of(
-        family, hidden_size=16, num_layers=2, num_heads=4, head_size=4, dropout=0.1, attention_dropout=0.1, unroll=1
+        family,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=4,
+        head_size=4,
+        dropout=0.1,
+        attention_dropout=0.1,
+        unroll=1,
+        **keys,
     )
     # A few tokens' logits at once, so that the loss comes in several chunks on every device.
-    task = TASKS[FAMILIES[family]](chunk_tokens=24)
+    task = TASKS[FAMILIES.get(family, "causal_lm")](chunk_tokens=24)
     return model, build_task(task, WITH_MASK, model, LENGTH, "packed", ())
 
 
@@ -86,6 +97,17 @@ def test_many_devices_equal_one(family, layout):
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, expected)
     assert losses[-1] < losses[0] - 0.05, "ten steps learn something, so the parameters are not those of the start"
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("axes", [{"expert": 4}, {"expert": 2, "fsdp": 2, "tensor": 2}, {"strategy": "pmap"}], ids=str)
+@pytest.mark.default_cases("*expert*fsdp*-2")
+def test_experts_on_many_devices_equal_one(axes, accumulate):
+    """With the balance loss, a product of two means over all tokens of the batch, at a weight that shows."""
+    params, losses = train("qwen3_moe", accumulate=accumulate, **axes)
+    expected, expected_losses = alone("qwen3_moe")
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, expected)
 
 
 @pytest.mark.parametrize("layout", ["data", "pmap"])

@@ -57,7 +57,10 @@ def test_the_published_models_as_transformers_reads_them(published):
     assert resolved[0] == resolved[1]
 
 
-@pytest.mark.parametrize("name", ["gpt2_tied", "llama_tied", "gpt_neox", "opt", "bloom", "mistral", "qwen3", "gemma"])
+GENERATED = ("gpt2_tied", "llama_tied", "gpt_neox", "opt", "bloom", "mistral", "qwen3", "gemma")
+
+
+@pytest.mark.parametrize("name", [*GENERATED, "mixtral", "qwen3_moe", "olmoe", "mamba", "mamba2"])
 def test_greedy_generation_after_left_padded_prompts(name):
     import torch  # here, so that collecting this file needs no PyTorch
 

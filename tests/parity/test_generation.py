@@ -18,6 +18,7 @@ from tests.golden import bidirectional, heads, make
 pytestmark = pytest.mark.parity
 
 DECODERS = ["gpt2_tied", "llama_untied", "gpt_neox", "opt", "bloom", "mistral", "qwen2", "qwen3", "gemma"]
+DECODERS += ["qwen3_moe", "olmoe", "mamba", "mamba2"]
 ENCODER_DECODERS = ["t5", "t5_v1_1", "bart", "mbart", "marian", "pegasus"]
 NEW, PAD = 12, 1  # of a padding token 0 transformers makes the end token behind beams
 SEARCHES = {

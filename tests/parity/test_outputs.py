@@ -39,7 +39,7 @@ def embedded(model, ids):
 
 def program(model, params):
     """Our model, which returns all of its layers."""
-    asked = {"output_attentions": True, "output_hidden_states": True}
+    asked = {"output_attentions": model.config.mixer == "attention", "output_hidden_states": True}
     return jax.jit(lambda batch: model.apply({"params": params}, **batch, **asked), compiler_options=FAST)
 
 

@@ -163,9 +163,9 @@ def exact_multi_head_attention(
     """
 
     def normed(states: Array, name: str) -> Array:
-        states = clipped(states, weights)
         if name in weights:
             states = head_norm(states, weights[name], epsilon=norm_epsilon, norm=exact_rms_norm)
+        states = clipped(states, weights)
         return states if rotary is None else exact_rotary(states, rotary)
 
     query = normed(linear(x, **weights["query"]), "query_norm")

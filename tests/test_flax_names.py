@@ -132,6 +132,7 @@ def test_two_pre_training_heads_have_their_old_names(tmp_path):
     assert output.prediction_logits.shape == (2, 6, 29) and output.seq_relationship_logits.shape == (2, 2)
 
 
+@pytest.mark.slow
 def test_a_configuration_of_transformers(tmp_path):
     from transformers import AutoConfig
 
@@ -171,6 +172,7 @@ def test_a_decoder_writes(tmp_path):
     FlaxAutoModelForCausalLM.from_pretrained(tmp_path)
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_its_encoder_alone_and_its_two_halves(tmp_path):
     model, params = saved(tmp_path, "t5", "seq2seq_lm")
     old = FlaxT5ForConditionalGeneration.from_pretrained(tmp_path)

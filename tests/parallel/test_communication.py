@@ -20,6 +20,7 @@ def test_an_axis_sends_what_the_textbook_says(alone, axis):
     assert {kind for kind, size in sent.items() if size > 1e4} == kinds
 
 
+@pytest.mark.slow
 def test_state_falls_as_one_over_n(alone):
     assert alone.sent == {}
     four = scaling.measure({"fsdp": 4}, 4)

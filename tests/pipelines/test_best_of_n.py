@@ -84,6 +84,7 @@ def drawn(folder, prompt, line, n):
     return ids, jaxformer.generate(model, params, [ids], tokenizer=tokenizer, seed=[prompt_seed(0, line)], **options)
 
 
+@pytest.mark.slow
 def test_the_best_of_what_generate_draws(folder, maker, tmp_path):
     file, out = write(tmp_path / "in.jsonl", [{"prompt": prompt} for prompt in PROMPTS]), tmp_path / "out.jsonl"
     best_of_n(maker, file, out)

@@ -74,6 +74,7 @@ def test_files_are_read_as_they_were_written(model):
 
 
 @pytest.mark.filterwarnings("ignore:.*a text of")
+@pytest.mark.slow
 def test_vectors_are_worked_out_from_the_states(model, pipe, states):
     _, params = read_sentence_format(Repository(str(model)))
     bare = jaxformer.pipeline("feature-extraction", states, return_tensors=True)

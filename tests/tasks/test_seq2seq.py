@@ -26,6 +26,8 @@ def make(start="pad", **settings):
 class Model(nn.Module):
     """Scores the next token by the one before it and the sum over the source."""
 
+    config: TransformerConfig = TransformerConfig(architecture="encoder_decoder")
+
     @nn.compact
     def hidden_and_head(
         self, input_ids, attention_mask, decoder_input_ids, deterministic=True

@@ -83,6 +83,7 @@ def test_schedules_that_go_on_without_a_jump(tmp_path, schedule):
     assert "jumps" not in display.console.file.getvalue()
 
 
+@pytest.mark.slow
 def test_a_page_that_cannot_be_written_does_not_end_a_run(tmp_path, monkeypatch):
     from jaxformer.training import run_page
 

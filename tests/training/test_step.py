@@ -200,7 +200,7 @@ def test_the_state_is_made_split_and_its_optimizer_statistics_like_it():
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adafactor", "muon", "lion", "sgd"])
-@pytest.mark.default_cases("adamw", "muon")
+@pytest.mark.default_cases("muon")
 def test_every_optimizer_learns_on_eight_devices_with_its_statistics_split(kind):
     mesh = make_mesh(ParallelConfig(fsdp=8))
     optimizer = build_optimizer(OptimizerConfig(type=kind, momentum=0.9), lambda _: 0.01)

@@ -191,7 +191,9 @@ def decoder_heads(
     With ``bias`` the output layer has one.
     """
     spans = rows({"span_classifier": "qa_outputs"})
-    logits = [*rows({"lm_head": output}), *([Name("logits_bias/bias", f"{output}.bias")] if bias else [])]
+    logits = rows({"lm_head": output})
+    if bias:
+        logits[-1] = Name("logits_bias/bias", f"{output}.bias")
     return {
         "body": Head(f"{name}Model"),
         "causal_lm": Head(f"{name}ForCausalLM", logits),

@@ -34,9 +34,11 @@ OLMO2 = {
 WITHOUT = ("head_size", "norm_epsilon")
 # transformers has these kinds alone.
 KINDS = ("body", "causal_lm", "sequence_classification")
+WITHOUT_NORMS = {ours: theirs for ours, theirs in llama.BLOCK.items() if "norm" not in ours}
 FORMAT = replace(
     llama.FORMAT,
     model_type="olmo",
+    body=[*rows({"embeddings/token": "embed_tokens"}), *rows(WITHOUT_NORMS, "layers/", "layers.{}.")],
     keys=(
         *(key for key in llama.KEYS if key.ours not in WITHOUT),
         *attention_bias(False),

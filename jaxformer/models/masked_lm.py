@@ -11,7 +11,7 @@ from jaxformer.models.config import TransformerConfig
 from jaxformer.models.dense import Dense, MLMHead
 from jaxformer.models.heads import Pooler, WithBody
 from jaxformer.models.inputs import Inputs
-from jaxformer.models.layers import activate, output_layer, untied_head
+from jaxformer.models.layers import Embedding, activate, output_layer, untied_head
 from jaxformer.models.outputs import HeadOutput, MaskedLMOutput
 from jaxformer.models.stack import Stack
 
@@ -95,22 +95,30 @@ class DiscriminatorHead(nn.Module):
 class Discriminator(WithBody):
     """ELECTRA's discriminator, which finds replaced tokens, and the small generator that replaces them.
 
-    Both share the token embedding (Clark et al. 2020, section 3.2).
+    Both share the token embedding (Clark et al. 2020, section 3.2). Disentangled, the table is trained by the generator
+    alone, and the discriminator reads it plus a table of its own: the two objectives then do not pull one table in two
+    directions (He et al. 2023, "DeBERTaV3", section 3.2, equation 6).
 
     Attributes:
         config: of the discriminator.
         generator_config: of the generator; its embedding has the width of the discriminator.
+        disentangled: whether the discriminator's gradient stops before the shared table.
     """
 
     generator_config: TransformerConfig | None = None
+    disentangled: bool = False
 
     def setup(self) -> None:
         """Declares the parts."""
         super().setup()
-        self.rtd_head = DiscriminatorHead(self.config)
+        c = self.config
+        self.rtd_head = DiscriminatorHead(c)
         if self.generator_config is not None:
             self.generator = Stack(self.generator_config, causal=False, own_tokens=False)
             self.generator_head = MLMHead(self.generator_config)
+        if self.disentangled:
+            # Zeros: at first both tables are one.
+            self.token_difference = Embedding(c.vocabulary, c.token_size, ("vocab", "embed"), 0.0)
 
     def generator_hidden_and_head(
         self, *args: Any, masked_positions: jax.Array | None = None, **kwargs: Any
@@ -124,8 +132,21 @@ class Discriminator(WithBody):
 
     def __call__(self, *args: Any, **kwargs: Any) -> HeadOutput:
         """Logits ``[B, T]``: above 0 where a token is probably replaced; arguments are ``Inputs``."""
-        inputs = Inputs(*args, **kwargs)
-        states, layers = self.states(inputs)
+        inputs, table = Inputs(*args, **kwargs), None
+        if self.disentangled:
+            table = jax.lax.stop_gradient(self.body.embeddings.token()) + self.token_difference()
+        states, _, layers = self.body.hidden_states(inputs, table=table)
         if self.is_initializing() and self.generator_config is not None:
             self.generator_hidden_and_head(jnp.zeros(inputs.shape, int))
         return HeadOutput(self.rtd_head(states), states, **layers)
+
+
+TOKEN, DIFFERENCE = "embeddings/token/embedding", "token_difference/embedding"
+
+
+def with_one_table(flat: dict[str, Any]) -> dict[str, Any]:
+    """The parameters by name with the discriminator's token table as one: the shared one and the difference, added."""
+    if DIFFERENCE not in flat:
+        return flat
+    kept = {name: array for name, array in flat.items() if name != DIFFERENCE}
+    return kept | {TOKEN: flat[TOKEN] + flat[DIFFERENCE]}

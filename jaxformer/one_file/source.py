@@ -135,7 +135,7 @@ def _plain(model: Any, name: str, params: Any, notes: list[str] | None = None) -
         notes.append("model.numerics is exact: the file computes as with fast")
     model = model.clone(config=c.model_copy(update={"dtype": "float32", "numerics": "fast"}))
     if isinstance(model, Discriminator):
-        model = model.clone(generator_config=None)
+        model = model.clone(generator_config=None, disentangled=False)
     if params is not None:
         names = flatten_dict(dict(abstract_params(model)), sep="/").keys()
         lacking = sorted(names - params.keys())

@@ -29,6 +29,11 @@ class ReplacedTokenDetectionConfig(MaskingConfig):
 
     type: Literal["replaced_token_detection"] = Field("replaced_token_detection", description="objective")
     generator_size: float = Field(0.25, gt=0, le=1, description="width of the generator relative to the model")
+    embedding_sharing: Literal["shared", "disentangled"] = Field(
+        "shared",
+        description="token table of both models; disentangled: the generator's, to which the discriminator adds one of "
+        "its own, DeBERTa v3",
+    )
     discriminator_weight: float = Field(
         50.0, gt=0, description="weight of the detection loss; the generator's loss has weight 1"
     )
@@ -80,7 +85,8 @@ class ReplacedTokenDetection(Task):
 
     def model(self, config: TransformerConfig) -> nn.Module:
         """Discriminator and generator."""
-        return Discriminator(config, generator_config(config, self.config.generator_size))
+        c = self.config
+        return Discriminator(config, generator_config(config, c.generator_size), c.embedding_sharing == "disentangled")
 
     def rows(self, data: TokenCache) -> PieceRows:
         """As for masked language modelling."""

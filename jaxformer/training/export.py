@@ -9,6 +9,7 @@ from flax.traverse_util import unflatten_dict
 
 from jaxformer.hub.save import push_to_hub, save_pretrained
 from jaxformer.lora.peft import write_adapter
+from jaxformer.models.masked_lm import Discriminator
 from jaxformer.models.value_head import without_value
 from jaxformer.schema import UserError, local_path
 from jaxformer.tokenizers import PreTrainedTokenizer, save_tokenizer
@@ -43,6 +44,8 @@ def load_run(folder: str | Path) -> Trained:
     run = open_run(path)
     # A value head serves training alone and is in no format: the product of a policy is its language model.
     model, params = without_value(run.model, unflatten_dict(read_params(path), sep="/"))
+    if isinstance(model, Discriminator):
+        model = model.clone(disentangled=False)
     # Texts are written as in the evaluation.
     settings = json.dumps(run.task.generation(model.config))
     model = model.clone(config=model.config.model_copy(update={"generation": settings}))

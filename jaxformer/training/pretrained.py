@@ -21,6 +21,7 @@ from jaxformer.hub.repository import Repository
 from jaxformer.hub.sentence_files import read_sentence_format
 from jaxformer.hub.weights import open_weights
 from jaxformer.models.config import TransformerConfig
+from jaxformer.models.masked_lm import with_one_table
 from jaxformer.models.sentence_encoder import SentenceEncoder
 from jaxformer.models.value_head import without_value
 from jaxformer.schema import UserError, local_path
@@ -93,12 +94,13 @@ def earlier_params(
 def read_params(folder: Path) -> dict[str, np.ndarray]:
     """The parameters of the newest intact checkpoint of a run, by name; the average of the weights if there is one.
 
-    LoRA factors are merged into the base model. Raises ``UserError`` if there is no checkpoint.
+    LoRA factors are merged into the base model, and two token tables into one. Raises ``UserError`` if there is no
+    checkpoint.
     """
     params = read_trained(folder)
     if "factors" in params:
         params = merged_run(folder, params)
-    return {name: np.asarray(array) for name, array in flatten_dict(params, sep="/").items()}
+    return with_one_table({name: np.asarray(array) for name, array in flatten_dict(params, sep="/").items()})
 
 
 def read_trained(folder: Path) -> dict[str, Any]:

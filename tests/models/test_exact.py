@@ -21,7 +21,9 @@ def cases(names):
     return [pytest.param(name, marks=() if name in SOME else pytest.mark.slow) for name in names]
 
 
-EVERY = sorted({*tiny.DISTINCT, "window", "alibi", "post_norm", "transformer"})
+# These have no exact form.
+REFUSED = ("deberta_v3", "mamba", "mamba2", "mixtral", "olmoe", "qwen3_moe")
+EVERY = sorted({*tiny.DISTINCT, "window", "alibi", "post_norm", "transformer"} - {*REFUSED})
 NAMES = cases(EVERY)
 DECODERS = cases(name for name in EVERY if tiny.config_of(name).architecture == "decoder")
 T, PLACES = 11, 18
@@ -31,6 +33,12 @@ SIDES = {
     "right": np.arange(T),
     "gaps": np.delete(np.arange(PLACES), [3, *range(6, 12)]),
 }
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_exact_form_is_refused(name):
+    with pytest.raises(ValueError, match=r"numerics.* exact.* expected"):
+        tiny.config_of(name, numerics="exact")
 
 
 @functools.cache

@@ -4,7 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.linen import unbox
+from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxformer.models.masked_lm import with_one_table
 from jaxformer.tasks.replaced_token_detection import (
     ReplacedTokenDetection,
     ReplacedTokenDetectionConfig,
@@ -158,6 +161,37 @@ def test_a_gradient_reaches_its_own_model_and_the_shared_table():
     shared = {name for name in params["embeddings"] if reached({name: of_generator["embeddings"][name]})}
     assert shared == {"token"}
     assert jax.tree.all(jax.tree.map(lambda leaf: bool(jnp.all(jnp.isfinite(leaf))), (of_generator, of_discriminator)))
+
+
+def test_disentangled_tables_get_each_their_own_gradient_and_are_one_in_the_end():
+    """The generator trains the shared table, the discriminator the difference; added they are what it reads."""
+    shared, apart = make(rate=0.3), make(rate=0.3, embedding_sharing="disentangled")
+    (one, _), (two, params) = electra(shared), electra(apart)
+    batch = on_device(features(shared, CACHE))
+
+    @jax.jit
+    def gradients(params):
+        def of(name):
+            return jax.grad(lambda p: apart.loss(two, p, batch, None).metrics[name])(params)
+
+        return of("generator_loss"), of("detection_loss")
+
+    def tables(tree):
+        found = (tree["embeddings"]["token"]["embedding"], tree["token_difference"]["embedding"])
+        return tuple(np.abs(table).max() for table in found)
+
+    of_generator, of_discriminator = (tables(tree) for tree in gradients(params))
+    assert of_generator[0] > 0 == of_generator[1] and of_discriminator[1] > 0 == of_discriminator[0]
+    flat = with_one_table(flatten_dict(params, sep="/"))
+    assert "token_difference/embedding" not in flat
+    read = {name: batch[name] for name in ("input_ids", "segment_ids")}
+    np.testing.assert_allclose(
+        one.apply({"params": unflatten_dict(flat, sep="/")}, **read).logits,
+        two.apply({"params": params}, **read).logits,
+        atol=1e-5,
+    )
+    fresh = two.init(jax.random.key(0), jnp.zeros((1, 2), int))["params"]
+    assert not np.any(unbox(fresh)["token_difference"]["embedding"])
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -392,7 +392,8 @@ class Embeddings(nn.Module):
         else:
             x = place(inputs.inputs_embeds, "batch", "length", None)
         if c.embedding_norm == "tokens":
-            x = self.norm(x)
+            # Nothing of the padding may reach the gradient of the norm.
+            x = self.norm(x if real is None else jnp.where(real[..., None], x, 0.0))
         if c.has_learned_positions:
             positions = place(self.position(), "position", None)
             x = x + F.learned_positions(positions, position_ids + c.first_position)

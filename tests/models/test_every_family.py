@@ -43,6 +43,7 @@ def test_an_encoder_or_encoder_decoder(name):
 class Objective:
     """Cross-entropy of the labels, as the objectives compute it."""
 
+    joint = False
     config = CausalLMConfig()
 
     @staticmethod

@@ -51,7 +51,8 @@ class Objective:
         return token_loss(model, params, batch, dropout_key, chunk_tokens=16)
 
 
-@pytest.mark.parametrize("name", DISTINCT)
+# A part is a batch to every model; of the losses that are no sum over tokens, the router's, and of shared layers, one each.
+@pytest.mark.parametrize("name", ["gpt2", "bert", "albert", "t5", "bart", "mixtral", "mamba", "deberta_v3"])
 def test_accumulated_parts_are_the_whole_batch(name):
     """With dropout, and with labels spread unevenly over the rows."""
     config = config_of(name, dropout=0.2)

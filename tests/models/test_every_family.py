@@ -51,7 +51,7 @@ class Objective:
         return token_loss(model, params, batch, dropout_key, chunk_tokens=16)
 
 
-# A part is a batch to every model; of the losses that are no sum over tokens, the router's, and of shared layers, one each.
+# A part is a batch to every model; one each of a router's losses, shared layers, states, two sides.
 @pytest.mark.parametrize("name", ["gpt2", "bert", "albert", "t5", "bart", "mixtral", "mamba", "deberta_v3"])
 def test_accumulated_parts_are_the_whole_batch(name):
     """With dropout, and with labels spread unevenly over the rows."""

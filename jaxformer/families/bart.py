@@ -1,4 +1,4 @@
-"""BART (Lewis et al. 2020) and its relatives: mBART, Marian, PEGASUS, and the Transformer of 2017 they go back to."""
+"""BART (Lewis et al. 2020), mBART, and the Transformer of 2017 they go back to."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -55,35 +55,6 @@ MBART = {
     "scale_embedding": True,
     "decoder_start": "last",
 }
-# Marian's models of OPUS-MT (Tiedemann and Thottingal 2020): sinusoids, no norm after the embedding, a bias of the
-# output layer.
-MARIAN = {
-    **BART,
-    "hidden_size": 512,
-    "num_heads": 8,
-    "intermediate_size": 2048,
-    "max_length": 512,
-    "embedding_norm": False,
-    "activation": "silu",
-    "positions": "sinusoidal",
-    "position_offset": 0,
-    "sinusoidal_halves": True,
-    "scale_embedding": True,
-    "logits_bias": True,
-    "decoder_start": "pad",
-}
-# PEGASUS-large (Zhang et al. 2020).
-PEGASUS = {
-    **MARIAN,
-    "hidden_size": 1024,
-    "num_layers": 16,
-    "num_heads": 16,
-    "intermediate_size": 4096,
-    "max_length": 1024,
-    "norm_place": "pre",
-    "activation": "relu",
-    "logits_bias": False,
-}
 KEYS = (
     *same("vocab_size", "dropout", "attention_dropout"),
     Key("hidden_size", "d_model"),
@@ -99,8 +70,6 @@ KEYS = (
     Key("tie_embeddings", "tie_word_embeddings", True),
     Key("initializer_range", "init_std"),
 )
-
-
 SIDE = {
     "embeddings/position": "embed_positions",
     "embeddings/norm": "layernorm_embedding",
@@ -223,15 +192,8 @@ def format_of(model_type: str, name: str, **constants: Any) -> Format:
 
 BART_FORMAT = format_of("bart", "Bart")
 MBART_FORMAT = format_of("mbart", "MBart")
-MARIAN_FORMAT = format_of(
-    "marian", "Marian", static_position_embeddings=True, share_encoder_decoder_embeddings=True, normalize_before=False
-)
-PEGASUS_FORMAT = format_of("pegasus", "Pegasus", static_position_embeddings=True)
-
 FAMILIES = (
     Family("bart", BART, BART_FORMAT, "denoising"),
     Family("mbart", MBART, MBART_FORMAT, "denoising"),
-    Family("marian", MARIAN, MARIAN_FORMAT, "span_corruption"),
-    Family("pegasus", PEGASUS, PEGASUS_FORMAT, "span_corruption"),
     Family("transformer", TRANSFORMER, objective="span_corruption"),
 )

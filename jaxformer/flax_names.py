@@ -11,6 +11,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -160,7 +161,7 @@ class FlaxPreTrainedModel:
         count = int(getattr(config, "num_labels", 0)) or len(described.labels) or 2
         self.module = build(described.config, self.kind, num_labels=count, labels=described.labels)
         module = self.module
-        self.params = jax.jit(lambda: _unboxed(init(module, jax.random.key(seed))))()
+        self.params = jax.jit(lambda: nn.unbox(init(module, jax.random.key(seed))))()
 
     @classmethod
     def from_config(
@@ -383,10 +384,6 @@ def _name_of(dtype: Any) -> str:
     name = jnp.dtype(dtype).name
     check_dtype(name)
     return name
-
-
-def _unboxed(params: Any) -> Any:
-    return jax.tree.map(lambda leaf: getattr(leaf, "value", leaf), params, is_leaf=lambda leaf: hasattr(leaf, "value"))
 
 
 @cache

@@ -155,6 +155,11 @@ RESOLVED = {
     "projection_size": "projection_width",
     "pooling": "pooled_state",
     "head_transform": "has_head_transform",
+    "score_width": "score_size",
+    # Formats list the blocks; of few blocks the order after which they repeat cannot be told.
+    "window_from": "windowed_layers",
+    "global_every": "windowed_layers",
+    "global_first": "windowed_layers",
     "embedding_size": "token_size",
     "qkv_bias": "has_qkv_bias",
     "attention_output_bias": "has_output_bias",

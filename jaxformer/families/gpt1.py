@@ -1,6 +1,7 @@
 """GPT (Radford et al. 2018), the first: post-norm, learned positions, GELU by tanh, tied head."""
 
-from jaxformer.families.format import Family, Format, Key, decoder_heads, read_activation, rows, same, write_activation
+from jaxformer.families import gpt2
+from jaxformer.families.format import Family, Format, Key, decoder_heads, read_activation, rows, write_activation
 from jaxformer.families.gpt2 import BLOCK
 
 DEFAULTS = {"hidden_size": 768, "num_layers": 12, "num_heads": 12, "max_length": 512, "norm_place": "post"}
@@ -16,17 +17,8 @@ def _write_activation(name: str) -> str:
 
 
 KEYS = (
-    *same("vocab_size", "initializer_range"),
-    Key("hidden_size", "n_embd"),
-    Key("num_layers", "n_layer"),
-    Key("num_heads", "n_head"),
-    Key("max_length", "n_positions"),
-    Key("norm_epsilon", "layer_norm_epsilon"),
+    *(key for key in gpt2.KEYS if key.ours not in ("intermediate_size", "activation")),
     Key("activation", "afn", "gelu", _read_activation, _write_activation),
-    Key("tie_embeddings", "tie_word_embeddings", True),
-    Key("dropout", "resid_pdrop", 0.0),
-    Key("dropout", "embd_pdrop", 0.0),
-    Key("attention_dropout", "attn_pdrop", 0.0),
 )
 HEADS = decoder_heads("OpenAIGPT")
 HEADS["causal_lm"] = HEADS["causal_lm"]._replace(architecture="OpenAIGPTLMHeadModel")

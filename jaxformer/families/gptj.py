@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.families.format import Family, Format, Key, activation, decoder_heads, rows, same
+from jaxformer.families import gpt2
+from jaxformer.families.format import Family, Format, Key, decoder_heads, rows
 from jaxformer.models.config import TransformerConfig
 
 DEFAULTS = {
@@ -22,18 +23,8 @@ DEFAULTS = {
     "logits_bias": True,
 }
 KEYS = (
-    *same("vocab_size", "initializer_range"),
-    Key("hidden_size", "n_embd"),
-    Key("num_layers", "n_layer"),
-    Key("num_heads", "n_head"),
-    Key("intermediate_size", "n_inner", None),
-    Key("max_length", "n_positions"),
-    Key("norm_epsilon", "layer_norm_epsilon"),
-    activation("activation_function"),
+    *(key for key in gpt2.KEYS if key.ours != "tie_embeddings"),
     Key("tie_embeddings", "tie_word_embeddings", False),
-    Key("dropout", "resid_pdrop", 0.0),
-    Key("dropout", "embd_pdrop", 0.0),
-    Key("attention_dropout", "attn_pdrop", 0.0),
 )
 
 

@@ -318,6 +318,11 @@ class TransformerConfig(Schema):
         return self.window is not None and layer >= self.window_from
 
     @property
+    def windowed_layers(self) -> tuple[bool, ...]:
+        """For each block, True if it attends with the window."""
+        return tuple(self.has_window(layer) for layer in range(self.num_layers))
+
+    @property
     def has_head_transform(self) -> bool:
         """True of a decoder whose output layer reads transformed states; the head of an encoder says so itself."""
         return self.head_transform and self.architecture == "decoder"
@@ -343,10 +348,15 @@ class TransformerConfig(Schema):
         return self.positions in ("relative", "learned_relative")
 
     @property
+    def score_size(self) -> int:
+        """The width that scores are scaled by, resolved."""
+        return self.score_width or self.head_width
+
+    @property
     def score_scale(self) -> float:
         """Factor of the scores, resolved."""
         # Disentangled scores are a sum of three.
-        width = (self.score_width or self.head_width) * (3 if self.positions == "disentangled" else 1)
+        width = self.score_size * (3 if self.positions == "disentangled" else 1)
         return 1.0 / math.sqrt(width) if self.scale_scores else 1.0
 
     @property

@@ -113,7 +113,7 @@ def _on_devices(compute: Any, split: ExpertSplit, x: jax.Array, weights: Any, ro
 
 
 def _kernel_spec(kernel: Any, experts: Any, inputs: Any, outputs: Any) -> Any:
-    """How a kernel ``[E, inputs, outputs]`` is split, for each of its arrays."""
+    """The split of a kernel ``[E, inputs, outputs]``, for each of its arrays."""
     if isinstance(kernel, F.LowRankKernel):
         return dataclasses.replace(
             kernel,

@@ -33,7 +33,7 @@ def predict(
 
 
 def settings_of(pipe: Pipeline, column: str, quoting: Quoting) -> dict[str, Any]:
-    """What must be the same when an output is resumed."""
+    """The settings that must be the same when an output is resumed."""
     return {
         "task": pipe.task,
         "model": pipe.name,

@@ -202,7 +202,7 @@ class Task:
         return False
 
     def vectors(self, model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None) -> jax.Array:
-        """What ``loss_of`` compares, ``[B, ...]``, a function of each row alone."""
+        """The vectors that ``loss_of`` compares, ``[B, ...]``, a function of each row alone."""
         raise NotImplementedError
 
     def loss_of(self, vectors: jax.Array, batch: Batch) -> LossSums:

@@ -103,7 +103,7 @@ class Ranking(Task):
         return {"logits": self._logits(model, params, batch, None)}
 
     def report(self, data: Sequence[R.Record], outputs: dict[str, np.ndarray]) -> Report:
-        """How well the texts of each query are ranked, or the correlation with labels that are not only 0 and 1."""
+        """Metrics of the order of each query's texts, or the correlation with labels that are not only 0 and 1."""
         c, logits = self.config, outputs["logits"].astype(np.float64)
         scores = 1 / (1 + np.exp(-np.clip(logits, -100, 100)))
         if c.label_column is None:

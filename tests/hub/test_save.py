@@ -8,10 +8,11 @@ import pytest
 from safetensors.numpy import load_file
 
 import jaxformer.hub as hub
-from jaxformer.hub.kinds import kind_of
+from jaxformer.hub.kinds import build, kind_of
 from jaxformer.models.transformer import Encoder
 from jaxformer.schema import UserError
 from tests.hub import tiny
+from tests.models.tiny import config_of, random_params
 
 
 def test_the_files_of_a_classifier(tmp_path):
@@ -103,3 +104,12 @@ def test_a_file_already_open_keeps_its_values(tmp_path):
     hub.save_pretrained(folder, model, params)
     before, after = params, hub.AutoModelForMaskedLM.from_pretrained(folder)[1]
     np.testing.assert_array_equal(before["mlm_head"]["bias"], after["mlm_head"]["bias"])
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "modernbert", "modernbert_decoder", "gpt_neo"])
+def test_a_model_of_fewer_layers_than_their_order_has_is_saved(family, tmp_path):
+    """Of two blocks nobody can tell which of many would have no window; that of each block is kept."""
+    model = build(config_of(family, num_layers=2, global_every=6, global_first=0), "body")
+    hub.save_pretrained(tmp_path, model, random_params(model.config, model))
+    again, _ = hub.AutoModel.from_pretrained(tmp_path)
+    assert again.config.windowed_layers == model.config.windowed_layers == (False, True)

@@ -409,7 +409,12 @@ class TransformerConfig(Schema):
     @property
     def scales_given_embeds(self) -> bool:
         """True for Marian and PEGASUS, where what is given instead of target ids is multiplied by sqrt(D) too."""
-        return self.sinusoidal_halves and not self.sinusoidal_inclusive
+        return self.scale_embedding and self.sinusoidal_halves and not self.sinusoidal_inclusive
+
+    @property
+    def norms_last_state(self) -> bool:
+        """False for CLIP, whose last hidden state is the last block's output, before the final norm."""
+        return self.type != "clip_text"
 
     @property
     def decoder_heads(self) -> int:

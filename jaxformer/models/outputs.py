@@ -17,7 +17,8 @@ class StackLayers:
 
     Attributes:
         hidden_states: with ``output_hidden_states`` the residual stream, ``L + 1`` arrays ``[B, T, D]`` in the compute
-            dtype: the embedding, then the output of each block; last ``last_hidden_state``, after the final norm.
+            dtype: the embedding, then the output of each block; last ``last_hidden_state``, after the final norm
+            (CLIP's is before it, as in ``transformers``).
         attentions: with ``output_attentions`` the attention weights of each block, ``L`` arrays ``[B, N, T, T]``
             float32. The row of a query sums to 1 over the keys (last axis), or is 0 where it may see none; in training
             weights are dropped from it.

@@ -366,6 +366,8 @@ class Stack(nn.Module):
         else:
             slot = None if cache.empty else cache.slot
             cache, mask = extend_cache(cache, real, position_ids, c.window)
+        if inputs.inputs_embeds is not None and self.causal and c.scales_given_embeds:
+            inputs = inputs._replace(inputs_embeds=inputs.inputs_embeds * c.hidden_size**0.5)
         embedding = x = self.embeddings(inputs._replace(position_ids=position_ids), table)
         keys = T if slot is None or cache is None else cache.valid.shape[1]
         rotary, local_rotary, bias, distance = self._position_scheme(position_ids, mask, (T, keys))
@@ -388,7 +390,8 @@ class Stack(nn.Module):
         cache = None if cache is None else self._joined(cache, outputs)
         layers = self._requested_of(outputs, requested)
         if requested.hidden_states:
-            layers["hidden_states"] = (embedding, *layers["hidden_states"][:-1], x)
+            blocks = layers["hidden_states"]
+            layers["hidden_states"] = (embedding, *((*blocks[:-1], x) if c.norms_last_state else blocks))
         if order is not None:
             back = jnp.argsort(order, axis=1)[..., None]
             x, layers = jax.tree.map(lambda states: jnp.take_along_axis(states, back, axis=1), (x, layers))

@@ -156,9 +156,6 @@ class EncoderDecoder(nn.Module):
         return Context(hidden, None if mask is None else jnp.asarray(mask, bool), inputs.segment_ids), layers
 
     def _decode(self, context: Context, inputs: Inputs) -> StackOutput:
-        c, embeds = self.config, inputs.decoder_inputs_embeds
-        if embeds is not None and c.scale_embedding and c.scales_given_embeds:
-            inputs = inputs._replace(decoder_inputs_embeds=jnp.asarray(embeds) * c.hidden_size**0.5)
         return self.decoder.hidden_states(inputs.target, context, self.shared())
 
     def head_weights(self) -> F.HeadWeights:

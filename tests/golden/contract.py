@@ -70,6 +70,8 @@ def has_task(family, task):
         return False
     if family == "byt5" and task in ("tags", "answers"):
         return False
+    if family in ("roberta", "xlm_roberta") and task == "continues":
+        return False  # generate of transformers numbers their positions from 0, their forward pass does not
     return TASKS[task][0] in FAMILIES[family].hub.heads
 
 
@@ -114,6 +116,8 @@ def evaluated(family, task, folder):
     tokenizer = jaxformer.AutoTokenizer.from_pretrained(golden.write(TOKENIZERS[family], folder / "tokenizer"))
     pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id or tokenizer.sep_token_id
     ids = {"vocab_size": len(tokenizer) + 3, "pad_token_id": pad, "max_length": LENGTH + 4, "num_layers": 1}
+    if task == "continues":  # of BERT and BART too, as decoders
+        ids["architecture"] = "decoder"
     ids |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": end, "unroll": 1, **KEYS.get(family, {})}
     if FAMILIES[family].defaults.get("architecture") == "encoder_decoder" and family != "mbart":
         start = FAMILIES[family].defaults.get("decoder_start", "pad")
@@ -256,12 +260,15 @@ def _their_answer(model, tokenizer, row, task):
 def _their_text(model, tokenizer, row, task):
     batch = tokenizer(row["text"], return_tensors="pt")
     batch.pop("token_type_ids", None)
+
+    def text(tokens):  # ByT5's tokenizer refuses ids of spare rows
+        return tokenizer.decode([i for i in tokens.tolist() if i < len(tokenizer)], skip_special_tokens=True)
+
     if task == "rewrites":  # as generation_config.json says
-        tokens = model.generate(**batch)[0]
-    else:
-        tokens = model.generate(**batch, do_sample=False, max_new_tokens=NEW_TOKENS)[0, batch["input_ids"].shape[1] :]
-    # ByT5's tokenizer refuses ids of spare rows.
-    return tokenizer.decode([i for i in tokens.tolist() if i < len(tokenizer)], skip_special_tokens=True)
+        return text(model.generate(**batch)[0])
+    tokens = model.generate(**batch, do_sample=False, max_new_tokens=NEW_TOKENS)[0]
+    # As the pipeline of transformers cuts the prompt: a piece of a word stands differently at the start of a text.
+    return text(tokens)[len(text(batch["input_ids"][0])) :]
 
 
 def _their_choice(model, tokenizer, row, task):

@@ -333,7 +333,8 @@ def parameters(model):
     tied = model.all_tied_weights_keys
     # Of a tied parameter's names the one that is not tied to another: the embedding's, not the output layer's.
     own = {p: next((key for key in keys if key not in tied), keys[0]) for p, keys in names.items()}
-    return {renamed.get(key, key): p for p, key in own.items()}
+    # A parameter that replaced a buffer of the whole model has a leading dot in the name.
+    return {renamed.get(key, key).lstrip("."): p for p, key in own.items()}
 
 
 def outputs_of(model, kind, text, target):

@@ -49,7 +49,7 @@ def assert_close(got, expected, real):
     np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE * max(1.0, np.abs(expected).max()))
 
 
-def assert_same_layers(ours, expected, batch):
+def assert_same_layers(ours, expected, batch, attends=True):
     """Every array of every layer, of the queries that are real tokens; what PyTorch has not, ours has not."""
     source = np.asarray(batch["attention_mask"]).reshape(-1, batch["attention_mask"].shape[-1]) > 0
     for name in LAYERS:
@@ -58,6 +58,10 @@ def assert_same_layers(ours, expected, batch):
             assert got is None, name
             continue
         assert len(got) == len(expected[name]), name
+        if not attends and name == "hidden_states":
+            # PyTorch's state spaces leave the embedding out and have the last block's output before and after the norm.
+            assert_close(got[-1], expected[name][-1], source)
+            got, expected[name] = got[1:-1], expected[name][:-2]
         for array, truth in zip(got, expected[name], strict=True):
             assert array.shape == truth.shape, name
             queries = truth.shape[2] if name.endswith("attentions") else truth.shape[1]
@@ -80,16 +84,19 @@ def test_the_layers_are_those_of_pytorch(case, monkeypatch):
         batch["decoder_input_ids"] = batch["input_ids"]
     run = program(model, params)
     ours = run(batch)
-    assert_same_layers(ours, theirs(hf, batch), batch)
+    attends = model.config.mixer == "attention"
+    assert_same_layers(ours, theirs(hf, batch), batch, attends)
 
     if kind == "sequence_classification" and model.config.architecture == "encoder_decoder":
         return  # refused, here as in transformers: its end token is found by its id
+    if model.config.type == "clip_text":
+        return  # there it reads ids alone
     embeds = dict(batch)
     for side in ("", "decoder_"):
         if f"{side}input_ids" in embeds:
             embeds[f"{side}inputs_embeds"] = embedded(hf, embeds.pop(f"{side}input_ids"))
     again = run(embeds)
-    assert_same_layers(again, theirs(hf, embeds), batch)
+    assert_same_layers(again, theirs(hf, embeds), batch, attends)
     twice = model.config.type in ("marian", "pegasus")  # there and here the decoder scales what its table scaled
     for name in ("logits", "start_logits", "last_hidden_state"):
         if hasattr(ours, name) and not twice:

@@ -43,6 +43,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "GPTJ": ("gptj",),
     "Gemma": ("gemma",),
     "Llama": ("llama",),
+    "LongT5": ("longt5",),
     "MBart": ("mbart",),
     "MT5": ("mt5", "umt5"),
     "Marian": ("marian",),

@@ -47,6 +47,7 @@ GPTNeo: ForCausalLM Model
 GPTJ: ForCausalLM Model
 Gemma: ForCausalLM Model
 Llama: ForCausalLM Model
+LongT5: ForConditionalGeneration Model
 Marian: MTModel Model
 MBart: ForConditionalGeneration ForQuestionAnswering ForSequenceClassification Model
 Mistral: ForCausalLM Model

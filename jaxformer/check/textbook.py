@@ -110,6 +110,28 @@ def _bucket(c: TransformerConfig, distance: int, both_sides: bool) -> int:
     return first + min(exact + int(share * (buckets - exact) + 1e-9), buckets - 1)
 
 
+def _relative_bias(c: TransformerConfig, table: Array, distance: Array, both_sides: bool) -> Array:
+    """T5's bias ``[N, T, S]`` of all distances."""
+    bucket = np.vectorize(lambda d: _bucket(c, int(d), both_sides), otypes=[int])(distance)
+    return np.moveaxis(table[bucket], -1, 0)
+
+
+def _with_summaries(c: TransformerConfig, p: Tree, side: Side, bias: Array, table: Array) -> tuple[Side, Array]:
+    """Keys of LongT5's encoder: also the sums of blocks of the text, whose last takes what is left."""
+    T, size = len(side.states), c.summary_size or 1
+    if size > T:
+        return side, bias
+    block = np.minimum(np.arange(T) // size, T // size - 1)
+    sums = np.stack([side.states[block == g].sum(0) for g in range(T // size)])
+    distance = np.arange(T // size)[None] - block[:, None]
+    further = _relative_bias(c, table, distance, True)
+    return Side(
+        np.concatenate([side.states, norm(c, sums, p["summary_norm"])]),
+        np.concatenate([side.sees, np.ones(distance.shape, bool)], axis=1),
+        np.concatenate([side.distance, distance], axis=1),
+    ), np.concatenate([bias, further], axis=2)
+
+
 def _disentangled(c: TransformerConfig, distance: int) -> int:
     """DeBERTa's bucket of one distance, query position minus key position."""
     exact, far = c.relative_buckets // 2, abs(distance)
@@ -136,13 +158,13 @@ def attention(
     *,
     theta: float | None = None,
     local: bool = False,
-    table: Array | None = None,
+    bias: Array | None = None,
     vectors: Array | None = None,
 ) -> Array:
     """Multi-head attention of ``x [T, D]``, head by head.
 
-    ``theta`` is the base of rotary positions, None without, ``local`` that of a block with a window; ``table`` T5's
-    bias by distance; ``vectors`` DeBERTa's, one a bucket of distances.
+    ``theta`` is the base of rotary positions, None without, ``local`` that of a block with a window; ``bias`` T5's,
+    ``[N, T, S]``; ``vectors`` DeBERTa's, one a bucket of distances.
     """
     project = {n: np.tensordot(s, p[n]["kernel"], 1) + p[n].get("bias", 0.0) for n, s in _sources(x, side)}
     query, key, value = (project[name] for name in ("query", "key", "value"))
@@ -163,7 +185,6 @@ def attention(
         scale = scale / math.sqrt(3)
         of_query, of_key = (np.tensordot(vectors, p[n]["kernel"], 1) + p[n].get("bias", 0.0) for n in ("query", "key"))
         places = np.vectorize(lambda distance: _disentangled(c, -distance))(side.distance.astype(int))
-    both_sides = bool(side.sees[0, -1]) and len(side.states) > 1
     output = np.zeros(x.shape)
     for head in range(c.num_heads):
         shared = head // (c.num_heads // c.kv_heads)
@@ -173,10 +194,8 @@ def attention(
             scores = scores + np.einsum("sh,tsh->ts", key[:, shared], of_query[:, head][places]) * scale
         if c.score_softcap is not None:
             scores = c.score_softcap * np.tanh(scores / c.score_softcap)
-        if table is not None:
-            apart, places = np.unique(side.distance, return_inverse=True)
-            buckets = np.array([_bucket(c, int(d), both_sides) for d in apart])
-            scores = scores + table[buckets, head][places.reshape(side.distance.shape)]
+        if bias is not None:
+            scores = scores + bias[head]
         if c.positions == "alibi":
             scores = scores - _slope(head, c.num_heads) * np.abs(side.distance)
         scores = np.where(side.sees, scores, -np.inf)
@@ -309,7 +328,9 @@ def states(
     x = embedded(c, tables, ids, tables["token"]["embedding"] if table is None else table, types)
     distance = np.arange(T)[None] - np.arange(T)[:, None]
     relative = c.positions in ("relative", "learned_relative")
-    bias = p["relative_bias"]["embedding"] if relative and not c.relative_per_layer else None
+    bias = None
+    if relative and not c.relative_per_layer:
+        bias = _relative_bias(c, p["relative_bias"]["embedding"], distance, not causal)
     vectors = norm(c, p["distances"]["embedding"], p["distance_norm"]) if c.positions == "disentangled" else None
     before, after = c.norm_place in ("pre", "both"), c.norm_place in ("output", "both")
 
@@ -335,9 +356,13 @@ def states(
         if c.positions == "rotary":
             theta = c.local_rope_theta if windowed and c.local_rope_theta is not None else c.rope_theta
         normed = read(x, layer, "attention") if i > 0 or c.first_norm else x
-        own = layer["relative_bias"]["embedding"] if c.relative_per_layer else bias
+        own = bias
+        if c.relative_per_layer:
+            own = _relative_bias(c, layer["relative_bias"]["embedding"], distance, not causal)
         local, side = windowed and c.local_rope_theta is not None, Side(normed, sees, distance)
-        y = attention(c, layer["attention"], normed, side, theta=theta, local=local, table=own, vectors=vectors)
+        if own is not None and c.summary_size is not None:
+            side, own = _with_summaries(c, layer["attention"], side, own, p["summary_bias"]["embedding"])
+        y = attention(c, layer["attention"], normed, side, theta=theta, local=local, bias=own, vectors=vectors)
         if c.parallel_residual:
             other = normed if c.shared_norm else read(x, layer, "feed_forward")
             x = x + y + feed_forward(c, inner, other)
@@ -379,7 +404,7 @@ def row_outputs(
     found: dict[str, Array] = {}
     if c.architecture == "encoder_decoder":
         table = params["shared"]["embedding"]
-        context = states(c, params["encoder"], ids, causal=False, table=table)
+        context = states(c.encoder_side, params["encoder"], ids, causal=False, table=table)
         read = ids if target is None else target
         hidden = states(c.decoder_side, params["decoder"], read, causal=True, table=table, context=context)
         found["encoder_last_hidden_state"] = context

@@ -19,6 +19,7 @@ from jaxformer.families import (
     gpt_neox,
     gptj,
     llama,
+    longt5,
     m2m100,
     mamba,
     marian,
@@ -55,7 +56,7 @@ _ENCODERS = (
     *(file.FAMILY for file in (deberta, mpnet, roformer, modernbert)),
     gemma3.ENCODER_FAMILY,
 )
-_ENCODER_DECODERS = (*t5.FAMILIES, *bart.FAMILIES, *marian.FAMILIES, m2m100.FAMILY, *blenderbot.FAMILIES)
+_ENCODER_DECODERS = (*t5.FAMILIES, longt5.FAMILY, *bart.FAMILIES, *marian.FAMILIES, m2m100.FAMILY, *blenderbot.FAMILIES)
 FAMILIES: dict[str, Family] = {family.name: family for family in (*_DECODERS, *_ENCODERS, *_ENCODER_DECODERS)}
 
 

@@ -1,7 +1,12 @@
 """The mathematics of the Transformer as pure functions on arrays: no Flax, no configuration objects."""
 
 from jaxformer.functional.apart import together
-from jaxformer.functional.attention import disentangled_bias, dot_product_attention, multi_head_attention
+from jaxformer.functional.attention import (
+    disentangled_bias,
+    dot_product_attention,
+    multi_head_attention,
+    project_key_value,
+)
 from jaxformer.functional.decoding.int8 import Quantized, quantize
 from jaxformer.functional.decoding.key_value import (
     KeyValue,
@@ -56,6 +61,14 @@ from jaxformer.functional.feed_forward import (
 from jaxformer.functional.kernels.choose import kernel_attention
 from jaxformer.functional.kernels.splash import Split
 from jaxformer.functional.linear import JoinedKernel, LowRankKernel, linear
+from jaxformer.functional.local_attention import (
+    Layout,
+    Summaries,
+    block_sums,
+    local_attention,
+    local_layout,
+    summary_blocks,
+)
 from jaxformer.functional.log_probs import (
     IGNORE,
     HeadWeights,

@@ -5,8 +5,9 @@ Other ways to compute the same numbers are in ``kernels``, attention with a cach
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -60,7 +61,7 @@ def dot_product_attention(
     mask = Mask() if mask is None else mask
     key, value = (heads_first(array) for array in zero_padding(mask, key, value))
     drop = None if dropout_keys is None else lambda weights: dropout(weights, dropout_rate, dropout_keys)
-    output, weights = attend(
+    output, _, weights = attend(
         group_heads(query, key.shape[1]),
         key,
         value,
@@ -74,6 +75,20 @@ def dot_product_attention(
     return (output, weights().reshape(B, N, T, S)) if return_weights else output
 
 
+class Attended(NamedTuple):
+    """Attention of grouped heads, with functions of what is seldom asked for.
+
+    Attributes:
+        output: ``[B, K, G, T, H]``.
+        log_total: ``[B, K, G, T]``, log of the sum of ``exp(score)``; ``MASKED`` where a query may see nothing.
+        weights: ``[B, K, G, T, S]``, after dropout.
+    """
+
+    output: Array
+    log_total: Callable[[], Array]
+    weights: Callable[[], Array]
+
+
 def attend(
     query: Float[Array, "B K G T H"],
     key: Float[Array, "B K S H"],
@@ -84,12 +99,8 @@ def attend(
     scale: float | None = None,
     softcap: float | None = None,
     drop: Callable[[Array], Array] | None = None,
-) -> tuple[Float[Array, "B K G T H"], Callable[[], Float[Array, "B K G T S"]]]:
-    """``dot_product_attention`` of grouped heads, with a mask ``[B, T, S]`` and a bias ``[B, N or 1, T, S]``.
-
-    Returns:
-        The output, and a function that returns the weights.
-    """
+) -> Attended:
+    """``dot_product_attention`` of grouped heads, with a mask ``[B, T, S]`` and a bias ``[B, N or 1, T, S]``."""
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = jnp.einsum("bkgth,bksh->bkgts", query, key, preferred_element_type=jnp.float32) * scale
     if softcap is not None:
@@ -104,12 +115,32 @@ def attend(
     maximum = lax.stop_gradient(jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), MASKED / 2))
     weights = jnp.exp(scores - maximum)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    total = jnp.where(total > 0, total, 1.0)
+    divisor = jnp.where(total > 0, total, 1.0)
     if drop is not None:
         weights = drop(weights)
     # Dividing after the product touches T x H numbers instead of T x S.
     output = jnp.einsum("bkgts,bksh->bkgth", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
-    return (output / total).astype(query.dtype), lambda: weights / total
+    return Attended(
+        (output / divisor).astype(query.dtype),
+        lambda: jnp.where(total > 0, maximum + jnp.log(divisor), MASKED)[..., 0],
+        lambda: weights / divisor,
+    )
+
+
+def join(some: Attended, others: Attended) -> Attended:
+    """The attention of queries to two sets of keys together, from the attention to each.
+
+    Each is an average of values, whose share is its sum of ``exp(score)`` (Milakov and Gimelshein 2018, "Online
+    normalizer calculation for softmax", section 3).
+    """
+    first, second = some.log_total(), others.log_total()
+    share = jax.nn.sigmoid(first - second)[..., None]
+    output = some.output * share + others.output * (1.0 - share)
+    return Attended(
+        output.astype(some.output.dtype),
+        lambda: jnp.logaddexp(first, second),
+        lambda: jnp.concatenate([some.weights() * share, others.weights() * (1.0 - share)], axis=-1),
+    )
 
 
 def zero_padding(mask: Mask, key: Array, value: Array) -> tuple[Array, Array]:

@@ -177,6 +177,15 @@ class TransformerConfig(Schema):
     )
     global_first: int = Field(0, ge=0, description="global_every: number of the first such block, counted from 0")
     window_from: int = Field(0, ge=0, description="the blocks before this one attend without the window")
+    encoder_window: int | None = Field(
+        None, ge=1, description="encoder_decoder: window of the encoder alone, with relative positions; LongT5"
+    )
+    summary_size: int | None = Field(
+        None,
+        ge=1,
+        description="encoder_window: each token also sees the sum of every block of so many tokens; LongT5's transient "
+        "global attention",
+    )
     local_rope_theta: float | None = Field(None, gt=0, description="rotary: rope_theta of blocks with the window")
     scale_scores: bool = Field(True, description="attention scores times 1/sqrt(H)")
     score_width: int | None = Field(None, ge=1, description="scale_scores: this instead of H; Gemma 2")
@@ -276,7 +285,7 @@ class TransformerConfig(Schema):
         ge=1,
         description="blocks unrolled in the compiled loop over layers; default: all on a CPU without remat, else 1",
     )
-    attention_implementation: Literal["auto", "splash", "blocked", "reference"] = Field(
+    attention_implementation: Literal["auto", "splash", "blocked", "local", "reference"] = Field(
         "auto", description="how attention is computed"
     )
 
@@ -427,12 +436,17 @@ class TransformerConfig(Schema):
         return self.decoder_intermediate_size or self.inner_size
 
     @property
+    def encoder_side(self) -> "TransformerConfig":
+        """The configuration by which an encoder-decoder's encoder is built."""
+        return self if self.encoder_window is None else self.model_copy(update={"window": self.encoder_window})
+
+    @property
     def decoder_side(self) -> "TransformerConfig":
         """The configuration by which the decoder's blocks are built; that of a model with one side is itself."""
         if self.architecture != "encoder_decoder":
             return self
         changes: dict[str, Any] = {"num_layers": self.decoder_layers, "num_heads": self.decoder_heads}
-        changes["intermediate_size"] = self.decoder_inner_size
+        changes |= {"intermediate_size": self.decoder_inner_size, "encoder_window": None, "summary_size": None}
         if self.decoder_embedding_norm is not None:
             changes["embedding_norm"] = self.decoder_embedding_norm
         return self.model_copy(update=changes)
@@ -492,6 +506,18 @@ class TransformerConfig(Schema):
                 f"numerics is exact and num_experts {count}, expected fast: the products of an expert's rows depend on "
                 "how many there are"
             )
+
+    def _check_encoder_window(self) -> None:
+        refused: dict[str, tuple[Any, Any]] = {
+            "architecture": (self.architecture, "encoder_decoder"),
+            "positions": (self.positions, "relative"),
+            "relative_per_layer": (self.relative_per_layer, False),
+            "window": (self.window, None),
+            "numerics": (self.numerics, "fast"),
+        }
+        for key, (value, fits) in refused.items():
+            if value != fits:
+                raise ValueError(f"encoder_window is {self.encoder_window} and {key} {value}, expected {key} {fits}")
 
     def _check_mixer(self) -> None:
         refused = {
@@ -562,6 +588,10 @@ class TransformerConfig(Schema):
             raise ValueError(
                 f"positions is disentangled with the architecture {self.architecture}, expected an encoder"
             )
+        if self.encoder_window is not None:
+            self._check_encoder_window()
+        elif self.summary_size is not None:
+            raise ValueError(f"summary_size is {self.summary_size} without encoder_window, expected both")
         if self.relative_per_layer and not self.has_relative_bias:
             raise ValueError(f"relative_per_layer is given with positions: {self.positions}, expected relative")
         if self.shared_norm and not self.parallel_residual:

@@ -181,6 +181,24 @@ class Distances(NamedTuple):
     buckets: jax.Array
 
 
+class Neighbourhood(NamedTuple):
+    """What a token of LongT5's encoder sees: the tokens around it, and summaries of its document.
+
+    Attributes:
+        layout: of the blocks of queries.
+        bias: of the scores, by the distance, ``[1, N, b, k]``.
+        block: ``[B or 1, T]``, the block of tokens that each is summed into; None where there are no summaries.
+        visible: ``[B or 1, T, G]`` bool, the summaries that a token sees.
+        summary_bias: ``[B or 1, N, T, G]``, of their scores.
+    """
+
+    layout: F.Layout
+    bias: Any = None
+    block: Any = None
+    visible: Any = None
+    summary_bias: Any = None
+
+
 class Attention(nn.Module):
     """Multi-head attention with grouped key/value heads, rotary positions and a cache, by the configuration."""
 
@@ -193,7 +211,7 @@ class Attention(nn.Module):
         mask: F.Mask,
         *,
         context: jax.Array | F.KeyValue | None = None,
-        bias: jax.Array | Distances | None = None,
+        bias: jax.Array | Distances | Neighbourhood | None = None,
         rotary: F.Rotary | None = None,
         cache: F.KeyValue | None = None,
         slot: jax.Array | None = None,
@@ -206,7 +224,8 @@ class Attention(nn.Module):
             x: ``[B, T, D]``.
             mask: over ``x``, the cache or the context.
             context: ``[B, S, D]``, or its keys and values, which an earlier call returned.
-            bias: of the scores; or the distances that disentangled scores depend on.
+            bias: of the scores; or the distances that disentangled scores depend on; or a neighbourhood, to which
+                attention is limited, with its biases.
             rotary: angles of the tokens of ``x``.
             cache: of earlier tokens, to which those of ``x`` are appended; keys and values of a context are returned in
                 its dtype.
@@ -250,7 +269,7 @@ class Attention(nn.Module):
             projected = {f"position_{name}": F.linear(bias.states, **weights[name]) for name in ("query", "key")}
             options["bias_of"] = partial(F.disentangled_bias, buckets=bias.buckets, scale=c.score_scale, **projected)
         else:
-            options["bias"] = bias
+            options["bias"] = bias.bias if isinstance(bias, Neighbourhood) else bias
         if c.exact:
             options |= {"context": context, "cache": cache, "slots": slot, "rotary": rotary}
             options |= {"dropout_rate": c.attention_dropout, "dropout_keys": keys}
@@ -271,12 +290,26 @@ class Attention(nn.Module):
                 split=attention_split(x.shape[0], x.shape[1], N, K),
             ),
         }
+        if isinstance(bias, Neighbourhood):
+            options["attention"] = self._local(x, weights, bias, mask)
         if cache is not None:
             return *F.prefill_attention(x, weights, cache, **options), None
         if return_weights:
             output, attention_weights = F.multi_head_attention(x, weights, return_weights=True, **options)
             return output, None, attention_weights
         return F.multi_head_attention(x, weights, **options), None, None
+
+    def _local(self, x: jax.Array, weights: Weights, around: Neighbourhood, mask: F.Mask) -> Callable[..., Any]:
+        """Attention in blocks, with the sums of blocks of ``x`` as further keys (Guo et al. 2022, section 3.1.2)."""
+        c, summaries = self.config, None
+        if around.block is not None:
+            (B, T, _), (G, real) = x.shape, (around.visible.shape[-1], mask.key_padding)
+            states = x if real is None else jnp.where(real[..., None], x, 0)
+            sums = F.block_sums(states, jnp.broadcast_to(around.block, (B, T)), G)
+            key, value = F.project_key_value(Norm(c, name="summary_norm")(sums), weights, None, c.norm_epsilon)
+            if G:  # a text shorter than a block has none
+                summaries = F.Summaries(key, value, jnp.broadcast_to(around.visible, (B, T, G)), around.summary_bias)
+        return partial(F.local_attention, layout=around.layout, summaries=summaries)
 
 
 class FeedForward(nn.Module):

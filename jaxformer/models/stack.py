@@ -20,6 +20,7 @@ from jaxformer.models.layers import (
     Embedding,
     Embeddings,
     FeedForward,
+    Neighbourhood,
     Norm,
     RelativeBias,
     apart,
@@ -328,6 +329,8 @@ class Stack(nn.Module):
             self.final_norm = Norm(c)
         if c.has_relative_bias and not c.relative_per_layer:
             self.relative_bias = RelativeBias(c)
+        if c.summary_size is not None:
+            self.summary_bias = RelativeBias(c)
         if c.positions == "disentangled":
             size = (2 * c.relative_buckets, c.hidden_size)
             self.distances = Embedding(*size, ("table", "embed"), c.initializer_range)
@@ -370,7 +373,11 @@ class Stack(nn.Module):
             inputs = inputs._replace(inputs_embeds=inputs.inputs_embeds * c.hidden_size**0.5)
         embedding = x = self.embeddings(inputs._replace(position_ids=position_ids), table)
         keys = T if slot is None or cache is None else cache.valid.shape[1]
-        rotary, local_rotary, bias, distance = self._position_scheme(position_ids, mask, (T, keys))
+        neighbourhood = None
+        if c.encoder_window is not None:
+            neighbourhood = self._neighbourhood(T, real, segment_ids, whole=bool(inputs.output_attentions))
+        rotary, local_rotary, bias, distance = self._position_scheme(position_ids, mask, (T, keys), neighbourhood)
+        bias = bias if neighbourhood is None else neighbourhood._replace(bias=bias)
         context_mask = None
         if context is not None:
             segments = None if context.segment_ids is None else segment_ids
@@ -397,6 +404,29 @@ class Stack(nn.Module):
             x, layers = jax.tree.map(lambda states: jnp.take_along_axis(states, back, axis=1), (x, layers))
         return StackOutput(x, cache, layers)
 
+    def _neighbourhood(self, length: int, real: Any, segment_ids: Any, whole: bool) -> Neighbourhood:
+        """The blocks in which the tokens of a long text attend to those around them, and the summaries of the rest.
+
+        Args:
+            length: tokens of a row.
+            real: ``[B, T]`` bool or None.
+            segment_ids: ``[B, T]`` or None.
+            whole: as one block, which has all weights at hand.
+        """
+        c = self.config
+        window, size = c.encoder_window or length, c.summary_size
+        layout = F.Layout(length, 1, 0, 0) if whole else F.local_layout(length, window)
+        if size is None:
+            return Neighbourhood(layout)
+        segments = segment_ids if segment_ids is not None else None if real is None else real.astype(jnp.int32)
+        if segments is None:
+            segments = jnp.ones((1, length), jnp.int32)
+        block, document = F.summary_blocks(segments, size)
+        distance = jnp.arange(length // size) - block[..., None]
+        visible = (document[:, None] == segments[..., None]) & (segments[..., None] > 0)
+        bias = _relative_bias(c, self.summary_bias(), distance, causal=False)
+        return Neighbourhood(layout, None, block, visible, bias)
+
     def _requested_of(self, outputs: Any, requested: Requested) -> dict[str, Layers]:
         """Returns the requested outputs of every layer, by their names in the output of a model."""
         names = {"hidden_states": "hidden_state"} if requested.hidden_states else {}
@@ -422,7 +452,11 @@ class Stack(nn.Module):
         return dataclasses.replace(cache, layers=tuple(layer.own for layer in caches), context=context)
 
     def _position_scheme(
-        self, position_ids: jax.Array, mask: F.Mask, lengths: tuple[int, int]
+        self,
+        position_ids: jax.Array,
+        mask: F.Mask,
+        lengths: tuple[int, int],
+        neighbourhood: Neighbourhood | None = None,
     ) -> tuple[F.Rotary | None, F.Rotary | None, Any, jax.Array | None]:
         """Rotary angles, those of blocks with a window, the bias of the scores that all blocks share, and distances.
 
@@ -442,7 +476,7 @@ class Stack(nn.Module):
             )
             bias = Distances(self.distance_norm(self.distances()).astype(c.dtype), buckets)
         elif c.has_relative_bias:
-            distance = mask.distance(*lengths)
+            distance = mask.distance(*lengths) if neighbourhood is None else neighbourhood.layout.distance()
             if not c.relative_per_layer:
                 bias = _relative_bias(c, self.relative_bias(), distance, self.causal)
         return rotary, local_rotary, bias, distance

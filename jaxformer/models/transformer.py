@@ -129,7 +129,7 @@ class EncoderDecoder(nn.Module):
         """Declares the parts."""
         c = self.config
         self.shared = Embedding(c.vocabulary, c.token_size, ("vocab", "embed"), embedding_deviation(c))
-        self.encoder = Stack(c, causal=False, own_tokens=False, stacked=self.stacked)
+        self.encoder = Stack(c.encoder_side, causal=False, own_tokens=False, stacked=self.stacked)
         self.decoder = Stack(c.decoder_side, causal=True, cross=True, own_tokens=False, stacked=self.stacked)
         if not c.tie_embeddings:
             self.lm_head = untied_head(c, c.hidden_size)

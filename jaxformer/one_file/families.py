@@ -73,6 +73,8 @@ WRITTEN: dict[str, tuple[Any, ...]] = {
     "shared_norm": (False,),
     "sinusoidal_inclusive": (False,),
     "relative_per_layer": (False,),
+    "encoder_window": (None,),
+    "summary_size": (None,),
     "rotary_adjacent": (False,),
     "global_first": (0,),
     "score_width": (None,),

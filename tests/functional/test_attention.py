@@ -348,7 +348,7 @@ def test_an_implementation_that_cannot_serve_says_why(mask, S, dropping, reason)
 
 
 def test_unknown_implementation():
-    with pytest.raises(ValueError, match="implementation is 'flash', expected auto, splash, blocked, reference"):
+    with pytest.raises(ValueError, match="implementation is 'flash', expected auto, splash, blocked, local, reference"):
         dot_product_attention(*draw(16), implementation="flash")
 
 
@@ -359,6 +359,9 @@ def test_unknown_implementation():
         ("cpu", 64, Mask(causal=True), "reference"),
         ("cpu", 256, Mask(), "reference"),
         ("gpu", 256, Mask(causal=True), "reference"),
+        ("cpu", 256, Mask(window=100), "local"),
+        ("cpu", 256, Mask(window=128), "reference"),
+        ("gpu", 256, Mask(causal=True, window=100), "local"),
     ],
 )
 def test_auto(platform, T, mask, chosen, caplog):

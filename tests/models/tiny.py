@@ -66,6 +66,14 @@ FAMILY_CONFIGS |= {
     "olmo": {"type": "olmo", "qkv_clip": 0.7},
     "deberta_v3": {"type": "deberta_v3", "relative_buckets": 4, "relative_max_distance": 7},
     "umt5": {"type": "umt5", "head_size": 4, "relative_buckets": 8, "relative_max_distance": 10},
+    "longt5": {
+        "type": "longt5",
+        "head_size": 4,
+        "relative_buckets": 8,
+        "relative_max_distance": 10,
+        "encoder_window": 2,
+        "summary_size": 3,
+    },
     "blenderbot": {"type": "blenderbot", "num_decoder_layers": 1},
     "m2m100": {"type": "m2m100", "num_decoder_heads": 2, "decoder_intermediate_size": 10},
 }

@@ -52,13 +52,12 @@ def compare(case, with_gradients=True, made=None):
 def there_and_back(case, model):
     """PyTorch's file, opened here, saved from here, opened in PyTorch: the largest difference of its outputs."""
     import torch
-    import transformers
 
     import jaxformer.hub
 
     kind = case.split("/")[1]
     auto = getattr(jaxformer.hub, heads.KINDS[kind])
-    opened = getattr(transformers, heads.KINDS[kind])
+    opened = heads.opener_of(case)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("error")
         first, second = Path(folder) / "theirs", Path(folder) / "ours"

@@ -89,7 +89,7 @@ def cached_attention(
     key, value = (part.astype(query.dtype) for part in cache)
     seen = None if mask is None else mask.array(T, S)
     bias = None if bias is None else jnp.broadcast_to(bias, (*bias.shape[:2], T, S))
-    output, _ = attend(group_heads(query, K), key, value, mask=seen, bias=bias, scale=scale, softcap=softcap)
+    output = attend(group_heads(query, K), key, value, mask=seen, bias=bias, scale=scale, softcap=softcap).output
     return ungroup_heads(output)
 
 

@@ -33,7 +33,7 @@ def blocked_attention(
     for start in range(0, T, QUERY_BLOCK):
         stop = min(start + QUERY_BLOCK, T)
         first = 0 if window is None else max(0, start - window + 1)
-        output, _ = attend(
+        attended = attend(
             query[:, :, :, start:stop],
             key[:, :, first:stop],
             value[:, :, first:stop],
@@ -41,5 +41,5 @@ def blocked_attention(
             bias=None if bias is None else bias[..., start:stop, first:stop],
             **options,
         )
-        outputs.append(output)
+        outputs.append(attended.output)
     return ungroup_heads(jnp.concatenate(outputs, axis=3))

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from jaxformer.functional.attention import dot_product_attention
 from jaxformer.functional.kernels.blocked import QUERY_BLOCK, blocked_attention
 from jaxformer.functional.kernels.splash import BLOCKS, HEAD_SIZE, Split, splash_attention
+from jaxformer.functional.local_attention import local_attention
 from jaxformer.functional.mask import Mask
 
 logger = logging.getLogger(__name__)
@@ -67,10 +68,32 @@ def _blocked_refusal(request: AttentionRequest) -> str | None:
     return next((reason for applies, reason in refusals if applies), None)
 
 
+def _local_refusal(request: AttentionRequest) -> str | None:
+    mask, split = request.mask, request.split
+    queries, keys, window = request.query_length, request.key_length, request.mask.window
+    offset = mask.query_offset is not None or mask.query_positions is not None
+    refusals = [
+        (window is None, "the mask has no window"),
+        (mask.reach is not None, "the window differs between the layers of one loop and is not known ahead"),
+        (mask.key_prefix is not None, "every query sees a prefix of the keys, which may be far away"),
+        (offset, "the queries start at an offset or have positions of their own (a cache)"),
+        (queries != keys, f"queries ({queries}) and keys ({keys}) differ in number"),
+        (queries <= 2 * (window or 0), f"{queries} queries are no more than two windows of {window}"),
+        (request.bias, "its bias is given by the distance, not for every query and key"),
+        (request.dropout, "attention dropout draws for the whole score matrix"),
+        (
+            split is not None and split.parts(split.length) > 1,
+            "the queries are split over devices, and blocks of them would be gathered",
+        ),
+    ]
+    return next((reason for applies, reason in refusals if applies), None)
+
+
 # In order of preference; "auto" takes the first that does not refuse.
 REFUSALS: dict[str, Callable[[AttentionRequest], str | None]] = {
     "splash": _splash_refusal,
     "blocked": _blocked_refusal,
+    "local": _local_refusal,
     "reference": lambda request: None,
 }
 
@@ -117,7 +140,8 @@ def kernel_attention(
     """``dot_product_attention`` by the implementation that suits the call and the hardware.
 
     ``platform`` is what the program is compiled for: ``cpu``, ``gpu`` or ``tpu``. ``implementation`` is ``auto``,
-    ``splash`` (a TPU kernel), ``blocked`` (causal, in blocks of queries) or ``reference`` (``dot_product_attention``).
+    ``splash`` (a TPU kernel), ``blocked`` (causal, in blocks of queries), ``local`` (``local_attention``) or
+    ``reference`` (``dot_product_attention``).
     ``split`` says how the arrays are split over devices: where the tokens of a row are split, each device has its
     queries and gets all keys and values (Llama Team 2024, "The Llama 3 Herd of Models", section 3.3.2). With
     ``return_weights`` it is the reference in any case, which alone has the weights at hand. The other arguments are
@@ -140,5 +164,8 @@ def kernel_attention(
     if chosen == "blocked":
         scores = {name: options.get(name) for name in ("bias", "scale", "softcap")}
         return blocked_attention(query, key, value, mask=mask, **scores)
+    if chosen == "local":
+        scores = {name: options.get(name) for name in ("scale", "softcap")}
+        return local_attention(query, key, value, mask=mask, **scores)
     output: Any = dot_product_attention(query, key, value, mask=mask, return_weights=return_weights, **options)
     return output

@@ -32,6 +32,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "BartDecoder": ("bart",),
     "Bart": ("bart",),
     "Bert": ("bert",),
+    "BigBird": ("big_bird",),
     "BlenderbotSmall": ("blenderbot_small",),
     "Blenderbot": ("blenderbot",),
     "Bloom": ("bloom",),

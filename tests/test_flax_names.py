@@ -35,6 +35,8 @@ Albert: Model ForMaskedLM ForMultipleChoice ForPreTraining ForQuestionAnswering 
 Bart: ForCausalLM ForConditionalGeneration ForQuestionAnswering ForSequenceClassification Model
 Bert: ForCausalLM ForMaskedLM ForMultipleChoice ForNextSentencePrediction ForPreTraining ForQuestionAnswering
     ForSequenceClassification ForTokenClassification Model
+BigBird: ForCausalLM ForMaskedLM ForMultipleChoice ForPreTraining ForQuestionAnswering ForSequenceClassification
+    ForTokenClassification Model
 Blenderbot: ForConditionalGeneration Model
 BlenderbotSmall: ForConditionalGeneration Model
 Bloom: ForCausalLM Model

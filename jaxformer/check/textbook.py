@@ -132,6 +132,16 @@ def _with_summaries(c: TransformerConfig, p: Tree, side: Side, bias: Array, tabl
     ), np.concatenate([bias, further], axis=2)
 
 
+def _times_seen(c: TransformerConfig, length: int) -> Array:
+    """How often BigBird's tokens see each other in evaluation, ``[T, T]``; the first block is chosen every time."""
+    size = c.sparse_block_size or 1
+    block = np.arange(length) // size
+    query, key, last = block[:, None], block[None], block[-1]
+    middle = (query > 0) & (query < last)
+    near = (np.abs(query - key) <= 1) | (key == 0) | (key == last)
+    return np.where(middle, near + c.num_random_blocks * (key == 0), 1)
+
+
 def _disentangled(c: TransformerConfig, distance: int) -> int:
     """DeBERTa's bucket of one distance, query position minus key position."""
     exact, far = c.relative_buckets // 2, abs(distance)
@@ -331,6 +341,10 @@ def states(
     bias = None
     if relative and not c.relative_per_layer:
         bias = _relative_bias(c, p["relative_bias"]["embedding"], distance, not causal)
+    sparse = None
+    if c.is_sparse(T) and not causal:
+        sparse = _times_seen(c, T)
+        bias = np.broadcast_to(np.log(np.maximum(sparse, 1)), (c.num_heads, T, T))
     vectors = norm(c, p["distances"]["embedding"], p["distance_norm"]) if c.positions == "disentangled" else None
     before, after = c.norm_place in ("pre", "both"), c.norm_place in ("output", "both")
 
@@ -350,6 +364,8 @@ def states(
         inner = layer.get("experts") or layer["feed_forward"]
         windowed = is_windowed(c, i)
         sees = distance <= 0 if causal else np.ones((T, T), bool)
+        if sparse is not None:
+            sees = sees & (sparse > 0)
         if windowed:
             sees = sees & (np.abs(distance) < int(c.window or 0))
         theta = None
@@ -430,6 +446,8 @@ def _transformed(c: TransformerConfig, params: Tree, x: Array) -> Array:
 
 def class_scores(c: TransformerConfig, params: Tree, hidden: Array) -> Array:
     """Scores ``[C]`` of a classifier of whole texts without padding, from the states ``[T, D]``."""
+    if c.classifier_pooler is not None:
+        c = c.model_copy(update={"pooler": c.classifier_pooler})
     pooled = {"first": hidden[0], "last": hidden[-1], "mean": hidden.mean(0)}[c.pooled_state]
     return dense(_transformed(c, params, pooled), params["classifier"])
 

@@ -6,6 +6,7 @@ from typing import Any
 from jaxformer.families import (
     bart,
     bert,
+    big_bird,
     blenderbot,
     bloom,
     clip_text,
@@ -53,7 +54,7 @@ _DECODERS = (
 )
 _ENCODERS = (
     *(family for file in (bert, roberta, electra) for family in file.FAMILIES),
-    *(file.FAMILY for file in (deberta, mpnet, roformer, modernbert)),
+    *(file.FAMILY for file in (big_bird, deberta, mpnet, roformer, modernbert)),
     gemma3.ENCODER_FAMILY,
 )
 _ENCODER_DECODERS = (*t5.FAMILIES, longt5.FAMILY, *bart.FAMILIES, *marian.FAMILIES, m2m100.FAMILY, *blenderbot.FAMILIES)

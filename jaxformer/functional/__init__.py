@@ -7,6 +7,8 @@ from jaxformer.functional.attention import (
     multi_head_attention,
     project_key_value,
 )
+from jaxformer.functional.block_sparse import block_sparse_attention, random_blocks, sparse_bias
+from jaxformer.functional.convolution import causal_convolution, convolution_tail, token_convolution
 from jaxformer.functional.decoding.int8 import Quantized, quantize
 from jaxformer.functional.decoding.key_value import (
     KeyValue,
@@ -146,8 +148,6 @@ from jaxformer.functional.sampling import (
     typical_logits,
 )
 from jaxformer.functional.state_space import (
-    causal_convolution,
-    convolution_tail,
     selective_scan,
     state_space_duality,
 )

@@ -4,6 +4,7 @@ LongT5 (Guo et al. 2022, "LongT5: Efficient Text-To-Text Transformer for Long Se
 the whole text to what each token sees.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,7 +25,9 @@ from jaxformer.functional.mask import Mask, position_ids_from_segments
 from jaxformer.functional.random import dropout
 
 
-class Layout(NamedTuple):
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Layout:
     """The blocks of a row.
 
     Attributes:

@@ -1,6 +1,6 @@
-"""State-space models: the causal depthwise convolution, Mamba's selective scan and Mamba-2's state-space duality.
+"""State-space models: Mamba's selective scan and Mamba-2's state-space duality.
 
-Letters beside those of the other files: ``I`` channels, ``W`` taps of the convolution, ``R`` entries of a channel's
+Letters beside those of the other files: ``I`` channels, ``R`` entries of a channel's
 state, ``P`` width of a head of Mamba-2, ``G`` groups of heads that share B and C. A state is what all earlier tokens
 left behind, of one size however many they were: the caller passes it in and gets it back.
 """
@@ -11,59 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
-
-
-def causal_convolution(
-    x: Float[Array, "B T I"],
-    taps: Float[Array, "W I"],
-    bias: Float[Array, " I"] | None = None,
-    *,
-    tail: Float[Array, "B V I"] | None = None,
-    starts: Bool[Array, "B T"] | None = None,
-) -> Float[Array, "B T I"]:
-    """``y[t] = sum over j of taps[W-1-j] * x[t-j] + bias``, each channel alone, with zeros before the first token.
-
-    Gu, Dao 2023, "Mamba", section 3.4 and figure 3.
-
-    Args:
-        x: the tokens.
-        taps: the last of them is that of the token itself.
-        bias: of the channels.
-        tail: the ``W - 1`` tokens before the first one, instead of zeros.
-        starts: True at the first token of each document of a packed row, which sees none of those before it.
-
-    Returns:
-        An array like ``x``, same dtype.
-    """
-    T, W = x.shape[1], taps.shape[0]
-    taps = taps.astype(x.dtype)
-    before = jnp.zeros((x.shape[0], W - 1, x.shape[2]), x.dtype) if tail is None else tail.astype(x.dtype)
-    whole = jnp.concatenate([before, x], axis=1)
-    document = None if starts is None else jnp.cumsum(starts, axis=1)
-    y = x * taps[-1]
-    for j in range(1, W):
-        earlier = whole[:, W - 1 - j : W - 1 - j + T]
-        if document is not None:
-            own = document == jnp.pad(document, ((0, 0), (j, 0)), mode="edge")[:, :T]
-            earlier = jnp.where(own[..., None], earlier, 0)
-        y = y + earlier * taps[W - 1 - j]
-    return y if bias is None else y + bias.astype(x.dtype)
-
-
-def convolution_tail(
-    x: Float[Array, "B T I"], tail: Float[Array, "B V I"], counts: Int[Array, " B"]
-) -> Float[Array, "B V I"]:
-    """The last tokens of each row, as ``causal_convolution`` wants them of the next ones; in the dtype of ``tail``.
-
-    Args:
-        x: the tokens, of which the first ``counts`` of a row are real.
-        tail: that before them.
-        counts: number of real tokens of each row.
-    """
-    whole = jnp.concatenate([tail, x.astype(tail.dtype)], axis=1)
-    places = counts[:, None] + jnp.arange(tail.shape[1])
-    return jnp.take_along_axis(whole, places[..., None], axis=1)
+from jaxtyping import Array, Bool, Float
 
 
 def _in_chunks(

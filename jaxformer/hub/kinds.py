@@ -57,7 +57,7 @@ KINDS = {
     "next_sentence_prediction": Kind(NextSentence, "AutoModelForNextSentencePrediction", None, "encoder"),
 }
 # Types whose body was trained with a pooler of its own.
-WITH_POOLER = ("bert", "roberta", "xlm_roberta", "roberta_prelayernorm", "albert", "mpnet", "clip_text")
+WITH_POOLER = ("bert", "big_bird", "roberta", "xlm_roberta", "roberta_prelayernorm", "albert", "mpnet", "clip_text")
 
 
 def build(config: TransformerConfig, kind: str, *, num_labels: int = 2, labels: tuple[str, ...] = ()) -> nn.Module:

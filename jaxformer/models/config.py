@@ -186,6 +186,18 @@ class TransformerConfig(Schema):
         description="encoder_window: each token also sees the sum of every block of so many tokens; LongT5's transient "
         "global attention",
     )
+    sparse_block_size: int | None = Field(
+        None,
+        ge=1,
+        description="encoder: tokens of a block of block-sparse attention; BigBird. Rows of no more than 5 + 2 "
+        "num_random_blocks blocks have full attention",
+    )
+    num_random_blocks: int = Field(
+        3,
+        ge=0,
+        description="sparse_block_size: blocks that each also sees in training, chosen once at random; in evaluation "
+        "the first one, as many times, as transformers does",
+    )
     local_rope_theta: float | None = Field(None, gt=0, description="rotary: rope_theta of blocks with the window")
     scale_scores: bool = Field(True, description="attention scores times 1/sqrt(H)")
     score_width: int | None = Field(None, ge=1, description="scale_scores: this instead of H; Gemma 2")
@@ -216,6 +228,12 @@ class TransformerConfig(Schema):
     )
     pooler: Activation | None = Field(
         None, description="classification: activation of the dense layer over the pooled state; null: no such layer"
+    )
+    classifier_pooler: Activation | None = Field(
+        None, description="classification of texts: that activation, if another than the pooler's; BigBird"
+    )
+    span_feed_forward: bool = Field(
+        False, description="answers to questions: a feed-forward with residual and norm precedes the scores; BigBird"
     )
     pooler_norm: bool = Field(False, description="classification: a norm after that layer; ModernBERT")
     token_pooler: bool = Field(False, description="that layer also precedes the scores of single tokens; ModernBERT")
@@ -435,6 +453,12 @@ class TransformerConfig(Schema):
         """F of the decoder, resolved."""
         return self.decoder_intermediate_size or self.inner_size
 
+    def is_sparse(self, length: int) -> bool:
+        """True if rows of so many tokens have block-sparse attention."""
+        size = self.sparse_block_size
+        most = (5 + 2 * self.num_random_blocks) * (size or 0)
+        return size is not None and self.architecture == "encoder" and length > most
+
     @property
     def encoder_side(self) -> "TransformerConfig":
         """The configuration by which an encoder-decoder's encoder is built."""
@@ -588,6 +612,9 @@ class TransformerConfig(Schema):
             raise ValueError(
                 f"positions is disentangled with the architecture {self.architecture}, expected an encoder"
             )
+        if self.sparse_block_size is not None and (self.exact or self.window is not None):
+            given = "numerics exact" if self.exact else f"window {self.window}"
+            raise ValueError(f"sparse_block_size is {self.sparse_block_size} with {given}, expected one of them")
         if self.encoder_window is not None:
             self._check_encoder_window()
         elif self.summary_size is not None:

@@ -15,7 +15,7 @@ from jaxformer import functional as F
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.dense import Dense
 from jaxformer.models.inputs import Inputs
-from jaxformer.models.layers import DropoutKeys, Norm, activate
+from jaxformer.models.layers import DropoutKeys, FeedForward, Norm, activate
 from jaxformer.models.outputs import BodyOutput, HeadOutput, Layers, SpanOutput, TextEmbedding
 from jaxformer.models.transformer import BODIES
 
@@ -183,14 +183,18 @@ class SequenceClassifier(WithBody):
     num_labels: int = 2
     labels: tuple[str, ...] = ()
     chooses: ClassVar[bool] = False  # whether the texts are choices
+    activates: ClassVar[bool] = True  # whether the pooler has the activation of classifiers
 
     def setup(self) -> None:
         """Declares the parts."""
         super().setup()
-        plain = self.chooses and not self.config.choice_pooler
-        self.pooler = Pooler(
-            self.config.model_copy(update={"pooler": None, "pooling": "last"}) if plain else self.config
-        )
+        c = self.config
+        changes: dict[str, Any] = {}
+        if self.chooses and not c.choice_pooler:
+            changes = {"pooler": None, "pooling": "last"}
+        elif self.activates and c.classifier_pooler is not None:
+            changes = {"pooler": c.classifier_pooler}
+        self.pooler = Pooler(c.model_copy(update=changes))
         self.classifier = Dense(self.config, self.num_labels, "classes", self.config.architecture != "decoder")
 
     def __call__(self, *args: Any, **kwargs: Any) -> HeadOutput:
@@ -213,6 +217,8 @@ class SequenceClassifier(WithBody):
 class NextSentence(SequenceClassifier):
     """Scores of two texts for following each other, and for not doing so (Devlin et al. 2019, section 3.1)."""
 
+    activates: ClassVar[bool] = False
+
 
 class MultipleChoice(SequenceClassifier):
     """One score per choice: every choice is a separate text, and its score is the only class of a classifier.
@@ -223,6 +229,7 @@ class MultipleChoice(SequenceClassifier):
 
     num_labels: int = 1
     chooses: ClassVar[bool] = True
+    activates: ClassVar[bool] = False
     init_shape: ClassVar[tuple[int, ...]] = (1, 2, 2)  # of ``input_ids`` for ``init``; other models take (1, 2)
 
     def __call__(self, *args: Any, **kwargs: Any) -> HeadOutput:
@@ -291,11 +298,17 @@ class QuestionAnswering(WithBody):
         super().setup()
         if self.config.token_pooler:
             self.pooler = Pooler(self.config)
+        if self.config.span_feed_forward:
+            self.span_feed_forward = FeedForward(self.config)
+            self.span_norm = Norm(self.config)
         self.span_classifier = Dense(self.config, 2, None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> SpanOutput:
         """Scores of every token; arguments are ``Inputs``."""
-        states, layers = self.states(Inputs(*args, **kwargs))
+        inputs = Inputs(*args, **kwargs)
+        states, layers = self.states(inputs)
         read = self.pooler.transform(states) if self.config.token_pooler else states
+        if self.config.span_feed_forward:
+            read = self.span_norm(states + self.span_feed_forward(self.drop(states, inputs)))
         logits = self.span_classifier(read).astype(jnp.float32)
         return SpanOutput(logits[..., 0], logits[..., 1], **layers)

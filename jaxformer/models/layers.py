@@ -199,6 +199,12 @@ class Neighbourhood(NamedTuple):
     summary_bias: Any = None
 
 
+class SparseBlocks(NamedTuple):
+    """The further blocks that each block of queries sees, ``[N, n - 2, r]``, for ``block_sparse_attention``."""
+
+    chosen: Any
+
+
 class Attention(nn.Module):
     """Multi-head attention with grouped key/value heads, rotary positions and a cache, by the configuration."""
 
@@ -211,7 +217,7 @@ class Attention(nn.Module):
         mask: F.Mask,
         *,
         context: jax.Array | F.KeyValue | None = None,
-        bias: jax.Array | Distances | Neighbourhood | None = None,
+        bias: jax.Array | Distances | Neighbourhood | SparseBlocks | None = None,
         rotary: F.Rotary | None = None,
         cache: F.KeyValue | None = None,
         slot: jax.Array | None = None,
@@ -224,8 +230,8 @@ class Attention(nn.Module):
             x: ``[B, T, D]``.
             mask: over ``x``, the cache or the context.
             context: ``[B, S, D]``, or its keys and values, which an earlier call returned.
-            bias: of the scores; or the distances that disentangled scores depend on; or a neighbourhood, to which
-                attention is limited, with its biases.
+            bias: of the scores; or the distances that disentangled scores depend on; or a neighbourhood or
+                sparse blocks, to which attention is limited.
             rotary: angles of the tokens of ``x``.
             cache: of earlier tokens, to which those of ``x`` are appended; keys and values of a context are returned in
                 its dtype.
@@ -268,7 +274,7 @@ class Attention(nn.Module):
             # The vectors of distances pass the projections of the content (He et al. 2023, "DeBERTaV3").
             projected = {f"position_{name}": F.linear(bias.states, **weights[name]) for name in ("query", "key")}
             options["bias_of"] = partial(F.disentangled_bias, buckets=bias.buckets, scale=c.score_scale, **projected)
-        else:
+        elif not isinstance(bias, SparseBlocks):
             options["bias"] = bias.bias if isinstance(bias, Neighbourhood) else bias
         if c.exact:
             options |= {"context": context, "cache": cache, "slots": slot, "rotary": rotary}
@@ -290,6 +296,8 @@ class Attention(nn.Module):
                 split=attention_split(x.shape[0], x.shape[1], N, K),
             ),
         }
+        if isinstance(bias, SparseBlocks):
+            options["attention"] = partial(F.block_sparse_attention, size=c.sparse_block_size or 1, chosen=bias.chosen)
         if isinstance(bias, Neighbourhood):
             options["attention"] = self._local(x, weights, bias, mask)
         if cache is not None:

@@ -23,6 +23,7 @@ from jaxformer.models.layers import (
     Neighbourhood,
     Norm,
     RelativeBias,
+    SparseBlocks,
     apart,
 )
 from jaxformer.models.mamba import MIXERS
@@ -114,10 +115,12 @@ class LayerKind(NamedTuple):
     Attributes:
         windowed: whether attention is limited to the configuration's window.
         first: whether it is the first block.
+        chosen: the blocks that its block-sparse attention sees at random; None without.
     """
 
     windowed: Any
     first: Any
+    chosen: Any = None
 
 
 class Block(nn.Module):
@@ -167,6 +170,8 @@ class Block(nn.Module):
             normed = jnp.where(kind.first, x, normed)
         mask, rotary = _of_this_layer(c, kind, around)
         bias = around.bias
+        if kind is not None and kind.chosen is not None:
+            bias = SparseBlocks(kind.chosen)
         if c.relative_per_layer:
             bias = _relative_bias(c, RelativeBias(c, name="relative_bias")(), around.distance, mask.causal)
         own = None if cache is None else cache.own
@@ -294,7 +299,7 @@ class SeparateBlocks(nn.Module):
         outputs = []
         for i in range(self.config.num_layers):
             block = shared or Block(self.config, self.cross, name=str(i))
-            kind = None if kinds is None else LayerKind(*(of_all[i] for of_all in kinds))
+            kind = None if kinds is None else LayerKind(*(None if of_all is None else of_all[i] for of_all in kinds))
             x, output = block(x, (None if caches is None else caches[i], kind), around)
             outputs.append(output)
         return x, tuple(outputs)
@@ -356,7 +361,8 @@ class Stack(nn.Module):
         cache = inputs.cache
         position_ids = _positions(inputs) if inputs.position_ids is None else inputs.position_ids
         slot = order = None
-        if c.exact or c.mixer != "attention":
+        sparse = c.is_sparse(T)
+        if c.exact or c.mixer != "attention" or sparse:
             inputs, position_ids, order = _real_first(inputs, position_ids)
             context = None if context is None else _context_first(context)
         real, segment_ids = inputs.real, inputs.segment_ids
@@ -389,7 +395,7 @@ class Stack(nn.Module):
         )
         if c.mixer != "attention":
             around = around._replace(real=real, starts=_starts(segment_ids))
-        kinds = _layer_kinds(c)
+        kinds = _layer_kinds(c, _chosen_blocks(c, T, inputs.dropout_ids is not None) if sparse else None)
         caches = None if cache is None else self._split(cache)
         x, outputs = self.layers(x, (caches, kinds), around)
         if c.norm_place != "post":
@@ -491,6 +497,11 @@ class Stack(nn.Module):
             what = "max_length" if cache is None else "the cache's length"
             name = "input_ids" if embeds is None else "inputs_embeds"
             raise ValueError(f"{name} has {length} tokens a row, expected at most {longest} ({what}); shorten it")
+        if inputs.segment_ids is not None and self.config.is_sparse(length):
+            raise ValueError(
+                f"segment_ids are given for block-sparse attention of {length} tokens, expected one text a row: do not "
+                "pack texts, or give sparse_block_size null"
+            )
         if inputs.segment_ids is not None and cache is not None:
             raise ValueError("segment_ids and a cache are both given, expected one: a cache holds one document a row")
         if inputs.prefix_mask is not None and cache is not None:
@@ -558,12 +569,20 @@ def _context_first(context: Context) -> Context:
     )
 
 
-def _layer_kinds(c: TransformerConfig) -> LayerKind | None:
+def _chosen_blocks(c: TransformerConfig, length: int, training: bool) -> jax.Array:
+    """``[L, N, n - 2, r]``, the blocks that block-sparse attention sees at random: in evaluation all the first one."""
+    count, number = -(-length // (c.sparse_block_size or 1)), c.num_random_blocks
+    if not training:
+        return jnp.zeros((c.num_layers, c.num_heads, count - 2, number), jnp.int32)
+    return jnp.array([F.random_blocks(c.num_heads, count, number, layer) for layer in range(c.num_layers)])
+
+
+def _layer_kinds(c: TransformerConfig, chosen: jax.Array | None = None) -> LayerKind | None:
     """None where all blocks are alike, so that their loop carries nothing for it."""
-    if not c.has_mixed_windows and c.first_norm:
+    if not c.has_mixed_windows and c.first_norm and chosen is None:
         return None
     windowed = jnp.array([c.has_window(layer) for layer in range(c.num_layers)])
-    return LayerKind(windowed, first=jnp.arange(c.num_layers) == 0)
+    return LayerKind(windowed, jnp.arange(c.num_layers) == 0, chosen)
 
 
 def _positions(inputs: Inputs) -> jax.Array:

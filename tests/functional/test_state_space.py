@@ -112,20 +112,3 @@ def test_a_text_in_two_calls_is_the_text_in_one(name):
     rest, last = run(x[:, 7:], step[:, 7:], rates, inputs[:, 7:], outputs[:, 7:], state=state)
     np.testing.assert_allclose(jnp.concatenate([first, rest], axis=1), whole, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(last, final, rtol=1e-5, atol=1e-5)
-
-
-def test_the_convolution_by_hand():
-    x = jnp.array([[[1.0], [2.0], [3.0], [4.0]]])
-    taps, bias = jnp.array([[100.0], [10.0], [1.0]]), jnp.array([0.5])
-    np.testing.assert_allclose(F.causal_convolution(x, taps, bias)[0, :, 0], [1.5, 12.5, 123.5, 234.5])
-    tail = jnp.array([[[8.0], [9.0]]])
-    np.testing.assert_allclose(F.causal_convolution(x, taps, tail=tail)[0, :, 0], [891, 912, 123, 234])
-    starts = jnp.array([[True, False, True, False]])
-    np.testing.assert_allclose(F.causal_convolution(x, taps, starts=starts)[0, :, 0], [1, 12, 3, 34])
-
-
-def test_the_tail_is_that_of_the_real_tokens():
-    x, tail = jnp.arange(1.0, 5.0).reshape(1, 4, 1), jnp.array([[[-1.0], [-2.0]]])
-    x, tail = jnp.repeat(x, 4, axis=0), jnp.repeat(tail, 4, axis=0)
-    got = F.convolution_tail(x, tail, jnp.array([0, 1, 2, 4]))
-    np.testing.assert_array_equal(got[..., 0], [[-1, -2], [-2, 1], [1, 2], [3, 4]])

@@ -87,6 +87,7 @@ GATED_T5 = {**T5, "feed_forward_proj": "gated-gelu", "num_decoder_layers": 3, "t
 # Case: family of ours, model_type of theirs, its configuration. Sizes are odd, so that no axis is taken for another.
 FAMILIES = {
     "bert": ("bert", "bert", BERT),
+    "big_bird": ("big_bird", "big_bird", {**BERT, "block_size": 2, "num_random_blocks": 1}),
     "roberta": ("roberta", "roberta", ROBERTA),
     "xlm_roberta": ("xlm_roberta", "xlm-roberta", ROBERTA),
     "roberta_prelayernorm": ("roberta_prelayernorm", "roberta-prelayernorm", ROBERTA),
@@ -363,6 +364,8 @@ def outputs_of(model, kind, text, target):
         extra["decoder_input_ids"] = torch.tensor([[START, *target[:-1]]])
     if kind == "body" and model.config.model_type in NOT_SHIFTED:
         extra["decoder_input_ids"] = torch.tensor([[START, *text[:-1]]])
+    if kind == "question_answering" and model.config.model_type == "big_bird":
+        extra["token_type_ids"] = torch.zeros_like(ids)  # else it makes types of its own
     output = model(input_ids=ids, attention_mask=torch.ones_like(ids), **extra)
     if kind == "text_projection":
         states = {"text_embeds": output.text_embeds[0]}

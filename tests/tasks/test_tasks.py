@@ -25,6 +25,7 @@ FAMILIES_OF = {
     "masked_lm": [
         *(
             "bert",
+            "big_bird",
             "roberta",
             "xlm_roberta",
             "roberta_prelayernorm",

@@ -335,7 +335,7 @@ def states(
     """
     T = len(ids)
     tables = p.get("embeddings", {})
-    x = embedded(c, tables, ids, tables["token"]["embedding"] if table is None else table, types)
+    embedding = x = embedded(c, tables, ids, tables["token"]["embedding"] if table is None else table, types)
     distance = np.arange(T)[None] - np.arange(T)[:, None]
     relative = c.positions in ("relative", "learned_relative")
     bias = None
@@ -389,6 +389,11 @@ def states(
             normed = read(x, layer, "cross_attention")
             x = add(x, attention(c, layer["cross_attention"], normed, every), layer, "cross_attention")
         x = add(x, feed_forward(c, inner, read(x, layer, "feed_forward")), layer, "feed_forward")
+        if i == 0 and c.embedding_conv_size is not None:
+            conv, reach = p["embedding_conv"], c.embedding_conv_size // 2
+            around = np.pad(embedding, ((reach, reach), (0, 0)))
+            more = sum(around[j : j + T] @ taps for j, taps in enumerate(conv["taps"])) + conv["bias"]
+            x = norm(c, x + ACTIVATIONS[c.embedding_conv_activation](more), conv["norm"])
     return x if c.norm_place == "post" else norm(c, x, p.get("final_norm", {}))
 
 

@@ -4,7 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxformer.families.bert import BERT, BLOCK, CLASSES, EMBEDDINGS, KEYS, SPANS, pooled
-from jaxformer.families.format import Family, Format, Head, Key, Name, require, rows
+from jaxformer.families.format import (
+    Family,
+    Format,
+    Head,
+    Key,
+    Name,
+    read_activation,
+    require,
+    rows,
+    write_activation,
+)
 from jaxformer.models.config import TransformerConfig
 
 # The shape is that of DeBERTa v3 base.
@@ -26,14 +36,22 @@ def read(hf: Mapping[str, Any]) -> dict[str, Any]:
     require({"pos_att_type": sorted(kind.strip() for kind in kinds)}, pos_att_type=["c2p", "p2c"])
     require({"position_biased_input": True, **hf}, position_biased_input=False)
     require({"share_att_key": False, "norm_rel_ebd": "none", **hf}, share_att_key=True, norm_rel_ebd="layer_norm")
-    require(hf, conv_kernel_size=0, embedding_size=hf["hidden_size"], pooler_hidden_act=hf["hidden_act"])
+    require(hf, embedding_size=hf["hidden_size"], pooler_hidden_act=hf["hidden_act"])
     longest = hf.get("max_relative_positions", -1)
-    return {"relative_max_distance": hf["max_position_embeddings"] if longest < 1 else longest}
+    found = {"relative_max_distance": hf["max_position_embeddings"] if longest < 1 else longest}
+    if hf.get("conv_kernel_size"):
+        require({"conv_groups": 1, **hf}, conv_groups=1)
+        activation = read_activation(hf.get("conv_act", "tanh"))
+        found |= {"embedding_conv_size": hf["conv_kernel_size"], "embedding_conv_activation": activation}
+    return found
 
 
 def write(config: TransformerConfig) -> dict[str, Any]:
     """Undoes ``read``."""
+    size, activation = config.embedding_conv_size, config.embedding_conv_activation
+    conv = {"conv_kernel_size": size, "conv_act": write_activation(activation)} if size else {}
     return {
+        **conv,
         "max_relative_positions": config.relative_max_distance,
         "pos_att_type": ["p2c", "c2p"],
         "relative_attention": True,
@@ -64,10 +82,24 @@ MLM += [
     Name("lm_head/kernel", "cls.predictions.decoder.weight", transposed=True),
     Name("mlm_head/bias", "cls.predictions.bias", otherwise="lm_predictions.lm_head.bias"),
 ]
+
+
+def names(config: TransformerConfig) -> list[Name]:
+    """The backbone, with the convolution where there is one."""
+    table = [*rows(TABLE), *rows({**BLOCK, **PROJECTIONS}, "layers/", "encoder.layer.{}.")]
+    if config.embedding_conv_size is not None:
+        table += rows({"embedding_conv/norm": "encoder.conv.LayerNorm"})
+        table += [
+            Name("embedding_conv/taps", "encoder.conv.conv.weight", transposed=True),
+            Name("embedding_conv/bias", "encoder.conv.conv.bias"),
+        ]
+    return table
+
+
 FORMAT = Format(
     "deberta-v2",
     (*KEYS, Key("relative_buckets", "position_buckets")),
-    [*rows(TABLE), *rows({**BLOCK, **PROJECTIONS}, "layers/", "encoder.layer.{}.")],
+    names,
     {
         "body": Head("DebertaV2Model"),
         "masked_lm": Head("DebertaV2ForMaskedLM", MLM),

@@ -30,12 +30,12 @@ def token_convolution(
     T, W = x.shape[1], taps.shape[0]
     reach = W // 2
     whole = jnp.pad(x, ((0, 0), (reach, reach), (0, 0)))
-    documents = None if segment_ids is None else jnp.pad(segment_ids, ((0, 0), (reach, reach)))
+    documents = None if segment_ids is None else (segment_ids, jnp.pad(segment_ids, ((0, 0), (reach, reach))))
     y = jnp.broadcast_to(bias.astype(x.dtype), (*x.shape[:2], bias.shape[0]))
     for j in range(W):
         there = whole[:, j : j + T]
         if documents is not None:
-            own = jnp.equal(documents[:, j : j + T], segment_ids)
+            own = jnp.equal(documents[1][:, j : j + T], documents[0])
             there = jnp.where(own[..., None], there, 0)
         y = y + jnp.einsum("btd,de->bte", there, taps[j].astype(x.dtype), preferred_element_type=jnp.float32).astype(
             x.dtype

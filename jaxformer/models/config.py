@@ -125,6 +125,13 @@ class TransformerConfig(Schema):
     embedding_norm: bool | Literal["tokens"] = Field(
         False, description="a norm after the embedding; tokens: of the token embedding alone, before positions"
     )
+    embedding_conv_size: int | None = Field(
+        None,
+        ge=1,
+        description="encoder: tokens of a convolution of the embedding, whose output is added to the first block's and "
+        "normalised; an odd number; DeBERTa v2 xlarge",
+    )
+    embedding_conv_activation: Activation = Field("tanh", description="embedding_conv_size: its activation")
     decoder_embedding_norm: Literal["tokens"] | None = Field(
         None, description="encoder_decoder: embedding_norm of the decoder, if another; Blenderbot-small"
     )
@@ -531,6 +538,17 @@ class TransformerConfig(Schema):
                 "how many there are"
             )
 
+    def _check_embedding_conv(self, size: int) -> None:
+        if size % 2 == 0:
+            raise ValueError(
+                f"embedding_conv_size is {size}, expected an odd number: a token and as many on either side"
+            )
+        if self.architecture != "encoder" or self.norm_place != "post" or self.norm != "layer_norm" or self.exact:
+            given = f"architecture {self.architecture}, {self.norm} {self.norm_place}, numerics {self.numerics}"
+            raise ValueError(
+                f"embedding_conv_size is {size} with {given}, expected an encoder, layer_norm post and numerics fast"
+            )
+
     def _check_encoder_window(self) -> None:
         refused: dict[str, tuple[Any, Any]] = {
             "architecture": (self.architecture, "encoder_decoder"),
@@ -615,6 +633,8 @@ class TransformerConfig(Schema):
         if self.sparse_block_size is not None and (self.exact or self.window is not None):
             given = "numerics exact" if self.exact else f"window {self.window}"
             raise ValueError(f"sparse_block_size is {self.sparse_block_size} with {given}, expected one of them")
+        if self.embedding_conv_size is not None:
+            self._check_embedding_conv(self.embedding_conv_size)
         if self.encoder_window is not None:
             self._check_encoder_window()
         elif self.summary_size is not None:

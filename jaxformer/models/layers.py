@@ -130,6 +130,44 @@ class Vector(nn.Module):
         return self.param(self.parameter, initial, (self.size,))
 
 
+class LayerNormWeights(nn.Module):
+    """Declares the ``scale`` and ``bias`` of a layer norm that is applied elsewhere, and returns them."""
+
+    size: int
+
+    @nn.compact
+    def __call__(self) -> Weights:
+        """The weights."""
+        initial = {"scale": nn.initializers.ones, "bias": nn.initializers.zeros}
+        return {
+            name: self.param(name, nn.with_logical_partitioning(init, ("embed",)), (self.size,))
+            for name, init in initial.items()
+        }
+
+
+class EmbeddingConvolution(nn.Module):
+    """DeBERTa v2's convolution of the embedding: what it adds to the first block's output, and the norm of that sum."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, inputs: Inputs) -> tuple[jax.Array, Weights]:
+        """The activated convolution ``[B, T, D]``, zeros at padding, and the norm's ``scale`` and ``bias``."""
+        c = self.config
+        size, D = c.embedding_conv_size or 1, c.hidden_size
+        normal = nn.initializers.normal(kernel_deviation(c, size * D))
+        taps = self.param("taps", nn.with_logical_partitioning(normal, (None, None, "embed")), (size, D, D))
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
+        bias = self.param("bias", zeros, (D,))
+        x = x if inputs.real is None else jnp.where(inputs.real[..., None], x, 0)
+        y = F.token_convolution(x, taps, bias, segment_ids=inputs.segment_ids)
+        y = y if inputs.real is None else jnp.where(inputs.real[..., None], y, 0)
+        y = activate(
+            c, c.embedding_conv_activation, F.dropout(y, c.dropout, DropoutKeys()(c.dropout, inputs.dropout_ids))
+        )
+        return y, LayerNormWeights(D, name="norm")()
+
+
 class DropoutKeys(nn.Module):
     """One dropout key per example, from Flax's ``dropout`` stream and the example's number."""
 

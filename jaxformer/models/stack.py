@@ -18,6 +18,7 @@ from jaxformer.models.layers import (
     Distances,
     DropoutKeys,
     Embedding,
+    EmbeddingConvolution,
     Embeddings,
     FeedForward,
     Neighbourhood,
@@ -69,6 +70,7 @@ class Surroundings(NamedTuple):
     distance: Any = None
     real: Any = None
     starts: Any = None
+    convolved: Any = None
 
 
 class LayerCache(NamedTuple):
@@ -202,6 +204,9 @@ class Block(nn.Module):
             )
             x = add(x, y, "cross_attention")
         x = add(x, feed_forward(read(x, "feed_forward")), "feed_forward")
+        if around.convolved is not None and kind is not None:
+            more, weights_of_norm = around.convolved
+            x = jnp.where(kind.first, F.layer_norm(x + more, **weights_of_norm, epsilon=c.norm_epsilon), x)
         return x, _output(x, around.requested, own, weights, context, cross_weights)
 
     def _experts(self, around: Surroundings, cache: LayerCache | None) -> Any:
@@ -334,6 +339,8 @@ class Stack(nn.Module):
             self.final_norm = Norm(c)
         if c.has_relative_bias and not c.relative_per_layer:
             self.relative_bias = RelativeBias(c)
+        if c.embedding_conv_size is not None:
+            self.embedding_conv = EmbeddingConvolution(c)
         if c.summary_size is not None:
             self.summary_bias = RelativeBias(c)
         if c.positions == "disentangled":
@@ -393,6 +400,8 @@ class Stack(nn.Module):
         around = Surroundings(
             mask, rotary, local_rotary, bias, hidden, context_mask, inputs.dropout_ids, slot, requested, distance
         )
+        if c.embedding_conv_size is not None:
+            around = around._replace(convolved=self.embedding_conv(embedding, inputs))
         if c.mixer != "attention":
             around = around._replace(real=real, starts=_starts(segment_ids))
         kinds = _layer_kinds(c, _chosen_blocks(c, T, inputs.dropout_ids is not None) if sparse else None)
@@ -579,7 +588,7 @@ def _chosen_blocks(c: TransformerConfig, length: int, training: bool) -> jax.Arr
 
 def _layer_kinds(c: TransformerConfig, chosen: jax.Array | None = None) -> LayerKind | None:
     """None where all blocks are alike, so that their loop carries nothing for it."""
-    if not c.has_mixed_windows and c.first_norm and chosen is None:
+    if not c.has_mixed_windows and c.first_norm and chosen is None and c.embedding_conv_size is None:
         return None
     windowed = jnp.array([c.has_window(layer) for layer in range(c.num_layers)])
     return LayerKind(windowed, jnp.arange(c.num_layers) == 0, chosen)

@@ -73,6 +73,7 @@ WRITTEN: dict[str, tuple[Any, ...]] = {
     "shared_norm": (False,),
     "sinusoidal_inclusive": (False,),
     "relative_per_layer": (False,),
+    "embedding_conv_size": (None,),
     "encoder_window": (None,),
     "sparse_block_size": (None,),
     "classifier_pooler": (None,),

@@ -30,6 +30,17 @@ BERT = {
     "intermediate_size": 22,
     "max_position_embeddings": 16,
 }
+DEBERTA = {
+    **BERT,
+    "type_vocab_size": 0,
+    "relative_attention": True,
+    "position_biased_input": False,
+    "pos_att_type": "p2c|c2p",
+    "share_att_key": True,
+    "norm_rel_ebd": "layer_norm",
+    "position_buckets": 4,
+    "max_relative_positions": 7,
+}
 DISTILBERT = {
     "vocab_size": VOCABULARY,
     "dim": 15,
@@ -93,21 +104,8 @@ FAMILIES = {
     "roberta_prelayernorm": ("roberta_prelayernorm", "roberta-prelayernorm", ROBERTA),
     "mpnet": ("mpnet", "mpnet", ROBERTA),
     "roformer": ("roformer", "roformer", {**BERT, "hidden_size": 18, "embedding_size": 9}),
-    "deberta_v3": (
-        "deberta_v3",
-        "deberta-v2",
-        {
-            **BERT,
-            "type_vocab_size": 0,
-            "relative_attention": True,
-            "position_biased_input": False,
-            "pos_att_type": "p2c|c2p",
-            "share_att_key": True,
-            "norm_rel_ebd": "layer_norm",
-            "position_buckets": 4,
-            "max_relative_positions": 7,
-        },
-    ),
+    "deberta_v2": ("deberta_v3", "deberta-v2", {**DEBERTA, "conv_kernel_size": 3, "conv_act": "gelu"}),
+    "deberta_v3": ("deberta_v3", "deberta-v2", DEBERTA),
     "distilbert": ("distilbert", "distilbert", DISTILBERT),
     "electra": ("electra", "electra", {**BERT, "embedding_size": 9}),
     "albert": ("albert", "albert", {**BERT, "embedding_size": 9, "hidden_dropout_prob": 0.0}),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxformer import functional as F
+from jaxformer.check.textbook import states as textbook_states
 from jaxformer.models import init_cache
 from tests.models.tiny import CONFIGS, config_of, shapes, tiny, tokens
 
@@ -215,3 +216,25 @@ def test_what_does_not_fit_is_refused(length, batch, message):
     batch = {**batch, "cache": init_cache(model.config, 1, batch["cache"])} if "cache" in batch else batch
     with pytest.raises(ValueError, match=message):
         model.apply({"params": params}, jnp.zeros((1, length), jnp.int32), **batch)
+
+
+def test_the_convolution_of_the_embedding():
+    model, params = tiny("deberta_v3", embedding_conv_size=3, embedding_conv_activation="gelu", max_length=32)
+    ids, real = np.asarray(tokens(2, 9)), np.arange(9)[None] < np.array([[9], [6]])
+    run = jax.jit(lambda ids, **inputs: model.apply({"params": params}, ids, **inputs).last_hidden_state)
+    alone = [run(ids[:1]), run(ids[1:, :6])]
+    exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    expected = textbook_states(model.config, exact, ids[0], causal=False)
+    np.testing.assert_allclose(alone[0][0], expected, atol=1e-4)
+    np.testing.assert_allclose(run(ids, attention_mask=real)[1, :6], alone[1][0], atol=1e-5)
+    left = run(np.roll(ids, 3, axis=1), attention_mask=np.roll(real, 3, axis=1))
+    np.testing.assert_allclose(left[1, 3:], alone[1][0], atol=1e-5)
+    packed = np.concatenate([ids[:1], ids[1:, :6]], axis=1)
+    segments = np.array([[1] * 9 + [2] * 6])
+    np.testing.assert_allclose(run(packed, segment_ids=segments)[:, 9:], alone[1], atol=1e-5)
+    without, _ = tiny("deberta_v3", max_length=32)
+    assert not np.allclose(without.apply({"params": params}, ids[:1]).last_hidden_state, alone[0], atol=1e-2)
+    with pytest.raises(ValueError, match="embedding_conv_size is 4, expected an odd number"):
+        config_of("deberta_v3", embedding_conv_size=4)
+    with pytest.raises(ValueError, match="architecture decoder, layer_norm pre, numerics fast, expected an encoder"):
+        config_of("gpt2", embedding_conv_size=3)

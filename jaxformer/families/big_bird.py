@@ -74,7 +74,7 @@ FORMAT = Format(
     constants={"add_cross_attention": False},
     read=read,
     write=write,
-    # Buffers, and the copies of a tied output layer.
-    ignored=r"position_ids$|predictions\.decoder\.(weight|bias)$",
+    # Buffers, the copies of a tied output layer, and a pooler where nothing reads it.
+    ignored=r"position_ids$|^bert\.pooler\.|predictions\.decoder\.(weight|bias)$",
 )
 FAMILY = Family("big_bird", DEFAULTS, FORMAT, "masked_lm")

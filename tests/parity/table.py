@@ -66,7 +66,10 @@ def there_and_back(case, model):
         jaxformer.hub.save_pretrained(second, ours, params)
         warnings.simplefilter("default")
         again, info = opened.from_pretrained(second, output_loading_info=True, attn_implementation="eager")
-        problems = {name: keys for name, keys in info.items() if keys}
+        # BigBird has a pooler under heads too that do not read it.
+        problems = {
+            name: unread for name, keys in info.items() if (unread := {k for k in keys if "bert.pooler" not in k})
+        }
         assert not problems, problems
         written = json.loads((second / "config.json").read_text())
         assert written["architectures"] == [type(model).__name__], written["architectures"]

@@ -26,7 +26,20 @@ def theirs(model, batch):
     arrays = {name: getattr(found, name, None) for name in LAYERS}
     # A model that cannot attend to another text has none of its cross-attentions, or an empty tuple.
     kept = {name: array for name, array in arrays.items() if array is not None and len(array)}
-    return jax.tree.map(lambda tensor: tensor.numpy(), kept)
+    length = batch["attention_mask"].shape[-1]
+    return jax.tree.map(lambda tensor: whole(tensor.numpy(), length), kept)
+
+
+def whole(weights, length):
+    """Weights of LongT5's blocks, of the keys around each and of the summaries, as ``[B, N, T, T + G]``."""
+    if weights.ndim != 5:
+        return weights
+    B, blocks, N, b, keys = weights.shape
+    placed = np.zeros((B, N, blocks * b, (blocks + 2) * b))
+    for i in range(blocks):
+        placed[:, :, i * b : (i + 1) * b, i * b : (i + 3) * b] = weights[:, i, ..., : 3 * b]
+    further = weights[..., 3 * b :].swapaxes(1, 2).reshape(B, N, blocks * b, keys - 3 * b)
+    return np.concatenate([placed[:, :, :length, b : b + length], further[:, :, :length]], axis=-1)
 
 
 def embedded(model, ids):
@@ -39,7 +52,8 @@ def embedded(model, ids):
 
 def program(model, params):
     """Our model, which returns all of its layers."""
-    asked = {"output_attentions": model.config.mixer == "attention", "output_hidden_states": True}
+    given = model.config.mixer == "attention" and model.config.type != "big_bird"  # PyTorch's BigBird gives none
+    asked = {"output_attentions": given, "output_hidden_states": True}
     return jax.jit(lambda batch: model.apply({"params": params}, **batch, **asked), compiler_options=FAST)
 
 
@@ -82,6 +96,8 @@ def test_the_layers_are_those_of_pytorch(case, monkeypatch):
     batch = inputs(model, kind, left=False)
     if model.config.architecture == "encoder_decoder" and kind in ("body", "question_answering"):
         batch["decoder_input_ids"] = batch["input_ids"]
+    if model.config.type == "big_bird" and kind == "question_answering":
+        batch["token_type_ids"] = np.zeros(batch["input_ids"].shape, int)  # else PyTorch makes types of its own
     run = program(model, params)
     ours = run(batch)
     attends = model.config.mixer == "attention"

@@ -8,6 +8,10 @@ import os
 # that its process compiles later. JAX reads the variable when it is imported, also in the programs that tests start.
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 
+# One process of pytest runs on each core, so that PyTorch's threads would only wait for each other: the parity tests
+# took twice as long with two. PyTorch reads the variable when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import jax
 import pytest
 from jaxtyping import install_import_hook

@@ -98,6 +98,8 @@ NAMES = tuple(
     for head in HEADS
     if (family == "Auto") == head.startswith("ModelFor") or (family == "Auto" and head == "Model")
 )
+# What the classes of a family have in common.
+BASES = {f"Flax{family}PreTrainedModel": family for family in FAMILIES if family != "Auto"}
 # Tables of version 4 from classes of configurations to classes of models, which programs list the families by.
 MAPPINGS = {
     "FLAX_MODEL_MAPPING": "body",
@@ -124,8 +126,8 @@ WITHOUT_EFFECT = (
     *("trust_remote_code", "force_download", "resume_download", "proxies", "mirror", "from_tf", "use_safetensors"),
     *("low_cpu_mem_usage", "add_pooling_layer", "adapter_kwargs"),
 )
-__all__ = ["FlaxPreTrainedModel", "Output", "decay_mask", "shift_tokens_right"]
-# ... and ``NAMES`` and ``MAPPINGS``, which are made when asked for.
+__all__ = ["FlaxBaseModelOutput", "FlaxPreTrainedModel", "Output", "decay_mask", "shift_tokens_right"]
+# ... and ``NAMES``, ``BASES`` and ``MAPPINGS``, which are made when asked for.
 
 
 @jax.tree_util.register_pytree_node_class
@@ -158,6 +160,9 @@ class Output(dict[str, Any]):
     def tree_unflatten(cls, names: tuple[str, ...], arrays: tuple[Any, ...]) -> "Output":
         """Undoes ``tree_flatten``."""
         return cls(zip(names, arrays, strict=True))
+
+
+FlaxBaseModelOutput = Output  # what ``decode`` reads: ``FlaxBaseModelOutput(last_hidden_state=...)``
 
 
 def _output(found: Any, family: str) -> Output:
@@ -623,11 +628,20 @@ def _name_of(dtype: Any) -> str:
 
 
 @cache
+def _base(prefix: str) -> type[FlaxPreTrainedModel]:
+    """What all models of a family are: ``isinstance(model, FlaxBertPreTrainedModel)``."""
+    if prefix == "Auto":
+        return FlaxPreTrainedModel
+    doc = f"A model of {' or '.join(FAMILIES[prefix])} with its parameters, as ``transformers`` 4 had it."
+    return type(f"Flax{prefix}PreTrainedModel", (FlaxPreTrainedModel,), {"families": FAMILIES[prefix], "__doc__": doc})
+
+
+@cache
 def _class(name: str) -> type[FlaxPreTrainedModel]:
     prefix = next(p for p in sorted(FAMILIES, key=len, reverse=True) if name.startswith(f"Flax{p}"))
     kind = HEADS[name.removeprefix(f"Flax{prefix}")]
     doc = f"``{KINDS[kind].opener}`` with its parameters, as ``transformers`` 4 had it."
-    return type(name, (FlaxPreTrainedModel,), {"families": FAMILIES[prefix], "kind": kind, "__doc__": doc})
+    return type(name, (_base(prefix),), {"kind": kind, "__doc__": doc})
 
 
 @cache
@@ -650,5 +664,7 @@ def __getattr__(name: str) -> Any:
         return _class(name)
     if name in MAPPINGS:
         return _mapping(MAPPINGS[name])
-    near = nearest(name, (*NAMES, *MAPPINGS)) if name.upper().startswith("FLAX") else ""
+    if name in BASES:
+        return _base(BASES[name])
+    near = nearest(name, (*NAMES, *MAPPINGS, *BASES)) if name.upper().startswith("FLAX") else ""
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}{near}")

@@ -20,6 +20,7 @@ from jaxformer.flax_names import (
     FlaxAutoModelForMaskedLM,
     FlaxAutoModelForSeq2SeqLM,
     FlaxAutoModelForSequenceClassification,
+    FlaxBaseModelOutput,
     FlaxBertForMaskedLM,
     FlaxBertForPreTraining,
     FlaxCLIPTextModel,
@@ -96,6 +97,9 @@ def test_every_name_of_version_4_is_here():
     for name in expected:
         found = getattr(jaxformer.flax_names, name)
         assert found.__name__ == name and found.kind in KINDS and found is getattr(jaxformer.flax_names, name)
+        assert issubclass(found, jaxformer.flax_names.FlaxPreTrainedModel)
+    assert issubclass(FlaxBertForMaskedLM, jaxformer.flax_names.FlaxBertPreTrainedModel)
+    assert not issubclass(FlaxRobertaForMaskedLM, jaxformer.flax_names.FlaxBertPreTrainedModel)
     with pytest.raises(AttributeError, match=r"no attribute 'FlaxBertForMaskLM'.*FlaxBertForMaskedLM"):
         _ = jaxformer.flax_names.FlaxBertForMaskLM
 
@@ -379,6 +383,8 @@ def test_an_encoder_decoder_its_encoder_alone_and_its_two_halves(tmp_path):
     encoded = old.encode(IDS, mask)
     np.testing.assert_allclose(encoded.last_hidden_state, expected.encoder_last_hidden_state, atol=1e-5)
     np.testing.assert_allclose(old.decode(target, encoded, mask).logits, expected.logits, atol=1e-4)
+    again = FlaxBaseModelOutput(last_hidden_state=encoded[0])
+    np.testing.assert_allclose(old.decode(target, again, mask)[0], expected.logits, atol=1e-4)
     # T5's encoder alone reads the file of the whole, and leaves the rest out.
     with pytest.warns(UserWarning, match="left out"):
         encoder = FlaxT5EncoderModel.from_pretrained(tmp_path)

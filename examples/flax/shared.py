@@ -144,6 +144,9 @@ def fit(options: argparse.Namespace, model: Any, rows: Any, collate: Collate, lo
     orders, losses = np.random.default_rng(options.seed), []
     for _ in range(options.num_train_epochs):
         for batch, _ in batches(rows, size, collate, orders.permutation(len(rows))):
+            # The batch was made while the last step ran. Steps do not queue up: on simulated devices, programs that sum
+            # over them could wait for each other.
+            jax.block_until_ready(rngs)
             state, metric, rngs = step(state, shard(batch), rngs)
             losses.append(metric)
             if len(losses) % options.logging_steps == 0:

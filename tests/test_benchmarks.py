@@ -195,3 +195,25 @@ def test_lengths_of_files():
     assert len(row) == len(header) and row[:2] == ["gpt2", "decoder"] and row[-1] == "yes"
     lines, code, model = map(int, row[2:5])
     assert lines > code > model > 50
+
+
+def test_lines_of_switches(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    module = importlib.import_module("switches")
+    # Properties of the configuration count for the switches that they read, also through others.
+    assert module.names_of("logits_bias") == {"logits_bias"}
+    assert "has_mixed_windows" in module.names_of("global_every") - module.names_of("gated")
+    monkeypatch.setattr(sys, "argv", ["switches.py", "--markdown"])
+    module.main()
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    found = {row[0].strip("`"): int(row[1]) for row in rows}
+    assert {"gated", "rotary_adjacent", "mixer"} <= set(found) and not set(found) & set(module.LEFT_OUT)
+    # What no module reads would be a switch without an effect; the decoder's sizes are read by ``decoder_side``.
+    assert {switch for switch, lines in found.items() if lines == 0} == {
+        *("num_decoder_layers", "num_decoder_heads", "decoder_intermediate_size", "decoder_embedding_norm"),
+    }
+    assert next(row for row in rows if row[0] == "`parallel_residual`")[2] == "gptj, gpt_neox, phi"
+    (tmp_path / "layers.py").write_text("x = c.gated\ny = c.gated + c.ungated\nz = c.gated_too\n")
+    (tmp_path / "config.py").write_text("x = c.gated\n")
+    monkeypatch.setattr(module, "MODULES", tmp_path)
+    assert module.lines_of("gated") == 2 and module.lines_of("mixer") == 0

@@ -30,7 +30,7 @@ MAY_USE = {
     "tokenizers": {"schema", "external"},
     "data": {"schema", "atomic", "functional", "tokenizers"},
     "hub": MODEL | {"atomic", "families", "tokenizers", "parallel"},
-    "flax_names": MODEL | {"external", "generation", "hub"},
+    "flax_names": MODEL | {"external", "families", "generation", "hub"},
     "plot": {"schema", "external", "functional", "tokenizers"},
     "tasks": MODEL | DATA | {"external", "families", "generation"},
     "generation": MODEL | {"families", "tokenizers"},

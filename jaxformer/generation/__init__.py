@@ -2,6 +2,7 @@
 
 from jaxformer.generation.decode import search
 from jaxformer.generation.engine import Piece, generate, stream
+from jaxformer.generation.inside import generate_inside, is_inside
 from jaxformer.generation.options import (
     GenerationConfig,
     SettingsWarning,

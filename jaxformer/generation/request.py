@@ -86,7 +86,7 @@ class Request:
             )
         check_lengths(prompt, options.max_new_tokens, c)
         if isinstance(model, EncoderDecoder):
-            prompt = prompt._replace(start_ids=_start_ids(c, options, prompt))
+            prompt = prompt._replace(start_ids=start_ids(c, options, prompt))
         copies = options.num_return_sequences if options.num_beams == 1 else 1
         ring = (
             c.window is not None and not c.has_mixed_windows and not c.exact and prompt.ids.shape[1] + room > c.window
@@ -155,12 +155,12 @@ class Request:
         return self.output(empty, empty.astype(np.float32), scores)
 
 
-def _start_ids(config: Any, options: GenerationConfig, prompt: Prompt) -> np.ndarray:
+def start_ids(config: Any, options: GenerationConfig, prompt: Prompt) -> Any:
     """``[B]``, start tokens of the decoder."""
     start_id = options.decoder_start_token_id
     start_id = config.special_id("decoder_start_token_id") if start_id is None else start_id
     if start_id is None and config.decoder_start == "last":
-        return np.asarray(prompt.ids[:, -1])
+        return prompt.ids[:, -1]
     if start_id is None:
         raise UserError("the model has no decoder_start_token_id, expected one; give decoder_start_token_id=...")
     return np.full(len(prompt.ids), start_id, np.int32)

@@ -36,7 +36,7 @@ def names_of(switch: str) -> set[str]:
     while True:
         more = {n for n, body in bodies.items() if any(re.search(rf"self\.{name}\b", body) for name in found)}
         if more <= found:
-            return found - {"decoder_side", "exact"}
+            return found - {"decoder_side", "encoder_side", "exact"}
         found |= more
 
 

@@ -124,10 +124,11 @@ class RunConfig(Schema):
 
     def check_targets(self) -> None:
         """Raises ``UserError`` if a target may be longer than the model reads, before a run is trained."""
-        if self.longest_target > self.model.max_length:
+        longest = self.model.decoder_side.max_length
+        if self.longest_target > longest:
             raise UserError(
                 f"a target of the task may have {self.longest_target} tokens, expected at most model.max_length "
-                f"{self.model.max_length}; set target_length (of an objective that generates max_new_tokens) lower"
+                f"{longest}; set target_length (of an objective that generates max_new_tokens) lower"
             )
 
     @model_validator(mode="before")

@@ -78,7 +78,7 @@ OF_THE_COMPUTATION = ("dtype", "numerics", "remat", "unroll", "attention_impleme
 # All that such a model says itself; what else it has is its decoder's, but for ``max_length``, its encoder's.
 OF_THE_WHOLE = (
     *("type", "pretrained", "architecture", *SIDES, "tie_embeddings", "decoder_start", "decoder_start_token_id"),
-    *("pad_token_id", "bos_token_id", "eos_token_id", "generation", *OF_THE_COMPUTATION),
+    *("project_context", "pad_token_id", "bos_token_id", "eos_token_id", "generation", *OF_THE_COMPUTATION),
 )
 DTYPES = ("float32", "bfloat16")
 
@@ -127,8 +127,13 @@ class TransformerConfig(Schema):
     decoder_intermediate_size: int | None = Field(
         None, ge=1, le=LARGEST, description="encoder_decoder: F of the decoder; default: intermediate_size"
     )
+    project_context: bool = Field(
+        True,
+        description="encoder, decoder of other widths: a linear layer between them; False: cross-attention reads what "
+        "the encoder gives, T5Gemma",
+    )
     context_size: int | None = Field(
-        None, ge=1, le=LARGEST, description="decoder: width of the states that its cross-attention reads; default: D"
+        None, ge=1, le=LARGEST, description="width of the states that cross-attention reads; set by the model's sides"
     )
     max_length: int = Field(1024, ge=1, le=10 * LARGEST, description="longest sequence, in tokens")
     embedding_size: int | None = Field(
@@ -458,10 +463,12 @@ class TransformerConfig(Schema):
     def decoder_side(self) -> "TransformerConfig":
         """The configuration by which the decoder's blocks are built; that of a model with one side is itself."""
         if self.decoder is not None:
-            return self._completed(self.decoder).model_copy(update={"tie_embeddings": self.tie_embeddings})
+            size = None if self.project_context else self.encoder_side.hidden_size
+            changes: dict[str, Any] = {"tie_embeddings": self.tie_embeddings, "context_size": size}
+            return self._completed(self.decoder).model_copy(update=changes)
         if self.architecture != "encoder_decoder":
             return self
-        changes: dict[str, Any] = {"num_layers": self.decoder_layers, "num_heads": self.decoder_heads}
+        changes = {"num_layers": self.decoder_layers, "num_heads": self.decoder_heads}
         changes["intermediate_size"] = self.decoder_inner_size
         if self.decoder_embedding_norm is not None:
             changes["embedding_norm"] = self.decoder_embedding_norm
@@ -589,7 +596,10 @@ class TransformerConfig(Schema):
             if side is None and (self.encoder or self.decoder) is not None:
                 raise ValueError(f"{name} is missing beside the other side, expected both")
             if side is not None and side.architecture != name:
-                raise ValueError(f"{name} is a {side.type}, which is {side.architecture}, expected an {name}")
+                raise ValueError(f"{name} is a {side.type}, whose architecture is {side.architecture}, expected {name}")
+            if side is not None and (side.parallel_residual or side.mixer != "attention"):
+                switch = "parallel_residual" if side.parallel_residual else f"mixer {side.mixer}"
+                raise ValueError(f"{name} has {switch}, expected attention and feed-forward one after the other")
 
     @model_validator(mode="after")
     def _consistent(self) -> "TransformerConfig":

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from jaxformer.external import import_transformers
 from jaxformer.generation import generate
+from jaxformer.hub.auto import EncoderDecoderModel
 from jaxformer.hub.kinds import KINDS, build, init
 from jaxformer.hub.pretrained import describe, load
 from jaxformer.hub.repository import Repository
@@ -91,7 +92,12 @@ NAMES = tuple(
     for head in HEADS
     if (family == "Auto") == head.startswith("ModelFor") or (family == "Auto" and head == "Model")
 )
-__all__ = ["FlaxPreTrainedModel", "Output", "shift_tokens_right"]  # and ``NAMES``, which are made when asked for
+__all__ = [
+    "FlaxEncoderDecoderModel",
+    "FlaxPreTrainedModel",
+    "Output",
+    "shift_tokens_right",
+]  # and ``NAMES``, which are made when asked for
 
 
 @jax.tree_util.register_pytree_node_class
@@ -362,6 +368,34 @@ class FlaxPreTrainedModel:
     def push_to_hub(self, repo_id: str, params: Any = None, **options: Any) -> None:
         """Uploads it; see ``jaxformer.hub.push_to_hub``."""
         push_to_hub(repo_id, self.module, self.params if params is None else params, **options)
+
+
+class FlaxEncoderDecoderModel(FlaxPreTrainedModel):
+    """``EncoderDecoderModel`` with its parameters, as ``transformers`` 4 had it."""
+
+    families = ("encoder_decoder",)
+    kind = "seq2seq_lm"
+
+    @classmethod
+    def from_encoder_decoder_pretrained(
+        cls,
+        encoder_pretrained_model_name_or_path: str | Path,
+        decoder_pretrained_model_name_or_path: str | Path,
+        dtype: Any = jnp.float32,
+        seed: int = 0,
+        encoder_from_pt: bool = False,
+        decoder_from_pt: bool = False,
+        **settings: Any,
+    ) -> "FlaxEncoderDecoderModel":
+        """Begins a model with an encoder and a decoder; see ``EncoderDecoderModel.from_encoder_decoder_pretrained``.
+
+        ``encoder_from_pt`` and ``decoder_from_pt`` have no effect: all kinds of files are read.
+        """
+        paths = (encoder_pretrained_model_name_or_path, decoder_pretrained_model_name_or_path)
+        self = cls.__new__(cls)
+        module, self.params = EncoderDecoderModel.from_encoder_decoder_pretrained(*paths, seed=seed, **settings)
+        self.module = module.clone(config=module.config.model_copy(update={"dtype": _name_of(dtype)}))
+        return self
 
 
 def shift_tokens_right(input_ids: Any, pad_token_id: int, decoder_start_token_id: int) -> Any:

@@ -206,9 +206,16 @@ def load(
 ) -> Pretrained:
     """The model of this kind and its parameters; see ``AutoModel.from_pretrained``."""
     model, boxed, loaded, _ = read_checkpoint(repository, kind, dtype=dtype, mesh=mesh, **options)
-    warn(repository.name, loaded)
+    return completed(repository.name, model, boxed, loaded, jax.random.key(seed), dtype, mesh)
+
+
+def completed(
+    name: str, model: Any, boxed: Any, loaded: Loaded, key: jax.Array, dtype: str, mesh: Mesh | None
+) -> Pretrained:
+    """A model, whose parameters as shapes are ``boxed``, with those that were read; a warning names the new ones."""
+    warn(name, loaded)
     if loaded.missing:
-        new = init_params(model, jax.random.key(seed), loaded.missing)
+        new = init_params(model, key, loaded.missing)
         shardings = None if mesh is None else flatten_dict(parameter_shardings(boxed, mesh), sep="/")
         for path, array in new.items():
             array = array.astype(dtype)

@@ -151,6 +151,7 @@ def _two_sides(defaults: Mapping[str, Any], keys: Mapping[str, Any], name: str) 
         start = (first if kind == first["type"] else {"type": kind}) | {"architecture": side}
         sides[side] = model_config({**start, **both, **own})
     whole = {key: value for key, value in {**defaults, **keys}.items() if key in OF_THE_WHOLE or key not in known}
+    whole |= encoder_decoder.ids_of_decoder(whole, sides["decoder"])
     # What is asked of the whole, such as the vocabulary, is of the decoder, which writes; the encoder reads the text.
     mirrored = {key: value for key, value in sides["decoder"].items() if key in known and key not in OF_THE_WHOLE}
     mirrored |= {"tie_embeddings": sides["decoder"].get("tie_embeddings", known["tie_embeddings"].default)}

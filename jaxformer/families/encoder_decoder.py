@@ -37,15 +37,21 @@ def moved(names: list[Name], ours: str, theirs: str) -> list[Name]:
     ]
 
 
+def ids_of_decoder(whole: Mapping[str, Any], decoder: Mapping[str, Any]) -> dict[str, Any]:
+    """The ids that the whole leaves to its decoder, by our keys of it."""
+    return {key: decoder[key] for key in TOKEN_IDS if whole.get(key) is None and decoder.get(key) is not None}
+
+
 def token_ids(hf: Mapping[str, Any], decoder: Mapping[str, Any]) -> dict[str, Any]:
-    """The ids that the whole leaves to its decoder, by our keys of it; a target begins with its first token, if none.
+    """``ids_of_decoder``; a target begins with the decoder's first token, where nothing says with which.
 
     ``transformers`` generates by the same rule.
     """
-    found = {key: decoder.get(key) for key in TOKEN_IDS if hf.get(key) is None}
-    if found.get("decoder_start_token_id", 0) is None:
-        found["decoder_start_token_id"] = hf.get("bos_token_id", decoder.get("bos_token_id"))
-    return {key: value for key, value in found.items() if value is not None}
+    found = ids_of_decoder(hf, decoder)
+    start = hf.get("bos_token_id", decoder.get("bos_token_id"))
+    if hf.get("decoder_start_token_id") is None and start is not None:
+        found.setdefault("decoder_start_token_id", start)
+    return found
 
 
 class Pair:

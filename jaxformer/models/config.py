@@ -474,9 +474,26 @@ class TransformerConfig(Schema):
             changes["embedding_norm"] = self.decoder_embedding_norm
         return self.model_copy(update=changes)
 
+    def switched(self, **changes: Any) -> "TransformerConfig":
+        """The configuration with other values, not validated; what either of two sides has changes in both."""
+        both = {key: value for key, value in changes.items() if key not in OF_THE_WHOLE}
+        for name in SIDES:
+            side: TransformerConfig | None = getattr(self, name)
+            if side is not None:
+                changes[name] = side.model_copy(update=both)
+        return self.model_copy(update=changes)
+
     def _completed(self, side: "TransformerConfig") -> "TransformerConfig":
         """The configuration of a side with what the whole says for both."""
         return side.model_copy(update={name: getattr(self, name) for name in OF_THE_COMPUTATION})
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Earlier models that parameters are taken from: of the whole, under an empty name, or of each side."""
+        if self.pretrained is not None:
+            return {"": self.pretrained}
+        sides = {side: getattr(self, side) for side in SIDES}
+        return {name: side.pretrained for name, side in sides.items() if side is not None and side.pretrained}
 
     @property
     def context_width(self) -> int:

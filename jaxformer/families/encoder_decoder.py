@@ -20,8 +20,8 @@ DEFAULTS: dict[str, Any] = {
 PROJECTION = rows({"context_projection": "enc_to_dec_proj"})
 # Poolers, which an encoder has and no decoder reads; buffers; the copies of tied output layers.
 IGNORED = (
-    r"^encoder\.pooler\.|position_ids$|^decoder\.(cls\.predictions\.decoder|lm_head\.decoder)\.(weight|bias)$"
-    r"|^decoder\.(generator_)?lm_head\.weight$|attn\.(masked_)?bias$|attention\.(masked_)?bias$"
+    r"^encoder\.pooler\.|(position_ids|inv_freq|embed_positions\.weight|(attn|attention)\.(masked_)?bias)$"
+    r"|^decoder\.(cls\.predictions\.decoder|(generator_)?lm_head(\.decoder)?)\.(weight|bias)$"
 )
 
 
@@ -137,13 +137,15 @@ class Pair:
             *PROJECTION,
         ]
 
-    def poolers(self, config: TransformerConfig) -> dict[str, Any]:
-        """Zeros for the pooler that transformers' encoder has and does not use."""
-        D, found = config.encoder_side.hidden_size, self.get(config.encoder_side.type).hub.head("body").names
-        return {
-            f"encoder.{name.theirs}": np.zeros((D, D) if name.ours.endswith("kernel") else D, np.float32)
-            for name in found
+    def derived(self, config: TransformerConfig) -> dict[str, Any]:
+        """What of the encoder follows from its configuration, and zeros for the pooler that it has and nothing uses."""
+        encoder = config.encoder_side
+        hub, D = self.get(encoder.type).hub, encoder.hidden_size
+        zeros = {
+            name.theirs: np.zeros((D, D) if name.ours.endswith("kernel") else D, np.float32)
+            for name in hub.head("body").names
         }
+        return {f"encoder.{name}": array for name, array in {**hub.derived(encoder), **zeros}.items()}
 
     def family(self) -> Family:
         """The family of both."""
@@ -155,7 +157,7 @@ class Pair:
             constants={"tie_encoder_decoder": False},
             read=self.read,
             write=self.write,
-            derived=self.poolers,
+            derived=self.derived,
             ignored=IGNORED,
         )
         return Family(NAME, DEFAULTS, format, "span_corruption")

@@ -68,7 +68,13 @@ FAMILY_CONFIGS |= {
     "umt5": {"type": "umt5", "head_size": 4, "relative_buckets": 8, "relative_max_distance": 10},
     "blenderbot": {"type": "blenderbot", "num_decoder_layers": 1},
     "m2m100": {"type": "m2m100", "num_decoder_heads": 2, "decoder_intermediate_size": 10},
-    "t5gemma": {"type": "t5gemma", "window": 3, **GROUPED, "encoder": {"hidden_size": 12, "num_layers": 3}},
+    "t5gemma": {
+        "type": "t5gemma",
+        "window": 3,
+        **GROUPED,
+        "encoder": {"hidden_size": 12},
+        "decoder": {"num_layers": 1},
+    },
     "encoder_decoder": {
         "type": "encoder_decoder",
         "encoder": {"type": "albert", "hidden_size": 12, "embedding_size": 10, "num_layers": 3},

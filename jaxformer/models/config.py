@@ -133,7 +133,10 @@ class TransformerConfig(Schema):
         "the encoder gives, T5Gemma",
     )
     context_size: int | None = Field(
-        None, ge=1, le=LARGEST, description="width of the states that cross-attention reads; set by the model's sides"
+        None,
+        ge=1,
+        le=LARGEST,
+        description="width of what cross-attention reads; follows from a model's sides, not meant to be set",
     )
     max_length: int = Field(1024, ge=1, le=10 * LARGEST, description="longest sequence, in tokens")
     embedding_size: int | None = Field(
@@ -604,6 +607,10 @@ class TransformerConfig(Schema):
         return {key: value for key, value in keys.items() if key not in dropped}
 
     def _check_sides(self) -> None:
+        if self.context_size is not None:
+            raise ValueError(
+                f"context_size is {self.context_size}, expected none: it follows from the sides; leave it out"
+            )
         for name in SIDES:
             side = getattr(self, name)
             if self.architecture != "encoder_decoder" and side is not None:

@@ -30,6 +30,7 @@ _PLACES = {
     **{f"AutoModel{name}": "hub" for name in _MODELS},
     **dict.fromkeys(("AutoConfig", "AutoTokenizer", "AutoSentenceEncoder", "push_to_hub", "save_pretrained"), "hub"),
     **dict.fromkeys(("generate", "stream", "prepare"), "generation"),
+    "EncoderDecoderModel": "hub",
     "pipeline": "pipelines",
     "load_run": "training.export",
 }

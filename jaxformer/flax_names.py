@@ -23,6 +23,7 @@ from jaxformer.families import get_family
 from jaxformer.generation import generate, generate_inside, is_inside, parse_options, read_settings
 from jaxformer.generation.prompts import Prompt
 from jaxformer.generation.request import start_ids
+from jaxformer.hub.auto import EncoderDecoderModel
 from jaxformer.hub.kinds import KINDS, build, init
 from jaxformer.hub.pretrained import CONFIG_FILE, describe, load, read_config
 from jaxformer.hub.repository import Repository
@@ -128,7 +129,14 @@ WITHOUT_EFFECT = (
     *("trust_remote_code", "force_download", "resume_download", "proxies", "mirror", "from_tf", "use_safetensors"),
     *("low_cpu_mem_usage", "add_pooling_layer", "adapter_kwargs"),
 )
-__all__ = ["FlaxBaseModelOutput", "FlaxPreTrainedModel", "Output", "decay_mask", "shift_tokens_right"]
+__all__ = [
+    "FlaxBaseModelOutput",
+    "FlaxEncoderDecoderModel",
+    "FlaxPreTrainedModel",
+    "Output",
+    "decay_mask",
+    "shift_tokens_right",
+]
 # ... and ``NAMES``, ``BASES`` and ``MAPPINGS``, which are made when asked for.
 
 
@@ -555,6 +563,34 @@ class FlaxPreTrainedModel:
     def push_to_hub(self, repo_id: str, params: Any = None, **options: Any) -> None:
         """Uploads it; see ``jaxformer.hub.push_to_hub``."""
         push_to_hub(repo_id, self._current(), self.params if params is None else params, **options)
+
+
+class FlaxEncoderDecoderModel(FlaxPreTrainedModel):
+    """``EncoderDecoderModel`` with its parameters, as ``transformers`` 4 had it."""
+
+    families = ("encoder_decoder",)
+    kind = "seq2seq_lm"
+
+    @classmethod
+    def from_encoder_decoder_pretrained(
+        cls,
+        encoder_pretrained_model_name_or_path: str | Path,
+        decoder_pretrained_model_name_or_path: str | Path,
+        dtype: Any = jnp.float32,
+        seed: int = 0,
+        encoder_from_pt: bool = False,
+        decoder_from_pt: bool = False,
+        **settings: Any,
+    ) -> "FlaxEncoderDecoderModel":
+        """Begins a model with an encoder and a decoder; see ``EncoderDecoderModel.from_encoder_decoder_pretrained``.
+
+        ``encoder_from_pt`` and ``decoder_from_pt`` have no effect: all kinds of files are read.
+        """
+        paths = (encoder_pretrained_model_name_or_path, decoder_pretrained_model_name_or_path)
+        self = cls.__new__(cls)
+        module, self.params = EncoderDecoderModel.from_encoder_decoder_pretrained(*paths, seed=seed, **settings)
+        self.module = module.clone(config=module.config.model_copy(update={"dtype": _name_of(dtype)}))
+        return self
 
 
 def shift_tokens_right(input_ids: Any, pad_token_id: int, decoder_start_token_id: int) -> Any:

@@ -25,6 +25,7 @@ from jaxformer.flax_names import (
     FlaxBertForPreTraining,
     FlaxCLIPTextModel,
     FlaxCLIPTextModelWithProjection,
+    FlaxEncoderDecoderModel,
     FlaxGPT2LMHeadModel,
     FlaxRobertaForMaskedLM,
     FlaxT5EncoderModel,
@@ -32,7 +33,7 @@ from jaxformer.flax_names import (
     decay_mask,
     shift_tokens_right,
 )
-from jaxformer.hub import save_pretrained
+from jaxformer.hub import PretrainedWarning, save_pretrained
 from jaxformer.hub.kinds import KINDS, build
 from jaxformer.hub.save import config_json
 from jaxformer.schema import UserError
@@ -418,3 +419,25 @@ def test_its_models_are_the_library_s(tmp_path):
     old = FlaxGPT2LMHeadModel.from_pretrained(tmp_path)
     assert type(old.module) is type(build_model(model.config))
     np.testing.assert_allclose(old.module.apply({"params": old.params}, IDS).logits, old(IDS).logits, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*left out")
+def test_an_encoder_decoder_of_two_models(tmp_path):
+    sides = {"bert": "masked_lm", "gpt2": "causal_lm"}
+    ids = {"gpt2": {"bos_token_id": 1, "eos_token_id": 2}}
+    for name, kind in sides.items():
+        saved(tmp_path / name, name, kind, **ids.get(name, {}))
+    with pytest.warns(PretrainedWarning, match="newly initialised"):
+        model = FlaxEncoderDecoderModel.from_encoder_decoder_pretrained(
+            tmp_path / "bert", tmp_path / "gpt2", encoder_from_pt=True
+        )
+    model.save_pretrained(tmp_path / "both")
+    again = FlaxEncoderDecoderModel.from_pretrained(tmp_path / "both")
+    outputs = [m(IDS, decoder_input_ids=IDS).logits for m in (model, again)]
+    np.testing.assert_array_equal(*outputs)
+    decoded = again.decode(IDS, again.encode(IDS)).logits
+    np.testing.assert_allclose(decoded, outputs[0], atol=1e-5)
+    assert again.generate(IDS, max_length=5).sequences.shape == (2, 5)
+    assert again.config.decoder.add_cross_attention and again.config.model_type == "encoder-decoder"
+    with pytest.raises(UserError, match=r"^transformers has no bert model with head 'seq2seq_lm'"):
+        FlaxEncoderDecoderModel.from_pretrained(tmp_path / "bert")

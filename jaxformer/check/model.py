@@ -23,6 +23,8 @@ CHECKS = Checks("model")
 # Rounding of float32 over a few layers is some 1e-6 of the largest output; a fault is seldom below 1e-3.
 TOLERANCE = 1e-4
 PADDING = 3  # tokens of padding put beside a row
+# The table of tokens, of which the output layer may be.
+TABLES = ("embeddings/token/embedding", "shared/embedding", "decoder/embeddings/token/embedding")
 LONG = 80  # tokens of a row that attention reads in several blocks
 
 
@@ -54,7 +56,7 @@ class ModelSubject:
     @property
     def types(self) -> list[np.ndarray] | None:
         """Token types of each text, 0 in its first half and 1 in its second; None for a model without."""
-        if self.config.token_types < 2:
+        if self.config.encoder_side.token_types < 2:
             return None
         return [(np.arange(len(text)) >= len(text) // 2).astype(int) for text in self.texts]
 
@@ -65,8 +67,7 @@ class ModelSubject:
 
     def switched(self, **switches: Any) -> "ModelSubject":
         """Returns the model with other switches of its configuration."""
-        changed = self.config.model_copy(update=switches)
-        return replace(self, model=self.model.clone(config=changed))
+        return replace(self, model=self.model.clone(config=self.config.switched(**switches)))
 
     def in_dtype(self, dtype: str) -> "ModelSubject":
         """Returns the model in another dtype."""
@@ -104,7 +105,7 @@ class ModelSubject:
             for number, (place, row) in enumerate(zip(at, rows, strict=True)):
                 ids[number, place], mask[number, place] = row, 1
             batch |= {f"{prefix}input_ids": ids, f"{prefix}attention_mask": mask}
-            if self.types is not None:
+            if self.types is not None and not prefix:
                 batch["token_type_ids"] = np.zeros((len(rows), T), int)
                 for number, place in enumerate(at):
                     batch["token_type_ids"][number, place] = self.types[number]
@@ -259,9 +260,9 @@ def padding_content(subject: ModelSubject) -> Measured:
 def masked_nonfinite(subject: ModelSubject) -> Measured:
     """Gradients of the states at real tokens while padding holds a token whose embedding is inf or nan."""
     flat = flatten_dict(subject.params, sep="/")
-    name = next(name for name in flat if name in ("embeddings/token/embedding", "shared/embedding"))
+    names = [name for name in flat if name in (*TABLES, "encoder/embeddings/token/embedding")]
     used = {int(i) for row in (*subject.texts, *subject.targets) for i in row}
-    free = next((i for i in range(len(flat[name])) if i not in used), None)
+    free = next((i for i in range(len(flat[names[0]])) if i not in used), None)
     if free is None:
         raise DoesNotApplyError("every token of the vocabulary is in the texts")
     batch = subject.padded("left", free)
@@ -279,8 +280,8 @@ def masked_nonfinite(subject: ModelSubject) -> Measured:
     expected = gradient(subject.params, batch)
     worst = Difference(0.0, "")
     for bad in (np.inf, np.nan):
-        table = jnp.asarray(flat[name]).at[free].set(bad)
-        got = gradient(unflatten_dict({**flat, name: table}, sep="/"), batch)
+        tables = {name: jnp.asarray(flat[name]).at[free].set(bad) for name in names}
+        got = gradient(unflatten_dict({**flat, **tables}, sep="/"), batch)
         worst = max(worst, difference(got, expected), key=lambda each: each.value)
     return _measured(subject, "gradients, padding of inf and nan | of a finite token", worst)
 
@@ -496,7 +497,7 @@ def cached(subject: ModelSubject) -> Measured:
     variables = {"params": params}
     if isinstance(model, EncoderDecoder):
         batch = subject.padded("left")
-        source = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        source = {name: array for name, array in batch.items() if not name.startswith("decoder_")}
         context = jax.jit(partial(separate.apply, method="encode"))(variables, **source)
         step = jax.jit(
             lambda real, ids, cache: _decoded(separate, variables, Context(context.hidden, real), ids, cache)
@@ -631,7 +632,7 @@ def tied(subject: ModelSubject) -> Measured:
     _check_language_model(subject)
     c = subject.config
     flat = flatten_dict(subject.params, sep="/")
-    name = next(name for name in flat if name in ("embeddings/token/embedding", "shared/embedding"))
+    name = next(name for name in flat if name in TABLES)
     used = {int(i) for row in (*subject.texts, *subject.targets) for i in row}
     free = next((i for i in range(len(flat[name])) if i not in used), None)
     if free is None or isinstance(subject.model, Discriminator):
@@ -642,7 +643,7 @@ def tied(subject: ModelSubject) -> Measured:
     moved = np.flatnonzero(np.abs(after - before).max(0) > 1e-6 * np.abs(before).max())
     expected = [free] if c.tie_embeddings else []
     wrong = sorted(set(moved.tolist()) ^ set(expected))
-    has_head = any(key.startswith("lm_head/") for key in flat)
+    has_head = any(key.removeprefix("decoder/").startswith("lm_head/") for key in flat)
     place = f"logits of tokens {wrong[:5]}" if wrong else ""
     if has_head == c.tie_embeddings:
         wrong, place = (

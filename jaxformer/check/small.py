@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jaxformer.models.config import TransformerConfig
+from jaxformer.models.config import OF_THE_WHOLE, SIDES, TransformerConfig
 from jaxformer.schema import local_path
 from jaxformer.training.config import RunConfig
 from jaxformer.training.run import Run
@@ -23,6 +23,11 @@ WINDOW = 5
 def small_model(c: TransformerConfig) -> TransformerConfig:
     """The configuration with at most 2 layers of width 64, else with 2 of four heads of 16; its switches are kept."""
     keys: dict[str, Any] = {"unroll": 1, "pretrained": None}
+    if c.encoder is not None and c.decoder is not None:
+        # The whole's own numbers are its decoder's.
+        keys |= {side: small_model(getattr(c, side)) for side in SIDES}
+        mirrored = keys["decoder"].model_dump(exclude={*OF_THE_WHOLE, "max_length"})
+        return c.model_copy(update={**mirrored, **keys})
     if c.window is not None:
         keys["window"] = min(c.window, WINDOW)
     if c.hidden_size <= WIDTH and max(c.num_layers, c.decoder_layers) <= DEPTH:

@@ -424,17 +424,24 @@ def row_outputs(
     """
     found: dict[str, Array] = {}
     if c.architecture == "encoder_decoder":
-        table = params["shared"]["embedding"]
-        context = states(c.encoder_side, params["encoder"], ids, causal=False, table=table)
+        table = params["shared"]["embedding"] if "shared" in params else None
+        encoder = c.encoder_side
+        context = states(encoder, params["encoder"], ids, causal=False, table=table, types=types)
+        found["encoder_last_hidden_state"] = context
+        if "context_projection" in params:
+            context = dense(context, params["context_projection"])
         read = ids if target is None else target
         hidden = states(c.decoder_side, params["decoder"], read, causal=True, table=table, context=context)
-        found["encoder_last_hidden_state"] = context
     else:
         hidden = states(c, params, ids, causal=c.architecture == "decoder", types=types)
     found["last_hidden_state"] = hidden
     if "classifier" not in params and "span_classifier" not in params:
         if c.architecture != "encoder" or "mlm_head" in params:
-            found["logits"] = language_logits(c, params, hidden)
+            # The head stands beside both sides or, where each has a configuration of its own, with the decoder.
+            own = c.decoder is not None
+            found["logits"] = language_logits(
+                c.decoder_side if own else c, params["decoder"] if own else params, hidden
+            )
     elif "span_classifier" in params:
         scores = dense(_transformed(c, params, hidden) if c.token_pooler else hidden, params["span_classifier"])
         found = {"start_logits": scores[:, 0], "end_logits": scores[:, 1]}

@@ -411,11 +411,16 @@ def _scales(run: Run, trained: Any) -> dict[str, Any]:
     flat = flatten_dict(trained, sep="/")
     if run.config.lora is not None:
         return dict.fromkeys(flat, 1.0)
-    stacked = not run.config.model.share_layers
-    depth = max((len(leaf) for name, leaf in flat.items() if stacked and "layers/" in name), default=0)
+    c = run.config.model
+
+    def in_stack(name: str) -> bool:
+        side = c.encoder_side if name.startswith("encoder/") else c.decoder_side
+        return "layers/" in name and not side.share_layers
+
+    depth = max((len(leaf) for name, leaf in flat.items() if in_stack(name)), default=0)
     found: dict[str, Any] = {}
     for name, leaf in flat.items():
-        if stacked and "layers/" in name:
+        if in_stack(name):
             names = [name.replace("layers/", f"layers/{i}/", 1) for i in range(len(leaf))]
             rates = [o.layer_decay ** (len(leaf) - i) for i in range(len(leaf))]
         else:
@@ -423,8 +428,7 @@ def _scales(run: Run, trained: Any) -> dict[str, Any]:
             names, rates = [name], [o.layer_decay ** (depth + 1 if lowest else "layers/" in name)]
         kept = [not any(fnmatchcase(one, pattern) for pattern in o.freeze) for one in names]
         scale = np.array(rates) * kept
-        each_layer = stacked and "layers/" in name
-        found[name] = scale.reshape(-1, *(1,) * (leaf.ndim - 1)) if each_layer else scale[0]
+        found[name] = scale.reshape(-1, *(1,) * (leaf.ndim - 1)) if in_stack(name) else scale[0]
     return found
 
 

@@ -12,6 +12,7 @@ from jaxformer.families import (
     clip_text,
     deberta,
     electra,
+    encoder_decoder,
     gemma,
     gemma3,
     gpt1,
@@ -38,10 +39,11 @@ from jaxformer.families import (
     roberta,
     roformer,
     t5,
+    t5gemma,
     xglm,
 )
 from jaxformer.families.format import Family
-from jaxformer.models.config import TransformerConfig
+from jaxformer.models.config import OF_THE_WHOLE, SIDES, TransformerConfig
 from jaxformer.models.transformer import BODIES
 from jaxformer.schema import UserError, nearest
 
@@ -57,8 +59,19 @@ _ENCODERS = (
     *(file.FAMILY for file in (big_bird, deberta, mpnet, roformer, modernbert)),
     gemma3.ENCODER_FAMILY,
 )
-_ENCODER_DECODERS = (*t5.FAMILIES, longt5.FAMILY, *bart.FAMILIES, *marian.FAMILIES, m2m100.FAMILY, *blenderbot.FAMILIES)
+_ENCODER_DECODERS = (*t5.FAMILIES, longt5.FAMILY, *bart.FAMILIES, *marian.FAMILIES, m2m100.FAMILY)
+_ENCODER_DECODERS += (*blenderbot.FAMILIES, t5gemma.FAMILY)
 FAMILIES: dict[str, Family] = {family.name: family for family in (*_DECODERS, *_ENCODERS, *_ENCODER_DECODERS)}
+
+
+def _readers() -> list[str]:
+    """The families whose decoders can read an encoder's states, beside one that shares its embedding with them."""
+    return [name for name, family in FAMILIES.items() if family.format is not None and family.format.cross]
+
+
+_ENCODES = [family.name for family in _ENCODERS]
+_PAIR = encoder_decoder.Pair(lambda hf: family_of(hf), lambda name: get_family(name), _readers)
+FAMILIES |= {family.name: family for family in (_PAIR.family(),)}
 
 
 # By what ``config.json`` calls them; T5's successors are called T5 too, and differ by switches.
@@ -104,13 +117,58 @@ def text_part(hf: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def model_config(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys given over the defaults of the family they name, not validated yet."""
+    """The keys given over the defaults of the family they name, not validated yet.
+
+    Of a model whose sides have configurations of their own, keys beside them are those of both, where a side does not
+    say otherwise.
+    """
     family = get_family(str(keys.get("type", "gpt2")))
     defaults = dict(family.defaults)
     if "hidden_size" in keys or "num_heads" in keys:
         for name in DERIVED_SIZES:
             defaults.pop(name, None)
+    if SIDES[0] in defaults:
+        return _two_sides(defaults, keys, family.name)
     return {**defaults, **keys, "type": family.name}
+
+
+def _two_sides(defaults: Mapping[str, Any], keys: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """``model_config`` of a family whose sides have configurations of their own."""
+    known = TransformerConfig.model_fields
+    both = {key: value for key, value in keys.items() if key in known and key not in OF_THE_WHOLE}
+    sides: dict[str, dict[str, Any]] = {}
+    for side in SIDES:
+        own = keys.get(side) or {}
+        if not isinstance(own, Mapping):
+            raise UserError(f"model.{side} is {own!r:.40}, expected keys of a model")
+        first = dict(defaults[side])
+        kind = str(own.get("type", first["type"]))
+        fits = [first["type"]] if name != encoder_decoder.NAME else _ENCODES if side == "encoder" else _readers()
+        if kind not in fits:
+            raise UserError(
+                f"model.{side}.type is {kind!r}, expected one of {', '.join(fits)}, for model.type {name!r}"
+                f"{nearest(kind, fits)}"
+            )
+        # Of a family of encoders the tokens of a decoder see only those before them.
+        start = (first if kind == first["type"] else {"type": kind}) | {"architecture": side}
+        sides[side] = model_config({**start, **both, **own})
+    whole = {key: value for key, value in {**defaults, **keys}.items() if key in OF_THE_WHOLE or key not in known}
+    whole |= encoder_decoder.ids_of_decoder(whole, sides["decoder"])
+    # What is asked of the whole, such as the vocabulary, is of the decoder, which writes; the encoder reads the text.
+    mirrored = {key: value for key, value in sides["decoder"].items() if key in known and key not in OF_THE_WHOLE}
+    mirrored |= {"tie_embeddings": sides["decoder"].get("tie_embeddings", known["tie_embeddings"].default)}
+    mirrored |= {"max_length": sides["encoder"].get("max_length", known["max_length"].default)}
+    return {**mirrored, **whole, **sides, "type": name}
+
+
+def over(keys: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of a model with others laid over them; those that either side of two has are laid over both sides."""
+    found = {**keys, **more}
+    both = {key: value for key, value in more.items() if key not in OF_THE_WHOLE}
+    for side in SIDES:
+        if isinstance(keys.get(side), Mapping):
+            found[side] = {**keys[side], **both, **(more.get(side) or {})}
+    return found
 
 
 def build_model(config: TransformerConfig) -> Any:

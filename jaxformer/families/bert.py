@@ -1,5 +1,6 @@
 """BERT (Devlin et al. 2019) and DistilBERT (Sanh et al. 2019): post-norm encoders."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from jaxformer.families.format import SIZES, Family, Format, Head, Key, Name, activation, rows, same
@@ -67,6 +68,15 @@ BLOCK = {
     "feed_forward_norm": "output.LayerNorm",
 }
 BODY = [*rows(EMBEDDINGS), *rows(BLOCK, "layers/", "encoder.layer.{}.")]
+
+
+def cross_attention(block: Mapping[str, str]) -> list[Name]:
+    """The rows of attention to an encoder's states in a block with these names, which those of attention begin."""
+    own = {f"cross_{ours}": f"cross{theirs}" for ours, theirs in block.items() if ours.startswith("attention")}
+    return rows(own, "layers/", "encoder.layer.{}.")
+
+
+CROSS = cross_attention(BLOCK)
 DISTILBERT_BLOCK = {
     "attention/query": "attention.q_lin",
     "attention/key": "attention.k_lin",
@@ -122,6 +132,7 @@ BERT_FORMAT = Format(
     constants=CONSTANTS,
     # Buffers, and the copies of a tied output layer.
     ignored=r"position_ids$|predictions\.decoder\.(weight|bias)$",
+    cross=CROSS,
 )
 
 

@@ -173,8 +173,10 @@ class _Finder:
 def has_own_head(format: Format, config: TransformerConfig, kind: str, weights: Weights) -> bool:
     """True if a checkpoint has an output layer with other values than the token embedding."""
     found = {name.ours: name._replace(otherwise=None) for name in format.names(config, kind)}
-    finder, head = _Finder(weights.names(), format, kind), found.get("lm_head/kernel")
-    table = found.get("embeddings/token/embedding") or found.get("shared/embedding")
+    finder = _Finder(weights.names(), format, kind)
+    head = found.get("lm_head/kernel") or found.get("decoder/lm_head/kernel")
+    tables = ("embeddings/token/embedding", "shared/embedding", "decoder/embeddings/token/embedding")
+    table = next((found[name] for name in tables if name in found), None)
     keys = [None if name is None else finder.find(name, None) for name in (head, table)]
     if keys[0] is None or keys[1] is None:
         return False

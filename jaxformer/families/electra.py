@@ -8,6 +8,7 @@ from jaxformer.families.bert import (
     BODY,
     CLASSES,
     CONSTANTS,
+    CROSS,
     DECODES,
     EMBEDDINGS,
     KEYS,
@@ -104,6 +105,7 @@ ELECTRA_FORMAT = Format(
     read=read_electra,
     write=write_electra,
     ignored=r"position_ids$|generator_lm_head\.weight$",
+    cross=CROSS,
 )
 ALBERT_MLM = mlm_head("predictions.dense", "predictions.LayerNorm", "predictions.decoder", "predictions.bias")
 ALBERT_FORMAT = Format(

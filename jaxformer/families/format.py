@@ -240,6 +240,7 @@ class Format:
         copies: names of tensors that must equal the shared embedding if a checkpoint has them.
         writes_copies: they are written where the output layer is not tied: transformers then ties nothing.
         ignored: pattern of names in checkpoints that are not parameters.
+        cross: the rows of cross-attention, without a prefix, of a family whose decoder can read an encoder's states.
     """
 
     model_type: str
@@ -255,6 +256,7 @@ class Format:
     copies: tuple[str, ...] = ()
     writes_copies: bool = False
     ignored: str = r"\b\B"
+    cross: Sequence[Name] = ()
 
     def head(self, kind: str) -> Head:
         """The head of a model of this kind."""

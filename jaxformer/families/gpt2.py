@@ -29,6 +29,12 @@ BLOCK = {
     "feed_forward/up": "mlp.c_fc",
     "feed_forward/down": "mlp.c_proj",
 }
+CROSS_ATTENTION = {
+    "cross_attention_norm": "ln_cross_attn",
+    "cross_attention/query": "crossattention.q_attn",
+    "cross_attention/key+value": "crossattention.c_attn",
+    "cross_attention/output": "crossattention.c_proj",
+}
 # GPT-2 stores its linear kernels as ``[in, out]`` (Conv1D), so nothing is transposed.
 BODY = [
     *rows({"embeddings/token": "wte", "embeddings/position": "wpe", "final_norm": "ln_f"}),
@@ -47,5 +53,6 @@ FORMAT = Format(
     constants={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
     # The causal mask, a buffer in the oldest files.
     ignored=r"attn\.(masked_)?bias$",
+    cross=rows(CROSS_ATTENTION, "layers/", "h.{}.", transposed=False),
 )
 FAMILY = Family("gpt2", DEFAULTS, FORMAT)

@@ -4,7 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxformer.families import bert
-from jaxformer.families.bert import BERT, BODY, CLASSES, CONSTANTS, DECODES, EMBEDDINGS, SPANS, mlm_head, pooled
+from jaxformer.families.bert import (
+    BERT,
+    BODY,
+    CLASSES,
+    CONSTANTS,
+    DECODES,
+    EMBEDDINGS,
+    SPANS,
+    cross_attention,
+    mlm_head,
+    pooled,
+)
 from jaxformer.families.format import Family, Format, Head, Name, rows
 from jaxformer.models.config import TransformerConfig
 
@@ -58,6 +69,7 @@ def format_of(model_type: str, name: str, body: Sequence[Name] = BODY, prefix: s
         read=read_positions,
         write=write_positions,
         ignored=r"position_ids$|lm_head\.decoder\.(weight|bias)$",
+        cross=cross_attention(PRELAYERNORM_BLOCK if body is PRELAYERNORM_BODY else bert.BLOCK),
     )
 
 

@@ -179,7 +179,7 @@ def multi_head_attention(
     x: Float[Array, "B T D"],
     weights: Mapping[str, Any],
     *,
-    context: Float[Array, "B S D"] | None = None,
+    context: Float[Array, "B S C"] | None = None,
     rotary: Rotary | None = None,
     norm_epsilon: float = 1e-6,
     attention: Callable[..., Any] = dot_product_attention,
@@ -199,7 +199,7 @@ def multi_head_attention(
             rotated (Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters", section 2); with
             scales ``[N H]`` and ``[K H]`` all heads together (OLMo 2). A number ``"clip"`` limits the entries of
             queries, keys and values, after their norms, to that magnitude (OLMo).
-        context: source of keys and values (cross-attention); default ``x``.
+        context: source of keys and values (cross-attention), of any width ``C``; default ``x``.
         rotary: angles by which the queries and keys of ``x`` are rotated.
         norm_epsilon: of the norms of queries and keys.
         attention: ``dot_product_attention`` or another way to compute it.

@@ -67,17 +67,19 @@ def prepare(model: nn.Module, params: Any, weights: str | None = None) -> Any:
     exact = model.config.exact
     if exact and weights is not None:
         raise UserError(f"weights is {weights!r} and numerics is exact, expected None: every weight keeps its bits")
-    return _prepare(params, model.config.share_layers, not (spread or exact), weights)
+    sides = (model.config.encoder_side.share_layers, model.config.decoder_side.share_layers)
+    return _prepare(params, sides, not (spread or exact), weights)
 
 
 @partial(jax.jit, static_argnames=("shared", "pack", "weights"))
-def _prepare(params: Any, shared: bool, pack: bool, weights: str | None) -> Any:
+def _prepare(params: Any, shared: tuple[bool, bool], pack: bool, weights: str | None) -> Any:
+    """Lays them out; ``shared`` says of either side whether all its blocks are one."""
     laid: dict[tuple[str, ...], Any] = {}
     for path, leaf in flatten_dict(params).items():
         parts = {path: leaf}
         if "layers" in path:
             start = path.index("layers") + 1
-            layers = [leaf] if shared else [leaf[i] for i in range(len(leaf))]
+            layers = [leaf] if shared[path[0] == "decoder"] else [leaf[i] for i in range(len(leaf))]
             parts = {(*path[:start], str(i), *path[start:]): layer for i, layer in enumerate(layers)}
         for place, part in parts.items():
             found = _packed(weights, path, part) if pack else part

@@ -91,8 +91,9 @@ def check_lengths(prompt: Prompt, new_tokens: int, config: TransformerConfig) ->
     if config.architecture == "encoder_decoder":
         if longest > limit:
             raise UserError(f"text {row} has {longest} tokens, expected at most {limit} (max_length); shorten it")
-        if new_tokens > limit:
-            raise UserError(f"max_new_tokens is {new_tokens}, expected at most {limit} (max_length)")
+        room = config.decoder_side.max_length
+        if new_tokens > room:
+            raise UserError(f"max_new_tokens is {new_tokens}, expected at most {room} (max_length)")
         return
     if longest >= limit and new_tokens:
         raise UserError(

@@ -15,6 +15,7 @@ from jaxformer.hub.auto import (
     AutoModelForTokenClassification,
     AutoSentenceEncoder,
     CLIPTextModelWithProjection,
+    EncoderDecoderModel,
 )
 from jaxformer.hub.pretrained import Pretrained, PretrainedWarning
 from jaxformer.hub.save import push_to_hub, save_pretrained
@@ -36,6 +37,7 @@ __all__ = [
     "AutoSentenceEncoder",
     "AutoTokenizer",
     "CLIPTextModelWithProjection",
+    "EncoderDecoderModel",
     "Pretrained",
     "PretrainedWarning",
     "push_to_hub",

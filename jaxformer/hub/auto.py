@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxformer.hub.pretrained import Pretrained, load, read_checkpoint, read_config
 from jaxformer.hub.repository import Repository
 from jaxformer.hub.sentence_files import MODULES_FILE, read_sentence_format
+from jaxformer.hub.sides import load_sides
 from jaxformer.models.config import TransformerConfig
 from jaxformer.schema import UserError
 
@@ -151,6 +152,49 @@ class AutoModelForSeq2SeqLM(AutoModel):
     """An encoder-decoder with its language-model head: ``logits``."""
 
     kind = "seq2seq_lm"
+
+
+class EncoderDecoderModel(AutoModelForSeq2SeqLM):
+    """An encoder-decoder of an encoder and a decoder of other families: ``logits``."""
+
+    @staticmethod
+    def from_encoder_decoder_pretrained(
+        encoder: str | Path,
+        decoder: str | Path,
+        *,
+        dtype: str = "float32",
+        mesh: Mesh | None = None,
+        seed: int = 0,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        **overrides: Any,
+    ) -> Pretrained:
+        """A model that begins with the weights of an encoder and a language model, ``model, params = ...``.
+
+        The decoder reads the encoder by cross-attention, which is new, as is a linear layer between the two if they are
+        of other widths: train the model before use (Rothe et al. 2020, "Leveraging Pre-trained Checkpoints for Sequence
+        Generation Tasks"). An encoder, such as BERT, may be either side.
+
+        Args:
+            encoder: a folder, or ``owner/name`` on the Hub.
+            decoder: the same; one of a family that ``docs/models.md`` lists for it.
+            dtype: of the parameters and of the computation, ``float32`` or ``bfloat16``.
+            mesh: as of ``from_pretrained``.
+            seed: of the parameters that are new.
+            token: access token; default: the stored one.
+            cache_dir: where downloads are kept; default ``HF_HOME``.
+            local_files_only: use what the cache has, ask nobody.
+            **overrides: keys of ``TransformerConfig``: ``decoder_start_token_id``, ``pad_token_id`` and
+                ``eos_token_id`` of the targets (default: the decoder's own ids, the first its ``bos_token_id``);
+                ``encoder_dropout=0.2`` for one side, ``dropout=0.2`` for both.
+
+        Raises:
+            UserError: if there is no such model, or one of the two cannot be that side.
+        """
+        of_hub = (None, token, cache_dir, local_files_only)
+        options: dict[str, Any] = {"dtype": dtype, "mesh": mesh, "seed": seed, "overrides": overrides}
+        return load_sides(Repository(str(encoder), *of_hub), Repository(str(decoder), *of_hub), **options)
 
 
 class AutoModelForSequenceClassification(AutoModel):

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from pydantic import ValidationError
 
-from jaxformer.families import family_of, get_family, model_config, text_part
+from jaxformer.families import family_of, get_family, model_config, over, text_part
 from jaxformer.families.checkpoint import Loaded, Weights, has_own_head, read_params
 from jaxformer.hub.kinds import abstract_params, build, init_params
 from jaxformer.hub.repository import Repository
@@ -83,7 +83,7 @@ def describe(
     if generation is None:
         generation = {key: hf[key] for key in GENERATION_KEYS if hf.get(key) is not None}
     settings = {key: value for key, value in generation.items() if key not in OF_THE_FILE}
-    keys = {**family.from_hf(hf), "generation": settings, **(overrides or {})}
+    keys = over({**family.from_hf(hf), "generation": settings}, overrides or {})
     for key in overrides or {}:
         if key not in TransformerConfig.model_fields:
             near = nearest(key, TransformerConfig.model_fields)
@@ -206,9 +206,16 @@ def load(
 ) -> Pretrained:
     """The model of this kind and its parameters; see ``AutoModel.from_pretrained``."""
     model, boxed, loaded, _ = read_checkpoint(repository, kind, dtype=dtype, mesh=mesh, **options)
-    warn(repository.name, loaded)
+    return completed(repository.name, model, boxed, loaded, jax.random.key(seed), dtype, mesh)
+
+
+def completed(
+    name: str, model: Any, boxed: Any, loaded: Loaded, key: jax.Array, dtype: str, mesh: Mesh | None
+) -> Pretrained:
+    """A model, whose parameters as shapes are ``boxed``, with those that were read; a warning names the new ones."""
+    warn(name, loaded)
     if loaded.missing:
-        new = init_params(model, jax.random.key(seed), loaded.missing)
+        new = init_params(model, key, loaded.missing)
         shardings = None if mesh is None else flatten_dict(parameter_shardings(boxed, mesh), sep="/")
         for path, array in new.items():
             array = array.astype(dtype)

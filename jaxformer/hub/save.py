@@ -1,5 +1,6 @@
 """Models into the Hugging Face format, in a folder or on the Hub."""
 
+import itertools
 import json
 import re
 import tempfile
@@ -21,7 +22,7 @@ from jaxformer.hub.pretrained import CONFIG_FILE, GENERATION_FILE, describe
 from jaxformer.hub.repository import first_line
 from jaxformer.hub.sentence_files import write_sentence_files
 from jaxformer.hub.weights import SAFETENSORS, SAFETENSORS_INDEX
-from jaxformer.models.config import TransformerConfig, check_dtype
+from jaxformer.models.config import SIDES, TransformerConfig, check_dtype
 from jaxformer.models.sentence_encoder import SentenceEncoder
 from jaxformer.schema import UserError, local_path
 from jaxformer.tokenizers import PreTrainedTokenizer, save_tokenizer
@@ -32,6 +33,7 @@ CARD_FILE = "README.md"
 NOT_OF_THE_MODEL = {
     "type",
     "pretrained",
+    *SIDES,  # each is compared by itself
     "decoder_start",
     "generation",
     "dropout",
@@ -66,12 +68,16 @@ def config_json(model: Any) -> dict[str, Any]:
 def _check_says_it(config: TransformerConfig, hf: Mapping[str, Any]) -> None:
     """Reads what is to be written: a switch that the family's format has no word for must not get lost."""
     again = describe(json.loads(json.dumps(hf))).config
-    for key in TransformerConfig.model_fields:
+    pairs = {"model": (config, again)}
+    if config.encoder is not None:
+        sides = {f"model.{side}": tuple(getattr(c, f"{side}_side") for c in (config, again)) for side in SIDES}
+        pairs = {**sides, **pairs}
+    for (at, (written, read)), key in itertools.product(pairs.items(), TransformerConfig.model_fields):
         name = RESOLVED.get(key, key)
-        ours, theirs = getattr(config, name), getattr(again, name)
+        ours, theirs = getattr(written, name), getattr(read, name)
         if key not in NOT_OF_THE_MODEL and ours != theirs:
             raise UserError(
-                f"model.{key} is {ours!r}, which the Hugging Face format of {config.type} cannot say (it would be read "
+                f"{at}.{key} is {ours!r}, which the Hugging Face format of {config.type} cannot say (it would be read "
                 f"as {theirs!r}); expected the family's own switches"
             )
 

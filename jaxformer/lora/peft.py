@@ -248,8 +248,12 @@ def untie(model: Any, params: Params) -> tuple[Any, dict[str, Any]]:
     An adapter of PEFT that trains one of the two whole leaves the other as it was, also where the model ties them.
 
     Raises:
-        UserError: if the output layer is not tied.
+        UserError: if the output layer is not tied, or stands in one of two sides.
     """
+    if model.config.encoder is not None:
+        raise UserError(
+            f"the model is a {model.config.type}, whose sides have tokens of their own, expected one table of tokens"
+        )
     if not model.config.tie_embeddings:
         raise UserError("the model's output layer is not tied to its embedding, expected one that is")
     model = model.clone(config=model.config.model_copy(update={"tie_embeddings": False}))

@@ -4,7 +4,15 @@ import json
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from jaxformer.functional import ACTIVATIONS
 from jaxformer.schema import LocalPath, Schema, UserError
@@ -64,6 +72,14 @@ class RopeScaling(Schema):
     long_factors: tuple[float, ...] = Field((), description="longrope: divisors for longer rows")
 
 
+SIDES: tuple[Literal["encoder"], Literal["decoder"]] = ("encoder", "decoder")
+# How a model is computed: a model whose sides have configurations of their own says it once, for both.
+OF_THE_COMPUTATION = ("dtype", "numerics", "remat", "unroll", "attention_implementation")
+# All that such a model says itself; what else it has is its decoder's, but for ``max_length``, its encoder's.
+OF_THE_WHOLE = (
+    *("type", "pretrained", "architecture", *SIDES, "tie_embeddings", "decoder_start", "decoder_start_token_id"),
+    *("project_context", "pad_token_id", "bos_token_id", "eos_token_id", "generation", *OF_THE_COMPUTATION),
+)
 DTYPES = ("float32", "bfloat16")
 
 
@@ -84,6 +100,10 @@ class TransformerConfig(Schema):
         "in the Hugging Face format, or owner/name on the Hub",
     )
     architecture: Architecture = Field("decoder", description="set by the family; not meant to be changed")
+    encoder: "TransformerConfig | None" = Field(
+        None, description="encoder_decoder: configuration of the encoder, where the two sides have one each"
+    )
+    decoder: "TransformerConfig | None" = Field(None, description="encoder_decoder: configuration of the decoder then")
     vocab_size: int | None = Field(
         None, ge=1, le=LARGEST, description="rows of the embedding; default: the tokenizer's size"
     )
@@ -106,6 +126,17 @@ class TransformerConfig(Schema):
     )
     decoder_intermediate_size: int | None = Field(
         None, ge=1, le=LARGEST, description="encoder_decoder: F of the decoder; default: intermediate_size"
+    )
+    project_context: bool = Field(
+        True,
+        description="encoder, decoder of other widths: a linear layer between them; False: cross-attention reads what "
+        "the encoder gives, T5Gemma",
+    )
+    context_size: int | None = Field(
+        None,
+        ge=1,
+        le=LARGEST,
+        description="width of what cross-attention reads; follows from a model's sides, not meant to be set",
     )
     max_length: int = Field(1024, ge=1, le=10 * LARGEST, description="longest sequence, in tokens")
     embedding_size: int | None = Field(
@@ -468,19 +499,56 @@ class TransformerConfig(Schema):
 
     @property
     def encoder_side(self) -> "TransformerConfig":
-        """The configuration by which an encoder-decoder's encoder is built."""
+        """The configuration by which the encoder is built; that of a model with one configuration is itself."""
+        if self.encoder is not None:
+            return self._completed(self.encoder)
         return self if self.encoder_window is None else self.model_copy(update={"window": self.encoder_window})
 
     @property
     def decoder_side(self) -> "TransformerConfig":
         """The configuration by which the decoder's blocks are built; that of a model with one side is itself."""
+        if self.decoder is not None:
+            size = None if self.project_context else self.encoder_side.hidden_size
+            changes: dict[str, Any] = {"tie_embeddings": self.tie_embeddings, "context_size": size}
+            return self._completed(self.decoder).model_copy(update=changes)
         if self.architecture != "encoder_decoder":
             return self
-        changes: dict[str, Any] = {"num_layers": self.decoder_layers, "num_heads": self.decoder_heads}
+        changes = {"num_layers": self.decoder_layers, "num_heads": self.decoder_heads}
         changes |= {"intermediate_size": self.decoder_inner_size, "encoder_window": None, "summary_size": None}
         if self.decoder_embedding_norm is not None:
             changes["embedding_norm"] = self.decoder_embedding_norm
         return self.model_copy(update=changes)
+
+    def switched(self, **changes: Any) -> "TransformerConfig":
+        """The configuration with other values, not validated; what either of two sides has changes in both."""
+        both = {key: value for key, value in changes.items() if key not in OF_THE_WHOLE}
+        for name in SIDES:
+            side: TransformerConfig | None = getattr(self, name)
+            if side is not None:
+                changes[name] = side.model_copy(update=both)
+        return self.model_copy(update=changes)
+
+    def _completed(self, side: "TransformerConfig") -> "TransformerConfig":
+        """The configuration of a side with what the whole says for both."""
+        return side.model_copy(update={name: getattr(self, name) for name in OF_THE_COMPUTATION})
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Earlier models that parameters are taken from: of the whole, under an empty name, or of each side."""
+        if self.pretrained is not None:
+            return {"": self.pretrained}
+        sides = {side: getattr(self, side) for side in SIDES}
+        return {name: side.pretrained for name, side in sides.items() if side is not None and side.pretrained}
+
+    @property
+    def context_width(self) -> int:
+        """Width of the states that cross-attention reads, resolved."""
+        return self.context_size or self.hidden_size
+
+    @property
+    def projects_context(self) -> bool:
+        """True if a linear layer takes the encoder's states to the width that the decoder reads."""
+        return self.encoder_side.hidden_size != self.decoder_side.context_width
 
     @property
     def projection_width(self) -> int:
@@ -596,8 +664,35 @@ class TransformerConfig(Schema):
                 "depend on the length of a row: cached keys were rotated for a shorter one"
             )
 
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The keys; of a model whose sides have configurations of their own those that are not its decoder's."""
+        keys: dict[str, Any] = write(self)
+        dropped = SIDES if self.encoder is None else set(keys) - set(OF_THE_WHOLE)
+        return {key: value for key, value in keys.items() if key not in dropped}
+
+    def _check_sides(self) -> None:
+        if self.context_size is not None:
+            raise ValueError(
+                f"context_size is {self.context_size}, expected none: it follows from the sides; leave it out"
+            )
+        for name in SIDES:
+            side = getattr(self, name)
+            if self.architecture != "encoder_decoder" and side is not None:
+                raise ValueError(
+                    f"{name} is given with architecture {self.architecture}, expected none: its keys stand in model"
+                )
+            if side is None and (self.encoder or self.decoder) is not None:
+                raise ValueError(f"{name} is missing beside the other side, expected both")
+            if side is not None and side.architecture != name:
+                raise ValueError(f"{name} is a {side.type}, whose architecture is {side.architecture}, expected {name}")
+            if side is not None and (side.parallel_residual or side.mixer != "attention"):
+                switch = "parallel_residual" if side.parallel_residual else f"mixer {side.mixer}"
+                raise ValueError(f"{name} has {switch}, expected attention and feed-forward one after the other")
+
     @model_validator(mode="after")
     def _consistent(self) -> "TransformerConfig":
+        self._check_sides()
         if self.head_size is None and self.hidden_size % self.num_heads:
             nearest = max(1, round(self.hidden_size / self.num_heads)) * self.num_heads
             raise ValueError(

@@ -66,8 +66,8 @@ class Pooler(nn.Module):
 def pooled_tokens(config: TransformerConfig, inputs: Inputs) -> Any:
     """The tokens of which one is pooled, ``[B, T]`` bool, as in transformers.
 
-    Of CLIP its ends. A classifier that is a decoder reads none that is the padding token, an encoder-decoder its end
-    token where a text has one. Without ids the mask alone tells what is padding.
+    Of CLIP its ends. A classifier that is a decoder, or T5Gemma, reads none that is the padding token, another
+    encoder-decoder its end token where a text has one. Without ids the mask alone tells what is padding.
     """
     c, ids, mask = config, inputs.input_ids, inputs.attention_mask
     real = jnp.ones(inputs.shape, bool) if mask is None else jnp.asarray(mask, bool)
@@ -78,9 +78,9 @@ def pooled_tokens(config: TransformerConfig, inputs: Inputs) -> Any:
         # The first files call the end token 2, and mean the highest id of a text.
         highest = ids == jnp.max(jnp.where(real, ids, -1), axis=-1, keepdims=True)
         return real & (highest if c.eos_token_id in (2, None) else jnp.isin(ids, jnp.array(c.end_ids)))
-    if c.architecture == "decoder" and c.pad_token_id is not None:
+    if (c.architecture == "decoder" or c.encoder is not None) and c.pad_token_id is not None:
         return real & (ids != c.pad_token_id)
-    if c.architecture == "encoder_decoder" and c.end_ids:
+    if c.architecture == "encoder_decoder" and c.encoder is None and c.end_ids:
         ends = real & jnp.isin(ids, jnp.array(c.end_ids))
         return jnp.where(jnp.any(ends, axis=-1, keepdims=True), ends, real)
     return real
@@ -260,7 +260,9 @@ class MultipleChoice(SequenceClassifier):
 
 
 class TokenClassifier(WithBody):
-    """Scores per class for every token; of an encoder-decoder only the encoder is used.
+    """Scores per class for every token; of an encoder-decoder like T5 only the encoder is used.
+
+    Of one whose sides have configurations of their own, T5Gemma, the scores are those of the decoder's states.
 
     Attributes:
         config: of the model.
@@ -281,7 +283,7 @@ class TokenClassifier(WithBody):
     def __call__(self, *args: Any, **kwargs: Any) -> HeadOutput:
         """Logits ``[B, T, C]``; arguments are ``Inputs``."""
         inputs = Inputs(*args, **kwargs)
-        if self.config.architecture == "encoder_decoder":
+        if self.config.architecture == "encoder_decoder" and self.config.encoder is None:
             context, layers = self.body.encode_inputs(inputs)
             states = context.hidden
         else:

@@ -267,7 +267,7 @@ class Attention(nn.Module):
         Args:
             x: ``[B, T, D]``.
             mask: over ``x``, the cache or the context.
-            context: ``[B, S, D]``, or its keys and values, which an earlier call returned.
+            context: ``[B, S, C]``, C the ``context_width``, or its keys and values, which an earlier call returned.
             bias: of the scores; or the distances that disentangled scores depend on; or a neighbourhood or
                 sparse blocks, to which attention is limited.
             rotary: angles of the tokens of ``x``.
@@ -284,7 +284,8 @@ class Attention(nn.Module):
         """
         c = self.config
         D, N, K, H = c.hidden_size, c.num_heads, c.kv_heads, c.head_width
-        std = kernel_deviation(c, D)
+        C = D if context is None else c.context_width
+        std, kv_std = kernel_deviation(c, D), kernel_deviation(c, C)
         # Where scores are not scaled, the factor 1/sqrt(H) is part of the initial queries.
         query_std = std if c.scale_scores or c.initializer == "normal" else std * H**-0.5
         out_std = kernel_deviation(c, N * H, to_residual=True)
@@ -292,8 +293,10 @@ class Attention(nn.Module):
             "query": Projection(
                 (D, N, H), ("embed", "heads", "head"), c.has_qkv_bias, query_std, c.exact, name="query"
             )(),
-            "key": Projection((D, K, H), ("embed", "kv_heads", "head"), c.has_qkv_bias, std, c.exact, name="key")(),
-            "value": Projection((D, K, H), ("embed", "kv_heads", "head"), c.has_qkv_bias, std, c.exact, name="value")(),
+            "key": Projection((C, K, H), ("embed", "kv_heads", "head"), c.has_qkv_bias, kv_std, c.exact, name="key")(),
+            "value": Projection(
+                (C, K, H), ("embed", "kv_heads", "head"), c.has_qkv_bias, kv_std, c.exact, name="value"
+            )(),
             "output": Projection(
                 (N, H, D), ("heads", "head", "embed"), c.has_output_bias, out_std, c.exact, name="output"
             )(),

@@ -1,6 +1,6 @@
 """The three architectures: GPT-style decoder, BERT-style encoder, T5-style encoder-decoder."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxformer import functional as F
 from jaxformer.models.config import TransformerConfig
-from jaxformer.models.dense import MLMHead
+from jaxformer.models.dense import Dense, MLMHead
 from jaxformer.models.inputs import Inputs
 from jaxformer.models.kv_cache import KVCache
 from jaxformer.models.layers import Embedding, Vector, embedding_deviation, output_layer, untied_head
@@ -104,7 +104,7 @@ class BothSides(NamedTuple):
     """Output of an encoder-decoder before its head.
 
     Attributes:
-        encoded: ``[B, S, D]``, last hidden states of the encoder.
+        encoded: ``[B, S, D]``, last hidden states of the encoder, before any projection.
         hidden: ``[B, T, D]``, of the decoder.
         layers: what was asked for of every layer, by the names of ``outputs.Seq2SeqLayers``.
     """
@@ -115,7 +115,12 @@ class BothSides(NamedTuple):
 
 
 class EncoderDecoder(nn.Module):
-    """T5- or BART-style encoder-decoder with a language-model head; both sides share the token embedding.
+    """Encoder-decoder with a language-model head.
+
+    Both sides share the token embedding and the head stands beside them, as in T5 and BART; or each side has a
+    configuration and tokens of its own and the decoder its head, as in Rothe et al. 2020, "Leveraging Pre-trained
+    Checkpoints for Sequence Generation Tasks". Where the encoder is of another width than the decoder reads, a linear
+    layer is between them.
 
     Attributes:
         config: of the model.
@@ -128,6 +133,12 @@ class EncoderDecoder(nn.Module):
     def setup(self) -> None:
         """Declares the parts."""
         c = self.config
+        if c.encoder is not None:
+            self.encoder = Stack(c.encoder_side, causal=False, stacked=self.stacked)
+            self.decoder: Any = Decoder(c.decoder_side, cross=True, stacked=self.stacked)
+            if c.projects_context:
+                self.context_projection = Dense(c.decoder_side, c.decoder_side.context_width, None)
+            return
         self.shared = Embedding(c.vocabulary, c.token_size, ("vocab", "embed"), embedding_deviation(c))
         self.encoder = Stack(c.encoder_side, causal=False, own_tokens=False, stacked=self.stacked)
         self.decoder = Stack(c.decoder_side, causal=True, cross=True, own_tokens=False, stacked=self.stacked)
@@ -151,21 +162,32 @@ class EncoderDecoder(nn.Module):
 
     def encode_inputs(self, inputs: Inputs) -> tuple[Context, dict[str, Layers]]:
         """``encode`` of inputs as one value, and what was asked for of the encoder's layers."""
-        hidden, _, layers = self.encoder.hidden_states(inputs.source, table=self.shared())
+        hidden, _, layers = self.encoder.hidden_states(inputs.source, table=self._table())
         mask = inputs.attention_mask
         return Context(hidden, None if mask is None else jnp.asarray(mask, bool), inputs.segment_ids), layers
 
+    def _table(self) -> Any:
+        """The token embedding that both sides share; None if each has its own."""
+        return self.shared() if self.config.encoder is None else None
+
     def _decode(self, context: Context, inputs: Inputs) -> StackOutput:
-        return self.decoder.hidden_states(inputs.target, context, self.shared())
+        if self.config.projects_context and context.hidden is not None:
+            context = context._replace(hidden=self.context_projection(context.hidden))
+        output: StackOutput = self.decoder.hidden_states(inputs.target, context, self._table())
+        return output
 
     def head_weights(self) -> F.HeadWeights:
         """The output layer's weights, for a loss that does not build all logits."""
         c = self.config
+        if c.encoder is not None:
+            return cast(F.HeadWeights, self.decoder.head_weights())
         bias = self.logits_bias() if c.logits_bias else None
         return output_layer(c, self.shared() if c.tie_embeddings else self.lm_head()["kernel"], bias)
 
     def for_head(self, hidden: jax.Array) -> jax.Array:
         """The decoder's hidden states as the output layer takes them."""
+        if self.config.encoder is not None:
+            return cast(jax.Array, self.decoder.for_head(hidden))
         return _scaled(self.config, hidden)
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -67,6 +67,8 @@ RESIDUALS = {
 # Switches that the files have for these values only; families with others have no file.
 WRITTEN: dict[str, tuple[Any, ...]] = {
     "norm_place": tuple(RESIDUALS),
+    "project_context": (True,),
+    "context_size": (None,),
     "norm_scale": (True,),
     "qk_norm": (False, True),
     "qkv_clip": (None,),

@@ -75,6 +75,8 @@ def check_written(c: TransformerConfig, kind: str) -> None:
             f"model.rope_scaling.type is {c.rope_scaling.type}, expected one of {', '.join(SCALINGS)}: angles that "
             "depend on the length of a row have no file"
         )
+    if c.encoder is not None or c.decoder is not None:
+        raise UserError(f"model.type is {c.type}, whose sides have a configuration each, expected one: it has no file")
     if c.mixer != "attention":
         raise UserError(f"model.mixer is {c.mixer}, expected attention: a state-space model has no file")
     if c.num_experts is not None:

@@ -45,7 +45,7 @@ class GenerationPipeline(Pipeline):
         found = {**self.own_defaults, **self.opened.generation, **super().defaults}
         if found.get("max_length") is not None:
             # Not asked for: what fits.
-            longest = self.model.config.max_length + (1 if self.encoder_decoder else 0)
+            longest = self.model.config.decoder_side.max_length + (1 if self.encoder_decoder else 0)
             found["max_length"] = min(int(found["max_length"]), longest)
         # ``room`` may lower the default of max_new_tokens.
         return {name: value for name, value in found.items() if name != "max_new_tokens"}
@@ -87,7 +87,7 @@ class GenerationPipeline(Pipeline):
     def room(self, row: Row, options: Any) -> int:
         """Maximum number of tokens to generate after a row; refuses it if there is no room for what was asked."""
         prompt = 0 if self.encoder_decoder else len(row)
-        longest = int(self.model.config.max_length)
+        longest = int(self.model.config.decoder_side.max_length)
         if options.max_length is not None:
             asked = options.max_length - (1 if self.encoder_decoder else prompt)
         elif "max_new_tokens" in options.model_fields_set:

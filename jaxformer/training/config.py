@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from jaxformer.data.config import DataConfig
 from jaxformer.families import get_family, model_config
 from jaxformer.lora.factors import LoraConfig
-from jaxformer.models.config import TransformerConfig
+from jaxformer.models.config import OF_THE_WHOLE, TransformerConfig
 from jaxformer.parallel.mesh import ParallelConfig
 from jaxformer.schema import LocalPath, Schema, UserError, local_path
 from jaxformer.tasks import TASKS, CausalLMConfig, TaskConfig, check_fit, task_config
@@ -124,10 +124,11 @@ class RunConfig(Schema):
 
     def check_targets(self) -> None:
         """Raises ``UserError`` if a target may be longer than the model reads, before a run is trained."""
-        if self.longest_target > self.model.max_length:
+        longest = self.model.decoder_side.max_length
+        if self.longest_target > longest:
             raise UserError(
                 f"a target of the task may have {self.longest_target} tokens, expected at most model.max_length "
-                f"{self.model.max_length}; set target_length (of an objective that generates max_new_tokens) lower"
+                f"{longest}; set target_length (of an objective that generates max_new_tokens) lower"
             )
 
     @model_validator(mode="before")
@@ -217,17 +218,20 @@ def differing(config: RunConfig) -> dict[str, tuple[Any, Any]]:
 
     The defaults of a model are those of its family; a key without a default has None.
     """
-    family = get_family(config.model.type).defaults
     found = {}
 
     def walk(section: BaseModel, prefix: str) -> None:
+        family = get_family(section.type).defaults if isinstance(section, TransformerConfig) else {}
+        two = isinstance(section, TransformerConfig) and section.encoder is not None
         for name, field in type(section).model_fields.items():
             value = getattr(section, name)
+            if two and name not in OF_THE_WHOLE:
+                continue  # a side's
             if isinstance(value, BaseModel):
                 walk(value, f"{prefix}{name}.")
                 continue
             default = None if field.is_required() else field.get_default(call_default_factory=True)
-            default = family.get(name, default) if prefix == "model." else default
+            default = family.get(name, default)
             if value != default and name != "type":
                 found[prefix + name] = (value, default)
 
@@ -293,6 +297,10 @@ def _suggest(location: tuple[str, ...]) -> str:
     ]
     if others:
         return f" for this {'.'.join(sections)}.type; {', '.join(others)} have it"
+    if sections[:1] == ["model"] and len(sections) == 2:
+        # A side of a model has the model's keys.
+        found = difflib.get_close_matches(wrong, TransformerConfig.model_fields, n=1)
+        return f"; did you mean {'.'.join((*sections, found[0]))}?" if found else ""
     prefix = "".join(f"{section}." for section in sections)
     paths = [path for path, _ in config_keys(RunConfig)] + list(RunConfig.model_fields)
     same_name = [path for path in paths if path.rpartition(".")[2] == wrong]
@@ -317,8 +325,8 @@ def config_keys(model: type[BaseModel], prefix: str = "") -> list[tuple[str, Any
     # The type comes first: it says what the other keys belong to.
     for name, field in sorted(model.model_fields.items(), key=lambda item: item[0] != "type"):
         sections = _sections(field)
-        if prefix == "task." and sections:
-            # An objective within an objective has the keys of the objective, which are listed once.
+        if sections and (prefix == "task." or model in sections):
+            # An objective within an objective, and a side of a model, have its keys, which are listed once.
             keys.append((prefix + name, field))
             continue
         if not sections:

@@ -54,10 +54,12 @@ def flops_per_step(
     predicted = shapes["masked_positions"][-1] if "masked_positions" in shapes else target
     tokens = {"decoder": target, "lm_head": target, "mlm_head": predicted, "generator_head": predicted}
     total, classifies = 0.0, False
+    encoder, decoder = config.encoder_side, config.decoder_side
     for name, leaf in flatten_dict(nn.unbox(params), sep="/").items():
         top, last = name.split("/")[0], name.split("/")[-1]
         classifies |= "classifier" in top
-        uses = config.num_layers if config.share_layers and top == "layers" else 1
+        side = {"encoder": encoder, "decoder": decoder}.get(top, config)
+        uses = side.num_layers if side.share_layers and "layers" in name.split("/") else 1
         share = config.experts_per_token / (config.num_experts or 1) if has_experts(name) else 1.0
         if last != "embedding":
             total += each * leaf.size * uses * share * tokens.get(top, source)
@@ -65,8 +67,8 @@ def flops_per_step(
         total += each * config.vocabulary * config.token_size * predicted
     if config.mixer != "attention":
         return rows * total
-    width = 12.0 * config.num_heads * config.head_width
-    total += width * config.num_layers * source**2
+    total += 12.0 * encoder.num_heads * encoder.head_width * encoder.num_layers * source**2
     if config.architecture == "encoder_decoder":
-        total += width * config.decoder_layers * target * (target + source)
+        width = 12.0 * decoder.num_heads * decoder.head_width
+        total += width * decoder.num_layers * target * (target + source)
     return rows * total

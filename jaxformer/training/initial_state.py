@@ -8,7 +8,7 @@ from jaxformer.functional import purpose_key
 from jaxformer.parallel.mesh import parameter_shardings
 from jaxformer.training.adapter import STUDENT, TEACHER
 from jaxformer.training.console import Display
-from jaxformer.training.pretrained import earlier_params
+from jaxformer.training.pretrained import begin_with
 from jaxformer.training.run import Run
 from jaxformer.training.state import TrainState, init_state, state_of
 from jaxformer.training.teacher import read_teacher
@@ -20,7 +20,7 @@ def start_state(run: Run, display: Display | None = None) -> tuple[TrainState, A
 
     The display shows which parameters were loaded and which are new.
     """
-    if run.config.model.pretrained is None:
+    if not run.config.model.sources:
         state = init_state(run.model, run.optimizer, run.config.seed, run.abstract, run.task.carried)
         return state, start_frozen(run)
     frozen, trained = _parts(run, display)
@@ -34,21 +34,20 @@ def start_frozen(run: Run, display: Display | None = None) -> Any:
 
 def start_trained(run: Run) -> Any:
     """The trained parameters alone, without an optimizer's state."""
-    if run.config.model.pretrained is None:
+    if not run.config.model.sources:
         return init_state(run.model, run.optimizer, run.config.seed, run.abstract).params
     return _parts(run, None)[1]
 
 
 def _parts(run: Run, display: Display | None) -> tuple[Any, Any]:
     """The frozen and the trained part, with the parameters of ``model.pretrained``."""
-    source, division = run.config.model.pretrained, run.division
-    assert source is not None
-    earlier, elsewhere = earlier_params(source, run.model, run.task.labels)
+    sources, division = run.config.model.sources, run.division
+    earlier, elsewhere = begin_with(sources, run.model, run.task.labels)
     shardings = parameter_shardings(division.boxed, run.mesh)
     params, done = start_params(run.model, run.config.seed, earlier, shardings, division.kept)
     done.left.extend(elsewhere)
     if display is not None:
-        _say(display, source, done)
+        _say(display, " and ".join(dict.fromkeys(sources.values())), done)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, run.abstract.params)
     frozen, trained = division.begin(purpose_key(run.config.seed, "lora"), params, shardings)
     return _with_teacher(run, frozen), trained

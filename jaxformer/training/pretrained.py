@@ -3,6 +3,7 @@
 The earlier model is a run's folder, or one in the Hugging Face format: a folder or a name on the Hub.
 """
 
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +22,10 @@ from jaxformer.hub.repository import Repository
 from jaxformer.hub.sentence_files import read_sentence_format
 from jaxformer.hub.weights import open_weights
 from jaxformer.models.config import TransformerConfig
+from jaxformer.models.heads import Body
 from jaxformer.models.masked_lm import with_one_table
 from jaxformer.models.sentence_encoder import SentenceEncoder
+from jaxformer.models.transformer import Decoder
 from jaxformer.models.value_head import without_value
 from jaxformer.schema import UserError, local_path
 from jaxformer.tasks import build_task
@@ -56,6 +59,22 @@ def open_run(folder: Path, key: str = "model.pretrained") -> SavedRun:
     return SavedRun(config, tokenizer, task.model(config.model), task)
 
 
+def begin_with(
+    sources: Mapping[str, str], model: nn.Module, labels: tuple[str, ...] = ()
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """``earlier_params`` of a model, or of its sides, from ``TransformerConfig.sources``."""
+    if "" in sources:
+        return earlier_params(sources[""], model, labels)
+    params: dict[str, np.ndarray] = {}
+    elsewhere: list[str] = []
+    for side, source in sources.items():
+        own = getattr(model.config, f"{side}_side")
+        found, left = earlier_params(source, Body(own) if side == "encoder" else Decoder(own))
+        params |= {f"{side}/{name}": array for name, array in found.items()}
+        elsewhere += left
+    return params, elsewhere
+
+
 def earlier_params(
     source: str, model: nn.Module, labels: tuple[str, ...] = ()
 ) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -68,7 +87,8 @@ def earlier_params(
     if is_run(source):
         return read_params(local_path(source)), []
     repository = Repository(source)
-    described = read_config(repository)
+    # BERT may be the decoder of another model.
+    described = read_config(repository, {"architecture": model.config.architecture})
     hub = get_family(described.config.type).hub
     # A value head is in no format: it is new, and the language model beside it is read.
     wanted = kind_of(without_value(model, {})[0])

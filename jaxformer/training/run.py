@@ -18,6 +18,7 @@ from jaxformer.data.records import open_records
 from jaxformer.data.token_cache import TokenCache, build_cache
 from jaxformer.data.token_rows import Rows
 from jaxformer.hub.kinds import abstract_params
+from jaxformer.models.config import SIDES, TransformerConfig
 from jaxformer.models.exact import check_exact
 from jaxformer.models.partition import on_mesh
 from jaxformer.parallel import hosts
@@ -319,10 +320,30 @@ def _read_records(config: RunConfig, folder: Path, display: Display) -> tuple[Pr
     return tokenizer, Splits(records.name, records.fingerprint, records.train, records.validation)
 
 
+def _fit_sides(model: TransformerConfig, tokenizer: PreTrainedTokenizer) -> dict[str, TransformerConfig]:
+    """The sides with the vocabulary and the padding of the tokenizer, which is that of both."""
+    found: dict[str, TransformerConfig] = {}
+    needed = vocabulary_size(tokenizer)
+    for name in SIDES:
+        side: TransformerConfig | None = getattr(model, name)
+        if side is None:
+            continue
+        size = side.vocab_size or needed
+        size = max(size, needed) if model.sources else size
+        if size < needed:
+            raise UserError(
+                f"model.{name}.vocab_size is {size}, expected at least the tokenizer's {needed}; leave it out to take "
+                "the tokenizer's"
+            )
+        pad = find_special(tokenizer, "pad") if side.pad_token_id is None else side.pad_token_id
+        found[name] = side.model_copy(update={"vocab_size": size, "pad_token_id": pad})
+    return found
+
+
 def _fit_vocabulary(config: RunConfig, tokenizer: PreTrainedTokenizer) -> RunConfig:
     """The configuration with the vocabulary's size and the special ids of the tokenizer."""
     size, needed = config.model.vocab_size, vocabulary_size(tokenizer)
-    if size is not None and config.model.pretrained is not None:
+    if size is not None and config.model.sources:
         # An objective's special tokens are further rows of the table; spare rows of the table stay.
         size = max(size, needed)
     if size is not None and size < needed:
@@ -336,5 +357,5 @@ def _fit_vocabulary(config: RunConfig, tokenizer: PreTrainedTokenizer) -> RunCon
     if config.model.architecture == "encoder_decoder" and config.model.decoder_start != "last":
         roles["decoder_start_token_id"] = config.model.decoder_start
     ids = {key: find_special(tokenizer, role) for key, role in roles.items() if getattr(config.model, key) is None}
-    model = config.model.model_copy(update={"vocab_size": size or needed, **ids})
+    model = config.model.model_copy(update={"vocab_size": size or needed, **ids, **_fit_sides(config.model, tokenizer)})
     return config.model_copy(update={"model": model})

@@ -65,7 +65,10 @@ def with_objective(tokenizer: PreTrainedTokenizer, config: RunConfig) -> PreTrai
     task, model = config.task, config.model
     adds_nothing = not tokenizer.num_special_tokens_to_add()
     roles = (*task.special_tokens, *(task.frame_tokens if adds_nothing else ()))
-    add_special_tokens(tokenizer, roles, task.sentinels)
+    starts: list[Role] = []
+    if model.architecture == "encoder_decoder" and model.decoder_start != "last":
+        starts.append(model.decoder_start)
+    add_special_tokens(tokenizer, (*roles, *starts), task.sentinels)
     if task.languages is not None:
         set_languages(tokenizer, *task.languages)
     if task.dialogue_template is not None:
@@ -75,7 +78,7 @@ def with_objective(tokenizer: PreTrainedTokenizer, config: RunConfig) -> PreTrai
         if found is not None and getattr(tokenizer, f"{role}_token") is None:
             setattr(tokenizer, f"{role}_token", tokenizer.convert_ids_to_tokens(found))
     tokenizer.model_max_length = model.max_length
-    types = ["token_type_ids"] if model.token_types > 1 else []
+    types = ["token_type_ids"] if model.encoder_side.token_types > 1 else []
     tokenizer.model_input_names = ["input_ids", *types, "attention_mask"]
     last = tokenizer.sep_token or tokenizer.eos_token
     if adds_nothing and "cls" in roles:

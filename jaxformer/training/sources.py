@@ -5,10 +5,12 @@ An earlier model is the folder of a run, or one in the Hugging Face format: a fo
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+from jaxformer.families import over
 from jaxformer.hub.pretrained import read_config
 from jaxformer.hub.repository import Repository
+from jaxformer.models.config import SIDES
 from jaxformer.schema import UserError, local_path
 from jaxformer.training.config import RunConfig, apply_override, parse_config, read_yaml
 
@@ -46,7 +48,12 @@ def resolve(keys: Mapping[str, Any]) -> dict[str, Any]:
     """
     keys = dict(keys)
     model, task = (keys.get(section) for section in ("model", "task"))
-    if isinstance(model, dict) and model.get("pretrained") is not None:
+    if isinstance(model, dict):
+        model = keys["model"] = {**model, **_sides(model)}
+        sides = [own["pretrained"] for own in map(model.get, SIDES) if _begins(own)]
+        if sides and keys.get("tokenizer") is None:
+            keys["tokenizer"] = tokenizer_keys(str(sides[0]))
+    if _begins(model):
         source = str(model["pretrained"])
         earlier = model_keys(source)
         if model.get("type", earlier["type"]) != earlier["type"]:
@@ -54,12 +61,33 @@ def resolve(keys: Mapping[str, Any]) -> dict[str, Any]:
                 f"model.type is {model['type']!r} and model.pretrained a {earlier['type']!r}, expected the same; leave "
                 "out model.type"
             )
-        keys["model"] = {**earlier, **model}
+        keys["model"] = over(earlier, model)
         keys["tokenizer"] = keys.get("tokenizer") or tokenizer_keys(source)
     if isinstance(task, dict) and "teacher" in task and keys.get("tokenizer") is None:
         # A student reads what its teacher reads.
         keys["tokenizer"] = tokenizer_keys(str(task["teacher"]), "task.teacher")
     return keys
+
+
+def _begins(model: Any) -> TypeGuard[dict[str, Any]]:
+    """True of keys of a model, or of a side, that name an earlier one."""
+    return isinstance(model, dict) and model.get("pretrained") is not None
+
+
+def _sides(model: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The sides that name an earlier model, with its keys; whether it encodes or decodes is the side's to say."""
+    found: dict[str, dict[str, Any]] = {}
+    for side in SIDES:
+        own = model.get(side)
+        if _begins(own):
+            earlier = {**model_keys(str(own["pretrained"])), "architecture": side}
+            if own.get("type", earlier["type"]) != earlier["type"]:
+                raise UserError(
+                    f"model.{side}.type is {own['type']!r} and model.{side}.pretrained a {earlier['type']!r}, expected "
+                    f"the same; leave out model.{side}.type"
+                )
+            found[side] = {**earlier, **own}
+    return found
 
 
 def model_keys(source: str) -> dict[str, Any]:
@@ -73,7 +101,10 @@ def model_keys(source: str) -> dict[str, Any]:
     check_run(folder)
     found = read_yaml(folder / CONFIG_FILE)["model"]
     # The tokenizer may grow by the special tokens of another objective, and the vocabulary with it.
-    return {key: value for key, value in found.items() if key not in ("vocab_size", "pretrained")}
+    left = ("vocab_size", "pretrained")
+    sides = {side: found[side] for side in SIDES if found.get(side)}
+    within = {name: {key: value for key, value in side.items() if key not in left} for name, side in sides.items()}
+    return {key: value for key, value in found.items() if key not in left} | within
 
 
 def tokenizer_keys(source: str, key: str = "model.pretrained") -> dict[str, str]:

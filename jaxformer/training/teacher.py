@@ -63,9 +63,10 @@ class Teacher:
                 f"training.sequence_length is {length} and {said}, which reads {mine.max_length} tokens, expected at "
                 "most as many; lower training.sequence_length"
             )
-        if target > mine.max_length:
+        longest = mine.decoder_side.max_length
+        if target > longest:
             raise UserError(
-                f"a target of the task may have {target} tokens and {said}, which reads {mine.max_length}, expected at "
+                f"a target of the task may have {target} tokens and {said}, which reads {longest}, expected at "
                 "most as many; set task.of.target_length lower"
             )
 

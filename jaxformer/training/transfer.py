@@ -94,9 +94,9 @@ def _whole(array: jax.Array) -> np.ndarray:
 
 def _grown(name: str, old: np.ndarray, new: np.ndarray) -> np.ndarray:
     axes = [axis for axis, sizes in enumerate(zip(old.shape, new.shape, strict=False)) if sizes[0] != sizes[1]]
-    vocabulary = name.split("/")[-2:] in (["token", "embedding"], ["mlm_head", "bias"]) or name.startswith(
-        ("shared/", "lm_head/", "generator_head/bias")
-    )
+    vocabulary = name.split("/")[-2:] in (["token", "embedding"], ["mlm_head", "bias"]) or name.removeprefix(
+        "decoder/"
+    ).startswith(("shared/", "lm_head/", "generator_head/bias"))
     if old.ndim != new.ndim or len(axes) != 1 or old.shape[axes[0]] > new.shape[axes[0]] or not vocabulary:
         raise UserError(
             f"{name} of model.pretrained is {list(old.shape)}, expected {list(new.shape)}; "

@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxformer.families.format import RESOLVED
+from jaxformer.models.config import SIDES, TransformerConfig
+
 
 class Published(NamedTuple):
     """A published model.
@@ -29,3 +32,9 @@ class Published(NamedTuple):
 
 LINES = (Path(__file__).parent / "published.jsonl").read_text().splitlines()
 PUBLISHED = [Published(**json.loads(line)) for line in LINES]
+
+
+def resolved(config: TransformerConfig, exclude: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """The keys of a configuration, and of its sides, with what follows from others worked out."""
+    keys = config.model_dump(exclude=set(exclude)) | {key: getattr(config, name) for key, name in RESOLVED.items()}
+    return keys | {side: resolved(getattr(config, side), exclude) for side in SIDES if getattr(config, side)}

@@ -95,6 +95,33 @@ BART = {
 STATIC = {**BART, "d_model": 12, "scale_embedding": True}
 GATED_T5 = {**T5, "feed_forward_proj": "gated-gelu", "num_decoder_layers": 3, "tie_word_embeddings": False}
 
+IDS = {"pad_token_id": PADDING, "bos_token_id": 1, "eos_token_id": 2}
+READS = {"is_decoder": True, "add_cross_attention": True}
+# Sides of other widths, so that one is not taken for the other.
+BERT_TO_BERT = {
+    "encoder": {**BERT, **IDS, "model_type": "bert"},
+    "decoder": {**BERT, **IDS, **READS, "model_type": "bert", "num_hidden_layers": 3, "intermediate_size": 10},
+}
+ALBERT_TO_GPT2 = {
+    "encoder": {**BERT, **IDS, "model_type": "albert", "embedding_size": 9, "hidden_dropout_prob": 0.0},
+    "decoder": {
+        **IDS,
+        **READS,
+        "model_type": "gpt2",
+        "vocab_size": VOCABULARY,
+        "n_embd": 12,
+        "n_layer": 3,
+        "n_head": 2,
+        "n_positions": 16,
+    },
+}
+T5GEMMA_SIDE = {**{key: value for key, value in GEMMA2.items() if key != "tie_word_embeddings"}, **ROPE, **IDS}
+T5GEMMA = {
+    "encoder": {**T5GEMMA_SIDE, "hidden_size": 15, "num_hidden_layers": 2},
+    "decoder": T5GEMMA_SIDE,
+    "vocab_size": VOCABULARY,
+}
+
 # Case: family of ours, model_type of theirs, its configuration. Sizes are odd, so that no axis is taken for another.
 FAMILIES = {
     "bert": ("bert", "bert", BERT),
@@ -232,6 +259,9 @@ FAMILIES = {
     "blenderbot_small": ("blenderbot_small", "blenderbot-small", BART),
     "marian": ("marian", "marian", {**STATIC, "activation_function": "swish"}),
     "pegasus": ("pegasus", "pegasus", {**STATIC, "activation_function": "relu"}),
+    "t5gemma": ("t5gemma", "t5gemma", T5GEMMA),
+    "bert_to_bert": ("encoder_decoder", "encoder-decoder", BERT_TO_BERT),
+    "albert_to_gpt2": ("encoder_decoder", "encoder-decoder", ALBERT_TO_GPT2),
 }
 KINDS = {
     "body": "AutoModel",
@@ -250,7 +280,18 @@ KINDS = {
 
 
 # Those whose decoder does not read the shifted text where nothing is given for it.
-NOT_SHIFTED = ("t5", "longt5", "mt5", "umt5", "marian", "pegasus", "m2m_100", "blenderbot", "blenderbot-small")
+NOT_SHIFTED = (
+    "t5",
+    "longt5",
+    "mt5",
+    "umt5",
+    "marian",
+    "pegasus",
+    "m2m_100",
+    "blenderbot",
+    "blenderbot-small",
+    "t5gemma",
+)
 
 
 def is_bidirectional(name):

@@ -95,7 +95,7 @@ def differences(case, golden, with_gradients=True):
     model, params = opened(case, golden)
     config = model.config
     hub = get_family(config.type).hub
-    left = config.architecture != "encoder_decoder" or config.positions == "relative"
+    left = config.architecture != "encoder_decoder" or config.positions == "relative" or config.encoder is not None
     batch = inputs(model, kind, left)
     targets, places = heads.targets(kind), [_place(row, size, left) for row, size in enumerate(heads.LENGTHS)]
     if kind == "seq2seq_lm":

@@ -127,10 +127,10 @@ def test_poison_in_the_embedding_of_padding_stays_there(name):
         batch["decoder_attention_mask"] = real
 
     def poison(params):
-        part = "shared" if "shared" in params else "embeddings"
-        table = params[part] if part == "shared" else params[part]["token"]
-        table = {"embedding": table["embedding"].at[0].set(jnp.nan)}
-        return {**params, part: table if part == "shared" else {**params[part], "token": table}}
+        def spoiled(path, leaf):
+            return leaf.at[0].set(jnp.nan) if path[-2].key in ("token", "shared") else leaf
+
+        return jax.tree_util.tree_map_with_path(spoiled, params)
 
     got, expected = (run(name)(p, real.astype(jnp.float32), **batch) for p in (poison(params), params))
     jax.tree.map(np.testing.assert_array_equal, got, expected)

@@ -70,3 +70,21 @@ def test_a_classifier_of_the_bart_family_reads_the_last_end_token():
     model = SequenceClassifier(config_of(type="mbart", eos_token_id=2, pad_token_id=1), 3)
     read = pooled_tokens(model.config, Inputs(ids, mask))
     assert [np.flatnonzero(row)[-1] for row in np.asarray(read)] == [3, 2, 3]
+
+
+@pytest.mark.parametrize("kind", [SequenceClassifier, TokenClassifier])
+def test_a_classifier_of_two_configurations_reads_its_decoder_whatever_the_padding(kind):
+    """T5Gemma's: the state of a text's last token, or of each, in the decoder, whose tokens are the text, shifted."""
+    ids = {"pad_token_id": 0, "decoder_start_token_id": 1, "eos_token_id": 2}
+    config = config_of(type="t5gemma", encoder={"hidden_size": 6, "head_size": 4}, **ids)
+    model, text = kind(config, 3), jnp.array([[5, 6, 7]])
+    params = model.init(jax.random.key(0), text)
+    alone = model.apply(params, text).logits[0]
+    padded = jnp.array([[5, 6, 7, 0, 0], [0, 0, 5, 6, 7]])
+    logits = model.apply(params, padded, jnp.array([[1, 1, 1, 0, 0], [0, 0, 1, 1, 1]])).logits
+    got = [logits[0, :3], logits[1, 2:]] if kind is TokenClassifier else [logits[0], logits[1]]
+    for row in got:
+        np.testing.assert_allclose(row, alone, atol=1e-5)
+    # Its states are the decoder's: what the start token is changes them.
+    other = model.clone(config=config.model_copy(update={"decoder_start_token_id": 9}))
+    assert not np.allclose(other.apply(params, text).logits[0], alone, atol=1e-4)

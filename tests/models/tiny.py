@@ -76,6 +76,17 @@ FAMILY_CONFIGS |= {
     },
     "blenderbot": {"type": "blenderbot", "num_decoder_layers": 1},
     "m2m100": {"type": "m2m100", "num_decoder_heads": 2, "decoder_intermediate_size": 10},
+    "t5gemma": {
+        "type": "t5gemma",
+        "window": 3,
+        **GROUPED,
+        "encoder": {"hidden_size": 12},
+        "decoder": {"num_layers": 1},
+    },
+    "encoder_decoder": {
+        "type": "encoder_decoder",
+        "encoder": {"type": "albert", "hidden_size": 12, "embedding_size": 10, "num_layers": 3},
+    },
 }
 EVERY_CONFIG = FAMILY_CONFIGS | CONFIGS | ENCODERS | ENCODER_DECODERS
 

@@ -27,7 +27,7 @@ LAYOUTS = {
 }
 # All for one model, for the others those that may differ by what is split; the rest takes its time.
 FAMILIES = {"gpt2": "causal_lm", "bert": "masked_lm", "t5": "span_corruption"}
-FAMILIES |= {"mamba": "causal_lm", "mamba2": "causal_lm"}
+FAMILIES |= {"mamba": "causal_lm", "mamba2": "causal_lm", "encoder_decoder": "span_corruption"}
 ROUTED = {"num_experts": 4, "experts_per_token": 2, "balance_loss": 0.5, "router_z_loss": 0.1, "intermediate_size": 12}
 STEPS, ROWS, LENGTH = 10, 16, 32
 # SGD, since Adam's normalisation would hide a gradient that is off by a factor.
@@ -90,6 +90,7 @@ def alone(family):
 
 # A mixer's blocks are split as those of attention; what differs is a row that is split, and a program for each device.
 MIXED = {"mamba": ("data", "2x2x2 with sequence", "pmap"), "mamba2": ("data", "sequence")}
+MIXED |= {"encoder_decoder": ("2x2x2 with sequence", "pmap")}
 PAIRS = [(family, layout) for family in FAMILIES for layout in MIXED.get(family, LAYOUTS)]
 
 

@@ -40,6 +40,7 @@ FAMILIES_OF = {
     "replaced_token_detection": ["electra"],
     "span_corruption": [
         *("t5", "t5_v1_1", "flan_t5", "mt5", "umt5", "longt5", "byt5", "marian", "pegasus", "m2m100", "transformer"),
+        *("t5gemma", "encoder_decoder"),
     ],
     "denoising": ["bart", "mbart", "blenderbot", "blenderbot_small"],
 }

@@ -98,7 +98,7 @@ def prefill_attention(
     weights: Mapping[str, Any],
     cache: KeyValue,
     *,
-    context: Float[Array, "B S D"] | None = None,
+    context: Float[Array, "B S C"] | None = None,
     mask: Mask,
     rotary: Rotary | None = None,
     norm_epsilon: float = 1e-6,

@@ -151,7 +151,7 @@ def exact_multi_head_attention(
         x: source of the queries.
         weights: as in ``multi_head_attention``; kernels are ``ExactKernel``.
         mask: over the keys: those of ``x``, of the cache after ``slots`` are written, or of the context.
-        context: source of keys and values ``[B, S, D]``, or these as ``KeyValue``.
+        context: source of keys and values ``[B, S, C]``, or these as ``KeyValue``.
         cache: of earlier tokens, or empty.
         slots: places of the tokens of ``x`` in the cache; None: the cache is empty.
         rotary: as in ``multi_head_attention``.

@@ -25,18 +25,22 @@ LEFT_OUT = (
 )
 
 
+# What hands on a whole configuration, or depends on most of one.
+WHOLE = ("encoder_side", "decoder_side", "projects_context", "switched", "exact")
+
+
 def names_of(switch: str) -> set[str]:
     """The switch and the properties of the configuration that read it, directly or through others."""
     found = {switch}
     bodies = {
         name: inspect.getsource(value.fget if isinstance(value, property) and value.fget else value)  # type: ignore[arg-type]
         for name, value in vars(TransformerConfig).items()
-        if (isinstance(value, property) or inspect.isfunction(value)) and not name.startswith("_")
+        if (isinstance(value, property) or inspect.isfunction(value)) and not name.startswith("_") and name not in WHOLE
     }
     while True:
         more = {n for n, body in bodies.items() if any(re.search(rf"self\.{name}\b", body) for name in found)}
         if more <= found:
-            return found - {"decoder_side", "encoder_side", "exact"}
+            return found
         found |= more
 
 

@@ -211,6 +211,7 @@ def test_lines_of_switches(tmp_path, monkeypatch, capsys):
     # What no module reads would be a switch without an effect; the decoder's sizes are read by ``decoder_side``.
     assert {switch for switch, lines in found.items() if lines == 0} == {
         *("num_decoder_layers", "num_decoder_heads", "decoder_intermediate_size", "decoder_embedding_norm"),
+        "project_context",
     }
     assert next(row for row in rows if row[0] == "`parallel_residual`")[2] == "gptj, gpt_neox, phi"
     (tmp_path / "layers.py").write_text("x = c.gated\ny = c.gated + c.ungated\nz = c.gated_too\n")

@@ -32,8 +32,8 @@ def error_of(text: str, tmp_path, *overrides: str) -> str:
         (
             "task: {type: masked_lm}",
             "c.yaml: task.type masked_lm does not go with model.type gpt2 (decoder), expected encoder: set model.type "
-            "to one of bert, distilbert, roberta, xlm_roberta, roberta_prelayernorm, electra, albert, deberta_v3, "
-            "mpnet, roformer, modernbert, embedding_gemma, or task.type to one of causal_lm, ",
+            "to one of bert, distilbert, roberta, xlm_roberta, roberta_prelayernorm, electra, albert, big_bird, "
+            "deberta_v3, mpnet, roformer, modernbert, embedding_gemma, or task.type to one of causal_lm, ",
         ),
         (
             "{model: {type: bert}, task: {type: seq2seq}}",

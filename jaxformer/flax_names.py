@@ -667,7 +667,7 @@ def _name_of(dtype: Any) -> str:
 
 @cache
 def _base(prefix: str) -> type[FlaxPreTrainedModel]:
-    """What all models of a family are: ``isinstance(model, FlaxBertPreTrainedModel)``."""
+    """The base class of all models of a family: ``isinstance(model, FlaxBertPreTrainedModel)``."""
     if prefix == "Auto":
         return FlaxPreTrainedModel
     doc = f"A model of {' or '.join(FAMILIES[prefix])} with its parameters, as ``transformers`` 4 had it."

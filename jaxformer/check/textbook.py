@@ -133,7 +133,7 @@ def _with_summaries(c: TransformerConfig, p: Tree, side: Side, bias: Array, tabl
 
 
 def _times_seen(c: TransformerConfig, length: int) -> Array:
-    """How often BigBird's tokens see each other in evaluation, ``[T, T]``; the first block is chosen every time."""
+    """Counts ``[T, T]`` of how often BigBird's tokens see each other in evaluation; it always chooses block 0."""
     size = c.sparse_block_size or 1
     block = np.arange(length) // size
     query, key, last = block[:, None], block[None], block[-1]

@@ -133,7 +133,10 @@ def _with_summaries(c: TransformerConfig, p: Tree, side: Side, bias: Array, tabl
 
 
 def _times_seen(c: TransformerConfig, length: int) -> Array:
-    """Counts ``[T, T]`` of how often BigBird's tokens see each other in evaluation; it always chooses block 0."""
+    """Counts ``[T, T]`` of how often each of BigBird's tokens sees each other in evaluation.
+
+    The blocks that training chooses at random are all the first one.
+    """
     size = c.sparse_block_size or 1
     block = np.arange(length) // size
     query, key, last = block[:, None], block[None], block[-1]

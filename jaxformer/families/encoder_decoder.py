@@ -138,7 +138,7 @@ class Pair:
         ]
 
     def derived(self, config: TransformerConfig) -> dict[str, Any]:
-        """Tensors that follow from the encoder's configuration, and zeros for the pooler that it has and nothing uses."""
+        """Tensors that follow from the encoder's configuration, and zeros for its pooler, which nothing uses."""
         encoder = config.encoder_side
         hub, D = self.get(encoder.type).hub, encoder.hidden_size
         zeros = {

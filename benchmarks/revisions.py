@@ -3,7 +3,8 @@
     python benchmarks/revisions.py f370d3a HEAD [--rounds 3] [--markdown]
 
 Each revision is checked out into a folder of its own and measured by its own benchmarks, in turns; the table gives the
-median of the rounds and the ratio of the medians, above 1 where the second revision is faster.
+median of the rounds and the ratio of the medians, above 1 where the second revision is faster. Of a training step it
+also says if both compile to the same program, operation by operation: times that differ are then the machine's noise.
 """
 
 import argparse
@@ -35,6 +36,8 @@ STEPS = {
         "tokens/s",
     ),
 }
+# Names of lines of the source, and of the axes of a mesh that has one device here.
+NOTES = re.compile(r', (?:metadata|sharding|frontend_attributes)=\{(?:"(?:\\.|[^"\\])*"|[^"}])*\}')
 COMMANDS = {
     "train.py --dry-run": ["train.py", "--config", "configs/gpt_nano.yaml", "--dry-run"],
     "jaxformer generate": [
@@ -44,9 +47,9 @@ COMMANDS = {
 }
 
 
-def run(tree: Path, arguments: list[str]) -> str:
-    """What a command in a revision prints."""
-    environment = {**os.environ, "PYTHONPATH": str(tree), "JAXFORMER_CACHE": str(tree / "cache")}
+def run(tree: Path, arguments: list[str], **variables: str) -> str:
+    """Returns what a command in a revision prints; ``variables`` are added to its environment."""
+    environment = {**os.environ, "PYTHONPATH": str(tree), "JAXFORMER_CACHE": str(tree / "cache"), **variables}
     done = subprocess.run(
         [sys.executable, *arguments], cwd=tree, env=environment, capture_output=True, text=True, check=False
     )
@@ -65,6 +68,16 @@ def measure(tree: Path, name: str) -> float:
     start = time.perf_counter()
     run(tree, arguments)
     return time.perf_counter() - start
+
+
+def program(tree: Path, name: str) -> list[str]:
+    """Returns the operations XLA runs for a training step, without the places in the source they come from."""
+    with tempfile.TemporaryDirectory() as folder:
+        flags = f"--xla_dump_to={folder} --xla_dump_hlo_module_re=jit_.*step"
+        run(tree, STEPS[name][0], XLA_FLAGS=flags, JAXFORMER_CACHE=folder)
+        text = max(Path(folder).glob("*cpu_after_optimizations.txt"), key=lambda p: p.stat().st_size).read_text()
+    lines = (line.strip() for line in text.splitlines())
+    return [NOTES.sub("", line) for line in lines if line.startswith(("%", "ROOT %"))]
 
 
 def main() -> int:
@@ -95,12 +108,14 @@ def main() -> int:
                 first, second = map(statistics.median, found)
                 unit = STEPS[name][1] if name in STEPS else "s"
                 ratio = second / first if unit == "tokens/s" else first / second
-                lines.append([name, f"{first:,.2f}", f"{second:,.2f}", unit, f"{ratio:.2f}"])
+                programs = [program(tree, name) for tree in trees] if "training step" in name else []
+                same = "" if not programs else "same" if programs[0] == programs[1] else "another"
+                lines.append([name, f"{first:,.2f}", f"{second:,.2f}", unit, f"{ratio:.2f}", same])
                 print(f"{name}: {first:,.2f} and {second:,.2f} {unit}", file=sys.stderr)
         finally:
             for tree in trees:
                 subprocess.run(["git", "worktree", "remove", "--force", tree], cwd=ROOT, check=False)
-    print_table("Two revisions", ["", *options.revisions, "unit", "speed"], lines, options.markdown)
+    print_table("Two revisions", ["", *options.revisions, "unit", "speed", "program"], lines, options.markdown)
     return 0
 
 

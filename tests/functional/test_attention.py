@@ -348,7 +348,9 @@ def test_an_implementation_that_cannot_serve_says_why(mask, S, dropping, reason)
 
 
 def test_unknown_implementation():
-    with pytest.raises(ValueError, match="implementation is 'flash', expected auto, splash, blocked, local, reference"):
+    with pytest.raises(
+        ValueError, match="implementation is 'flash', expected auto, splash, cudnn, blocked, local, reference"
+    ):
         dot_product_attention(*draw(16), implementation="flash")
 
 

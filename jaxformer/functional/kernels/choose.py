@@ -9,6 +9,8 @@ from jaxtyping import Array, Float
 
 from jaxformer.functional.attention import dot_product_attention
 from jaxformer.functional.kernels.blocked import QUERY_BLOCK, blocked_attention
+from jaxformer.functional.kernels.cudnn import DTYPES, HEAD_MULTIPLE, cudnn_attention
+from jaxformer.functional.kernels.cudnn import HEAD_SIZE as CUDNN_HEAD_SIZE
 from jaxformer.functional.kernels.splash import BLOCKS, HEAD_SIZE, Split, splash_attention
 from jaxformer.functional.local_attention import local_attention
 from jaxformer.functional.mask import Mask
@@ -27,6 +29,8 @@ class AttentionRequest(NamedTuple):
     bias: bool = False
     head_size: int = 128
     split: Split | None = None
+    softcap: bool = False
+    dtype: str = "float32"
 
 
 def _splash_refusal(request: AttentionRequest) -> str | None:
@@ -47,6 +51,25 @@ def _splash_refusal(request: AttentionRequest) -> str | None:
         (bool(here % BLOCKS[-1]), f"a device has {here} queries, expected a multiple of {BLOCKS[-1]}, its block"),
         (bool(keys % BLOCKS[-1]), f"there are {keys} keys, expected a multiple of {BLOCKS[-1]}, its block"),
         (bool(head_size % HEAD_SIZE), f"heads have size {head_size}, expected a multiple of {HEAD_SIZE}"),
+    ]
+    return next((reason for applies, reason in refusals if applies), None)
+
+
+def _cudnn_refusal(request: AttentionRequest) -> str | None:
+    split, head_size = request.split, request.head_size
+    queries, keys = request.query_length, request.key_length
+    refusals = [
+        (request.platform != "gpu", f"it is a kernel for a GPU, not for a {request.platform}"),
+        (request.dtype not in DTYPES, f"it computes in {' or '.join(DTYPES)}, not in {request.dtype}"),
+        (request.bias, "a bias that is joined with a mask gets no gradient from it"),
+        (request.softcap, "it caps no scores"),
+        (request.dropout, "it drops no attention weights by the keys of examples"),
+        (bool(queries % 2 or keys % 2), f"there are {queries} queries and {keys} keys, expected even numbers"),
+        (
+            bool(head_size % HEAD_MULTIPLE or head_size > CUDNN_HEAD_SIZE),
+            f"heads have size {head_size}, expected a multiple of {HEAD_MULTIPLE} up to {CUDNN_HEAD_SIZE}",
+        ),
+        (split is not None and split.parts(split.length) > 1, "the queries are split over devices"),
     ]
     return next((reason for applies, reason in refusals if applies), None)
 
@@ -92,6 +115,7 @@ def _local_refusal(request: AttentionRequest) -> str | None:
 # In order of preference; "auto" takes the first that does not refuse.
 REFUSALS: dict[str, Callable[[AttentionRequest], str | None]] = {
     "splash": _splash_refusal,
+    "cudnn": _cudnn_refusal,
     "blocked": _blocked_refusal,
     "local": _local_refusal,
     "reference": lambda request: None,
@@ -140,8 +164,8 @@ def kernel_attention(
     """``dot_product_attention`` by the implementation that suits the call and the hardware.
 
     ``platform`` is what the program is compiled for: ``cpu``, ``gpu`` or ``tpu``. ``implementation`` is ``auto``,
-    ``splash`` (a TPU kernel), ``blocked`` (causal, in blocks of queries), ``local`` (``local_attention``) or
-    ``reference`` (``dot_product_attention``).
+    ``splash`` (a TPU kernel), ``cudnn`` (a kernel for NVIDIA GPUs), ``blocked`` (causal, in blocks of queries),
+    ``local`` (``local_attention``) or ``reference`` (``dot_product_attention``).
     ``split`` says how the arrays are split over devices: where the tokens of a row are split, each device has its
     queries and gets all keys and values (Llama Team 2024, "The Llama 3 Herd of Models", section 3.3.2). With
     ``return_weights`` it is the reference in any case, which alone has the weights at hand. The other arguments are
@@ -153,7 +177,8 @@ def kernel_attention(
     (_, T, _, H), S = query.shape, key.shape[1]
     dropping = options.get("dropout_rate", 0.0) > 0 and options.get("dropout_keys") is not None
     biased = options.get("bias") is not None
-    request = AttentionRequest(mask, T, S, dropping, platform, biased, H, split)
+    capped = options.get("softcap") is not None
+    request = AttentionRequest(mask, T, S, dropping, platform, biased, H, split, capped, query.dtype.name)
     chosen = "reference" if return_weights else choose_implementation(implementation, request)
     if chosen == "splash":
         scores: dict[str, Any] = {name: options.get(name) for name in ("scale", "softcap")}
@@ -161,6 +186,8 @@ def kernel_attention(
     if split is not None:
         query = split.place(query, split.batch, split.length, split.heads, None)
         key, value = (split.place(array, split.batch, None, split.heads, None) for array in (key, value))
+    if chosen == "cudnn":
+        return cudnn_attention(query, key, value, mask, scale=options.get("scale"))
     if chosen == "blocked":
         scores = {name: options.get(name) for name in ("bias", "scale", "softcap")}
         return blocked_attention(query, key, value, mask=mask, **scores)

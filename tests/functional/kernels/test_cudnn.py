@@ -1,0 +1,84 @@
+"""The GPU kernel: its calls computed by XLA against the reference, lowered for CUDA, and what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.cudnn import fused_attention_stablehlo as fused
+
+from jaxformer.functional import Mask, dot_product_attention
+from jaxformer.functional.kernels.choose import AttentionRequest, choose_implementation, kernel_attention
+from jaxformer.functional.kernels.cudnn import cudnn_attention
+from tests.functional.kernels.test_splash import MASKS, draw, padding
+
+T = 96
+ROW = jnp.ones((1, 256), jnp.int32)
+
+
+@pytest.mark.parametrize("mask", [*MASKS, "prefix"])
+def test_the_call_computes_what_the_reference_does(mask):
+    """Values and gradients, in float32, with XLA in the kernel's place."""
+    made = Mask(causal=True, key_prefix=padding(T)) if mask == "prefix" else MASKS[mask](T)
+    arrays, weight = draw(T, 64)
+
+    def output_and_gradients(attend):
+        def objective(*arrays):
+            output = attend(*arrays)
+            return jnp.sum(output * weight), output
+
+        (_, output), gradients = jax.jit(jax.value_and_grad(objective, (0, 1, 2), has_aux=True))(*arrays)
+        return output, *gradients
+
+    found = output_and_gradients(lambda *a: cudnn_attention(*a, made, scale=0.125, backend="xla"))
+    expected = output_and_gradients(lambda *a: dot_product_attention(*a, mask=made, scale=0.125))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+@pytest.mark.parametrize(("mask", "kind"), [("causal", "CAUSAL"), ("causal window", "CAUSAL"), ("segments", "NO_MASK")])
+def test_lowers_for_cuda_forward_and_backward(mask, kind, monkeypatch):
+    """The program for a GPU calls the kernel; a mask of documents reaches it as a bias and no score is left out."""
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(fused, "check_compute_capability", lambda capability: True)
+    monkeypatch.setattr(fused, "is_cuda_compute_capability_equal", lambda capability: False)
+    arrays = [array.astype(jnp.bfloat16) for array in draw(T, 64)[0]]
+
+    def total(query, key, value):
+        attended = kernel_attention(query, key, value, mask=MASKS[mask](T), platform="gpu")
+        return jnp.sum(attended.astype(jnp.float32))
+
+    text = jax.jit(jax.grad(total, (0, 1, 2))).trace(*arrays).lower(lowering_platforms=("cuda",)).as_text()
+    name = "fmhaScaleBiasSoftmax" if kind == "NO_MASK" else "fmhaSoftmax"
+    assert f"@__cudnn${name}(" in text and f"@__cudnn${name}Backward(" in text
+    assert f"mask_type\\22: \\22{kind}\\22" in text
+    assert ("sliding_window_length\\22: 70" in text) == (mask == "causal window")
+
+
+def request(mask=None, queries=256, keys=256, **rest):
+    facts = {"dropout": False, "platform": "gpu", "head_size": 64, "dtype": "bfloat16", **rest}
+    return AttentionRequest(mask or Mask(causal=True), queries, keys, **facts)
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        (request(platform="tpu"), "it is a kernel for a GPU, not for a tpu"),
+        (request(dtype="float32"), "it computes in bfloat16 or float16, not in float32"),
+        (request(bias=True), "a bias that is joined with a mask gets no gradient"),
+        (request(softcap=True), "it caps no scores"),
+        (request(dropout=True), "it drops no attention weights"),
+        (request(queries=255), "there are 255 queries and 256 keys, expected even numbers"),
+        (request(head_size=80 + 4), "heads have size 84, expected a multiple of 8 up to 128"),
+        (request(head_size=256), "heads have size 256, expected a multiple of 8 up to 128"),
+    ],
+)
+def test_refuses_with_its_reason(asked, reason):
+    with pytest.raises(ValueError, match=f"'cudnn' cannot serve this call: .*{reason}"):
+        choose_implementation("cudnn", asked)
+    assert choose_implementation("auto", asked) != "cudnn"
+
+
+def test_auto_prefers_it_on_a_gpu():
+    assert choose_implementation("auto", request()) == "cudnn"
+    assert choose_implementation("auto", request(Mask(key_prefix=ROW > 0), keys=512)) == "cudnn"
+    assert choose_implementation("auto", request(queries=32, keys=32)) == "reference"

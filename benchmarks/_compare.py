@@ -11,10 +11,12 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from _floor import machine
 from _timing import Worker, WorkerError, closing_all, print_table, serve, take_turns, time_calls
 
 CHECKED_STEPS, TOLERANCE = 3, 1e-4
@@ -25,7 +27,22 @@ TINY = "tiny"  # the shape of the tests, measured only when it is named
 # What jaxformer.training.memory sets from inside its process, as glibc's environment variables.
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_ARENA_MAX": "1"}
 
-Step = Callable[[], float]  # one training step, done when it returns; the loss before its update
+
+@dataclass(frozen=True)
+class Step:
+    """One training step, done when it returns.
+
+    Attributes:
+        run: does it and returns the loss before its update.
+        floor: milliseconds of its matrix products, each alone; None for a step that is not jaxformer's.
+    """
+
+    run: Callable[[], float]
+    floor: Callable[[], float] | None = None
+
+    def __call__(self) -> float:
+        """Does the step."""
+        return self.run()
 
 
 class Shape(NamedTuple):
@@ -61,9 +78,12 @@ class Benchmark(NamedTuple):
 
 
 def work(step: Step) -> None:
-    """A worker: answers with the losses of its next steps, or with the time of each."""
+    """A worker: answers with the losses of its next steps, with the time of each, or with the floor under it."""
 
-    def answer(losses: int = 0, seconds: float = 0.0, steps: int = 0) -> list[float]:
+    def answer(losses: int = 0, seconds: float = 0.0, steps: int = 0, floor: bool = False) -> list[float]:
+        if floor:
+            assert step.floor is not None, "it is asked of jaxformer's step"
+            return [step.floor()]
         return [step() for _ in range(losses)] if losses else time_calls(step, seconds, steps)
 
     serve(answer)
@@ -105,8 +125,8 @@ def faster_of_both(
 
 def compare(
     benchmark: Benchmark, shape_name: str, with_peers: bool, repeats: int, turn: dict[str, float]
-) -> dict[str, list[float]]:
-    """Milliseconds of every step of jaxformer and the peers, by name."""
+) -> tuple[dict[str, list[float]], float]:
+    """Milliseconds of every step of jaxformer and the peers, by name; and of jaxformer's matrix products alone."""
     with tempfile.TemporaryDirectory() as folder, closing_all() as running:
         weights = Path(folder) / "weights.npz"
         running.append(start(benchmark, JAXFORMER, shape_name, weights, {}))
@@ -115,7 +135,10 @@ def compare(
             start_peer = partial(start, benchmark, kind, shape_name, weights)
             difference = faster_of_both(start_peer, expected, running, turn)
             say(f"{shape_name}: {running[-1].name}: losses of the first {CHECKED_STEPS} steps agree ({difference:.0e})")
-        return take_turns(running, repeats, **turn)
+        before = running[0].ask(floor=True)
+        times = take_turns(running, repeats, **turn)
+        # On both sides of the turns, since machines are faster at some times than at others.
+        return times, statistics.mean([*before, *running[0].ask(floor=True)])
 
 
 def say(text: str) -> None:
@@ -123,8 +146,8 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def table_rows(name: str, shape: Shape, times: dict[str, list[float]]) -> list[list[str]]:
-    """A row for each, jaxformer first."""
+def table_rows(name: str, shape: Shape, times: dict[str, list[float]], floor: float) -> list[list[str]]:
+    """A row for each, jaxformer first; ``floor`` are the milliseconds of the matrix products alone."""
     ours = statistics.median(times[JAXFORMER])
     rows = []
     for implementation, milliseconds in times.items():
@@ -134,6 +157,8 @@ def table_rows(name: str, shape: Shape, times: dict[str, list[float]]) -> list[l
             f"{min(milliseconds):,.1f}",
             f"{1e3 * shape.batch * shape.length / median:,.0f}",
             f"{median / ours:.2f}",
+            f"{floor:,.1f}",
+            f"{floor / median:.0%}",
         ]
         rows.append([f"{name}: {shape}", implementation, *numbers])
     return rows
@@ -172,11 +197,11 @@ def main(benchmark: Benchmark) -> int:
     rows = []
     try:
         for name in options.shapes:
-            times = compare(benchmark, name, options.compare is not None, options.repeats, turn)
-            rows += table_rows(name, benchmark.shapes[name], times)
+            times, floor = compare(benchmark, name, options.compare is not None, options.repeats, turn)
+            rows += table_rows(name, benchmark.shapes[name], times, floor)
     except WorkerError as error:
         say(f"error: {error}")
         return 1
-    header = ("shape", "implementation", "median ms", "min ms", "tokens/s", "time / ours")
-    print_table(benchmark.title, header, rows, options.markdown)
+    header = ("shape", "implementation", "median ms", "min ms", "tokens/s", "time / ours", "products ms", "of time")
+    print_table(f"{benchmark.title}\n{machine()}", header, rows, options.markdown)
     return 0

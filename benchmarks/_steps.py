@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from _compare import Step
+from _floor import floor
 
 LEARNING_RATE, BETAS, DECAY, CLIP_NORM, EPSILON = 1e-3, (0.9, 0.99), 0.1, 1.0, 1e-8
 
@@ -61,6 +62,7 @@ def jaxformer_step(model: Mapping[str, Any], batch: Arrays, weights: Path) -> St
     arrays: Any = hugging_face_weights(c.model, params)
     np.savez(weights, **arrays)
     train_step = make_train_step(network, task, optimizer, seed=c.seed)
+    traced = jax.make_jaxpr(train_step)(state, batch)
     compiled = DeviceStep(train_step, abstract, mesh, c.parallel.strategy, len(next(iter(batch.values()))))
     on_device = compiled.put(batch)
 
@@ -69,7 +71,7 @@ def jaxformer_step(model: Mapping[str, Any], batch: Arrays, weights: Path) -> St
         state, metrics, _ = jax.block_until_ready(compiled(state, on_device))
         return float(metrics.sums["loss"]) / float(metrics.weight)
 
-    return step
+    return Step(step, lambda: floor(traced.jaxpr)[0])
 
 
 def hugging_face_weights(config: Any, params: Arrays) -> Arrays:
@@ -114,4 +116,4 @@ def torch_step(
         optimizer.step()
         return loss.item()
 
-    return step
+    return Step(step)

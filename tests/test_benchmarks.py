@@ -1,11 +1,14 @@
 """The benchmarks run and print their table; the peers do the same work. How fast anything is, no test asks."""
 
+import collections
 import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -40,7 +43,7 @@ def run_tiny(benchmark, *options):
 def test_alone_it_prints_its_table(benchmark):
     result = run_tiny(benchmark, "--markdown")
     assert result.returncode == 0, result.stderr
-    header, marks, row = (line.split(" | ") for line in result.stdout.splitlines()[2:])
+    header, marks, row = (line.split(" | ") for line in result.stdout.splitlines()[3:])
     assert header[1:3] == ["implementation", "median ms"]
     assert len(header) == len(marks) == len(row)
     assert row[1] == "jaxformer"
@@ -79,7 +82,7 @@ def write_tiny(*options):
 def test_generation_prints_its_table():
     result = write_tiny("--markdown", "--kinds", "int8")
     assert result.returncode == 0, result.stderr
-    header, _, *rows = (line.strip("| ").split(" | ") for line in result.stdout.splitlines()[2:])
+    header, _, *rows = (line.strip("| ").split(" | ") for line in result.stdout.splitlines()[3:])
     assert header[2] == "tokens/s" and [row[1] for row in rows] == ["jaxformer", "jaxformer, int8 weights"]
     assert all(float(row[2]) > 0 and row[-1].endswith("%") for row in rows)
 
@@ -218,3 +221,23 @@ def test_lines_of_switches(tmp_path, monkeypatch, capsys):
     (tmp_path / "config.py").write_text("x = c.gated\n")
     monkeypatch.setattr(module, "MODULES", tmp_path)
     assert module.lines_of("gated") == 2 and module.lines_of("mixer") == 0
+
+
+def test_products_of_a_traced_step_by_hand(monkeypatch):
+    """A scan of 3 turns, forward and two products backward; heads are a batch of products."""
+    monkeypatch.syspath_prepend(FOLDER)
+    floor = importlib.import_module("_floor")
+
+    def loss(weights, x, heads):
+        x = jax.lax.scan(lambda x, w: (x @ w, None), x, weights)[0]
+        return jnp.sum(x) + jnp.sum(jnp.einsum("bnth,bnsh->bnts", heads, heads))
+
+    traced = jax.make_jaxpr(jax.grad(loss))(jnp.ones((3, 4, 4)), jnp.ones((8, 4)), jnp.ones((2, 5, 6, 7)))
+    found = collections.Counter()
+    for product, times in floor.products(traced.jaxpr):
+        found[product] += times
+    forward, to_weights = floor.Product(1, 8, 4, 4, "float32"), floor.Product(1, 4, 8, 4, "float32")
+    assert found[forward] == 6 and found[to_weights] == 3  # to the input they have the forward pass's shape
+    assert floor.Product(10, 6, 7, 6, "float32") in found
+    assert forward.flops == 2 * 8 * 4 * 4
+    assert floor.time_product(forward) > 0

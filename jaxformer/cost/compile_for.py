@@ -1,8 +1,9 @@
 """The cost of a training step on accelerators that are not on this machine: compiled for them, not run."""
 
+import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxformer.cost.hlo import Collective, Program, collectives, parse_program
-from jaxformer.cost.hlo_cost import hbm_bytes, kernels, matmul_flops
+from jaxformer.cost.hlo import Collective, Executed, collectives, parse_program
+from jaxformer.cost.hlo_cost import Operation, hbm_bytes, kernels, matmul_flops, operations
 from jaxformer.cost.topology import Chip, described_devices
 from jaxformer.data.token_cache import TokenCache
 from jaxformer.functional.kernels.splash import kernel_flops, kernel_name, visible_share
@@ -36,6 +37,8 @@ class StepCost:
     flops: float  # those of the matrix products that the program executes, recomputation included
     moved: float  # read from and written to main memory
     collectives: list[Collective]  # between the chips
+    waited_for: list[Collective]  # those of them that nothing is computed beside
+    operations: list[Operation]  # what the core runs one after the other
     kernels: list[str]  # in the program, without what their names say of their options
     seconds: float  # that compiling took
 
@@ -45,22 +48,30 @@ class StepCost:
         return sum(one.sent * one.times for one in self.collectives)
 
     def times(self, chip: Chip) -> dict[str, float]:
-        """Seconds that each part of the chip is busy at its full speed, at least."""
+        """Seconds that each part of the chip is busy at its full speed, at least.
+
+        ``in turn`` are the instructions of the core one after the other, each as long as its products or its memory
+        takes, whatever is longer, and the collectives that it waits for.
+        """
+        peak = PEAK_FLOPS[chip.device_kind]
+        core = math.fsum(o.times * max(o.flops / peak, o.bytes / chip.hbm_bandwidth) for o in self.operations)
+        waiting = math.fsum(one.times * one.sent for one in self.waited_for) / chip.ici_bandwidth
         return {
-            "compute": self.flops / PEAK_FLOPS[chip.device_kind],
+            "compute": self.flops / peak,
             "memory": self.moved / chip.hbm_bandwidth,
             "network": self.sent / chip.ici_bandwidth,
+            "in turn": core + waiting,
         }
 
     def mfu_bound(self, chip: Chip) -> float:
         """Upper bound on the share of the peak that the model's FLOPs can reach (MFU).
 
-        ``model FLOPs / peak / max(compute, memory, network)``: a roofline (Williams et al. 2009) with a third roof. It
-        takes each part of the chip at the data sheet's speed, all of them busy all the time. It leaves
-        out what makes a real step slower: matrix products that do not fill the units, vector arithmetic, operands read
-        more than once, the latency of collectives, collectives that can use only some of the links, and waiting. It may
-        be above 1: the model's FLOPs count all scores (Chowdhery et al. 2022, appendix B), and a kernel skips those
-        that are masked.
+        ``model FLOPs / peak / max(compute, memory, network, in turn)``: a roofline (Williams et al. 2009) of the step,
+        and one of each of its instructions. It takes each part of the chip at the data sheet's speed. It leaves out
+        what makes a real step slower: matrix products that do not fill the units, vector arithmetic, operands read more
+        than once, the latency of collectives, and collectives that can use only some of the links. It may be above 1:
+        the model's FLOPs count all scores (Chowdhery et al. 2022, appendix B), and a kernel skips those that are
+        masked.
         """
         return self.model_flops / PEAK_FLOPS[chip.device_kind] / max(self.times(chip).values())
 
@@ -85,29 +96,44 @@ def step_cost(run: Run) -> StepCost:
     memory, text = compiled.memory_analysis(), compiled.as_text()
     assert memory is not None and text is not None, "XLA:TPU says both"
     program = parse_program(text)
+    of_kernel = attention_flops(run)
     return StepCost(
         parameters=_bytes_on_one((run.abstract.params, run.abstract_frozen)),
         optimizer=_bytes_on_one((run.abstract.opt_state, run.abstract.ema)),
         activations=memory.temp_size_in_bytes,
         peak=peak_memory(compiled),
         model_flops=run.flops_per_step / run.mesh.size,
-        flops=matmul_flops(program) + attention_flops(run, program),
+        flops=matmul_flops(program) + math.fsum(one.times * of_kernel(one) for one in kernels(program)),
         moved=hbm_bytes(program),
         collectives=collectives(program),
+        waited_for=collectives(program, waited_for=True),
+        operations=operations(program, of_kernel),
         kernels=sorted({kernel_name(one.instruction.name) for one in kernels(program)}),
         seconds=seconds,
     )
 
 
-def attention_flops(run: Run, program: Program) -> float:
-    """Floating-point operations of the attention kernels in one step, at least: those of scores that are not masked."""
+def fitting_cost(run: Run, chip: Chip) -> StepCost | str:
+    """The cost of a step that fits on a chip, or in words how much memory it needs."""
+    try:
+        cost = step_cost(run)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return xla_need(str(error))
+    return cost if cost.peak <= chip.hbm else f"{gib(cost.peak)}, {gib(cost.peak - chip.hbm)} too much"
+
+
+def attention_flops(run: Run) -> Callable[[Executed], float]:
+    """Returns the floating-point operations of an attention kernel, at least: those of scores that are not masked."""
     c = run.config.model
     share = visible_share(run.config.sequence_length, c.architecture != "encoder", c.window)
-    total = 0.0
-    for one in kernels(program):
+
+    def flops(one: Executed) -> float:
         shapes = [array.shape for array in one.operand_types if array.dtype in ("bf16", "f16", "f32")]
-        total += one.times * kernel_flops(one.instruction.name, shapes, share)
-    return total
+        return kernel_flops(one.instruction.name, shapes, share)
+
+    return flops
 
 
 def _bytes_on_one(tree: Any) -> int:
@@ -132,14 +158,9 @@ def compile_for(config: RunConfig, target: str, display: Display) -> dict[str, s
         )
     shapes_suffice = config.model.vocab_size is not None and config.task.reads == "text"
     run = shape_run(config, devices) if shapes_suffice else prepare(config, display, tuple(devices))
-    try:
-        cost = step_cost(run)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise too_large(run, chip, target, xla_need(str(error))) from None
-    if cost.peak > chip.hbm:
-        raise too_large(run, chip, target, f"{gib(cost.peak)}, {gib(cost.peak - chip.hbm)} too much")
+    cost = fitting_cost(run, chip)
+    if isinstance(cost, str):
+        raise too_large(run, chip, target, cost)
     return report(run, chip, cost)
 
 

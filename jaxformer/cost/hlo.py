@@ -222,6 +222,12 @@ def is_reduce_scatter(run: Executed) -> bool:
     return sum(t.bytes for t in run.computation.root.types) < sum(t.bytes for t in run.operand_types)
 
 
+def is_overlapped(run: Executed) -> bool:
+    """True if a collective runs beside computation: a pair of ``-start`` and ``-done``, of instructions or fusions."""
+    notes = (one.attributes for one in run.computation.values() if one.opcode == "custom-call")
+    return run.instruction.opcode.endswith("-start") or any("AsyncCollective" in note for note in notes)
+
+
 class Collective(NamedTuple):
     """Equal collectives of one program.
 
@@ -248,10 +254,15 @@ class Collective(NamedTuple):
         return self.bytes * (self.group - 1) / self.group * (2 if self.kind == "all-reduce" else 1)
 
 
-def collectives(program: Program) -> list[Collective]:
-    """Every collective of a compiled program, equal ones together, those that send most in all first."""
+def collectives(program: Program, waited_for: bool = False) -> list[Collective]:
+    """Every collective of a compiled program, equal ones together, those that send most in all first.
+
+    With ``waited_for`` only those that nothing is computed beside.
+    """
     counts: dict[Collective, int] = {}
     for run in exchanges(program):
+        if waited_for and is_overlapped(run):
+            continue
         kind = "reduce-scatter" if is_reduce_scatter(run) else run.instruction.opcode.removesuffix("-start")
         group = group_size(run.instruction.attributes, program.devices)
         size = sum(t.bytes for t in run.operand_types) * (group if kind == "all-gather" else 1)

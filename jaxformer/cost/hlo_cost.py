@@ -7,6 +7,8 @@ parts, chunks of the loss), so both are counted here, from the program's text, t
 
 import math
 import re
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,6 +39,55 @@ def matmul_flops(program: Program) -> float:
     counts = {"dot": _dot_flops, "convolution": _convolution_flops}
     runs = [run for run in program.executed() if run.instruction.opcode in counts]
     return sum(float(run.times * counts[run.instruction.opcode](run.instruction, run.computation)) for run in runs)
+
+
+class Operation(NamedTuple):
+    """One instruction that a core runs by itself, before the next.
+
+    Attributes:
+        times: how often it runs.
+        flops: of the matrix products in it.
+        bytes: read from and written to main memory.
+    """
+
+    times: int
+    flops: float
+    bytes: float
+
+
+def operations(program: Program, kernel_flops: Callable[[Executed], float] = lambda run: 0.0) -> list[Operation]:
+    """The instructions that a core runs one after the other, without collectives.
+
+    Copies that XLA:TPU writes as a pair of ``-start`` and ``-done`` run beside them and are left out. ``kernel_flops``
+    gives the floating-point operations of a kernel, which is not seen inside.
+    """
+    counts = {"dot": _dot_flops, "convolution": _convolution_flops}
+    inside: dict[str, float] = {}  # flops of the products of a fusion's computation
+
+    def flops_in(name: str) -> float:
+        if name not in inside:
+            inside[name] = math.fsum(
+                flops_of(one, program.computations[name]) for one in program.computations[name].values()
+            )
+        return inside[name]
+
+    def flops_of(instruction: Instruction, computation: Computation) -> float:
+        if instruction.opcode == "fusion":
+            return math.fsum(flops_in(name) for name in instruction.called)
+        count = counts.get(instruction.opcode)
+        return 0.0 if count is None else float(count(instruction, computation))
+
+    found = []
+    for run in program.executed():
+        opcode = run.instruction.opcode
+        if run.fused or opcode.endswith(("-start", "-done", "-update")) or opcode in COLLECTIVES:
+            continue
+        kernel = _is_kernel(run.instruction)
+        flops = kernel_flops(run) if kernel else flops_of(run.instruction, run.computation)
+        moved = float(_moved(run, program))
+        if flops or moved:
+            found.append(Operation(run.times, flops, moved))
+    return found
 
 
 def kernels(program: Program) -> list[Executed]:

@@ -26,24 +26,44 @@ CHIPS = {
     "v5p": Chip("TPU v5", 95 * 2**30, 2765e9, 600e9),
     "v6e": Chip("TPU v6 lite", 32 * 2**30, 1638e9, 400e9),
 }
+# Chips of which slices are a torus of three dimensions; those of the others have two.
+_THREE_DIMENSIONS = ("v5p",)
 _FORM = "CHIP:TOPOLOGY, for instance v5e:16x16, v5p:4x4x4 or v6e:16x16"
 
 
-def described_devices(name: str) -> tuple[Chip, list[jax.Device]]:
-    """The chip and the described devices of a topology such as ``v5e:16x16``, if libtpu is installed and knows it."""
-    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", name)
+def topology_name(name: str) -> str:
+    """``name``, or the topology of a number of chips, a power of two, that is nearest to a square or a cube.
+
+    >>> topology_name("v5e:256"), topology_name("v6e:8"), topology_name("v5p:64"), topology_name("v5e:2x4")
+    ('v5e:16x16', 'v6e:2x4', 'v5p:4x4x4', 'v5e:2x4')
+    """
+    chip, _, number = name.partition(":")
+    if not number.isdecimal() or int(number) < 1 or int(number).bit_count() != 1:
+        return name
+    power, dimensions = int(number).bit_length() - 1, 3 if chip in _THREE_DIMENSIONS else 2
+    return f"{chip}:{'x'.join(str(2 ** ((power + axis) // dimensions)) for axis in range(dimensions))}"
+
+
+def described_devices(name: str, option: str = "--compile-for") -> tuple[Chip, list[jax.Device]]:
+    """The chip and the described devices of a topology, such as ``v5e:16x16``, or of a number of chips.
+
+    Raises:
+        UserError: if libtpu is not installed or knows no such topology; names the command's ``option``.
+    """
+    topology_of = topology_name(name)
+    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", topology_of)
     chip = CHIPS.get(found.group(1)) if found else None
     if chip is None:
-        raise UserError(f"--compile-for {name}: expected {_FORM}; chips: {', '.join(CHIPS)}")
+        raise UserError(f"{option} {name}: expected {_FORM}, or v5e:256; chips: {', '.join(CHIPS)}")
     if not has_libtpu():
         raise UserError(
-            "--compile-for needs libtpu, the TPU's compiler, expected it installed: pip install 'jaxformer[tpu]'"
+            f"{option} needs libtpu, the TPU's compiler, expected it installed: pip install 'jaxformer[tpu]'"
         )
     try:
-        topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=topology_of)
     except jax.errors.JaxRuntimeError as error:
         if "INVALID_ARGUMENT" not in str(error):
             raise
         reason = " ".join(str(error).split()).removeprefix("INVALID_ARGUMENT: ")
-        raise UserError(f"--compile-for {name}: libtpu knows no such topology ({reason}); give {_FORM}") from None
+        raise UserError(f"{option} {name}: libtpu knows no such topology ({reason}); give {_FORM}") from None
     return chip, list(topology.devices)

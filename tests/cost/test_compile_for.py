@@ -11,6 +11,7 @@ import pytest
 from jaxformer.cost import compile_for as module
 from jaxformer.cost.compile_for import StepCost, report, shape_run, step_cost, too_large
 from jaxformer.cost.hlo import Collective
+from jaxformer.cost.hlo_cost import Operation
 from jaxformer.cost.topology import Chip
 from jaxformer.schema import UserError
 from jaxformer.training.sources import load_config, resolve_config
@@ -28,17 +29,23 @@ COST = StepCost(
     flops=0.8 * PEAK,
     moved=1e9,
     collectives=[Collective("all-reduce", 1000, 2, 3), Collective("all-gather", 4000, 4, 10)],
+    waited_for=[Collective("all-reduce", 1000, 2, 2)],
+    operations=[Operation(3, 0.25 * PEAK, 1e8), Operation(2, 0.025 * PEAK, 3e8)],
     kernels=[],
     seconds=1.0,
 )
 
 
 def test_the_bound_is_a_roofline_by_hand():
-    """Sent: 3 x 2 x 1/2 x 1000 + 10 x 3/4 x 4000 = 33,000 bytes."""
+    """Sent: 3 x 2 x 1/2 x 1000 + 10 x 3/4 x 4000 = 33,000 bytes. In turn: 3 x 0.25 s, 2 x 0.3 s, 2,000 bytes sent."""
     assert COST.sent == 33_000
-    assert COST.times(CHIP) == {"compute": 0.8, "memory": 1.0, "network": 0.00033}
-    assert COST.mfu_bound(CHIP) == pytest.approx(0.5 / 1.0)
-    assert dataclasses.replace(COST, moved=0.0).mfu_bound(CHIP) == pytest.approx(0.5 / 0.8)
+    times = COST.times(CHIP)
+    assert times["in turn"] == pytest.approx(0.75 + 0.6 + 2000 / 1e8)
+    assert times == {"compute": 0.8, "memory": 1.0, "network": 0.00033, "in turn": times["in turn"]}
+    assert COST.mfu_bound(CHIP) == pytest.approx(0.5 / 1.35002)
+    alone = dataclasses.replace(COST, operations=[], waited_for=[])
+    assert alone.mfu_bound(CHIP) == pytest.approx(0.5 / 1.0)
+    assert dataclasses.replace(alone, moved=0.0).mfu_bound(CHIP) == pytest.approx(0.5 / 0.8)
 
 
 def sizes(run):
@@ -113,7 +120,7 @@ def test_more_memory_than_a_chip_has_is_refused_and_less_reported(tmp_path, monk
     with pytest.raises(UserError, match=r"needs 3.00 GiB, 2.00 GiB too much, expected at most 1.00 GiB"):
         module.compile_for(config, "v5e:2x4", quiet())
     monkeypatch.setattr(module, "step_cost", lambda run: COST)
-    assert module.compile_for(config, "v5e:2x4", quiet())["MFU at most"] == "50%"
+    assert module.compile_for(config, "v5e:2x4", quiet())["MFU at most"] == "37%"
 
     def refused(run):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: HLO temporaries (23.39G) exceeds available HBM (15.75G).")

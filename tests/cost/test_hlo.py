@@ -107,6 +107,7 @@ def test_as_a_tpu_program_is_written():
         Collective("reduce-scatter", size, 4, 1),
     ]
     assert parse_program(TPU).devices == 8
+    assert collectives(parse_program(TPU), waited_for=True) == [Collective("reduce-scatter", size, 4, 1)]
 
 
 def test_a_loop_that_ends_by_what_it_computes_counts_once():

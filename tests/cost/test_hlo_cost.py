@@ -6,7 +6,7 @@ import pytest
 from jax import lax
 
 from jaxformer.cost.hlo import parse_program
-from jaxformer.cost.hlo_cost import hbm_bytes, matmul_flops
+from jaxformer.cost.hlo_cost import hbm_bytes, matmul_flops, operations
 
 
 def compiled(function, *shapes):
@@ -26,6 +26,18 @@ def test_products_in_loops_by_hand():
     assert matmul_flops(parse_program(program.as_text())) == 3 * 15 * 2 * 8 * 16 * 16
     # What this module corrects: XLA counts a loop's body once.
     assert program.cost_analysis()["flops"] < 15 * 2 * 8 * 16 * 16
+
+
+def test_operations_of_a_core_add_up_to_the_whole():
+    """Products and bytes, each instruction with its turns; a fusion has the products inside it."""
+
+    def step(weights, x):
+        return lax.scan(lambda x, w: (jnp.tanh(x @ w) + 1, None), x, weights)[0]
+
+    program = parse_program(compiled(step, (5, 16, 16), (8, 16)).as_text())
+    found = operations(program)
+    assert sum(one.times * one.flops for one in found) == matmul_flops(program) == 5 * 2 * 8 * 16 * 16
+    assert sum(one.times * one.bytes for one in found) == hbm_bytes(program)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from jaxformer.schema import UserError
 from jaxformer.training.flops import PEAK_FLOPS
 
 
-@pytest.mark.parametrize("name", ["v5e", "v5e:", "v5e:16", "v9:2x2", "16x16", "v5e:16x16x"])
+@pytest.mark.parametrize("name", ["v5e", "v5e:", "v5e:12", "v9:2x2", "16x16", "v5e:16x16x"])
 def test_what_is_not_known_names_the_form_and_the_chips(name):
     with pytest.raises(UserError, match=r"expected CHIP:TOPOLOGY, for instance v5e:16x16, .*; chips: v5e, v5p, v6e"):
         described_devices(name)

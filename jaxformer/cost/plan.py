@@ -1,0 +1,326 @@
+"""The search for the mesh and settings with which a training step is fastest on TPUs that are only described.
+
+Every candidate is the real step, compiled ahead of time; what the chips' data sheets allow it is its bound. An estimate
+by textbook formulas only orders the candidates, so that the search ends early: a candidate that does not fit rules out
+those that need more memory, one that fits those that only compute more, and the search stops where no estimate is below
+what was found.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from jaxformer.cost.compile_for import StepCost
+from jaxformer.cost.topology import Chip
+from jaxformer.functional.kernels.splash import visible_share
+from jaxformer.models.config import TransformerConfig
+from jaxformer.parallel.mesh import AXES
+from jaxformer.training.config import RunConfig
+from jaxformer.training.console import number
+from jaxformer.training.flops import PEAK_FLOPS
+from jaxformer.training.run import Run
+from jaxformer.training.state import count_parameters
+
+BEST = 5
+REMAT = ("none", "dots", "full")  # each keeps less for the backward pass than the one before, and computes more
+LONG_ROW = 16_384  # tokens; shorter rows are not split over chips unless the configuration does so
+MOST_TENSOR, MOST_PARTS = 16, 64
+# Bytes a token, block and width that a block keeps for the backward pass, in bfloat16 and without the scores, which the
+# attention kernel does not keep: Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer
+# Models", table 2; half of that where products are kept and the rest is computed again; the block's input alone.
+KEPT = {"none": 34, "dots": 18, "full": 2}
+CHUNKS = (1024, 4096, 8192)  # tried for the best plan, beside the configuration's
+# Overrides with which any configuration runs on one device, for the sizes of its model.
+_ALONE = [f"parallel.{axis}={1 if axis != 'data' else -1}" for axis in AXES]
+ONE_ROW = [*_ALONE, "training.batch_size=1", "training.eval_batch_size=1", "training.accumulate=1"]
+
+
+class Candidate(NamedTuple):
+    """One way to spread the step.
+
+    Attributes:
+        fsdp: chips that split batch, parameters and optimizer state; ``data`` are those left.
+        expert: chips that split batch and experts.
+        sequence: chips that split the tokens of a row.
+        tensor: chips that split heads, feed-forward and vocabulary.
+        remat: what the backward pass computes again.
+        batch_size: rows of a step.
+        accumulate: parts in which they are computed one after the other.
+        chunk_tokens: tokens a chip whose logits are in memory at once; None where the objective has no such key.
+    """
+
+    fsdp: int
+    expert: int
+    sequence: int
+    tensor: int
+    remat: str
+    batch_size: int
+    accumulate: int
+    chunk_tokens: int | None
+
+    @property
+    def overrides(self) -> list[str]:
+        """The keys of a configuration, as the command line takes them."""
+        mesh = [f"parallel.{name}={getattr(self, name)}" for name in ("fsdp", "expert", "sequence", "tensor")]
+        rest = [f"model.remat={self.remat}", f"training.batch_size={self.batch_size}"]
+        chunk = [] if self.chunk_tokens is None else [f"task.chunk_tokens={self.chunk_tokens}"]
+        return ["parallel.data=-1", *mesh, *rest, f"training.accumulate={self.accumulate}", *chunk]
+
+    @property
+    def alike(self) -> tuple[Any, ...]:
+        """What candidates share that only trade memory for computation."""
+        return (self.fsdp, self.expert, self.sequence, self.tensor, self.batch_size, self.chunk_tokens)
+
+    def needs_no_more(self, other: "Candidate") -> bool:
+        """True if this one, alike but for recomputation and parts, needs no more memory than ``other``."""
+        saves = REMAT.index(self.remat) >= REMAT.index(other.remat) and self.accumulate >= other.accumulate
+        return self.alike == other.alike and saves
+
+
+class Model(NamedTuple):
+    """What the estimates know of the model.
+
+    Attributes:
+        parameters: of the whole model.
+        flops: operations of the model for a row, forward and backward, without scores that a causal mask hides.
+        config: of the model.
+        length: tokens of a row.
+    """
+
+    parameters: int
+    flops: float
+    config: TransformerConfig
+    length: int
+
+
+class Estimate(NamedTuple):
+    """About what a step needs.
+
+    Attributes:
+        seconds: of a step, at least.
+        network: of these, that chips send, beside computation or not.
+        bytes: on a chip.
+        state: of these, for parameters and the optimizer's statistics, which is certain.
+    """
+
+    seconds: float
+    network: float
+    bytes: float
+    state: float
+
+
+class Plan(NamedTuple):
+    """A candidate that was compiled and fits."""
+
+    candidate: Candidate
+    cost: StepCost
+
+    def seconds_per_token(self, chip: Chip, length: int) -> float:
+        """Seconds of all chips for a token, at least."""
+        return max(self.cost.times(chip).values()) / (self.candidate.batch_size * length)
+
+
+def candidates(config: RunConfig, chips: int, batch_sizes: Sequence[int]) -> Iterator[Candidate]:
+    """Yields every way that divides evenly, for each of the batch sizes.
+
+    Args:
+        config: of the run; what it says of mesh, ``remat``, parts and chunks does not count.
+        chips: in all.
+        batch_sizes: rows of a step to try.
+    """
+    c = config.model
+    chunk: int | None = getattr(config.task, "chunk_tokens", None)
+    splits_rows = config.parallel.sequence > 1 or config.sequence_length >= LONG_ROW
+    for tensor in _powers(min(MOST_TENSOR, chips)):
+        if any(size % tensor for size in (c.num_heads, c.kv_heads, c.hidden_size, c.vocabulary)):
+            continue
+        for sequence in _powers(chips // tensor) if splits_rows else (1,):
+            for expert in _powers(min(c.num_experts or 1, chips // tensor // sequence)):
+                rest, odd = divmod(chips, tensor * sequence * expert)
+                if odd or config.sequence_length % sequence or (c.num_experts or expert) % expert:
+                    continue
+                for fsdp in _powers(rest):
+                    data = rest // fsdp
+                    if rest % fsdp or c.hidden_size % fsdp:
+                        continue
+                    for batch_size in batch_sizes:
+                        for accumulate in _powers(MOST_PARTS):
+                            if batch_size % (data * fsdp * expert * accumulate) == 0:
+                                for remat in REMAT:
+                                    yield Candidate(
+                                        fsdp, expert, sequence, tensor, remat, batch_size, accumulate, chunk
+                                    )
+
+
+def _powers(most: int) -> list[int]:
+    """Powers of two up to ``most``.
+
+    >>> _powers(9)
+    [1, 2, 4, 8]
+    """
+    return [2**n for n in range(max(1, most).bit_length())]
+
+
+def estimate(candidate: Candidate, model: Model, chip: Chip, chips: int) -> Estimate:
+    """The time that no program can beat, and about how much memory it takes.
+
+    Products at the peak of the chip, a third more with full recomputation; parameters in the dtype of the computation
+    gathered twice a part and gradients reduced once (ZeRO-3: Rajbhandari et al. 2020, section 7); four all-reduces of
+    the activations a block under ``tensor`` (Shoeybi et al. 2019, "Megatron-LM", section 3), by the ring algorithms.
+    """
+    k, c = candidate, model.config
+    width = 2 if c.dtype == "bfloat16" else 4
+    split = k.fsdp * k.tensor
+    data = chips // (split * k.sequence * k.expert)
+    rows = k.batch_size // (data * k.fsdp * k.expert)
+    compute = model.flops * k.batch_size / chips / PEAK_FLOPS[chip.device_kind] * (4 / 3 if k.remat == "full" else 1.0)
+    share = model.parameters / k.tensor * width
+    sent = k.accumulate * (3 * share * _ring(k.fsdp) + 2 * share / k.fsdp * _ring(data * k.sequence))
+    activations = rows * model.length / k.sequence * c.hidden_size
+    # On the path of every token: nothing is computed meanwhile.
+    waiting = 4 * c.num_layers * activations * width * 2 * _ring(k.tensor) / chip.ici_bandwidth
+    state = 12.0 * model.parameters / split
+    parts = 4.0 * model.parameters / split if k.accumulate > 1 else 0.0
+    kept = activations / k.accumulate * c.num_layers * KEPT[k.remat] / k.tensor
+    network = sent / chip.ici_bandwidth
+    return Estimate(max(compute + waiting, network), network + waiting, state + parts + kept, state)
+
+
+def _ring(size: int) -> float:
+    """Share of an array that each of ``size`` chips sends to gather or to scatter it."""
+    return (size - 1) / size
+
+
+def in_order(found: Sequence[Candidate], model: Model, chip: Chip, chips: int) -> list[tuple[Candidate, Estimate]]:
+    """Candidates whose state fits, those that should fit first, then by the time of a token and what is sent for it."""
+    estimates = [(one, estimate(one, model, chip, chips)) for one in found]
+    fitting = [pair for pair in estimates if pair[1].state < chip.hbm]
+
+    def key(pair: tuple[Candidate, Estimate]) -> tuple[bool, float, float, float]:
+        candidate, estimated = pair
+        # Rounded, so that equal ones are in the order of what follows.
+        row, sent = (float(f"{s / candidate.batch_size:.3g}") for s in (estimated.seconds, estimated.network))
+        return estimated.bytes > chip.hbm, row, sent, estimated.bytes
+
+    return sorted(fitting, key=key)
+
+
+def search(
+    ordered: Sequence[tuple[Candidate, Estimate]],
+    compile_one: Callable[[Candidate], StepCost | None],
+    chip: Chip,
+    length: int,
+    most: int,
+) -> list[Plan]:
+    """Compiles candidates in order and returns those that fit, best first.
+
+    Args:
+        ordered: candidates with their estimates.
+        compile_one: the cost of a candidate's step, None if it does not fit.
+        chip: of the target.
+        length: tokens of a row.
+        most: programs to compile.
+    """
+    plans: list[Plan] = []
+    too_large: list[Candidate] = []
+    compiled = 0
+    for candidate, estimated in ordered:
+        if compiled == most:
+            break
+        if any(other.needs_no_more(candidate) for other in too_large):
+            continue
+        if any(candidate.needs_no_more(plan.candidate) for plan in plans):
+            continue  # it computes more and fits no better
+        best = sorted(plan.seconds_per_token(chip, length) for plan in plans)
+        if len(best) >= BEST and estimated.seconds / (candidate.batch_size * length) >= best[BEST - 1]:
+            continue
+        cost = compile_one(candidate)
+        compiled += 1
+        if cost is None:
+            too_large.append(candidate)
+        else:
+            plans.append(Plan(candidate, cost))
+    return ranked(plans, chip, length)
+
+
+def other_chunks(best: Candidate, model: Model, chip: Chip, chips: int) -> list[tuple[Candidate, Estimate]]:
+    """The best candidate with other chunks of logits: larger ones read the head's weights less often."""
+    if best.chunk_tokens is None:
+        return []
+    tried = [best._replace(chunk_tokens=size) for size in CHUNKS if size != best.chunk_tokens]
+    return [(one, estimate(one, model, chip, chips)) for one in tried]
+
+
+def ranked(plans: Sequence[Plan], chip: Chip, length: int) -> list[Plan]:
+    """The plans by the bound on a token's time; equal ones by the sum of what keeps the chip busy."""
+
+    def key(plan: Plan) -> tuple[float, float]:
+        rows = plan.candidate.batch_size
+        return plan.seconds_per_token(chip, length), math.fsum(plan.cost.times(chip).values()) / rows
+
+    return sorted(plans, key=key)
+
+
+class Price(NamedTuple):
+    """What the whole training is to be counted in.
+
+    Attributes:
+        tokens: to train on; None: hours are not counted.
+        hour: price of a chip for an hour, in any currency; None: cost is not counted.
+    """
+
+    tokens: int | None
+    hour: float | None
+
+
+def model_of(run: Run) -> Model:
+    """Sizes of the model of a run with batches of one row."""
+    c, length = run.config.model, run.config.sequence_length
+    flops = run.flops_per_step
+    if c.architecture == "decoder" and c.mixer == "attention":
+        scores = 12.0 * c.num_layers * c.num_heads * c.head_width * length**2
+        flops -= scores * (1 - visible_share(length, True, c.window))
+    return Model(count_parameters(run.division.shapes), flops, c, length)
+
+
+def mesh_in_words(candidate: Candidate, chips: int) -> str:
+    """The axes of the mesh that split anything.
+
+    >>> mesh_in_words(Candidate(8, 1, 1, 2, "none", 64, 1, None), 64)
+    'data 4 x fsdp 8 x tensor 2'
+    """
+    k = candidate
+    sizes = {"fsdp": k.fsdp, "expert": k.expert, "sequence": k.sequence, "tensor": k.tensor}
+    sizes = {"data": chips // math.prod(sizes.values()), **sizes}
+    return " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "one chip"
+
+
+def in_words(candidate: Candidate, chips: int) -> str:
+    """A candidate in one line."""
+    k = candidate
+    chunk = "" if k.chunk_tokens is None else f", chunks of {k.chunk_tokens:,} tokens"
+    parts = f"{k.batch_size:,} rows in {k.accumulate} part(s)"
+    return f"{mesh_in_words(k, chips)}, remat {k.remat}, {parts}{chunk}"
+
+
+def row(plan: Plan, chip: Chip, length: int, chips: int, price: Price) -> dict[str, str]:
+    """A row of the table of plans."""
+    k, cost = plan.candidate, plan.cost
+    kinds: dict[str, tuple[int, float]] = {}
+    for one in cost.collectives:
+        times, sent = kinds.get(one.kind, (0, 0.0))
+        kinds[one.kind] = times + one.times, sent + one.times * one.sent
+    hours = None if price.tokens is None else price.tokens * plan.seconds_per_token(chip, length) / 3600
+    return {
+        "mesh": mesh_in_words(k, chips),
+        "remat": k.remat,
+        "rows": f"{k.batch_size:,} in {k.accumulate}",
+        "chunk": "" if k.chunk_tokens is None else f"{k.chunk_tokens:,}",
+        "memory, GiB": f"{cost.peak / 2**30:.2f} of {chip.hbm / 2**30:.0f}",
+        "compute / memory / network / in turn, ms": " / ".join(f"{1000 * s:,.0f}" for s in cost.times(chip).values()),
+        "sent by a chip": "; ".join(f"{n:,} {kind} ({number(sent)}B)" for kind, (n, sent) in kinds.items())
+        or "nothing",
+        "MFU at most": f"{cost.mfu_bound(chip):.0%}",
+        "hours at least": "" if hours is None else f"{hours:,.1f}",
+        "cost at least": "" if hours is None or price.hour is None else f"{hours * chips * price.hour:,.0f}",
+    }

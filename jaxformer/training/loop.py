@@ -29,7 +29,7 @@ from jaxformer.training.evaluation import Evaluator, headline, in_words, make_ev
 from jaxformer.training.flops import peak_flops
 from jaxformer.training.forecast import start_warnings
 from jaxformer.training.initial_state import start_frozen, start_state
-from jaxformer.training.memory import peak_memory_used
+from jaxformer.training.memory import Settling, peak_memory_used, return_freed_memory
 from jaxformer.training.metrics import MetricsLog, best_is_old
 from jaxformer.training.profile import Profile
 from jaxformer.training.receipt import Receipts
@@ -170,12 +170,17 @@ class Trainer:
         t, data = c.training, c.data
         batches = load(self.run.train_batches, self.step, data.num_threads, data.prefetch)
         step, first = self.device_step, self.step
+        # Steps that are asked for ahead have their memory already: on a CPU, where asking takes no time, none is.
+        in_turn, metrics, settle = self.run.mesh.devices.flat[0].platform == "cpu", None, Settling()
         self.receipts.resume(self.step)
         try:
             while self.step < t.steps and not self.stopping:
                 before = time.perf_counter()
                 batch = step.put(next(batches))
                 self.clock.waiting += time.perf_counter() - before
+                if in_turn:
+                    jax.block_until_ready(metrics)
+                    settle()
                 self.profile.before(self.step + 1)
                 self.state, metrics, request = step(self.state, batch, self.stop.request, self.frozen)
                 self.stop.agree(request)
@@ -367,7 +372,9 @@ def train(run: Run, display: Display) -> Result:
     steps = run.config.training.steps
     with open_folder(run) as earlier, StopRequest().listening() as stop:
         if (newest := max(Checkpoints(run.folder / CHECKPOINTS).steps(), default=0)) < steps:
-            for line in start_warnings(run, newest):
+            lines = start_warnings(run, newest)
+            return_freed_memory()  # of the compiler
+            for line in lines:
                 display.warn(line)
         trainer = Trainer(run, display, stop, earlier)
         try:

@@ -2,22 +2,24 @@
 
 import argparse
 import math
+from importlib.resources import files
 from typing import Any
 
 from jaxformer.commands.options import EXIT_SIGNAL, add_config
 from jaxformer.schema import UserError
 
+KEYS = "train_keys.txt"  # written by jaxformer.commands.key_help, which would take three seconds to import
 SUMMARY = "Train a Transformer. Run the same command again to resume an interrupted run."
 
 
 class _HelpAction(argparse.Action):
-    """``--help`` also lists every key of the configuration, which is imported only for it."""
+    """``--help`` also lists every key of the configuration."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         """Prints the help and exits."""
         parser.print_help()
         print("\nkeys, with type, default and meaning:\n")
-        print(key_help())
+        print(files("jaxformer.commands").joinpath(KEYS).read_text(encoding="utf-8"), end="")
         parser.exit()
 
 
@@ -36,58 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--evaluate", action="store_true", help="evaluate the newest checkpoint on the validation data and exit"
     )
     parser.add_argument("-h", "--help", action=_HelpAction, nargs=0, help="show options and configuration keys")
-
-
-def key_help() -> str:
-    """Every key of the configuration: path, type, default, meaning."""
-    from pydantic_core import PydanticUndefined
-
-    from jaxformer.tasks import TASKS
-    from jaxformer.training.config import RunConfig, config_keys
-
-    lines = []
-    section = None
-    for path, field in config_keys(RunConfig):
-        if path == "task.type":
-            meaning = str(TASKS[field.default].__doc__).splitlines()[0]
-            lines.append(f"\n  task.type: {field.default}  {meaning}")
-            section = "task"
-            continue
-        if path.split(".")[0] != section:
-            section = path.split(".")[0]
-            lines.append("")
-        default = "required" if field.default is PydanticUndefined else field.default
-        if field.default_factory is not None:
-            default = field.default_factory()
-            default = f"{{type: {default.type}}}" if hasattr(default, "type") else default
-        shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
-        lines.append(f"  {path}  ({_type_name(field.annotation)}, {shown})\n      {field.description or ''}")
-    return "\n".join(lines[1:])
-
-
-def _type_name(annotation: Any) -> str:
-    """A type as a user would write it.
-
-    >>> _type_name(int | None), _type_name(str)
-    ('int or null', 'str')
-    """
-    from types import NoneType, UnionType
-    from typing import Annotated, Literal, Union, get_args, get_origin
-
-    if annotation is NoneType:
-        return "null"
-    origin = get_origin(annotation)
-    if origin is Literal:
-        return " | ".join(map(str, get_args(annotation)))
-    if origin in (Union, UnionType):
-        return " or ".join(_type_name(part) for part in get_args(annotation))
-    if origin is Annotated:
-        return _type_name(get_args(annotation)[0])
-    if origin is list:
-        return f"list of {_type_name(get_args(annotation)[0])}"
-    if "type" in getattr(annotation, "model_fields", ()):
-        return f"{{type: {annotation.model_fields['type'].default}, ...}}"
-    return getattr(annotation, "__name__", str(annotation))
 
 
 def run(options: argparse.Namespace) -> int:

@@ -15,10 +15,11 @@ MODULES = {
 
 # Each part and the parts it may use. Parts at the bottom of the library, schema and functional, stand on nothing.
 MODEL = {"schema", "functional", "models"}
-DATA = {"schema", "atomic", "tokenizers", "data"}
+DATA = {"schema", "lazy", "atomic", "tokenizers", "data"}
 TRAINING = MODEL | DATA | {"signals", "plot", "families", "hub", "tasks", "generation", "lora", "parallel", "training"}
 MAY_USE = {
     "schema": set(),
+    "lazy": set(),
     "atomic": set(),
     "external": {"schema"},
     "libtpu": set(),
@@ -28,7 +29,7 @@ MAY_USE = {
     "parallel": {"schema", "libtpu", "functional", "models"},
     "families": MODEL | {"external"},
     "tokenizers": {"schema", "external"},
-    "data": {"schema", "atomic", "functional", "tokenizers"},
+    "data": {"schema", "lazy", "atomic", "functional", "tokenizers"},
     "hub": MODEL | {"atomic", "families", "tokenizers", "parallel"},
     "flax_names": MODEL | {"external", "families", "generation", "hub"},
     "plot": {"schema", "external", "functional", "tokenizers"},

@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="compilations of each depth, after one to warm up")
     options = parser.parse_args()
     names = ["configuration", "target", "axes", "parameters", "optimizer", "activations", "peak", "of GiB", "FLOP"]
-    names += ["moved", "collectives (sent)", "compute / memory / network ms", "MFU at most", "compiled in"]
+    names += ["moved", "collectives (sent)", "compute / memory / network / in turn ms", "MFU at most", "compiled in"]
     print(f"| {' | '.join(names)} |\n{'|---' * len(names)}|", flush=True)
     for case in CASES:
         print(cost_row(*case), flush=True)

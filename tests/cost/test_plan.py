@@ -150,6 +150,7 @@ def test_a_number_of_tokens_is_refused_in_one_line():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_plans_for_a_described_target(tmp_path):
     """Of a small model the five best fit, are in order, and say what to paste."""
     pytest.importorskip("libtpu")
@@ -160,7 +161,7 @@ def test_plans_for_a_described_target(tmp_path):
     )
     command = [sys.executable, "-m", "jaxformer", "plan", "--config", str(config), "--chips", "v5e:4"]
     done = subprocess.run(
-        [*command, "--tokens", "1B", "--price", "1.2", "--most", "6"], cwd=ROOT, capture_output=True, text=True
+        [*command, "--tokens", "1B", "--price", "1.2", "--most", "2"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith(("1: ", "2: "))]

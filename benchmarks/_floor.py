@@ -68,13 +68,12 @@ def median_time(call: Callable[[], Any]) -> float:
     return statistics.median(time_calls(call, SECONDS, CALLS))
 
 
-def floor(jaxpr: Any) -> tuple[float, float]:
-    """Returns the milliseconds of all products of a traced program, each timed alone, and their operations."""
+def floor(jaxpr: Any) -> float:
+    """Returns the milliseconds of all products of a traced program, each timed alone."""
     counts: Counter[Product] = Counter()
     for product, times in products(jaxpr):
         counts[product] += times
-    milliseconds = sum(times * time_product(product) for product, times in counts.items())
-    return milliseconds, float(sum(times * product.flops for product, times in counts.items()))
+    return sum(times * time_product(product) for product, times in counts.items())
 
 
 def machine() -> str:

@@ -71,7 +71,7 @@ def jaxformer_step(model: Mapping[str, Any], batch: Arrays, weights: Path) -> St
         state, metrics, _ = jax.block_until_ready(compiled(state, on_device))
         return float(metrics.sums["loss"]) / float(metrics.weight)
 
-    return Step(step, lambda: floor(traced.jaxpr)[0])
+    return Step(step, lambda: floor(traced.jaxpr))
 
 
 def hugging_face_weights(config: Any, params: Arrays) -> Arrays:

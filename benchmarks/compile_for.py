@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from jaxformer.cost.compile_for import gib, shape_run, step_cost
-from jaxformer.cost.hlo import Collective
+from jaxformer.cost.compile_for import by_kind, gib, shape_run, step_cost
 from jaxformer.cost.topology import described_devices
 from jaxformer.training.console import number
 from jaxformer.training.sources import load_config
@@ -27,15 +26,6 @@ CASES = (
 # The depths whose compile times are compared, and a step with room in memory for both.
 DEPTHS = (12, 48)
 DEPTH_CASE = ("gpt2_124m", "v5e:2x4", "model.remat=full", "training.accumulate=20")
-
-
-def by_kind(collectives: list[Collective]) -> str:
-    """How often each kind runs in a step, and what a chip sends in all of them."""
-    kinds: dict[str, tuple[int, float]] = {}
-    for one in collectives:
-        times, sent = kinds.get(one.kind, (0, 0.0))
-        kinds[one.kind] = times + one.times, sent + one.times * one.sent
-    return "; ".join(f"{times:,} {kind} ({number(sent)}B)" for kind, (times, sent) in kinds.items())
 
 
 def cost_row(config: str, target: str) -> str:

@@ -12,7 +12,6 @@ import argparse
 import gzip
 import importlib.util
 import json
-import platform
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from _floor import cpu_name
 from _timing import print_table
 
 import jaxformer
@@ -104,15 +104,6 @@ def train_theirs(run: Run, model: str) -> Encode:
         torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
         optimizer.step()
     return lambda texts: np.asarray(encoder.encode(list(texts), batch_size=8))
-
-
-def cpu_name() -> str:
-    """The CPU's name."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
 
 
 def main() -> None:

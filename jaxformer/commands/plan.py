@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--price", type=float, metavar="P", help="of a chip for an hour: adds what the tokens cost")
     parser.add_argument(
         "--batch-sizes",
-        type=lambda text: [int(part) for part in text.split(",")],
+        type=row_counts,
         metavar="N,N",
         help="rows of a step to try (default: training.batch_size)",
     )
@@ -35,6 +35,18 @@ def token_count(text: str) -> int:
     if found is None or float(found[1]) == 0:
         raise argparse.ArgumentTypeError(f"is {text!r}, expected a number of tokens like 20B, 300M or 5_000_000")
     return round(float(found[1]) * UNITS[found[2]])
+
+
+def row_counts(text: str) -> list[int]:
+    """Numbers of rows, separated by commas.
+
+    >>> row_counts("512,1024")
+    [512, 1024]
+    """
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"is {text!r}, expected numbers of rows like 512 or 512,1024")
+    return [int(part) for part in parts]
 
 
 def run(options: argparse.Namespace) -> int:
@@ -83,7 +95,11 @@ def run(options: argparse.Namespace) -> int:
     def compile_one(candidate: plan.Candidate) -> StepCost | None:
         began = time.monotonic()
         spread = load_config(options.config, [*options.overrides, *candidate.overrides])
-        cost = fitting_cost(shape_run(spread, devices), chip)
+        try:
+            cost = fitting_cost(shape_run(spread, devices), chip)
+        except UserError as error:  # another key of the configuration does not divide; the next mesh may serve
+            display.say(f"{plan.in_words(candidate, len(devices))}: {error}")
+            return None
         fits = cost if isinstance(cost, StepCost) else None
         what = (
             f"it needs {cost}" if fits is None else f"{1000 * max(fits.times(chip).values()):,.0f} ms a step at least"

@@ -217,3 +217,12 @@ def collective_line(one: Collective) -> str:
     """
     sent = number(one.sent * one.times)
     return f"{one.times:>6,} x {one.kind} of {number(one.bytes)}B among {one.group}, {sent}B sent"
+
+
+def by_kind(collectives: list[Collective]) -> str:
+    """How often each kind of collective runs in a step, and what a chip sends in all of them, in words."""
+    kinds: dict[str, tuple[int, float]] = {}
+    for one in collectives:
+        times, sent = kinds.get(one.kind, (0, 0.0))
+        kinds[one.kind] = times + one.times, sent + one.times * one.sent
+    return "; ".join(f"{times:,} {kind} ({number(sent)}B)" for kind, (times, sent) in kinds.items())

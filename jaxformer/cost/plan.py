@@ -8,15 +8,15 @@ what was found.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
-from jaxformer.cost.compile_for import StepCost
+from jaxformer.cost.compile_for import StepCost, by_kind
 from jaxformer.cost.topology import Chip
 from jaxformer.functional.kernels.splash import visible_share
 from jaxformer.models.config import TransformerConfig
 from jaxformer.parallel.mesh import AXES
 from jaxformer.training.config import RunConfig
-from jaxformer.training.console import number
 from jaxformer.training.flops import PEAK_FLOPS
 from jaxformer.training.run import Run
 from jaxformer.training.state import count_parameters
@@ -64,11 +64,18 @@ class Candidate(NamedTuple):
         mesh = [f"parallel.{name}={getattr(self, name)}" for name in ("fsdp", "expert", "sequence", "tensor")]
         rest = [f"model.remat={self.remat}", f"training.batch_size={self.batch_size}"]
         chunk = [] if self.chunk_tokens is None else [f"task.chunk_tokens={self.chunk_tokens}"]
-        return ["parallel.data=-1", *mesh, *rest, f"training.accumulate={self.accumulate}", *chunk]
+        return [
+            "parallel.strategy=jit",
+            "parallel.data=-1",
+            *mesh,
+            *rest,
+            f"training.accumulate={self.accumulate}",
+            *chunk,
+        ]
 
     @property
     def alike(self) -> tuple[Any, ...]:
-        """What candidates share that only trade memory for computation."""
+        """The keys that candidates share which only trade memory for computation."""
         return (self.fsdp, self.expert, self.sequence, self.tensor, self.batch_size, self.chunk_tokens)
 
     def needs_no_more(self, other: "Candidate") -> bool:
@@ -128,28 +135,23 @@ def candidates(config: RunConfig, chips: int, batch_sizes: Sequence[int]) -> Ite
         chips: in all.
         batch_sizes: rows of a step to try.
     """
-    c = config.model
     chunk: int | None = getattr(config.task, "chunk_tokens", None)
-    splits_rows = config.parallel.sequence > 1 or config.sequence_length >= LONG_ROW
-    for tensor in _powers(min(MOST_TENSOR, chips)):
-        if any(size % tensor for size in (c.num_heads, c.kv_heads, c.hidden_size, c.vocabulary)):
-            continue
-        for sequence in _powers(chips // tensor) if splits_rows else (1,):
-            for expert in _powers(min(c.num_experts or 1, chips // tensor // sequence)):
-                rest, odd = divmod(chips, tensor * sequence * expert)
-                if odd or config.sequence_length % sequence or (c.num_experts or expert) % expert:
-                    continue
-                for fsdp in _powers(rest):
-                    data = rest // fsdp
-                    if rest % fsdp or c.hidden_size % fsdp:
-                        continue
-                    for batch_size in batch_sizes:
-                        for accumulate in _powers(MOST_PARTS):
-                            if batch_size % (data * fsdp * expert * accumulate) == 0:
-                                for remat in REMAT:
-                                    yield Candidate(
-                                        fsdp, expert, sequence, tensor, remat, batch_size, accumulate, chunk
-                                    )
+    for fsdp, expert, sequence, tensor in meshes(config, chips):
+        for batch_size, accumulate, remat in product(batch_sizes, _powers(MOST_PARTS), REMAT):
+            if batch_size % (chips // (sequence * tensor) * accumulate) == 0:
+                yield Candidate(fsdp, expert, sequence, tensor, remat, batch_size, accumulate, chunk)
+
+
+def meshes(config: RunConfig, chips: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yields ``fsdp``, ``expert``, ``sequence``, ``tensor`` of every mesh that divides chips, rows and parameters."""
+    c, length = config.model, config.sequence_length
+    experts = _powers(chips) if c.num_experts else [1]
+    sequences = _powers(chips) if config.parallel.sequence > 1 or length >= LONG_ROW else [1]
+    for fsdp, expert, sequence, tensor in product(_powers(chips), experts, sequences, _powers(MOST_TENSOR)):
+        sizes = (c.num_heads, c.kv_heads, c.inner_size, c.vocabulary)
+        odd = [size % tensor for size in sizes] + [c.hidden_size % fsdp, (c.num_experts or 1) % expert]
+        if not any([*odd, length % sequence, chips % (fsdp * expert * sequence * tensor)]):
+            yield fsdp, expert, sequence, tensor
 
 
 def _powers(most: int) -> list[int]:
@@ -306,10 +308,6 @@ def in_words(candidate: Candidate, chips: int) -> str:
 def row(plan: Plan, chip: Chip, length: int, chips: int, price: Price) -> dict[str, str]:
     """A row of the table of plans."""
     k, cost = plan.candidate, plan.cost
-    kinds: dict[str, tuple[int, float]] = {}
-    for one in cost.collectives:
-        times, sent = kinds.get(one.kind, (0, 0.0))
-        kinds[one.kind] = times + one.times, sent + one.times * one.sent
     hours = None if price.tokens is None else price.tokens * plan.seconds_per_token(chip, length) / 3600
     return {
         "mesh": mesh_in_words(k, chips),
@@ -318,8 +316,7 @@ def row(plan: Plan, chip: Chip, length: int, chips: int, price: Price) -> dict[s
         "chunk": "" if k.chunk_tokens is None else f"{k.chunk_tokens:,}",
         "memory, GiB": f"{cost.peak / 2**30:.2f} of {chip.hbm / 2**30:.0f}",
         "compute / memory / network / in turn, ms": " / ".join(f"{1000 * s:,.0f}" for s in cost.times(chip).values()),
-        "sent by a chip": "; ".join(f"{n:,} {kind} ({number(sent)}B)" for kind, (n, sent) in kinds.items())
-        or "nothing",
+        "sent by a chip": by_kind(cost.collectives) or "nothing",
         "MFU at most": f"{cost.mfu_bound(chip):.0%}",
         "hours at least": "" if hours is None else f"{hours:,.1f}",
         "cost at least": "" if hours is None or price.hour is None else f"{hours * chips * price.hour:,.0f}",

@@ -170,7 +170,7 @@ class Trainer:
         t, data = c.training, c.data
         batches = load(self.run.train_batches, self.step, data.num_threads, data.prefetch)
         step, first = self.device_step, self.step
-        # Steps that are asked for ahead have their memory already: on a CPU, where asking takes no time, none is.
+        # A step that is dispatched ahead already holds its memory, and on a CPU dispatching ahead gains nothing.
         in_turn, metrics, settle = self.run.mesh.devices.flat[0].platform == "cpu", None, Settling()
         self.receipts.resume(self.step)
         try:

@@ -32,7 +32,7 @@ class Settling:
     """Called between steps, returns freed memory to the system: at each of the first, then once in a while.
 
     A large buffer that was freed may lose a little of its place to what lasts, so that the next does not fit there.
-    ``gpt_nano`` grew so within ten steps from 1.2 to 2.8 GB. The pages that the next step takes anew cost it a fifth of
+    ``gpt_nano`` grew so from 1.2 to 2.8 GB. The pages that the next step takes anew cost it a fifth of
     its time, which is little where it is seldom.
     """
 

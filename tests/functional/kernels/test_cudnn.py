@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src.cudnn import fused_attention_stablehlo as fused
+from jax._src.cudnn import fused_attention_stablehlo as fused  # its questions to a GPU are answered here
 
 from jaxformer.functional import Mask, dot_product_attention
 from jaxformer.functional.kernels.choose import AttentionRequest, choose_implementation, kernel_attention

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _floor import machine
 from _timing import print_table
 
 SIZES = {
@@ -109,19 +110,6 @@ def table_row(family: str, numerics: str) -> list[str]:
         logits, cache = step(params, source, ids[:3, begin:end], cache)
         said.append(np.asarray(logits))
     return [family, *cells, differs(np.concatenate(said, axis=1))]
-
-
-def machine() -> str:
-    """The CPU and the speed of a product, since both decide the numbers below."""
-    import jax
-    import jax.numpy as jnp
-
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    product = jax.jit(jnp.matmul)
-    x = jnp.ones((1024, 1024))
-    times = timed(lambda: product(x, x), 10)
-    name = names[0].partition(": ")[2] if names else "CPU"
-    return f"{name}, {os.cpu_count()} cores, product {2147 / times:.0f} GFLOP/s"
 
 
 def timed(call: Callable[[], Any], times: int) -> float:

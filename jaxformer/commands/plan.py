@@ -1,10 +1,21 @@
 """``jaxformer plan``."""
 
+from __future__ import annotations
+
 import argparse
 import re
+from typing import TYPE_CHECKING
 
 from jaxformer.commands.options import add_config
 from jaxformer.schema import UserError
+
+if TYPE_CHECKING:
+    import jax
+
+    from jaxformer.cost import plan
+    from jaxformer.cost.topology import Chip
+    from jaxformer.training.config import RunConfig
+    from jaxformer.training.console import Display
 
 SUMMARY = "Find the mesh and settings with which a configuration trains fastest on TPUs that need not be here."
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
@@ -53,12 +64,9 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
     import time
 
-    import jax
-
     from jaxformer.cost import plan
-    from jaxformer.cost.compile_for import StepCost, fitting_cost, shape_run
     from jaxformer.cost.topology import described_devices
-    from jaxformer.training.console import Display, duration, show_warnings
+    from jaxformer.training.console import Display, show_warnings
     from jaxformer.training.sources import load_config
 
     if options.most < 1:
@@ -67,25 +75,55 @@ def run(options: argparse.Namespace) -> int:
     display = Display()
     show_warnings(display.console, options.debug)
     config = load_config(options.config, options.overrides)
-    chip, devices = described_devices(options.chips, "--chips")
     if config.model.vocab_size is None or config.task.reads != "text":
         raise UserError(
             "plan needs shapes that the configuration says alone, expected model.vocab_size and an objective on text; "
             "for another, train.py --compile-for costs one configuration"
         )
+    chip, devices = described_devices(options.chips, "--chips")
+    plans = _search(options, config, chip, devices, display)
+    minutes = (time.monotonic() - start) / 60
+    if not plans:
+        raise UserError(
+            f"--chips {options.chips}: none of the programs compiled in {minutes:.0f} min fits; give more chips, or "
+            f"--most above {options.most}"
+        )
+    best = plans[: plan.BEST]
+    price = plan.Price(options.tokens, options.price)
+    display.table([plan.row(one, chip, config.sequence_length, len(devices), price) for one in best])
+    display.say(f"searched {minutes:.1f} min. The bounds are those of the data sheets; a real step is slower.")
+    for number, one in enumerate(best, 1):
+        display.say(f"{number}: {' '.join(one.candidate.overrides)}")
+    return 0
+
+
+def _search(
+    options: argparse.Namespace, config: RunConfig, chip: Chip, devices: list[jax.Device], display: Display
+) -> list[plan.Plan]:
+    """The plans that fit, best first, each said as soon as it is compiled."""
+    import time
+
+    import jax
+
+    from jaxformer.cost import plan
+    from jaxformer.cost.compile_for import StepCost, fitting_cost, shape_run
+    from jaxformer.training.console import duration
+    from jaxformer.training.sources import load_config
+
+    chips, length = len(devices), config.sequence_length
     of_one_row = load_config(options.config, [*options.overrides, *plan.ONE_ROW])
     model = plan.model_of(shape_run(of_one_row, jax.devices("cpu")[:1]))
     sizes = options.batch_sizes or [config.training.batch_size]
-    found = list(plan.candidates(config, len(devices), sizes))
+    found = list(plan.candidates(config, chips, sizes))
     if not found:
         raise UserError(
-            f"--chips {options.chips}: no mesh of {len(devices)} chips divides batches of {', '.join(map(str, sizes))} "
-            f"rows; give --batch-sizes with multiples of {len(devices)}"
+            f"--chips {options.chips}: no mesh of {chips} chips divides batches of {', '.join(map(str, sizes))} "
+            f"rows; give --batch-sizes with multiples of {chips}"
         )
-    ordered = plan.in_order(found, model, chip, len(devices))
+    ordered = plan.in_order(found, model, chip, chips)
     if not ordered:
         raise UserError(
-            f"--chips {options.chips}: parameters and optimizer state do not fit on {len(devices)} chips however they "
+            f"--chips {options.chips}: parameters and optimizer state do not fit on {chips} chips however they "
             "are split; give more chips"
         )
     display.say(
@@ -98,30 +136,17 @@ def run(options: argparse.Namespace) -> int:
         try:
             cost = fitting_cost(shape_run(spread, devices), chip)
         except UserError as error:  # another key of the configuration does not divide; the next mesh may serve
-            display.say(f"{plan.in_words(candidate, len(devices))}: {error}")
+            display.say(f"{plan.in_words(candidate, chips)}: {error}")
             return None
         fits = cost if isinstance(cost, StepCost) else None
         what = (
             f"it needs {cost}" if fits is None else f"{1000 * max(fits.times(chip).values()):,.0f} ms a step at least"
         )
-        display.say(f"{plan.in_words(candidate, len(devices))}: {what} ({duration(time.monotonic() - began)})")
+        display.say(f"{plan.in_words(candidate, chips)}: {what} ({duration(time.monotonic() - began)})")
         return fits
 
-    length = config.sequence_length
     plans = plan.search(ordered, compile_one, chip, length, options.most)
-    if plans:
-        chunks = plan.other_chunks(plans[0].candidate, model, chip, len(devices))
-        plans = plan.ranked([*plans, *plan.search(chunks, compile_one, chip, length, len(chunks))], chip, length)
-    minutes = (time.monotonic() - start) / 60
     if not plans:
-        raise UserError(
-            f"--chips {options.chips}: none of the programs compiled in {minutes:.0f} min fits; give more chips, or "
-            f"--most above {options.most}"
-        )
-    price = plan.Price(options.tokens, options.price)
-    rows = [plan.row(one, chip, length, len(devices), price) for one in plans[: plan.BEST]]
-    display.table(rows)
-    display.say(f"searched {minutes:.1f} min. The bounds are those of the data sheets; a real step is slower.")
-    for number, one in enumerate(plans[: plan.BEST], 1):
-        display.say(f"{number}: {' '.join(one.candidate.overrides)}")
-    return 0
+        return []
+    chunks = plan.other_chunks(plans[0].candidate, model, chip, chips)
+    return plan.ranked([*plans, *plan.search(chunks, compile_one, chip, length, len(chunks))], chip, length)

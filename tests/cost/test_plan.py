@@ -172,12 +172,12 @@ def test_plans_for_a_described_target(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--chips", "v9:8"], "--chips v9:8: expected CHIP:TOPOLOGY"),
+        (["--chips", "v9:8", "model.vocab_size=256"], "--chips v9:8: expected CHIP:TOPOLOGY"),
         (["--chips", "v5e:8", "--most", "0"], "--most is 0, expected 1 or more"),
         (["--chips", "v5e:8", "--tokens", "many"], "expected a number of tokens like 20B"),
         (["--chips", "v5e:8", "--batch-sizes", "8,none"], "expected numbers of rows like 512 or 512,1024"),
         (["--chips", "v5e:8", "--batch-sizes", "0"], "expected numbers of rows like 512 or 512,1024"),
-        (["--chips", "v5e:8", "data.path=x"], "expected model.vocab_size and an objective on text"),
+        (["--chips", "v5e:8"], "expected model.vocab_size and an objective on text"),
     ],
 )
 def test_bad_options_are_one_line(arguments, said, capsys):

@@ -35,10 +35,16 @@ class Step:
     Attributes:
         run: does it and returns the loss before its update.
         floor: milliseconds of its matrix products, each alone; None for a step that is not jaxformer's.
+        flops: floating-point operations of the model, by the formula of ``training/flops.py``; 0 likewise.
+        predicted: bytes that the compiled step needs on the device; None likewise.
+        used: the most bytes in use on the device so far.
     """
 
     run: Callable[[], float]
     floor: Callable[[], float] | None = None
+    flops: float = 0.0
+    predicted: Callable[[], int] | None = None
+    used: Callable[[], int | None] = lambda: None
 
     def __call__(self) -> float:
         """Does the step."""

@@ -1,7 +1,6 @@
 """A training step as each library's user has it: jaxformer's training loop, and PyTorch written for speed.
 
-Both are forward pass, loss, backward pass, clipping and AdamW, which decays the matrices but not the embeddings;
-float32, on the CPU.
+Both are forward pass, loss, backward pass, clipping and AdamW, which decays the matrices but not the embeddings.
 """
 
 import os
@@ -36,6 +35,9 @@ def jaxformer_step(model: Mapping[str, Any], batch: Arrays, weights: Path) -> St
     from jaxformer.parallel.mesh import make_mesh
     from jaxformer.parallel.strategy import DeviceStep
     from jaxformer.tasks import build_task
+    from jaxformer.training.flops import flops_per_step
+    from jaxformer.training.forecast import peak_memory
+    from jaxformer.training.memory import peak_memory_used
     from jaxformer.training.optimizer import build_optimizer, build_schedule
     from jaxformer.training.sources import resolve_config
     from jaxformer.training.state import abstract_state, init_state
@@ -71,7 +73,14 @@ def jaxformer_step(model: Mapping[str, Any], batch: Arrays, weights: Path) -> St
         state, metrics, _ = jax.block_until_ready(compiled(state, on_device))
         return float(metrics.sums["loss"]) / float(metrics.weight)
 
-    return Step(step, lambda: floor(traced.jaxpr))
+    shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in batch.items()}
+    return Step(
+        step,
+        lambda: floor(traced.jaxpr),
+        flops_per_step(c.model, abstract.params, {name: array.shape for name, array in batch.items()}),
+        lambda: peak_memory(compiled.lower(abstract, shapes).compile()),
+        lambda: peak_memory_used(mesh.local_devices),
+    )
 
 
 def hugging_face_weights(config: Any, params: Arrays) -> Arrays:
@@ -84,7 +93,12 @@ def hugging_face_weights(config: Any, params: Arrays) -> Arrays:
 
 
 def torch_step(
-    build: Callable[[dict[str, Any]], tuple[Any, Callable[..., Any]]], batch: Arrays, weights: Path, compiled: bool
+    build: Callable[[dict[str, Any]], tuple[Any, Callable[..., Any]]],
+    batch: Arrays,
+    weights: Path,
+    compiled: bool,
+    device: str = "cpu",
+    dtype: str = "float32",
 ) -> Step:
     """A training step as a PyTorch user would write it for speed.
 
@@ -93,13 +107,16 @@ def torch_step(
         batch: integers, by the names of that function's arguments.
         weights: file of the initial weights, under Hugging Face's names.
         compiled: whether forward pass and loss, and with them the backward pass, go through ``torch.compile``.
+        device: on which it runs.
+        dtype: of the products, by ``torch.autocast``; parameters are float32.
     """
     import torch
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     with np.load(weights) as arrays:
         model, loss_of = build({name: torch.from_numpy(array) for name, array in arrays.items()})
-    tensors = {name: torch.from_numpy(array).long() for name, array in batch.items()}
+    model.to(device)
+    tensors = {name: torch.from_numpy(array).long().to(device) for name, array in batch.items()}
     tables = {module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     parameters = list(model.parameters())
     decaying = [p for p in parameters if p.ndim > 1 and p not in tables]
@@ -110,10 +127,11 @@ def torch_step(
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
-        loss = forward(**tensors)
+        with torch.autocast(device, getattr(torch, dtype), enabled=dtype != "float32"):
+            loss = forward(**tensors)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM, foreach=True)
         optimizer.step()
         return loss.item()
 
-    return Step(step)
+    return Step(step, used=lambda: torch.cuda.max_memory_allocated() if device == "cuda" else None)

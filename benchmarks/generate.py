@@ -81,19 +81,21 @@ def ours(case: Case) -> tuple[Callable[[], np.ndarray], float]:
     return lambda: generate(model, params, ids, max_new_tokens=NEW, eos_token_id=()).tokens, size
 
 
-def theirs(case: Case) -> tuple[Callable[[], np.ndarray], float]:
-    """The same by ``transformers``."""
+def theirs(case: Case, device: str = "cpu", dtype: str = "float32") -> tuple[Callable[[], np.ndarray], float]:
+    """The same by ``transformers``; on a GPU with a cache of one size, for which it compiles the step of a token."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(case.folder, attn_implementation="sdpa").eval()
+    model.to(device, getattr(torch, dtype))
     model.generation_config.eos_token_id = None
-    ids = torch.tensor(prompts(case))
-    mask = torch.ones_like(ids)
+    ids = torch.tensor(prompts(case), device=device)
+    options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": NEW, "pad_token_id": 0}
+    if device == "cuda":
+        options["cache_implementation"] = "static"
 
     def write() -> np.ndarray:
-        out = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=NEW, pad_token_id=0)
-        return np.asarray(out[:, PROMPT:].numpy())
+        return np.asarray(model.generate(ids, **options)[:, PROMPT:].cpu().numpy())
 
     size = sum(parameter.nbytes for name, parameter in model.named_parameters() if "wpe" not in name)
     return write, float(size)

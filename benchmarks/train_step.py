@@ -88,7 +88,7 @@ def plain_gpt(shape: Shape) -> Any:
             self.h, self.ln_f = nn.ModuleList(Block() for _ in range(shape.layers)), nn.LayerNorm(D)
 
         def forward(self, ids: Any) -> Any:
-            x = self.wte(ids) + self.wpe(torch.arange(ids.shape[1]))
+            x = self.wte(ids) + self.wpe(torch.arange(ids.shape[1], device=ids.device))
             for block in self.h:
                 x = block(x)
             return nn.functional.linear(self.ln_f(x), self.wte.weight)

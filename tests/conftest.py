@@ -1,4 +1,7 @@
-"""Every test runs on 8 simulated CPU devices, with the shapes written on public functions checked at run time."""
+"""Every test runs on 8 simulated CPU devices, with the shapes written on public functions checked at run time.
+
+With ``JAXFORMER_TEST_PLATFORM=cuda`` what needs no second device runs on a GPU, with products in full float32.
+"""
 
 import fnmatch
 import gc
@@ -16,7 +19,10 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
-jax.config.update("jax_platforms", "cpu")
+PLATFORM = os.environ.get("JAXFORMER_TEST_PLATFORM", "cpu")
+jax.config.update("jax_platforms", PLATFORM if PLATFORM == "cpu" else f"{PLATFORM},cpu")
+if PLATFORM != "cpu":  # whose products are otherwise rounded to 10 bits, below what the tests ask for
+    jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_num_cpu_devices", 8)
 
 # Tracing makes many small objects beside the many that all tests keep; looking through these less often saves a

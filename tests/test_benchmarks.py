@@ -94,6 +94,27 @@ def test_generation_beside_a_peer_that_writes_the_same():
     assert "transformers, PyTorch" in result.stdout
 
 
+def run_gpu(*options):
+    return subprocess.run([sys.executable, FOLDER / "gpu.py", *options], capture_output=True, text=True)
+
+
+@pytest.mark.parity
+def test_what_is_to_be_shown_on_a_gpu_runs_without_one():
+    """The command itself: both sides start, have the same losses and write the same tokens."""
+    result = run_gpu("--device", "cpu", "--sizes", "tiny", "--no-tests", "--markdown")
+    assert result.returncode == 0, result.stderr
+    rows = [line.strip("| ").split(" | ") for line in result.stdout.splitlines() if line.startswith("| ")]
+    trained, written = [row for row in rows if ": 2 x 16" in row[0]], [row for row in rows if row[0].isdigit()]
+    assert [row[1] for row in trained] == ["jaxformer", "PyTorch"] * 2 and [row[0] for row in written] == [*"1122"]
+    assert all(row[-1] == "100%" for row in written)
+
+
+def test_without_a_gpu_it_is_one_line():
+    result = run_gpu()
+    assert result.returncode == 2 and result.stderr.startswith("error: there is no CUDA device")
+    assert result.stderr.count("\n") == 1
+
+
 STAGES = ("reward", "sft")
 
 

@@ -341,7 +341,7 @@ class TransformerConfig(Schema):
         ge=1,
         description="blocks unrolled in the compiled loop over layers; default: all on a CPU without remat, else 1",
     )
-    attention_implementation: Literal["auto", "splash", "cudnn", "blocked", "local", "reference"] = Field(
+    attention_implementation: Literal["auto", "splash", "cudnn", "blocked", "local", "tokamax", "reference"] = Field(
         "auto", description="how attention is computed"
     )
 

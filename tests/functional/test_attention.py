@@ -349,7 +349,7 @@ def test_an_implementation_that_cannot_serve_says_why(mask, S, dropping, reason)
 
 def test_unknown_implementation():
     with pytest.raises(
-        ValueError, match="implementation is 'flash', expected auto, splash, cudnn, blocked, local, reference"
+        ValueError, match="implementation is 'flash', expected auto, splash, cudnn, blocked, local, tokamax, reference"
     ):
         dot_product_attention(*draw(16), implementation="flash")
 

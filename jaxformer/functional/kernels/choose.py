@@ -1,6 +1,7 @@
 """The choice of how attention is computed. A kernel that cannot serve a call says why; none ignores a part of it."""
 
 import functools
+import importlib.util
 import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxformer.functional.attention import dot_product_attention
 from jaxformer.functional.kernels.blocked import QUERY_BLOCK, blocked_attention
-from jaxformer.functional.kernels.cudnn import DTYPES, HEAD_MULTIPLE, cudnn_attention
+from jaxformer.functional.kernels.cudnn import DTYPES, HEAD_MULTIPLE, cudnn_attention, tokamax_attention
 from jaxformer.functional.kernels.cudnn import HEAD_SIZE as CUDNN_HEAD_SIZE
 from jaxformer.functional.kernels.splash import BLOCKS, HEAD_SIZE, Split, splash_attention
 from jaxformer.functional.local_attention import local_attention
@@ -74,6 +75,24 @@ def _cudnn_refusal(request: AttentionRequest) -> str | None:
     return next((reason for applies, reason in refusals if applies), None)
 
 
+def _tokamax_refusal(request: AttentionRequest) -> str | None:
+    split = request.split
+    refusals = [
+        (
+            importlib.util.find_spec("tokamax") is None,
+            "tokamax is not installed: pip install 'jaxformer[tokamax]'",
+        ),
+        (request.dropout, "it drops no attention weights"),
+        (request.bias and request.softcap, "it caps the sum of scores and bias, not the scores"),
+        (request.bias and request.platform == "tpu", "its kernel for a TPU gives a bias no gradient"),
+        (
+            split is not None and any(split.parts(axes) > 1 for axes in (split.batch, split.length, split.heads)),
+            "the arrays are split over devices, and its kernels run on one",
+        ),
+    ]
+    return next((reason for applies, reason in refusals if applies), None)
+
+
 def _blocked_refusal(request: AttentionRequest) -> str | None:
     mask, split = request.mask, request.split
     queries, keys = request.query_length, request.key_length
@@ -112,12 +131,13 @@ def _local_refusal(request: AttentionRequest) -> str | None:
     return next((reason for applies, reason in refusals if applies), None)
 
 
-# In order of preference; "auto" takes the first that does not refuse.
+# In order of preference; "auto" takes the first that does not refuse, and never a library that is optional.
 REFUSALS: dict[str, Callable[[AttentionRequest], str | None]] = {
     "splash": _splash_refusal,
     "cudnn": _cudnn_refusal,
     "blocked": _blocked_refusal,
     "local": _local_refusal,
+    "tokamax": _tokamax_refusal,
     "reference": lambda request: None,
 }
 
@@ -135,7 +155,7 @@ def choose_implementation(implementation: str, request: AttentionRequest) -> str
     """
     if implementation == "auto":
         # Blocks save work where scores are computed one after the other; on an accelerator they only add launches.
-        names = [name for name in REFUSALS if name != "blocked" or request.platform == "cpu"]
+        names = [name for name in REFUSALS if name != "tokamax" and (name != "blocked" or request.platform == "cpu")]
         if request.query_length <= QUERY_BLOCK:
             names = ["reference"]
         chosen = next(name for name in names if REFUSALS[name](request) is None)
@@ -165,7 +185,7 @@ def kernel_attention(
 
     ``platform`` is what the program is compiled for: ``cpu``, ``gpu`` or ``tpu``. ``implementation`` is ``auto``,
     ``splash`` (a TPU kernel), ``cudnn`` (a kernel for NVIDIA GPUs), ``blocked`` (causal, in blocks of queries),
-    ``local`` (``local_attention``) or ``reference`` (``dot_product_attention``).
+    ``local`` (``local_attention``), ``tokamax`` (the library's choice) or ``reference`` (``dot_product_attention``).
     ``split`` says how the arrays are split over devices: where the tokens of a row are split, each device has its
     queries and gets all keys and values (Llama Team 2024, "The Llama 3 Herd of Models", section 3.3.2). With
     ``return_weights`` it is the reference in any case, which alone has the weights at hand. The other arguments are
@@ -188,6 +208,9 @@ def kernel_attention(
         key, value = (split.place(array, split.batch, None, split.heads, None) for array in (key, value))
     if chosen == "cudnn":
         return cudnn_attention(query, key, value, mask, scale=options.get("scale"))
+    if chosen == "tokamax":
+        scores = {name: options.get(name) for name in ("bias", "scale", "softcap")}
+        return tokamax_attention(query, key, value, mask, **scores)
     if chosen == "blocked":
         scores = {name: options.get(name) for name in ("bias", "scale", "softcap")}
         return blocked_attention(query, key, value, mask=mask, **scores)

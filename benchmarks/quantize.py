@@ -66,7 +66,7 @@ def main() -> int:
     lines: list[list[str]] = []
     exact = 0.0
     for name, (weights, dtype) in FORMS.items():
-        model = trained.model.clone(config=trained.model.config.model_copy(update={"dtype": dtype}), stacked=False)
+        model = trained.model.clone(config=trained.model.config.model_copy(update={"dtype": dtype}))
         params = prepare(model, jax.tree.map(jnp.asarray, trained.params), weights)
         loss, size = mean_loss(model, params, batches), sum(leaf.nbytes for leaf in jax.tree.leaves(params))
         exact = loss if not lines else exact

@@ -491,17 +491,15 @@ def cached(subject: ModelSubject) -> Measured:
         raise DoesNotApplyError("only a language model has a cache")
     rows = subject.targets if subject.two_sided else subject.texts
     T, start = min(map(len, rows)), 2
-    params, separate = prepare(model, subject.params), model.clone(stacked=False)
+    params = prepare(model, subject.params)
     step: Any
     cache = init_cache(subject.config, len(rows), T + PADDING + 2, stacked=False)
     variables = {"params": params}
     if isinstance(model, EncoderDecoder):
         batch = subject.padded("left")
         source = {name: array for name, array in batch.items() if not name.startswith("decoder_")}
-        context = jax.jit(partial(separate.apply, method="encode"))(variables, **source)
-        step = jax.jit(
-            lambda real, ids, cache: _decoded(separate, variables, Context(context.hidden, real), ids, cache)
-        )
+        context = jax.jit(partial(model.apply, method="encode"))(variables, **source)
+        step = jax.jit(lambda real, ids, cache: _decoded(model, variables, Context(context.hidden, real), ids, cache))
         step = partial(step, context.real)
         ids = np.stack([row[:T] for row in rows])
         read = [ids[:, :1], *(ids[:, n : n + 1] for n in range(1, T))]
@@ -511,12 +509,12 @@ def cached(subject: ModelSubject) -> Measured:
         first = np.concatenate([np.zeros((len(rows), PADDING), int), ids[:, :start]], axis=1)
         mask = np.concatenate([np.zeros((len(rows), PADDING), int), np.ones((len(rows), start), int)], axis=1)
         read = [first, *(ids[:, n : n + 1] for n in range(start, T))]
-        step = jax.jit(lambda ids, cache: separate.apply(variables, ids, cache=cache, method="last_logits"))
+        step = jax.jit(lambda ids, cache: model.apply(variables, ids, cache=cache, method="last_logits"))
     got = []
     for number, ids_now in enumerate(read):
         if mask is not None and number == 0:
             logits, cache = jax.jit(
-                lambda ids, real, cache: separate.apply(variables, ids, real, cache=cache, method="last_logits")
+                lambda ids, real, cache: model.apply(variables, ids, real, cache=cache, method="last_logits")
             )(ids_now, mask, cache)
         else:
             logits, cache = step(ids_now, cache)

@@ -29,8 +29,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="type of the parameters and computation")
     parser.add_argument(
         "--numerics",
-        choices=("fast", "exact"),
-        help="exact: bits of a row do not depend on the batch; default: as the run was trained, else fast",
+        choices=("fast", "exact", "bfloat16"),
+        help="exact: bits of a row do not depend on the batch; bfloat16: products of numbers rounded to it; default: "
+        "as the run was trained, else fast",
     )
 
 

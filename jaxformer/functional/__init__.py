@@ -9,7 +9,7 @@ from jaxformer.functional.attention import (
 )
 from jaxformer.functional.block_sparse import block_sparse_attention, random_blocks, sparse_bias
 from jaxformer.functional.convolution import causal_convolution, convolution_tail, token_convolution
-from jaxformer.functional.decoding.int8 import Quantized, quantize
+from jaxformer.functional.decoding.int8 import IntegerKernel, Quantized, quantize
 from jaxformer.functional.decoding.key_value import (
     KeyValue,
     append_key_value,
@@ -62,7 +62,7 @@ from jaxformer.functional.feed_forward import (
 )
 from jaxformer.functional.kernels.choose import kernel_attention
 from jaxformer.functional.kernels.splash import Split
-from jaxformer.functional.linear import JoinedKernel, LowRankKernel, linear
+from jaxformer.functional.linear import JoinedKernel, LowRankKernel, RoundedKernel, linear, rounded_product
 from jaxformer.functional.local_attention import (
     Layout,
     Summaries,

@@ -34,7 +34,8 @@ def linear(
 
     Args:
         x: ``[*batch, *inputs]``.
-        kernel: ``[*inputs, *outputs]``, an array or a ``JoinedKernel``, ``LowRankKernel``, ``Quantized`` or ``Packed``.
+        kernel: ``[*inputs, *outputs]``, an array, or a ``JoinedKernel``, ``RoundedKernel``, ``LowRankKernel``,
+            ``Quantized``, ``IntegerKernel`` or ``Packed``.
         bias: ``[*outputs]``.
         inputs: number of input axes.
         dtype: of the result; default that of ``x``.
@@ -82,6 +83,58 @@ class JoinedKernel:
         tokens = x.reshape(-1, *x.shape[x.ndim - inputs :])
         y = linear(tokens, self.kernel, inputs=inputs, dtype=dtype)
         return y.reshape(*x.shape[: x.ndim - inputs], *y.shape[1:])
+
+
+@jax.custom_vjp
+def rounded_product(x: Float[Array, "*batch I"], matrix: Float[Array, "I O"]) -> Float[Array, "*batch O"]:
+    """``x @ matrix`` of both rounded to bfloat16, with sums and result in float32; so is the gradient of ``x``.
+
+    This is what a TPU computes of float32 arrays by default. A CPU with AVX512-BF16 or AMX multiplies such numbers
+    faster (benchmarks/pipeline.py); not where rows are summed over, so the matrix's gradient is of what was not
+    rounded. The relative error of a product of two numbers is at most 2^-7, and sums have less.
+    """
+    return _of_rounded(x, matrix)
+
+
+def _of_rounded(x: Array, matrix: Array) -> Array:
+    return jnp.matmul(x.astype(jnp.bfloat16), matrix.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
+
+
+def _rounded_forward(x: Array, matrix: Array) -> tuple[Array, Any]:
+    return _of_rounded(x, matrix), (x, matrix)
+
+
+def _rounded_backward(kept: Any, gradient: Array) -> tuple[Array, Array]:
+    x, matrix = kept
+    rows, gradients = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    return _of_rounded(gradient, matrix.T).astype(x.dtype), (rows.T @ gradients).astype(matrix.dtype)
+
+
+rounded_product.defvjp(_rounded_forward, _rounded_backward)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RoundedKernel:
+    """A kernel ``[*inputs, *outputs]`` with which activations are multiplied by ``rounded_product``."""
+
+    kernel: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``[*inputs, *outputs]``."""
+        return tuple(self.kernel.shape)
+
+    @property
+    def T(self) -> "RoundedKernel":  # noqa: N802 - as arrays call it
+        """The transpose."""
+        return RoundedKernel(self.kernel.T)
+
+    def product(self, x: Array, inputs: int, dtype: Any) -> Array:
+        """``x @ kernel``."""
+        size, batch = math.prod(self.shape[:inputs]), x.shape[: x.ndim - inputs]
+        y = rounded_product(x.reshape(*batch, size), self.kernel.reshape(size, -1))
+        return y.astype(dtype or x.dtype).reshape(*batch, *self.shape[inputs:])
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["kernel", "a", "b", "keys"], meta_fields=["rate"])

@@ -170,7 +170,7 @@ def beam_search(
     simpler form that is in use). Each group is a search of its own, penalised for the tokens that the groups before it
     took (Vijayakumar et al. 2018, "Diverse Beam Search").
 
-    The model is not stacked, its parameters are prepared, and at most ``limit`` tokens are written. Returns the tokens
+    The parameters are prepared, and at most ``limit`` tokens are written. Returns the tokens
     ``[R, room]``, their log-probabilities, and the scores ``[R]``; ``R = B num_return_sequences``, the best of each
     prompt first.
     """

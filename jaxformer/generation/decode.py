@@ -210,7 +210,7 @@ def start(
 ) -> State:
     """Reads ``B`` prompts and writes the first token of ``R = B copies`` rows, of at most ``limit`` in all.
 
-    The model is not stacked, and its parameters are prepared.
+    The parameters are prepared.
     """
     rules, room = program.rules, program.room
     logits, cache, source, position = prefill(model, params, prompt, program)
@@ -266,6 +266,6 @@ def search(
 ) -> State:
     """``start`` and ``advance`` to the end as one pure function, for use inside a program; parameters of any layout."""
     limit, program = jnp.int32(max_new_tokens), Program(rules, max_new_tokens)
-    separate, params = model.clone(stacked=False), prepare(model, params)
-    state = start(separate, params, Prompt(ids, real, start_ids), seeds, limit, numbers, program=program)
-    return _advance(separate, params, state, limit, limit, numbers, rules=rules)
+    params = prepare(model, params)
+    state = start(model, params, Prompt(ids, real, start_ids), seeds, limit, numbers, program=program)
+    return _advance(model, params, state, limit, limit, numbers, rules=rules)

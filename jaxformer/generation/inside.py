@@ -68,9 +68,8 @@ def generate_inside(
     if limit == 0 or B == 0:
         return jnp.zeros((B * copies, limit), jnp.int32)
     if options.num_beams > 1:
-        separate, laid = model.clone(stacked=False), prepare(model, params)
-        program = Program(rules, limit)
-        return beam_search(separate, laid, prompt, jnp.int32(limit), numbers, program=program, options=options)[0]
+        laid, program = prepare(model, params), Program(rules, limit)
+        return beam_search(model, laid, prompt, jnp.int32(limit), numbers, program=program, options=options)[0]
     prompt = jax.tree.map(lambda leaf: jnp.repeat(leaf, copies, axis=0), prompt)
     rows = jnp.arange(len(prompt.ids))
     seeds = jnp.stack([jnp.full_like(rows, seed), rows], axis=1)

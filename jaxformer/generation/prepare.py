@@ -45,7 +45,7 @@ def prepare(model: nn.Module, params: Any, weights: str | None = None) -> Any:
             output channel and computes in the model's dtype; default: unchanged.
 
     Returns:
-        A tree for ``generate``, and for ``model.clone(stacked=False).apply``.
+        A tree for ``generate``, and for ``model.apply``.
 
     Raises:
         UserError: if ``weights`` is unknown, or given with prepared or sharded parameters or exact numerics.

@@ -93,7 +93,7 @@ class Request:
         )
         self.program = Program(rules, room, copies, cache_dtype, ring)
         self.seeds = _seeds(seed, len(prompt.ids), copies)
-        self.model, self.params = model.clone(stacked=False), prepare(model, params)
+        self.model, self.params = model, prepare(model, params)
         self.prompt, self.options, self.tokenizer = prompt, options, tokenizer
 
     @property

@@ -113,7 +113,7 @@ def _forget(cache: KVCache, start: Array, kept: Array, size: int) -> KVCache:
 
 
 class _Model(NamedTuple):
-    """A model, not stacked, and its prepared parameters."""
+    """A model and its prepared parameters."""
 
     model: Decoder
     params: Any
@@ -307,7 +307,7 @@ def speculative_generate(
     if request.is_empty:
         return SpeculativeOutput(**vars(request.nothing()))
     state = _run(
-        (request.model, draft_model.clone(stacked=False)),
+        (request.model, draft_model),
         (request.params, prepare(draft_model, draft_params)),
         request.prompt,
         request.seeds,

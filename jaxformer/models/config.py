@@ -329,9 +329,10 @@ class TransformerConfig(Schema):
     )
     initializer_range: float = Field(0.02, gt=0, description="normal: standard deviation of the initial weights")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="compute dtype; parameters stay float32")
-    numerics: Literal["fast", "exact"] = Field(
+    numerics: Literal["fast", "exact", "bfloat16"] = Field(
         "fast",
-        description="exact: a row's bits depend on the row alone, not on batch, padding, cache or number of devices",
+        description="exact: a row's bits depend on the row alone, not on batch, padding, cache or number of devices; "
+        "bfloat16: products of kernels are of numbers rounded to bfloat16, sums and all else float32",
     )
     remat: Literal["none", "dots", "full"] = Field(
         "none", description="recompute in the backward pass: nothing, all but matrix products, the whole block"
@@ -600,10 +601,11 @@ class TransformerConfig(Schema):
             raise ValueError(f"num_experts is given with architecture {self.architecture}, expected a decoder")
         if self.has_feed_forward_bias:
             raise ValueError("num_experts is given with biases in the feed-forward, expected feed_forward_bias: false")
-        if self.exact:
+        if self.numerics != "fast":
+            why = "depend on how many there are" if self.exact else "are not rounded"
             raise ValueError(
-                f"numerics is exact and num_experts {count}, expected fast: the products of an expert's rows depend on "
-                "how many there are"
+                f"numerics is {self.numerics} and num_experts {count}, expected fast: the products of an expert's rows "
+                f"{why}"
             )
 
     def _check_embedding_conv(self, size: int) -> None:
@@ -746,6 +748,8 @@ class TransformerConfig(Schema):
             self._check_experts(self.num_experts)
         if self.exact:
             self._check_exact()
+        if self.numerics == "bfloat16" and self.dtype != "float32":
+            raise ValueError(f"numerics is bfloat16 and dtype {self.dtype}, which rounds everything; set one of them")
         if self.parallel_residual and self.norm_place != "pre":
             raise ValueError(f"parallel_residual is given with norm_place: {self.norm_place}, expected norm_place: pre")
         return self

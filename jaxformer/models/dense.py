@@ -25,7 +25,9 @@ class Dense(nn.Module):
         std = kernel_deviation(self.config, width)
         nn.share_scope(
             self,
-            projection := Projection((width, self.size), ("embed", self.axis), self.use_bias, std, self.config.exact),
+            projection := Projection(
+                (width, self.size), ("embed", self.axis), self.use_bias, std, self.config.numerics
+            ),
         )
         return F.linear(x, **projection())
 

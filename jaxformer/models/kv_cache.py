@@ -63,7 +63,7 @@ def init_cache(
         max_length: S.
         dtype: of keys and values, ``float32``, ``bfloat16`` or ``int8`` (a scale for each token and head); default the
             compute dtype.
-        stacked: whether the layers of the model are stacked (``Decoder.stacked``).
+        stacked: whether the parameters of the layers are stacked; not if they are prepared.
         ring: keep only the last ``max_length`` tokens, for a model whose window is not longer.
 
     Raises:

@@ -26,11 +26,18 @@ Weights = dict[str, Any]
 PACKED = "packed"
 
 
-def for_products(kernel: Any, exact: bool = False) -> Any:
-    """The kernel as its products are fastest, on one device with the axes of the tokens joined; or exact."""
-    if isinstance(kernel, F.Packed) or not (exact or one_device()):
+def for_products(kernel: Any, numerics: str = "fast") -> Any:
+    """The kernel with the products of these numerics; on one device those that are not exact join the tokens' axes."""
+    if isinstance(kernel, F.Packed | F.IntegerKernel) or (numerics == "fast" and not one_device()):
         return kernel
-    wrap: Any = F.ExactKernel if exact else F.JoinedKernel
+
+    def wrap(kernel: Any) -> Any:
+        if numerics == "exact":
+            return F.ExactKernel(kernel)
+        if numerics == "bfloat16" and not isinstance(kernel, F.Quantized):
+            kernel = F.RoundedKernel(kernel)
+        return F.JoinedKernel(kernel) if one_device() else kernel
+
     if isinstance(kernel, F.LowRankKernel):
         parts: Any = {name: wrap(getattr(kernel, name)) for name in ("kernel", "a", "b")}
         return dataclasses.replace(kernel, **parts)
@@ -45,14 +52,14 @@ class Projection(nn.Module):
         axes: logical axis names of the kernel.
         use_bias: whether there is a bias, of the shape of the outputs.
         standard_deviation: of the initial kernel.
-        exact: whether its products are.
+        numerics: of its products, as in the configuration.
     """
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
     use_bias: bool
     standard_deviation: float
-    exact: bool = False
+    numerics: str = "fast"
 
     @nn.compact
     def __call__(self) -> Weights:
@@ -62,7 +69,7 @@ class Projection(nn.Module):
             kernel = self.get_variable("params", PACKED)
         else:
             kernel = self.param("kernel", nn.with_logical_partitioning(normal, self.axes), self.shape)
-        weights = {"kernel": for_products(kernel, self.exact)}
+        weights = {"kernel": for_products(kernel, self.numerics)}
         if self.use_bias:
             outputs = kernel_axes("/".join((*self.path, "kernel"))).outputs
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[-outputs:])
@@ -291,14 +298,16 @@ class Attention(nn.Module):
         out_std = kernel_deviation(c, N * H, to_residual=True)
         weights: Weights = {
             "query": Projection(
-                (D, N, H), ("embed", "heads", "head"), c.has_qkv_bias, query_std, c.exact, name="query"
+                (D, N, H), ("embed", "heads", "head"), c.has_qkv_bias, query_std, c.numerics, name="query"
             )(),
-            "key": Projection((C, K, H), ("embed", "kv_heads", "head"), c.has_qkv_bias, kv_std, c.exact, name="key")(),
+            "key": Projection(
+                (C, K, H), ("embed", "kv_heads", "head"), c.has_qkv_bias, kv_std, c.numerics, name="key"
+            )(),
             "value": Projection(
-                (C, K, H), ("embed", "kv_heads", "head"), c.has_qkv_bias, kv_std, c.exact, name="value"
+                (C, K, H), ("embed", "kv_heads", "head"), c.has_qkv_bias, kv_std, c.numerics, name="value"
             )(),
             "output": Projection(
-                (N, H, D), ("heads", "head", "embed"), c.has_output_bias, out_std, c.exact, name="output"
+                (N, H, D), ("heads", "head", "embed"), c.has_output_bias, out_std, c.numerics, name="output"
             )(),
         }
         if c.qk_norm:
@@ -372,10 +381,10 @@ class FeedForward(nn.Module):
         c = self.config
         D, inner, bias = c.hidden_size, c.inner_size, c.has_feed_forward_bias
         std, out_std = kernel_deviation(c, D), kernel_deviation(c, inner, to_residual=True)
-        weights = {"up": Projection((D, inner), ("embed", "mlp"), bias, std, c.exact, name="up")()}
+        weights = {"up": Projection((D, inner), ("embed", "mlp"), bias, std, c.numerics, name="up")()}
         if c.gated:
-            weights["gate"] = Projection((D, inner), ("embed", "mlp"), bias, std, c.exact, name="gate")()
-        weights["down"] = Projection((inner, D), ("mlp", "embed"), bias, out_std, c.exact, name="down")()
+            weights["gate"] = Projection((D, inner), ("embed", "mlp"), bias, std, c.numerics, name="gate")()
+        weights["down"] = Projection((inner, D), ("mlp", "embed"), bias, out_std, c.numerics, name="down")()
         return F.feed_forward(x, weights, activation=c.activation, apart=apart(c))
 
 
@@ -396,14 +405,14 @@ def output_layer(config: TransformerConfig, kernel: Any, bias: jax.Array | None 
     A packed table is laid out as a kernel already.
     """
     tied = config.tie_embeddings and not isinstance(kernel, F.Packed)
-    kernel = for_products(kernel, config.exact) if config.tie_embeddings else kernel
+    kernel = for_products(kernel, config.numerics) if config.tie_embeddings else kernel
     return F.HeadWeights(kernel, bias, tied, config.logits_softcap, apart(config))
 
 
 def untied_head(config: TransformerConfig, width: int) -> Projection:
     """Declares an output layer that is not tied, ``[width, V]``."""
     return Projection(
-        (width, config.vocabulary), ("embed", "vocab"), False, kernel_deviation(config, width), config.exact
+        (width, config.vocabulary), ("embed", "vocab"), False, kernel_deviation(config, width), config.numerics
     )
 
 
@@ -451,7 +460,7 @@ class Embeddings(nn.Module):
         if c.embedding_size is not None:
             # The wide side is split over devices like the width of the model; both are called ``embed`` elsewhere.
             shape, axes = (E, c.hidden_size), (None, "embed")
-            self.projection = Projection(shape, axes, True, kernel_deviation(c, E), c.exact)
+            self.projection = Projection(shape, axes, True, kernel_deviation(c, E), c.numerics)
         self.dropout_keys = DropoutKeys()
 
     def __call__(self, inputs: Inputs, table: Any = None) -> jax.Array:

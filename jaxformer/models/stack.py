@@ -318,18 +318,18 @@ class Stack(nn.Module):
         causal: whether a token sees only itself and the tokens before it.
         cross: whether the blocks also attend to a context (an encoder's hidden states).
         own_tokens: False where the token table is shared and passed by the caller.
-        stacked: whether the parameters of the blocks are stacked; not in those that ``generation.prepare`` laid out.
     """
 
     config: TransformerConfig
     causal: bool = True
     cross: bool = False
     own_tokens: bool = True
-    stacked: bool = True
 
     def setup(self) -> None:
         """Declares the parts."""
         c = self.config
+        # Separate in the parameters that were laid out for decoding or encoding, else stacked.
+        self.stacked = "0" not in self.variables.get("params", {}).get("layers", {})
         self.embeddings = Embeddings(c, self.own_tokens)
         if self.stacked:
             self.layers = stacked_blocks(c, self.cross)

@@ -124,24 +124,22 @@ class EncoderDecoder(nn.Module):
 
     Attributes:
         config: of the model.
-        stacked: as in ``Stack``.
     """
 
     config: TransformerConfig
-    stacked: bool = True
 
     def setup(self) -> None:
         """Declares the parts."""
         c = self.config
         if c.encoder is not None:
-            self.encoder = Stack(c.encoder_side, causal=False, stacked=self.stacked)
-            self.decoder: Any = Decoder(c.decoder_side, cross=True, stacked=self.stacked)
+            self.encoder = Stack(c.encoder_side, causal=False)
+            self.decoder: Any = Decoder(c.decoder_side, cross=True)
             if c.projects_context:
                 self.context_projection = Dense(c.decoder_side, c.decoder_side.context_width, None)
             return
         self.shared = Embedding(c.vocabulary, c.token_size, ("vocab", "embed"), embedding_deviation(c))
-        self.encoder = Stack(c.encoder_side, causal=False, own_tokens=False, stacked=self.stacked)
-        self.decoder = Stack(c.decoder_side, causal=True, cross=True, own_tokens=False, stacked=self.stacked)
+        self.encoder = Stack(c.encoder_side, causal=False, own_tokens=False)
+        self.decoder = Stack(c.decoder_side, causal=True, cross=True, own_tokens=False)
         if not c.tie_embeddings:
             self.lm_head = untied_head(c, c.hidden_size)
         if c.logits_bias:

@@ -131,8 +131,8 @@ def _plain(model: Any, name: str, params: Any, notes: list[str] | None = None) -
     c, notes = model.config, [*(notes or [])]
     if c.dtype != "float32":
         notes.append(f"model.dtype is {c.dtype}: the file computes in float32")
-    if c.exact:
-        notes.append("model.numerics is exact: the file computes as with fast")
+    if c.numerics != "fast":
+        notes.append(f"model.numerics is {c.numerics}: the file computes as with fast")
     model = model.clone(config=c.model_copy(update={"dtype": "float32", "numerics": "fast"}))
     if isinstance(model, Discriminator):
         model = model.clone(generator_config=None, disentangled=False)

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from jaxformer.pipelines.batching import Arrays, Row, run_rows
 from jaxformer.pipelines.opened_model import Opened
 from jaxformer.pipelines.resumable import MissingColumnError
+from jaxformer.pipelines.weights import with_weights
 from jaxformer.schema import Schema, UserError, nearest
 
 # Batches from which on a list gets a progress bar.
@@ -70,6 +71,7 @@ class Pipeline(ABC):
         given: the options given to ``pipeline(...)``.
         options: these and the defaults of all others.
         batch_size: rows of a batch of texts of 64 tokens and more; of shorter ones as many as have no more tokens.
+        weights: type in which the kernels are stored and multiplied; None: as they are.
     """
 
     task: str
@@ -93,11 +95,14 @@ class Pipeline(ABC):
         self._lock = threading.Lock()
         self._warned: set[str] = set()
         self.given = dict(options)
+        self.weights: str | None = self.given.get("weights")
         self.prepare()
         self.options = self._parse({})
 
     def prepare(self) -> None:
-        """Refuses a model or tokenizer that the task cannot use."""
+        """Refuses a model or tokenizer that the task cannot use, and lays out the parameters."""
+        if self.weights is not None:
+            self.model, self.params = with_weights(self.model, self.params, self.weights)
         if self.needs_offsets and not self.tokenizer.is_fast:
             raise UserError(
                 f"{self.task} needs to know which characters a token stands for, which a "
@@ -130,8 +135,13 @@ class Pipeline(ABC):
         return self.model.labels or tuple(f"LABEL_{number}" for number in range(self.model.num_labels))
 
     def _parse(self, options: Mapping[str, Any]) -> Any:
-        keys = {**self.defaults, **self.given, **options}
+        if "weights" in options:
+            raise UserError(
+                "weights were given in a call, expected them where the pipeline is made: pipeline(weights=)"
+            )
         known = self.Options.model_fields
+        given = {key: value for key, value in self.given.items() if key != "weights" or key in known}
+        keys = {**self.defaults, **given, **options}
         for key in keys:
             if key not in known:
                 names = f", it has {', '.join(known)}" if known else ", it has none"

@@ -37,7 +37,7 @@ class GenerationPipeline(Pipeline):
 
     def prepare(self) -> None:
         """Converts the parameters to the layout of decoding, once."""
-        self.params = prepare(self.model, self.params, self.given.get("weights"))
+        self.params = prepare(self.model, self.params, self.weights)
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -52,10 +52,6 @@ class GenerationPipeline(Pipeline):
 
     def _parse(self, options: Mapping[str, Any]) -> Any:
         given = {**self.given, **options}
-        if "weights" in options:
-            raise UserError(
-                "weights were given in a call, expected them where the pipeline is made: pipeline(weights=)"
-            )
         # Defaults must not conflict with the options given.
         eased: dict[str, Any] = {}
         if given.get("do_sample") and "num_beams" not in given:

@@ -36,13 +36,14 @@ def pipeline(
         params: the parameters of a model given as such.
         batch_size: rows of a batch of texts of 64 tokens and more; of shorter ones as many as have no more tokens.
         dtype: of parameters and computation, ``float32`` or ``bfloat16``; default: the run's, else float32.
-        numerics: ``fast`` or ``exact``, with which a row's bits do not depend on its batch; default: the run's, else
-            fast.
+        numerics: ``fast``, ``exact``, with which a row's bits do not depend on its batch, or ``bfloat16``, whose
+            products are of numbers rounded to it; default: the run's, else fast.
         revision: branch, tag or commit on the Hub.
         token: access token of the Hub.
         cache_dir: where downloads are kept.
         local_files_only: use the cache only, without network access.
-        **options: of the task, such as ``top_k=3``; the options of a call override them.
+        **options: of the task, such as ``top_k=3``; the options of a call override them. Of every task ``weights``:
+            ``float32``, ``bfloat16`` or ``int8``, in which kernels are stored and, except in generation, multiplied.
 
     Raises:
         UserError: there is no such task, model or option, or the model has no trained head for the task.

@@ -146,10 +146,9 @@ class Seq2Seq(Task):
             seeds = jnp.zeros((rows, 2), jnp.int32)
             limits: dict[str, Any] = {"max_new_tokens": longest, "seeds": seeds, "start_ids": start_ids}
             return {"tokens": search(model, params, *prompt[:2], rules=rules, numbers=numbers, **limits).tokens}
-        separate, params = model.clone(stacked=False), prepare(model, params)
         program = Program(rules, longest)
-        limit = jnp.int32(longest)
-        tokens = beam_search(separate, params, prompt, limit, numbers, program=program, options=options)[0]
+        params, limit = prepare(model, params), jnp.int32(longest)
+        tokens = beam_search(model, params, prompt, limit, numbers, program=program, options=options)[0]
         return {"tokens": tokens}
 
     def report(self, data: Sequence[R.Record], outputs: dict[str, np.ndarray]) -> Report:

@@ -76,3 +76,27 @@ def test_rows_of_one_example_drop_each_otherwise():
     assert len({row.tobytes() for row in both}) == 4
     # The rows of the second example are the same wherever it stands.
     np.testing.assert_array_equal(dropped(keys[1:], ones[:2]), both[2:])
+
+
+@pytest.mark.parametrize(("shape", "inputs"), [((4, 6), 1), ((4, 2, 3), 1), ((2, 2, 5), 2)])
+def test_products_of_rounded_numbers(shape, inputs):
+    """By hand in float64 from numbers rounded to bfloat16; the kernel's gradient is of those that were not."""
+    random = np.random.default_rng(0)
+    kernel = random.standard_normal(shape).astype(np.float32)
+    x = random.standard_normal((3, 7, *shape[:inputs])).astype(np.float32)
+    weight = random.standard_normal((3, 7, *shape[inputs:])).astype(np.float32)
+
+    def rounded(array):
+        return np.asarray(jnp.asarray(array).astype(jnp.bfloat16).astype(jnp.float32), np.float64)
+
+    def total(x, kernel):
+        y = F.linear(x, F.RoundedKernel(kernel), inputs=inputs)
+        return jnp.sum(y * weight), y
+
+    (to_x, to_kernel), y = jax.jit(jax.grad(total, (0, 1), has_aux=True))(x, kernel)
+    axes = list(range(2, 2 + inputs))
+    np.testing.assert_allclose(y, np.tensordot(rounded(x), rounded(kernel), (axes, range(inputs))), atol=1e-5)
+    outputs = range(2, weight.ndim)
+    by_hand = np.tensordot(rounded(weight), rounded(kernel), (outputs, range(inputs, kernel.ndim)))
+    np.testing.assert_allclose(to_x, by_hand, atol=1e-5)
+    np.testing.assert_allclose(to_kernel, np.tensordot(x, weight, ((0, 1), (0, 1))), atol=1e-5)

@@ -68,9 +68,7 @@ def test_a_ring_cache_holds_the_window_only_and_changes_nothing():
     np.testing.assert_array_equal(out.tokens, step_log_probs(model, params, row, out.tokens).argmax(axis=-1))
     cache = init_cache(model.config, 1, 3, stacked=False, ring=True)
     _, cache = jax.eval_shape(
-        lambda: model.clone(stacked=False).apply(
-            {"params": prepare(model, params)}, row, cache=cache, method="last_logits"
-        )
+        lambda: model.apply({"params": prepare(model, params)}, row, cache=cache, method="last_logits")
     )
     assert cache.layers[0].key.shape[2] == cache.valid.shape[1] == 3 and not cache.empty
     with pytest.raises(ValueError, match="2 tokens are added to a ring cache, expected one at a time"):

@@ -15,8 +15,7 @@ def test_prepared_parameters_compute_the_same(name):
     ids = tokens(2, 9)
     expected = jax.jit(lambda: model.apply({"params": params}, ids).logits)()
     prepared = prepare(model, params)
-    separate = model.clone(stacked=False)
-    np.testing.assert_allclose(jax.jit(lambda: separate.apply({"params": prepared}, ids).logits)(), expected, atol=1e-4)
+    np.testing.assert_allclose(jax.jit(lambda: model.apply({"params": prepared}, ids).logits)(), expected, atol=1e-4)
     assert prepare(model, prepared) is prepared
     leaves = jax.tree.leaves(prepared, is_leaf=lambda x: isinstance(x, F.Packed))
     assert sum(isinstance(leaf, F.Packed) for leaf in leaves) > 6
@@ -27,7 +26,7 @@ def test_shared_layers_are_there_once():
     ids = tokens(2, 5)
     prepared = prepare(model, params)
     assert list(prepared["layers"]) == ["0"]
-    logits = model.clone(stacked=False).apply({"params": prepared}, ids).logits
+    logits = model.apply({"params": prepared}, ids).logits
     np.testing.assert_allclose(logits, model.apply({"params": params}, ids).logits, atol=1e-4)
 
 
@@ -58,7 +57,7 @@ def test_fewer_bits_are_what_their_rounded_weights_are(name, weights):
     by_hand = jax.tree_util.tree_map_with_path(rounded, params)
     fewer = prepare(model, params, weights)
     whole = jax.jit(lambda ids: model.apply({"params": by_hand}, ids).logits)
-    separate = jax.jit(lambda ids: model.clone(stacked=False).apply({"params": fewer}, ids).logits)
+    separate = jax.jit(lambda ids: model.apply({"params": fewer}, ids).logits)
     np.testing.assert_allclose(separate(ids), whole(ids), atol=2e-4)
     # One token at a time, which a CPU multiplies as whole numbers: the tokens' 16 bits are what is lost.
     one, expected_one = separate(ids[:1, :1]), whole(ids[:1, :1])

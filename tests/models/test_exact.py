@@ -181,3 +181,24 @@ def test_refuses_a_machine_that_breaks_the_promise(monkeypatch):
     monkeypatch.setattr(machine, "_depends_on_queries", lambda width: True)
     with pytest.raises(UserError, match="heads of width 6 depends on the number of queries"):
         machine.check_exact(config)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "t5", "deberta_v3"])
+@pytest.mark.default_cases("gpt2", "deberta_v3")
+def test_products_of_bfloat16_are_near_those_of_float32(name):
+    """In scores and in gradients: the error is that of numbers with 8 bits, and there is one."""
+    found = []
+    for numerics in ("bfloat16", "fast"):
+        model, scores = program(name, numerics)
+        target = IDS[:3, ::-1] if model.config.architecture == "encoder_decoder" else None
+        params = tiny.random_params(model.config)
+        found.append(jax.value_and_grad(lambda p, s=scores, t=target: jnp.sum(jnp.sin(s(p, IDS[:3], None, t))))(params))
+    one, other = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)]) for _, gradient in found)
+    assert 0 < np.linalg.norm(one - other) < 0.2 * np.linalg.norm(other)
+
+
+def test_bfloat16_is_refused_where_nothing_would_be_rounded_or_everything():
+    with pytest.raises(ValueError, match="numerics is bfloat16 and dtype bfloat16, which rounds everything"):
+        tiny.config_of("gpt2", numerics="bfloat16", dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"numerics is bfloat16 and num_experts .*are not rounded"):
+        tiny.config_of("mixtral", numerics="bfloat16")

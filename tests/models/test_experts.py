@@ -36,8 +36,7 @@ def test_the_losses_of_all_layers_are_in_the_objective_once():
 
     def entering(params):
         options = {"capture_intermediates": lambda module, _: module.name == "feed_forward_norm"}
-        separate = model.clone(stacked=False)
-        _, found = separate.apply({"params": params}, ids, real, mutable="intermediates", **options)
+        _, found = model.apply({"params": params}, ids, real, mutable="intermediates", **options)
         return [found["intermediates"]["layers"][i]["feed_forward_norm"]["__call__"][0] for i in layers]
 
     states = jax.jit(entering)({**params, "layers": layers})

@@ -128,11 +128,10 @@ def test_a_kernel_that_has_no_weights_is_replaced_by_the_formula():
 @pytest.mark.parametrize("name", ["gpt2", "t5"])
 def test_a_model_laid_out_for_decoding(name):
     model, params, expected = run(name)
-    apart = model.clone(stacked=False)
-    got = apart.apply({"params": prepare(model, params)}, tokens(2, 7), MASK, **ASKED)
+    got = model.apply({"params": prepare(model, params)}, tokens(2, 7), MASK, **ASKED)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, expected)
     int8 = {"params": prepare(model, params, "int8")}
-    asked, plain = apart.apply(int8, tokens(2, 7), MASK, **ASKED), apart.apply(int8, tokens(2, 7), MASK)
+    asked, plain = model.apply(int8, tokens(2, 7), MASK, **ASKED), model.apply(int8, tokens(2, 7), MASK)
     np.testing.assert_allclose(asked.last_hidden_state, plain.last_hidden_state, rtol=1e-5, atol=1e-5)
     for layer in asked.attentions if name == "gpt2" else asked.cross_attentions:
         np.testing.assert_allclose(np.sum(layer, axis=-1)[0], 1.0, rtol=1e-6)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxformer import pipeline
 from jaxformer.hub import AutoModel, AutoTokenizer
 
 pytestmark = pytest.mark.parity
@@ -48,3 +49,18 @@ def test_embeddings_equal_those_of_pytorch(folder, side):
     model, params = AutoModel.from_pretrained(folder)
     states = jax.jit(model.apply)({"params": params}, **batch).last_hidden_state
     np.testing.assert_allclose(mean_embeddings(np.asarray(states), batch["attention_mask"]), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("weights", "least"), [("bfloat16", 0.9999), ("int8", 0.98)])
+def test_fewer_bits_turn_no_vector_far(folder, weights, least):
+    """Cosines with PyTorch's vectors in float32, of which the worst sentence counts."""
+    import torch
+    import transformers
+
+    batch = transformers.AutoTokenizer.from_pretrained(folder)(SENTENCES, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        theirs = transformers.AutoModel.from_pretrained(folder)(**batch).last_hidden_state
+    expected = mean_embeddings(theirs.numpy(), batch["attention_mask"].numpy())
+    pipe = pipeline("feature-extraction", folder, weights=weights, return_tensors=True)
+    cosines = np.sum(np.stack(pipe(SENTENCES)) * expected, axis=1)
+    assert least < cosines.min() < 1 - 1e-6

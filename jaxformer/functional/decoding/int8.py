@@ -89,6 +89,32 @@ def _quantized_backward(_: Any, kept: Any, gradient: Array) -> tuple[Array, None
 quantized_product.defvjp(_quantized_forward, _quantized_backward)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class IntegerKernel:
+    """A quantized kernel ``[*inputs, *outputs]`` with which activations are multiplied in integer arithmetic.
+
+    Every row of activations is quantized too, by its own largest magnitude, so that a row does not depend on others:
+    ``(sum_i a_i w_i) s t`` with int8 ``a`` and ``w``, an exact int32 sum and the two scales (Jacob et al. 2018, section
+    2.2). It has no gradient.
+    """
+
+    kernel: Quantized
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``[*inputs, *outputs]``."""
+        return self.kernel.shape
+
+    def product(self, x: Array, inputs: int, dtype: Any) -> Array:
+        """``x @ kernel``."""
+        size, batch = math.prod(self.shape[:inputs]), x.shape[: x.ndim - inputs]
+        rows, matrix = quantize(x.reshape(*batch, size)), self.kernel.values.reshape(size, -1)
+        sums = jnp.matmul(rows.values, matrix, preferred_element_type=jnp.int32)
+        y = sums.astype(jnp.float32) * rows.scale * self.kernel.scale.reshape(-1)
+        return y.astype(dtype or x.dtype).reshape(*batch, *self.shape[inputs:])
+
+
 def two_digit_product(x: Float[Array, "M I"], matrix: Int8[Array, "O I"]) -> Float[Array, "M O"]:
     """``x @ matrix.T`` in integer arithmetic, with ``x`` as a fixed-point number of two int8 digits.
 

@@ -96,3 +96,17 @@ def test_the_product_with_a_quantized_matrix_and_its_gradient():
     _, pull = jax.vjp(lambda x: F.linear(x, matrix, inputs=2), x)
     assert any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(pull))
     assert all(leaf.size < kernel.size or leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(pull))
+
+
+@pytest.mark.parametrize(("shape", "inputs"), [((4, 6), 1), ((40, 2, 3), 1), ((2, 20, 5), 2)])
+def test_products_in_integers(shape, inputs):
+    """Exactly the product of both sides as they are quantized, and a row does not depend on others."""
+    random = np.random.default_rng(5)
+    kernel = F.quantize(jnp.asarray(random.standard_normal(shape), jnp.float32), tuple(range(inputs)))
+    x = jnp.asarray(random.standard_normal((3, 7, *shape[:inputs])), jnp.float32).at[1].multiply(1e4).at[2, 0].set(0)
+    got = F.linear(x, F.IntegerKernel(kernel), inputs=inputs)
+    rows = F.quantize(x.reshape(3, 7, -1))
+    matrix = np.asarray(kernel.astype(jnp.float32), np.float64).reshape(x[0, 0].size, -1)
+    expected = np.asarray(rows.astype(jnp.float32), np.float64) @ matrix
+    np.testing.assert_allclose(got, expected.reshape(got.shape), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(got[0], F.linear(x[:1], F.IntegerKernel(kernel), inputs=inputs)[0])

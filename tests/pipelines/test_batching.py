@@ -10,9 +10,8 @@ from jaxformer.pipelines.batching import Row, bucket, by_length, collate, in_bat
 
 def test_lengths_are_few_and_near():
     sizes = {padded_length(length, 512) for length in range(1, 513)}
-    long = [80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512]
-    assert sorted(sizes) == [*range(8, 65, 8), *long]
-    assert all(length <= padded_length(length, 512) <= max(length + 7, 1.25 * length) for length in range(1, 513))
+    assert sorted(sizes) == [*range(8, 65, 4), *range(72, 129, 8), *range(144, 257, 16), *range(288, 513, 32)]
+    assert all(length <= padded_length(length, 512) <= max(8, length + 3, 1.125 * length) for length in range(1, 513))
     assert [padded_length(length, 100) for length in (90, 97, 100)] == [96, 100, 100], "never above the model's length"
 
 

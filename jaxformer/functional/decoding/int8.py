@@ -120,7 +120,8 @@ def two_digit_product(x: Float[Array, "M I"], matrix: Int8[Array, "O I"]) -> Flo
 
     ``x = s (a + b / 254)``, where ``s`` is the row's largest magnitude over 127 and ``a``, ``b`` are int8: an error of
     at most ``s / 508`` in each entry, a sixteenth bit. On a CPU the product of one row takes half as long as converting
-    the matrix to float32: 4.1 and 7.9 ms for 24 matrices of 768 x 3,072, two cores.
+    the matrix to float32: 4.1 and 7.9 ms for 24 matrices of 768 x 3,072, two cores; on another
+    CPU 5.5 ms where float32 took 9.4, and for 8 rows 12 ms where it took 19.
     """
     x = x.astype(jnp.float32)
     scale = jnp.max(jnp.abs(x), axis=-1, keepdims=True) / _LARGEST

@@ -3,9 +3,12 @@
 With few tokens a product takes as long as reading the weights, and their layout decides how fast they are read.
 """
 
+import functools
 import math
+import re
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +16,32 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxformer.functional.decoding.int8 import Quantized, quantize, two_digit_product
+
+# Up to so many rows a CPU multiplies int8 weights as whole numbers and bfloat16 ones as such. Converted to float32 in a
+# loop over tokens they would be converted once before it, and take the memory that they were to save.
+FEW_ROWS = 8
+
+
+@functools.cache
+def multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """True if this machine's CPU has instructions for products of bfloat16 numbers, as Linux says."""
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    return re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", text) is not None
+
+
+def two_part_product(x: Float[Array, "M I"], matrix: Float[Array, "O I"]) -> Float[Array, "M O"]:
+    """``x @ matrix.T`` of a matrix in bfloat16, with ``x`` as a sum of two bfloat16 numbers, and sums in float32.
+
+    ``x = a + b`` with ``a`` rounded to 8 bits and ``b`` the rest, rounded likewise: a relative error of at most 2^-16.
+    On a CPU with AVX512-BF16 the product of 8 rows took 11.8 ms where float32 took 19.1, for 24 matrices of
+    768 x 3,072, and 8.0 ms where it took 9.4 for one row; two cores.
+    """
+    high = x.astype(jnp.bfloat16)
+    low = (x - high.astype(x.dtype)).astype(jnp.bfloat16)
+    parts = jnp.concatenate([high, low])
+    sums = jax.lax.dot_general(parts, matrix, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    high, low = jnp.split(sums, 2)
+    return high + low
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["matrix"], meta_fields=["outputs", "platform"])
@@ -38,16 +67,17 @@ class Packed:
         """
         batch, out = x.shape[: x.ndim - inputs], dtype or x.dtype
         tokens = x.reshape(-1, math.prod(x.shape[x.ndim - inputs :]))
-        matrix, scale = self.matrix, None
+        matrix, scale, count = self.matrix, None, len(tokens)
         on_cpu = self.platform == "cpu"
         if isinstance(matrix, Quantized):
             # A large matrix in float32 would not fit the caches on its way to the product.
-            large = matrix.values.size > 2**24 and len(tokens) <= 16
-            if on_cpu and (len(tokens) == 1 or large):
+            few = FEW_ROWS if matrix.values.size <= 2**24 else 2 * FEW_ROWS
+            if on_cpu and count <= few:
                 y = two_digit_product(tokens, matrix.values) * matrix.scale[:, 0]
                 return y.astype(out).reshape(*batch, *self.outputs)
             matrix, scale = matrix.values, matrix.scale[:, 0]
-        count = len(tokens)
+        elif on_cpu and count <= FEW_ROWS and matrix.dtype == jnp.bfloat16 and multiplies_bfloat16():
+            return two_part_product(tokens, matrix).astype(out).reshape(*batch, *self.outputs)
         if on_cpu and count == 1 and matrix.dtype != jnp.float32:
             # XLA has no fast product of one row with a matrix it must convert: 78 ms where two rows take 9.
             tokens = jnp.pad(tokens, ((0, 1), (0, 0)))

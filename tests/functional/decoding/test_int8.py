@@ -5,6 +5,7 @@ import pytest
 
 from jaxformer import functional as F
 from jaxformer.functional.decoding.int8 import two_digit_product
+from jaxformer.functional.decoding.packed import multiplies_bfloat16, two_part_product
 
 
 def test_each_number_is_within_half_a_step():
@@ -40,7 +41,7 @@ def test_a_packed_product_is_the_product(shape, rows):
     np.testing.assert_allclose(F.linear(x, packed), expected, atol=1e-5)
     rounded = F.pack(kernel, len(shape) - 1, "bfloat16")
     exact = F.linear(x, kernel.astype(jnp.bfloat16).astype(jnp.float32))
-    np.testing.assert_allclose(F.linear(x, rounded), exact, atol=1e-5)
+    np.testing.assert_allclose(F.linear(x, rounded), exact, atol=1e-4)  # the tokens may have 16 bits
     eight = F.pack(kernel, len(shape) - 1, "int8")
     exact = F.linear(x, eight.matrix.astype(jnp.float32).T.reshape(shape))
     np.testing.assert_allclose(F.linear(x, eight), exact, atol=3e-4)
@@ -110,3 +111,37 @@ def test_products_in_integers(shape, inputs):
     expected = np.asarray(rows.astype(jnp.float32), np.float64) @ matrix
     np.testing.assert_allclose(got, expected.reshape(got.shape), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(got[0], F.linear(x[:1], F.IntegerKernel(kernel), inputs=inputs)[0])
+
+
+def test_a_product_of_two_parts_has_sixteen_bits():
+    random = np.random.default_rng(6)
+    x = random.standard_normal((3, 200)).astype(np.float32)
+    x[1] *= 1e4
+    matrix = jnp.asarray(random.standard_normal((50, 200)), jnp.bfloat16)
+    got = np.asarray(two_part_product(jnp.asarray(x), matrix), np.float64)
+    exact = np.asarray(matrix.astype(jnp.float32), np.float64)
+    bound = np.abs(x) @ np.abs(exact).T * 2.0**-16
+    error = np.abs(got - x.astype(np.float64) @ exact.T)
+    assert (error <= bound).all() and error.max() > 0
+
+
+def test_a_cpu_says_what_it_multiplies(tmp_path):
+    for flags, found in (
+        ("fma avx512f avx512_bf16 avx512vbmi", True),
+        ("fma avx2 avx512f", False),
+        ("fp asimd bf16", True),
+    ):
+        cpuinfo = tmp_path / flags[:12].replace(" ", "")
+        cpuinfo.write_text(f"model name : a CPU\nflags : {flags}\n")
+        assert multiplies_bfloat16(cpuinfo) is found
+    assert not multiplies_bfloat16(tmp_path / "none")
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+@pytest.mark.parametrize("rows", [1, 8, 9])
+def test_few_rows_are_never_multiplied_as_float32(rows, weights):
+    """In a loop the weights would be converted once before it and take the memory of float32."""
+    packed = F.pack(jnp.ones((16, 24)), 1, weights)
+    text = str(jax.make_jaxpr(lambda x: F.linear(x, packed))(jnp.ones((rows, 16))))
+    converted = "f32[24,16]" in text
+    assert converted == (rows > 8 or (weights == "bfloat16" and not multiplies_bfloat16()))

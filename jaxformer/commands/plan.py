@@ -24,7 +24,9 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     add_config(parser, required=True)
-    parser.add_argument("--chips", required=True, metavar="CHIP:NUMBER", help="v5e:256, or a topology: v5e:16x16")
+    parser.add_argument(
+        "--chips", required=True, metavar="CHIP:NUMBER", help="v5e:256, or a topology: v5e:16x16; 2xv5e:256: slices"
+    )
     parser.add_argument("--tokens", type=token_count, metavar="N", help="tokens to train on, 20B: adds hours")
     parser.add_argument("--price", type=float, metavar="P", help="of a chip for an hour: adds what the tokens cost")
     parser.add_argument(
@@ -107,20 +109,21 @@ def _search(
 
     from jaxformer.cost import plan
     from jaxformer.cost.compile_for import StepCost, fitting_cost, shape_run
+    from jaxformer.parallel.mesh import number_of_slices
     from jaxformer.training.console import duration
     from jaxformer.training.sources import load_config
 
-    chips, length = len(devices), config.sequence_length
+    chips, slices, length = len(devices), number_of_slices(devices), config.sequence_length
     of_one_row = load_config(options.config, [*options.overrides, *plan.ONE_ROW])
     model = plan.model_of(shape_run(of_one_row, jax.devices("cpu")[:1]))
     sizes = options.batch_sizes or [config.training.batch_size]
-    found = list(plan.candidates(config, chips, sizes))
+    found = list(plan.candidates(config, chips, sizes, slices))
     if not found:
         raise UserError(
             f"--chips {options.chips}: no mesh of {chips} chips divides batches of {', '.join(map(str, sizes))} "
             f"rows; give --batch-sizes with multiples of {chips}"
         )
-    ordered = plan.in_order(found, model, chip, chips)
+    ordered = plan.in_order(found, model, chip, chips, slices)
     if not ordered:
         raise UserError(
             f"--chips {options.chips}: parameters and optimizer state do not fit on {chips} chips however they "

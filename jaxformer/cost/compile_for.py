@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxformer.cost.hlo import Collective, Executed, collectives, parse_program
+from jaxformer.cost.hlo import Collective, Executed, between_slices, collectives, parse_program
 from jaxformer.cost.hlo_cost import Operation, hbm_bytes, kernels, matmul_flops, operations
 from jaxformer.cost.topology import Chip, described_devices
 from jaxformer.data.token_cache import TokenCache
@@ -41,6 +41,7 @@ class StepCost:
     operations: list[Operation]  # what the core runs one after the other
     kernels: list[str]  # in the program, without what their names say of their options
     seconds: float  # that compiling took
+    between: float = 0.0  # sent to other slices over the data center's network
 
     @property
     def sent(self) -> float:
@@ -51,7 +52,8 @@ class StepCost:
         """Seconds that each part of the chip is busy at its full speed, at least.
 
         ``in turn`` are the instructions of the core one after the other, each as long as its products or its memory
-        takes, whatever is longer, and the collectives that it waits for.
+        takes, whatever is longer, and the collectives that it waits for. ``slices`` is the network between slices,
+        where there are several.
         """
         peak = PEAK_FLOPS[chip.device_kind]
         core = math.fsum(o.times * max(o.flops / peak, o.bytes / chip.hbm_bandwidth) for o in self.operations)
@@ -61,6 +63,7 @@ class StepCost:
             "memory": self.moved / chip.hbm_bandwidth,
             "network": self.sent / chip.ici_bandwidth,
             "in turn": core + waiting,
+            **({"slices": self.between / chip.dcn_bandwidth} if self.between else {}),
         }
 
     def mfu_bound(self, chip: Chip) -> float:
@@ -110,6 +113,7 @@ def step_cost(run: Run) -> StepCost:
         operations=operations(program, of_kernel),
         kernels=sorted({kernel_name(one.instruction.name) for one in kernels(program)}),
         seconds=seconds,
+        between=between_slices(program),
     )
 
 
@@ -201,7 +205,8 @@ def report(run: Run, chip: Chip, cost: StepCost) -> dict[str, str]:
         "peak memory": f"{gib(cost.peak)} of {gib(chip.hbm)}",
         "kernels": ", ".join(cost.kernels) or "none, attention is as XLA compiles it",
         "FLOPs": f"{number(cost.flops)} executed, {number(cost.model_flops)} of the model",
-        "bytes moved": f"{number(cost.moved)}B to and from memory, {number(cost.sent)}B to other chips",
+        "bytes moved": f"{number(cost.moved)}B to and from memory, {number(cost.sent)}B to other chips"
+        + (f", {number(cost.between)}B to other slices" if cost.between else ""),
         "busy at least": busy,
         "MFU at most": f"{bound:.0%}"
         + (" (the model's FLOPs count scores that the kernel skips)" if bound > 1 else ""),

@@ -251,7 +251,7 @@ class Collective(NamedTuple):
         """
         if self.kind == "collective-permute":
             return float(self.bytes)
-        return self.bytes * (self.group - 1) / self.group * (2 if self.kind == "all-reduce" else 1)
+        return self.bytes * ring_share(self.group, self.kind == "all-reduce")
 
 
 def collectives(program: Program, waited_for: bool = False) -> list[Collective]:
@@ -271,6 +271,39 @@ def collectives(program: Program, waited_for: bool = False) -> list[Collective]:
             alike = Collective(kind, size, group, 1)
             counts[alike] = counts.get(alike, 0) + run.times
     return sorted((one._replace(times=times) for one, times in counts.items()), key=lambda one: -one.sent * one.times)
+
+
+def between_slices(program: Program) -> float:
+    """Bytes that a chip sends to other slices in one run of the program, over the data center's network.
+
+    XLA:TPU writes what slices exchange as a ``send`` of each chip's part to its runtime on the host, with the slices
+    that take part; by a ring of them ``(s - 1) / s`` of it goes out, twice that to reduce.
+    """
+    total = 0.0
+    for run in program.executed():
+        notes = run.instruction.attributes
+        kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', notes)
+        if run.instruction.opcode != "send" or kind is None:
+            continue
+        slices = slices_of(notes)
+        total += run.times * run.operand_types[0].bytes * ring_share(slices, kind[1] == "ALL_REDUCE")
+    return total
+
+
+def slices_of(notes: str) -> int:
+    """How many slices take part in an exchange.
+
+    >>> slices_of('_xla_megascale_target="{1,2}x{0:7}"'), slices_of('_xla_megascale_target="{1:4}x{0:7}"')
+    (2, 4)
+    """
+    target = re.search(r'_xla_megascale_target="\{([\d,:]+)\}', notes)
+    parts = [part.split(":") for part in target[1].split(",")] if target else [["1"], ["2"]]
+    return sum(int(part[-1]) - int(part[0]) + 1 for part in parts)
+
+
+def ring_share(size: int, reduces: bool) -> float:
+    """Share of an array that each member of a ring sends to gather or to scatter it, or to reduce it."""
+    return (size - 1) / size * (2 if reduces else 1)
 
 
 def group_size(attributes: str, devices: int) -> int:

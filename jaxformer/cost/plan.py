@@ -127,23 +127,27 @@ class Plan(NamedTuple):
         return max(self.cost.times(chip).values()) / (self.candidate.batch_size * length)
 
 
-def candidates(config: RunConfig, chips: int, batch_sizes: Sequence[int]) -> Iterator[Candidate]:
+def candidates(config: RunConfig, chips: int, batch_sizes: Sequence[int], slices: int = 1) -> Iterator[Candidate]:
     """Yields every way that divides evenly, for each of the batch sizes.
 
     Args:
         config: of the run; what it says of mesh, ``remat``, parts and chunks does not count.
         chips: in all.
         batch_sizes: rows of a step to try.
+        slices: into which the chips are divided; only ``data`` is split over them.
     """
     chunk: int | None = getattr(config.task, "chunk_tokens", None)
-    for fsdp, expert, sequence, tensor in meshes(config, chips):
+    for fsdp, expert, sequence, tensor in meshes(config, chips // slices):
         for batch_size, accumulate, remat in product(batch_sizes, _powers(MOST_PARTS), REMAT):
             if batch_size % (chips // (sequence * tensor) * accumulate) == 0:
                 yield Candidate(fsdp, expert, sequence, tensor, remat, batch_size, accumulate, chunk)
 
 
 def meshes(config: RunConfig, chips: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yields ``fsdp``, ``expert``, ``sequence``, ``tensor`` of every mesh that divides chips, rows and parameters."""
+    """Yields ``fsdp``, ``expert``, ``sequence``, ``tensor`` of every mesh that divides chips, rows and parameters.
+
+    ``chips`` are those of a slice.
+    """
     c, length = config.model, config.sequence_length
     experts = _powers(chips) if c.num_experts else [1]
     sequences = _powers(chips) if config.parallel.sequence > 1 or length >= LONG_ROW else [1]
@@ -163,12 +167,13 @@ def _powers(most: int) -> list[int]:
     return [2**n for n in range(max(1, most).bit_length())]
 
 
-def estimate(candidate: Candidate, model: Model, chip: Chip, chips: int) -> Estimate:
+def estimate(candidate: Candidate, model: Model, chip: Chip, chips: int, slices: int = 1) -> Estimate:
     """The time that no program can beat, and about how much memory it takes.
 
     Products at the peak of the chip, a third more with full recomputation; parameters in the dtype of the computation
     gathered twice a part and gradients reduced once (ZeRO-3: Rajbhandari et al. 2020, section 7); four all-reduces of
-    the activations a block under ``tensor`` (Shoeybi et al. 2019, "Megatron-LM", section 3), by the ring algorithms.
+    the activations a block under ``tensor`` (Shoeybi et al. 2019, "Megatron-LM", section 3), by the ring algorithms;
+    between slices each chip reduces its share of the gradients, once a part.
     """
     k, c = candidate, model.config
     width = 2 if c.dtype == "bfloat16" else 4
@@ -185,7 +190,10 @@ def estimate(candidate: Candidate, model: Model, chip: Chip, chips: int) -> Esti
     parts = 4.0 * model.parameters / split if k.accumulate > 1 else 0.0
     kept = activations / k.accumulate * c.num_layers * KEPT[k.remat] / k.tensor
     network = sent / chip.ici_bandwidth
-    return Estimate(max(compute + waiting, network), network + waiting, state + parts + kept, state)
+    share_of_slice = model.parameters * width * slices / chips
+    between = k.accumulate * 2 * share_of_slice * _ring(slices) / chip.dcn_bandwidth
+    seconds = max(compute + waiting, network, between)
+    return Estimate(seconds, network + waiting + between, state + parts + kept, state)
 
 
 def _ring(size: int) -> float:
@@ -193,9 +201,11 @@ def _ring(size: int) -> float:
     return (size - 1) / size
 
 
-def in_order(found: Sequence[Candidate], model: Model, chip: Chip, chips: int) -> list[tuple[Candidate, Estimate]]:
+def in_order(
+    found: Sequence[Candidate], model: Model, chip: Chip, chips: int, slices: int = 1
+) -> list[tuple[Candidate, Estimate]]:
     """Candidates whose state fits, those that should fit first, then by the time of a token and what is sent for it."""
-    estimates = [(one, estimate(one, model, chip, chips)) for one in found]
+    estimates = [(one, estimate(one, model, chip, chips, slices)) for one in found]
     fitting = [pair for pair in estimates if pair[1].state < chip.hbm]
 
     def key(pair: tuple[Candidate, Estimate]) -> tuple[bool, float, float, float]:
@@ -315,7 +325,7 @@ def row(plan: Plan, chip: Chip, length: int, chips: int, price: Price) -> dict[s
         "rows": f"{k.batch_size:,} in {k.accumulate}",
         "chunk": "" if k.chunk_tokens is None else f"{k.chunk_tokens:,}",
         "memory, GiB": f"{cost.peak / 2**30:.2f} of {chip.hbm / 2**30:.0f}",
-        "compute / memory / network / in turn, ms": " / ".join(f"{1000 * s:,.0f}" for s in cost.times(chip).values()),
+        f"{' / '.join(cost.times(chip))}, ms": " / ".join(f"{1000 * s:,.0f}" for s in cost.times(chip).values()),
         "sent by a chip": by_kind(cost.collectives) or "nothing",
         "MFU at most": f"{cost.mfu_bound(chip):.0%}",
         "hours at least": "" if hours is None else f"{hours:,.1f}",

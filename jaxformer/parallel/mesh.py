@@ -7,6 +7,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from pydantic import Field, model_validator
 
@@ -71,11 +72,18 @@ class ParallelConfig(Schema):
         return self
 
 
+def number_of_slices(devices: Sequence[jax.Device]) -> int:
+    """Into how many slices the devices are divided, between which there is only the data center's network."""
+    return len({getattr(device, "slice_index", 0) for device in devices})
+
+
 def make_mesh(config: ParallelConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of a configuration over ``devices`` (default: all).
 
+    Over several slices of a TPU pod the ``data`` axis has the slices outermost, and every other axis is within one.
+
     Raises:
-        UserError: if the axes' product is not the number of devices.
+        UserError: if the axes' product is not the number of devices, or the slices do not divide ``data``.
     """
     devices = jax.devices() if devices is None else list(devices)
     others = tuple(getattr(config, name) for name in AXES[1:])
@@ -91,7 +99,16 @@ def make_mesh(config: ParallelConfig, devices: Sequence[jax.Device] | None = Non
     if config.strategy == "pmap":
         # pmap numbers the devices as they come; jax.make_mesh may order them by how they are wired.
         return Mesh(np.array(devices).reshape(sizes), AXES, axis_types=types)
-    return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+    slices = number_of_slices(devices)
+    if slices == 1:
+        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+    if data % slices:
+        raise UserError(
+            f"parallel.data is {data} on {slices} slices, expected a multiple of {slices}: the network between slices "
+            f"is for the data axis alone; the others may take the {len(devices) // slices} chips of a slice"
+        )
+    within, between = (data // slices, *others), (slices, *(1,) * len(others))
+    return Mesh(mesh_utils.create_hybrid_device_mesh(within, between, devices), AXES, axis_types=types)
 
 
 def batch_devices(mesh: Mesh) -> int:

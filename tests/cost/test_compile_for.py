@@ -12,14 +12,15 @@ from jaxformer.cost import compile_for as module
 from jaxformer.cost.compile_for import StepCost, report, shape_run, step_cost, too_large
 from jaxformer.cost.hlo import Collective
 from jaxformer.cost.hlo_cost import Operation
-from jaxformer.cost.topology import Chip
+from jaxformer.cost.topology import Chip, described_devices
 from jaxformer.schema import UserError
 from jaxformer.training.sources import load_config, resolve_config
+from jaxformer.training.state import count_parameters
 from tests.training.helpers import make_run, quiet, tiny_keys
 
 ROOT = Path(__file__).parent.parent.parent
 PEAK = 197e12
-CHIP = Chip("TPU v5 lite", hbm=2**30, hbm_bandwidth=1e9, ici_bandwidth=1e8)
+CHIP = Chip("TPU v5 lite", hbm=2**30, hbm_bandwidth=1e9, ici_bandwidth=1e8, dcn_bandwidth=1e6)
 COST = StepCost(
     parameters=10,
     optimizer=20,
@@ -188,3 +189,20 @@ def test_the_report_names_everything(tmp_path):
     lines = report(run, CHIP, COST)
     assert lines["peak memory"] == "0.00 GiB of 1.00 GiB"
     assert lines["collectives"].splitlines()[1].strip() == "10 x all-gather of 4.00kB among 4, 30.00kB sent"
+
+
+@pytest.mark.slow
+def test_slices_exchange_each_chip_s_share_of_the_gradients(tmp_path):
+    """Two slices of four chips: each chip sends a quarter of the gradients, in tiles, which have some padding."""
+    pytest.importorskip("libtpu")
+    keys = tiny_keys(tmp_path, batch_size=16)
+    keys["model"] |= {"vocab_size": 512, "hidden_size": 256, "num_heads": 2}
+    chip, devices = described_devices("2xv5e:2x2")
+    run = shape_run(resolve_config(keys, "the test"), devices)
+    assert run.mesh.shape["data"] == 8
+    assert [device.slice_index for device in run.mesh.devices.flat] == [0] * 4 + [1] * 4
+    cost = step_cost(run)
+    share = 4 * count_parameters(run.division.shapes) / 4
+    assert share <= cost.between <= 1.3 * share
+    assert cost.times(chip)["slices"] == cost.between / chip.dcn_bandwidth
+    assert all(one.group <= 4 for one in cost.collectives)

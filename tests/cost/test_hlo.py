@@ -6,7 +6,7 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from jaxformer.cost.hlo import Collective, collectives, group_size, parse_program
+from jaxformer.cost.hlo import Collective, between_slices, collectives, group_size, parse_program
 from jaxformer.parallel.mesh import ParallelConfig, make_mesh
 
 MESH = make_mesh(ParallelConfig(fsdp=2, tensor=2))
@@ -115,3 +115,20 @@ def test_a_loop_that_ends_by_what_it_computes_counts_once():
         return lax.while_loop(lambda x: x.sum() < 100, lambda x: lax.psum(x, "tensor") + 1, x)
 
     assert [one.times for one in collectives(parse_program(text_of(by_hand(body), (8, 12)))) if one.bytes == 96] == [1]
+
+
+def test_what_slices_exchange_is_sent_to_the_runtime_of_the_host():
+    """By hand: 2 x 3/4 of 4,096 bytes that four slices reduce, and 3/4 of 2,048 that they gather."""
+    notes = 'is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
+    text = f"""HloModule step, num_partitions=16
+
+ENTRY %main (a: f32[1024], b: bf16[1024]) -> f32[1024] {{
+  %a = f32[1024]{{0}} parameter(0)
+  %b = bf16[1024]{{0}} parameter(1)
+  %token = token[] after-all()
+  %send.1 = (f32[1024]{{0}}, u32[], token[]) send(%a, %token), channel_id=1, {notes}_xla_megascale_target="{{1:4}}x{{0:3}}",_xla_megascale_transfer_type="ALL_REDUCE"}}
+  %send.2 = (bf16[1024]{{0}}, u32[], token[]) send(%b, %token), channel_id=2, {notes}_xla_megascale_target="{{1:4}}x{{0:3}}",_xla_megascale_transfer_type="ALL_GATHER"}}
+  ROOT %copy = f32[1024]{{0}} copy(%a)
+}}
+"""  # noqa: E501 - a line of a program
+    assert between_slices(parse_program(text)) == 2 * 4096 * 3 / 4 + 2048 * 3 / 4

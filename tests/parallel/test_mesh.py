@@ -1,3 +1,5 @@
+import types
+
 import flax.linen as nn
 import jax
 import pytest
@@ -7,7 +9,14 @@ from pydantic import ValidationError
 from jaxformer.families import build_model, model_config
 from jaxformer.hub.kinds import abstract_params
 from jaxformer.models import TransformerConfig
-from jaxformer.parallel.mesh import ParallelConfig, check_batch, check_length, make_mesh, parameter_shardings
+from jaxformer.parallel.mesh import (
+    ParallelConfig,
+    check_batch,
+    check_length,
+    make_mesh,
+    number_of_slices,
+    parameter_shardings,
+)
 from jaxformer.schema import UserError
 
 
@@ -95,3 +104,11 @@ def test_pmap_is_refused_with_other_axes():
     message = "strategy is pmap and fsdp is 2, tensor is 4, expected 1: under pmap every device holds all parameters"
     with pytest.raises(ValidationError, match=message):
         ParallelConfig(strategy="pmap", fsdp=2, tensor=4)
+
+
+def test_other_axes_than_data_stay_within_a_slice():
+    slices = [types.SimpleNamespace(slice_index=number // 8, process_index=0) for number in range(16)]
+    assert number_of_slices(slices) == 2 and number_of_slices(jax.devices()) == 1
+    message = "parallel.data is 1 on 2 slices, expected a multiple of 2: .*the others may take the 8 chips of a slice"
+    with pytest.raises(UserError, match=message):
+        make_mesh(ParallelConfig(fsdp=16), slices)

@@ -94,6 +94,21 @@ def test_generation_beside_a_peer_that_writes_the_same():
     assert "transformers, PyTorch" in result.stdout
 
 
+@pytest.mark.slow
+def test_the_profile_of_a_configuration_has_its_products_and_all_else(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({**tiny_keys(tmp_path), "output_dir": str(tmp_path / "run")}), encoding="utf-8")
+    command = [sys.executable, FOLDER / "profile_cpu.py", "--config", config, "--markdown"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=FOLDER)
+    assert result.returncode == 0, result.stderr
+    assert "its products alone" in result.stdout and "| matrix products |" in result.stdout
+    rows = [line.strip("| ").split(" | ") for line in result.stdout.splitlines() if line.startswith("| ")]
+    products = [row for row in rows if row[0].endswith(" float32")]
+    assert products and all(float(row[2]) > 0 for row in products)
+    refused = subprocess.run([*command, "parallel.strategy=pmap"], capture_output=True, text=True, cwd=FOLDER)
+    assert refused.returncode == 2 and refused.stderr.startswith("error: this profile is of steps")
+
+
 def run_gpu(*options):
     return subprocess.run([sys.executable, FOLDER / "gpu.py", *options], capture_output=True, text=True)
 

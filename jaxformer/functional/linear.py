@@ -106,8 +106,9 @@ def _rounded_forward(x: Array, matrix: Array) -> tuple[Array, Any]:
 
 def _rounded_backward(kept: Any, gradient: Array) -> tuple[Array, Array]:
     x, matrix = kept
-    rows, gradients = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-    return _of_rounded(gradient, matrix.T).astype(x.dtype), (rows.T @ gradients).astype(matrix.dtype)
+    rows = tuple(range(x.ndim - 1))
+    to_matrix = jnp.tensordot(x, gradient, (rows, rows)).astype(matrix.dtype)
+    return _of_rounded(gradient, matrix.T).astype(x.dtype), to_matrix
 
 
 rounded_product.defvjp(_rounded_forward, _rounded_backward)

@@ -145,3 +145,10 @@ def test_few_rows_are_never_multiplied_as_float32(rows, weights):
     text = str(jax.make_jaxpr(lambda x: F.linear(x, packed))(jnp.ones((rows, 16))))
     converted = "f32[24,16]" in text
     assert converted == (rows > 8 or (weights == "bfloat16" and not multiplies_bfloat16()))
+
+
+def test_tokens_in_bfloat16_are_one_part():
+    x, matrix = jnp.ones((2, 8), jnp.bfloat16), jnp.ones((4, 8), jnp.bfloat16)
+    (product,) = [e for e in jax.make_jaxpr(two_part_product)(x, matrix).eqns if e.primitive.name == "dot_general"]
+    assert product.invars[0].aval.shape == (2, 8)
+    np.testing.assert_array_equal(two_part_product(x, matrix), 8.0)

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N,N",
         help="rows of a step to try (default: training.batch_size)",
     )
-    parser.add_argument("--most", type=int, default=16, metavar="N", help="programs to compile (default: 16)")
+    parser.add_argument("--most", type=int, default=16, metavar="N", help="programs that fit to compile (default: 16)")
 
 
 def token_count(text: str) -> int:

@@ -231,13 +231,12 @@ def search(
         compile_one: the cost of a candidate's step, None if it does not fit.
         chip: of the target.
         length: tokens of a row.
-        most: programs to compile.
+        most: programs that fit to compile; of those that do not, which XLA soon refuses, twice as many.
     """
     plans: list[Plan] = []
     too_large: list[Candidate] = []
-    compiled = 0
     for candidate, estimated in ordered:
-        if compiled == most:
+        if len(plans) == most or len(too_large) == 2 * most:
             break
         if any(other.needs_no_more(candidate) for other in too_large):
             continue
@@ -247,7 +246,6 @@ def search(
         if len(best) >= BEST and estimated.seconds / (candidate.batch_size * length) >= best[BEST - 1]:
             continue
         cost = compile_one(candidate)
-        compiled += 1
         if cost is None:
             too_large.append(candidate)
         else:

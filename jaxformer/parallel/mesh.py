@@ -97,18 +97,20 @@ def make_mesh(config: ParallelConfig, devices: Sequence[jax.Device] | None = Non
         )
     types = (AxisType.Auto,) * len(AXES)
     if config.strategy == "pmap":
-        # pmap numbers the devices as they come; jax.make_mesh may order them by how they are wired.
+        # pmap numbers the devices as they come; below they may be ordered by how they are wired.
         return Mesh(np.array(devices).reshape(sizes), AXES, axis_types=types)
     slices = number_of_slices(devices)
+    # An axis of the mesh may be a part of an axis of the torus: 8 x 8 chips on one of 4 x 4 x 4.
+    split = {"allow_split_physical_axes": True}
     if slices == 1:
-        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+        return Mesh(mesh_utils.create_device_mesh(sizes, devices, **split), AXES, axis_types=types)
     if data % slices:
         raise UserError(
             f"parallel.data is {data} on {slices} slices, expected a multiple of {slices}: the network between slices "
             f"is for the data axis alone; the others may take the {len(devices) // slices} chips of a slice"
         )
     within, between = (data // slices, *others), (slices, *(1,) * len(others))
-    return Mesh(mesh_utils.create_hybrid_device_mesh(within, between, devices), AXES, axis_types=types)
+    return Mesh(mesh_utils.create_hybrid_device_mesh(within, between, devices, **split), AXES, axis_types=types)
 
 
 def batch_devices(mesh: Mesh) -> int:

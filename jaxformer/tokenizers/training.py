@@ -1,8 +1,8 @@
 """Trains a tokenizer on the run's own texts: seven kinds.
 
 Byte, BPE, WordPiece and Unigram work on the 256 byte-level characters (GPT-2, Radford et al. 2019, section 2.2), all
-of which are always in the vocabulary, so that any text comes back exactly; `jamo` brings back any composed (NFC) text,
-`character` and `word` every character and word they know.
+of which are always in the vocabulary, so that any text comes back exactly; `jamo` brings back any composed (NFC)
+text, a letter with several marks perhaps in an equal form; `character` and `word` every character and word they know.
 """
 
 import json

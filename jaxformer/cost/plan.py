@@ -8,7 +8,7 @@ what was found.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from itertools import product
+from itertools import chain, product
 from typing import Any, NamedTuple
 
 from jaxformer.cost.compile_for import StepCost, by_kind
@@ -235,9 +235,14 @@ def search(
     """
     plans: list[Plan] = []
     too_large: list[Candidate] = []
-    for candidate, estimated in ordered:
+    smallest = math.inf  # estimate of those that did not fit; what is estimated no smaller comes last
+    later: list[tuple[Candidate, Estimate]] = []
+    for number, (candidate, estimated) in enumerate(chain(ordered, later)):
         if len(plans) == most or len(too_large) == 2 * most:
             break
+        if estimated.bytes >= smallest and number < len(ordered):
+            later.append((candidate, estimated))
+            continue
         if any(other.needs_no_more(candidate) for other in too_large):
             continue
         if any(candidate.needs_no_more(plan.candidate) for plan in plans):
@@ -248,6 +253,7 @@ def search(
         cost = compile_one(candidate)
         if cost is None:
             too_large.append(candidate)
+            smallest = min(smallest, estimated.bytes)
         else:
             plans.append(Plan(candidate, cost))
     return ranked(plans, chip, length)

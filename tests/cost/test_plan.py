@@ -189,3 +189,11 @@ def test_bad_options_are_one_line(arguments, said, capsys):
         code = stop.code
     assert code == 2
     assert said in capsys.readouterr().err
+
+
+def test_what_is_estimated_no_smaller_than_what_did_not_fit_comes_last():
+    sizes = {BASE: 5.0, BASE._replace(fsdp=2): 6.0, BASE._replace(fsdp=4): 1.0}
+    ordered = [(one, Estimate(0.1, 0.0, size, 0.0)) for one, size in sizes.items()]
+    compile_one, compiled = fake(lambda one: 1.0 if one.fsdp == 4 else None)
+    search(ordered, compile_one, CHIP, 16, 10)
+    assert [one.fsdp for one in compiled] == [1, 4, 2]

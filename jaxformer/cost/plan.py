@@ -22,6 +22,7 @@ from jaxformer.training.run import Run
 from jaxformer.training.state import count_parameters
 
 BEST = 5
+SPARE = 12
 REMAT = ("none", "dots", "full")  # each keeps less for the backward pass than the one before, and computes more
 LONG_ROW = 16_384  # tokens; shorter rows are not split over chips unless the configuration does so
 MOST_TENSOR, MOST_PARTS = 16, 64
@@ -231,14 +232,14 @@ def search(
         compile_one: the cost of a candidate's step, None if it does not fit.
         chip: of the target.
         length: tokens of a row.
-        most: programs that fit to compile; of those that do not, which XLA soon refuses, twice as many.
+        most: programs that fit to compile; of those that do not, which XLA refuses soon, ``SPARE`` more.
     """
     plans: list[Plan] = []
     too_large: list[Candidate] = []
     smallest = math.inf  # estimate of those that did not fit; what is estimated no smaller comes last
     later: list[tuple[Candidate, Estimate]] = []
     for number, (candidate, estimated) in enumerate(chain(ordered, later)):
-        if len(plans) == most or len(too_large) == 2 * most:
+        if len(plans) == most or len(too_large) == most + SPARE:
             break
         if estimated.bytes >= smallest and number < len(ordered):
             later.append((candidate, estimated))

@@ -1,29 +1,32 @@
-"""The memory of a training step of Llama 2 7B compiled for described TPUs, here and by MaxText.
+"""The training step of Llama 2 7B compiled for described TPUs, here and by MaxText: memory, FLOPs, bytes, collectives.
 
     python3.12 -m venv other && other/bin/pip install "maxtext[tpu]==0.2.5"
     python benchmarks/beside_maxtext.py --python other/bin/python --markdown
 
 Both are compiled ahead of time for 256 chips of a TPU v5e with parameters, gradients and optimizer split over all of
-them, 4 rows of 4,096 tokens a chip, bfloat16, whole blocks recomputed. MaxText needs Python 3.12 and other versions of
-JAX and libtpu, so it has an environment of its own. Its program cannot be read (its JAX does not know a field that its
-libtpu writes), so FLOPs and collectives are not compared.
+them, 4 rows of 4,096 tokens a chip, bfloat16, whole blocks recomputed. Both programs are read by the same code. MaxText
+needs Python 3.12 and other versions of JAX and libtpu, so it has an environment of its own.
 """
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from _timing import print_table
 
-from jaxformer.cost.compile_for import shape_run
+from jaxformer.cost.compile_for import attention_flops, by_kind, shape_run
+from jaxformer.cost.hlo import collectives, parse_program
+from jaxformer.cost.hlo_cost import hbm_bytes, kernels, matmul_flops
 from jaxformer.cost.topology import described_devices
 from jaxformer.libtpu import tell_libtpu_without_tpu
+from jaxformer.training.console import number
 from jaxformer.training.forecast import gib
+from jaxformer.training.run import Run
 from jaxformer.training.sources import load_config
 
 CONFIG = Path(__file__).parents[1] / "configs" / "llama_7b.yaml"
@@ -34,17 +37,17 @@ THEIRS = [
     *("per_device_batch_size=4", "max_target_length=4096", "remat_policy=full", "dataset_type=synthetic"),
     *("enable_checkpointing=false", "run_name=step"),
 ]
-PARTS = ("argument", "output", "alias", "temp", "generated_code")
-# Run by MaxText's Python: its command that compiles a step, which then also writes its sizes.
+# Run by MaxText's Python: its command that compiles a step, which then also writes the program and its sizes.
 COMPILE = """
 import importlib.util, json, pathlib, runpy, sys
 import jax
-folder, parts, *options = sys.argv[1:]
+folder, *options = sys.argv[1:]
 analyse = jax.stages.Compiled.memory_analysis
 def noted(self):
     sizes = analyse(self)
-    found = {part: getattr(sizes, part + "_size_in_bytes") for part in parts.split(",")}
-    pathlib.Path(folder, "sizes.json").write_text(json.dumps(found))
+    pathlib.Path(folder, "program.txt").write_text(self.as_text())
+    names = ("argument", "output", "alias", "temp", "generated_code")
+    pathlib.Path(folder, "sizes.json").write_text(json.dumps({n: getattr(sizes, n + "_size_in_bytes") for n in names}))
     return sizes
 jax.stages.Compiled.memory_analysis = noted
 base = pathlib.Path(importlib.util.find_spec("maxtext").origin).parent / "configs" / "base.yml"
@@ -53,24 +56,45 @@ runpy.run_module("maxtext.trainers.pre_train.train_compile", run_name="__main__"
 """
 
 
-def by_maxtext(python: str) -> dict[str, int]:
-    """The sizes of MaxText's program in bytes."""
+def by_maxtext(python: str) -> tuple[str, dict[str, int]]:
+    """MaxText's program as text, and its sizes in bytes."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [python, "-c", COMPILE, folder, ",".join(PARTS), *THEIRS]
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        # JAX has named this process's libtpu to its children, and MaxText's is another.
+        environment = {name: value for name, value in os.environ.items() if name != "TPU_LIBRARY_PATH"}
+        environment |= {"JAX_PLATFORMS": "cpu"}
+        command = [python, "-c", COMPILE, folder, *THEIRS]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
-            last = "".join(done.stderr.strip().splitlines()[-1:])
-            raise SystemExit(f"error: MaxText ended with code {done.returncode}: {last}")
+            raise SystemExit(
+                f"error: MaxText ended with code {done.returncode}: {done.stderr.strip().splitlines()[-1:]}"
+            )
         sizes: dict[str, int] = json.loads((Path(folder) / "sizes.json").read_text())
-        return sizes
+        return (Path(folder) / "program.txt").read_text(), sizes
 
 
-def by_jaxformer() -> dict[str, int]:
-    """The sizes of jaxformer's."""
-    run = shape_run(load_config(CONFIG, OURS), described_devices(CHIPS)[1])
-    sizes: Any = run.lowered().compile().memory_analysis()
-    return {part: getattr(sizes, f"{part}_size_in_bytes") for part in PARTS}
+def by_jaxformer(run: Run) -> tuple[str, dict[str, int]]:
+    """jaxformer's."""
+    compiled = run.lowered().compile()
+    sizes = compiled.memory_analysis()
+    names = ("argument", "output", "alias", "temp", "generated_code")
+    return compiled.as_text(), {name: getattr(sizes, f"{name}_size_in_bytes") for name in names}
+
+
+def facts(text: str, sizes: dict[str, int], run: Run) -> list[str]:
+    """A column of the table."""
+    program, of_kernel = parse_program(text), attention_flops(run)
+    found = collectives(program)
+    flops = matmul_flops(program) + math.fsum(one.times * of_kernel(one) for one in kernels(program))
+    peak = sizes["argument"] + sizes["output"] - sizes["alias"] + sizes["temp"] + sizes["generated_code"]
+    return [
+        gib(sizes["argument"]),
+        gib(sizes["temp"]),
+        gib(peak),
+        number(flops),
+        f"{number(hbm_bytes(program))}B",
+        f"{number(sum(one.sent * one.times for one in found))}B",
+        by_kind(found),
+    ]
 
 
 def main() -> int:
@@ -80,12 +104,12 @@ def main() -> int:
     parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args()
     tell_libtpu_without_tpu()
-    rows = []
-    for name, sizes in (("jaxformer", by_jaxformer()), ("MaxText", by_maxtext(options.python))):
-        peak = sum(sizes.values()) - 2 * sizes["alias"]  # what is reused for results is there once
-        rows.append([name, gib(sizes["argument"]), gib(sizes["temp"]), gib(sizes["generated_code"]), gib(peak)])
-    header = ["", "state and batch", "temporary", "program", "in all"]
-    print_table(f"Memory of one of 256 chips, Llama 2 7B on {CHIPS}", header, rows, options.markdown)
+    run = shape_run(load_config(CONFIG, OURS), described_devices(CHIPS)[1])
+    columns = [facts(*by_jaxformer(run), run), facts(*by_maxtext(options.python), run)]
+    names = ["state and batch", "temporary", "memory of a chip", "FLOPs of products"]
+    names += ["to and from main memory, at least", "sent to other chips", "collectives"]
+    rows = [[name, *values] for name, *values in zip(names, *columns, strict=True)]
+    print_table(f"Llama 2 7B on {CHIPS}, one chip", ["", "jaxformer", "MaxText"], rows, options.markdown)
     return 0
 
 

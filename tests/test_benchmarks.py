@@ -104,7 +104,7 @@ def test_the_profile_of_a_configuration_has_its_products_and_all_else(tmp_path):
     assert "its products alone" in result.stdout and "| matrix products |" in result.stdout
     rows = [line.strip("| ").split(" | ") for line in result.stdout.splitlines() if line.startswith("| ")]
     products = [row for row in rows if row[0].endswith(" float32")]
-    assert products and all(float(row[2]) > 0 for row in products)
+    assert len(products) > 3 and sum(float(row[2]) for row in products) > 0  # one of tiny matrices may take 0.0 ms
     refused = subprocess.run([*command, "parallel.strategy=pmap"], capture_output=True, text=True, cwd=FOLDER)
     assert refused.returncode == 2 and refused.stderr.startswith("error: this profile is of steps")
 

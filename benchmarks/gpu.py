@@ -62,18 +62,18 @@ class Case(NamedTuple):
     """What a process of the benchmark does: ``gpt``, ``bert``, ``product`` or the number of rows that it writes."""
 
     what: str
-    library: str
+    framework: str
     device: str
     sizes: str
     folder: Path
 
 
 def training_step(case: Case) -> Step:
-    """The step of one library; jaxformer's writes the initial weights, PyTorch's reads them."""
+    """The step of one framework; jaxformer's writes the initial weights, PyTorch's reads them."""
     shape = getattr(SIZES[case.sizes], case.what)
     benchmark: Any = train_step if case.what == "gpt" else bert_step
     batch, weights = benchmark.make_batch(shape), case.folder / f"{case.what}.npz"
-    if case.library == OURS:
+    if case.framework == OURS:
         model = {"type": "gpt2" if case.what == "gpt" else "bert", "dtype": DTYPE, "dropout": 0.0}
         sizes = {"num_layers": shape.layers, "hidden_size": shape.width, "num_heads": shape.heads}
         sizes |= {"max_length": shape.length, "vocab_size": shape.vocabulary, "intermediate_size": 4 * shape.width}
@@ -88,7 +88,7 @@ def writer(case: Case) -> Any:
     """A call that generates."""
     sizes = SIZES[case.sizes].generated
     rows = generate.Case("torch", int(case.what), sizes, str(case.folder))
-    if case.library == TORCH:
+    if case.framework == TORCH:
         return generate.theirs(rows, case.device, DTYPE)[0]
     import jaxformer
     from jaxformer.generation import prepare
@@ -101,7 +101,7 @@ def writer(case: Case) -> Any:
 def product_speed(case: Case) -> dict[str, Any]:
     """The device, and the FLOP/s of a product of square matrices in bfloat16."""
     size = SIZES[case.sizes].product
-    if case.library == TORCH:
+    if case.framework == TORCH:
         import torch
 
         a = torch.full((size, size), 0.5, dtype=torch.bfloat16, device=case.device)
@@ -144,17 +144,17 @@ def work(case: Case) -> None:
 
 def start(case: Case) -> Worker:
     """A process of the benchmark."""
-    command = [__file__, "--worker", case.what, "--library", case.library, "--device", case.device]
+    command = [__file__, "--worker", case.what, "--framework", case.framework, "--device", case.device]
     command += ["--sizes", case.sizes, "--folder", str(case.folder)]
     # Two processes share the device.
     environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_PLATFORMS": case.device}
-    return Worker(case.library, command, environment)
+    return Worker(case.framework, command, environment)
 
 
 def both(what: str, options: argparse.Namespace, folder: Path, workers: list[Worker]) -> tuple[Worker, Worker]:
     """jaxformer's process and PyTorch's, one started after the other."""
-    for library in (OURS, TORCH):
-        workers.append(start(Case(what, library, options.device, options.sizes, folder)))
+    for framework in (OURS, TORCH):
+        workers.append(start(Case(what, framework, options.device, options.sizes, folder)))
     return workers[-2], workers[-1]
 
 
@@ -230,7 +230,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--no-tests", action="store_true", help="measure only")
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--library", help=argparse.SUPPRESS)
+    parser.add_argument("--framework", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -239,7 +239,7 @@ def main() -> int:
     """Measures, tests and prints; the exit code."""
     options = parse()
     if options.worker:
-        work(Case(options.worker, options.library, options.device, options.sizes, options.folder))
+        work(Case(options.worker, options.framework, options.device, options.sizes, options.folder))
         return 0
     began = time.monotonic()
     if options.device == "cuda" and not has_cuda():

@@ -225,7 +225,7 @@ def collective_line(one: Collective) -> str:
 
 
 def by_kind(collectives: list[Collective]) -> str:
-    """How often each kind of collective runs in a step, and what a chip sends in all of them, in words."""
+    """Says in words each kind of collective of a step, its runs and what a chip sends in all of them."""
     kinds: dict[str, tuple[int, float]] = {}
     for one in collectives:
         times, sent = kinds.get(one.kind, (0, 0.0))

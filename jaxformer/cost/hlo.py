@@ -291,7 +291,7 @@ def between_slices(program: Program) -> float:
 
 
 def slices_of(notes: str) -> int:
-    """How many slices take part in an exchange.
+    """Number of slices that take part in an exchange.
 
     >>> slices_of('_xla_megascale_target="{1,2}x{0:7}"'), slices_of('_xla_megascale_target="{1:4}x{0:7}"')
     (2, 4)
@@ -301,7 +301,7 @@ def slices_of(notes: str) -> int:
     return sum(int(part[-1]) - int(part[0]) + 1 for part in parts)
 
 
-def ring_share(size: int, reduces: bool) -> float:
+def ring_share(size: int, reduces: bool = False) -> float:
     """Share of an array that each member of a ring sends to gather or to scatter it, or to reduce it."""
     return (size - 1) / size * (2 if reduces else 1)
 

@@ -12,6 +12,7 @@ from itertools import chain, product
 from typing import Any, NamedTuple
 
 from jaxformer.cost.compile_for import StepCost, by_kind
+from jaxformer.cost.hlo import ring_share
 from jaxformer.cost.topology import Chip
 from jaxformer.functional.kernels.splash import visible_share
 from jaxformer.models.config import TransformerConfig
@@ -183,23 +184,18 @@ def estimate(candidate: Candidate, model: Model, chip: Chip, chips: int, slices:
     rows = k.batch_size // (data * k.fsdp * k.expert)
     compute = model.flops * k.batch_size / chips / PEAK_FLOPS[chip.device_kind] * (4 / 3 if k.remat == "full" else 1.0)
     share = model.parameters / k.tensor * width
-    sent = k.accumulate * (3 * share * _ring(k.fsdp) + 2 * share / k.fsdp * _ring(data * k.sequence))
+    sent = k.accumulate * (3 * share * ring_share(k.fsdp) + 2 * share / k.fsdp * ring_share(data * k.sequence))
     activations = rows * model.length / k.sequence * c.hidden_size
     # On the path of every token: nothing is computed meanwhile.
-    waiting = 4 * c.num_layers * activations * width * 2 * _ring(k.tensor) / chip.ici_bandwidth
+    waiting = 4 * c.num_layers * activations * width * 2 * ring_share(k.tensor) / chip.ici_bandwidth
     state = 12.0 * model.parameters / split
     parts = 4.0 * model.parameters / split if k.accumulate > 1 else 0.0
     kept = activations / k.accumulate * c.num_layers * KEPT[k.remat] / k.tensor
     network = sent / chip.ici_bandwidth
     share_of_slice = model.parameters * width * slices / chips
-    between = k.accumulate * 2 * share_of_slice * _ring(slices) / chip.dcn_bandwidth
+    between = k.accumulate * 2 * share_of_slice * ring_share(slices) / chip.dcn_bandwidth
     seconds = max(compute + waiting, network, between)
     return Estimate(seconds, network + waiting + between, state + parts + kept, state)
-
-
-def _ring(size: int) -> float:
-    """Share of an array that each of ``size`` chips sends to gather or to scatter it."""
-    return (size - 1) / size
 
 
 def in_order(

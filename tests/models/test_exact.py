@@ -135,15 +135,17 @@ def test_a_target_token_by_token(name):
     assert np.array_equal(np.concatenate(said, axis=1), whole(name)[:2])
 
 
+def gradient(name, numerics):
+    """Of a function of the scores of three rows, with respect to the parameters."""
+    model, scores = program(name, numerics)
+    target = IDS[:3, ::-1] if model.config.architecture == "encoder_decoder" else None
+    return jax.grad(lambda p: jnp.sum(jnp.sin(scores(p, IDS[:3], None, target))))(tiny.random_params(model.config))
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "modernbert"])
 @pytest.mark.default_cases("gpt2")
 def test_gradients_are_those_of_fast_numerics(name):
-    found = []
-    for numerics in ("exact", "fast"):
-        model, scores = program(name, numerics)
-        target = IDS[:3, ::-1] if model.config.architecture == "encoder_decoder" else None
-        params = tiny.random_params(model.config)
-        found.append(jax.grad(lambda p, s=scores, t=target: jnp.sum(jnp.sin(s(p, IDS[:3], None, t))))(params))
+    found = [gradient(name, numerics) for numerics in ("exact", "fast")]
     # The gradient of the keys' biases is zero in truth, and rounding of the others' size.
     rounding = 1e-6 * max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(found[1]))
     for one, other in zip(*map(jax.tree.leaves, found), strict=True):
@@ -186,14 +188,9 @@ def test_refuses_a_machine_that_breaks_the_promise(monkeypatch):
 @pytest.mark.parametrize("name", ["bert", "gpt2", "t5", "deberta_v3"])
 @pytest.mark.default_cases("gpt2", "deberta_v3")
 def test_products_of_bfloat16_are_near_those_of_float32(name):
-    """In scores and in gradients: the error is that of numbers with 8 bits, and there is one."""
-    found = []
-    for numerics in ("bfloat16", "fast"):
-        model, scores = program(name, numerics)
-        target = IDS[:3, ::-1] if model.config.architecture == "encoder_decoder" else None
-        params = tiny.random_params(model.config)
-        found.append(jax.value_and_grad(lambda p, s=scores, t=target: jnp.sum(jnp.sin(s(p, IDS[:3], None, t))))(params))
-    one, other = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)]) for _, gradient in found)
+    """Gradients: the error is that of numbers with 8 bits, and there is one."""
+    found = [gradient(name, numerics) for numerics in ("bfloat16", "fast")]
+    one, other = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(leaves)]) for leaves in found)
     assert 0 < np.linalg.norm(one - other) < 0.2 * np.linalg.norm(other)
 
 

@@ -107,7 +107,7 @@ def test_pmap_is_refused_with_other_axes():
 
 
 def test_other_axes_than_data_stay_within_a_slice():
-    slices = [types.SimpleNamespace(slice_index=number // 8, process_index=0) for number in range(16)]
+    slices = [types.SimpleNamespace(slice_index=number // 8) for number in range(16)]
     assert number_of_slices(slices) == 2 and number_of_slices(jax.devices()) == 1
     message = "parallel.data is 1 on 2 slices, expected a multiple of 2: .*the others may take the 8 chips of a slice"
     with pytest.raises(UserError, match=message):

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 
 from jaxformer.functional.attention import dot_product_attention
 from jaxformer.functional.kernels.blocked import QUERY_BLOCK, blocked_attention
-from jaxformer.functional.kernels.cudnn import DTYPES, HEAD_MULTIPLE, cudnn_attention, tokamax_attention
-from jaxformer.functional.kernels.cudnn import HEAD_SIZE as CUDNN_HEAD_SIZE
+from jaxformer.functional.kernels.fused import DTYPES, HEAD_MULTIPLE, cudnn_attention, tokamax_attention
+from jaxformer.functional.kernels.fused import HEAD_SIZE as CUDNN_HEAD_SIZE
 from jaxformer.functional.kernels.splash import BLOCKS, HEAD_SIZE, Split, splash_attention
 from jaxformer.functional.local_attention import local_attention
 from jaxformer.functional.mask import Mask

@@ -8,7 +8,7 @@ from jax._src.cudnn import fused_attention_stablehlo as fused  # its questions t
 
 from jaxformer.functional import Mask, dot_product_attention
 from jaxformer.functional.kernels.choose import AttentionRequest, choose_implementation, kernel_attention
-from jaxformer.functional.kernels.cudnn import cudnn_attention, tokamax_attention
+from jaxformer.functional.kernels.fused import cudnn_attention, tokamax_attention
 from tests.functional.kernels.test_splash import MASKS, draw, padding
 
 T = 96

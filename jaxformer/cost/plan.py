@@ -27,10 +27,6 @@ SPARE = 12
 REMAT = ("none", "dots", "full")  # each keeps less for the backward pass than the one before, and computes more
 LONG_ROW = 16_384  # tokens; shorter rows are not split over chips unless the configuration does so
 MOST_TENSOR, MOST_PARTS = 16, 64
-# Bytes a token, block and width that a block keeps for the backward pass, in bfloat16 and without the scores, which the
-# attention kernel does not keep: Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer
-# Models", table 2; half of that where products are kept and the rest is computed again; the block's input alone.
-KEPT = {"none": 34, "dots": 18, "full": 2}
 CHUNKS = (1024, 4096, 8192)  # tried for the best plan, beside the configuration's
 # Overrides with which any configuration runs on one device, for the sizes of its model.
 _ALONE = [f"parallel.{axis}={1 if axis != 'data' else -1}" for axis in AXES]
@@ -189,13 +185,29 @@ def estimate(candidate: Candidate, model: Model, chip: Chip, chips: int, slices:
     # On the path of every token: nothing is computed meanwhile.
     waiting = 4 * c.num_layers * activations * width * 2 * ring_share(k.tensor) / chip.ici_bandwidth
     state = 12.0 * model.parameters / split
-    parts = 4.0 * model.parameters / split if k.accumulate > 1 else 0.0
-    kept = activations / k.accumulate * c.num_layers * KEPT[k.remat] / k.tensor
+    gradients = (8.0 if k.accumulate > 1 else 4.0) * model.parameters / split
+    # What all blocks keep, and the one that is just computed, with its gradients.
+    blocks = c.num_layers * kept_values(c, k.remat) + 2 * kept_values(c, "none")
+    kept = activations / k.accumulate * width * blocks / k.tensor
     network = sent / chip.ici_bandwidth
     share_of_slice = model.parameters * width * slices / chips
     between = k.accumulate * 2 * share_of_slice * ring_share(slices) / chip.dcn_bandwidth
     seconds = max(compute + waiting, network, between)
-    return Estimate(seconds, network + waiting + between, state + parts + kept, state)
+    return Estimate(seconds, network + waiting + between, state + gradients + kept, state)
+
+
+def kept_values(config: TransformerConfig, remat: str) -> float:
+    """The values of a token that a block keeps for the backward pass, as multiples of the width.
+
+    ``full``: the input of the block. ``dots``: also queries, keys and values, what attention adds to the input, their
+    sum, and what enters the activation. ``none``: also the heads' outputs, both normalised inputs and what the
+    activation gives. The kernel keeps no scores. Counted as in Korthikanti et al. 2022, "Reducing Activation
+    Recomputation in Large Transformer Models", section 4.1.
+    """
+    c = config
+    heads, inner = c.head_width / c.hidden_size, (2 if c.gated else 1) * c.inner_size / c.hidden_size
+    dots = 3 + (c.num_heads + 2 * c.kv_heads) * heads + inner
+    return {"full": 1.0, "dots": dots, "none": dots + c.num_heads * heads + 2 + inner}[remat]
 
 
 def in_order(

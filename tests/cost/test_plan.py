@@ -63,7 +63,12 @@ def test_the_estimate_by_hand(tmp_path):
     assert found.seconds == 8.0  # 8 rows of 4 chip-seconds on 4 chips
     assert found.state == 12 * 1000 / 2
     rows, width = 8 // 4, c.hidden_size
-    assert found.bytes == found.state + rows * 16 * width * c.num_layers * 34
+    inner = c.inner_size / width
+    # Two block inputs or sums, attention's addend, q, k, v, before and after the activation, its output, two norms.
+    values = 2 + 1 + 3 + 2 * inner + 1 + 2
+    assert module.kept_values(c, "none") == values
+    assert found.bytes == found.state + 4 * 1000 / 2 + rows * 16 * width * 4 * (c.num_layers + 2) * values
+    assert module.kept_values(c, "full") == 1 < module.kept_values(c, "dots") < values
     slow = CHIP._replace(ici_bandwidth=1.0)
     sent = 3 * 1000 * 4 * 1 / 2 + 2 * 1000 * 4 / 2 * 1 / 2
     assert estimate(BASE._replace(fsdp=2), model._replace(flops=0.0), slow, 4).seconds == sent

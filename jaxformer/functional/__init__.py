@@ -143,6 +143,7 @@ from jaxformer.functional.sampling import (
     min_p_logits,
     sample_token,
     shape_logits,
+    top_k_by_row,
     top_k_logits,
     top_p_logits,
     typical_logits,

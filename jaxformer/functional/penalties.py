@@ -7,11 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxformer.functional.mask import MASKED
+from jaxformer.functional.sampling import Number
 
 
-def repetition_penalty(
-    logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: float | Float[Array, ""]
-) -> Float[Array, "B V"]:
+def repetition_penalty(logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: Number) -> Float[Array, "B V"]:
     """Divides the positive logits of tokens seen before by ``penalty`` and multiplies the negative ones.
 
     Keskar et al. 2019, "CTRL", section 4.1, in the form that also holds for negative logits.
@@ -22,8 +21,8 @@ def repetition_penalty(
 def count_penalties(
     logits: Float[Array, "B V"],
     counts: Int[Array, "B V"],
-    presence: float | Float[Array, ""] = 0.0,
-    frequency: float | Float[Array, ""] = 0.0,
+    presence: Number = 0.0,
+    frequency: Number = 0.0,
 ) -> Float[Array, "B V"]:
     """``logits - presence * (count > 0) - frequency * count``, as in the completion interfaces of language models.
 

@@ -1,5 +1,6 @@
 """From logits to the next token: temperature, the filters top-k, top-p, min-p and typical, and the draw."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxformer.functional.mask import MASKED
 
-Number = float | Float[Array, ""]
+Number = float | Float[Array, ""] | Float[Array, "B 1"]  # the latter: one for each row
 
 
 def top_k_logits(logits: Float[Array, "B V"], k: int) -> Float[Array, "B V"]:
@@ -55,10 +56,30 @@ def typical_logits(logits: Float[Array, "B V"], p: Number) -> Float[Array, "B V"
     return jnp.where(_nearest_mass(jnp.abs(-log_probabilities - entropy), probabilities, p), logits, MASKED)
 
 
+def top_k_by_row(logits: Float[Array, "B V"], k: Int[Array, "B 1"]) -> Float[Array, "B V"]:
+    """``top_k_logits`` with a ``k`` for each row, which the program takes as an argument; 0 keeps all."""
+    distance = jnp.max(logits, axis=-1, keepdims=True) - logits
+    kept = _nearest(distance, lambda near: jnp.sum(near, axis=-1, keepdims=True) >= k) | (k == 0)
+    return jnp.where(kept, logits, MASKED)
+
+
 def _nearest_mass(
     distance: Float[Array, "B V"], probabilities: Float[Array, "B V"], mass: Number
 ) -> Bool[Array, "B V"]:
-    """True for the fewest tokens, the nearest first, that together have this probability; for all if rounding is short.
+    """True for the fewest tokens, the nearest first, that together have this probability.
+
+    True for all if rounding is short.
+    """
+
+    def reached(near: Array) -> Array:
+        # A rounded sum reaches 1 before the last token.
+        return (jnp.sum(jnp.where(near, probabilities, 0.0), axis=-1, keepdims=True) >= mass) & (mass < 1)
+
+    return _nearest(distance, reached)
+
+
+def _nearest(distance: Float[Array, "B V"], reached: Callable[[Array], Array]) -> Bool[Array, "B V"]:
+    """True for the fewest tokens, the nearest first, of which ``reached`` is true.
 
     The border is found by bisection over the bits of the distances, which are ordered as non-negative floats are: 31
     sums are exact, and faster on a CPU than sorting 50,000 tokens.
@@ -68,9 +89,8 @@ def _nearest_mass(
     def halve(_: Any, limits: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = limits
         middle = low + (high - low) // 2
-        reached = jnp.sum(jnp.where(bits <= middle, probabilities, 0.0), axis=-1, keepdims=True) >= mass
-        reached = reached & (mass < 1)  # a rounded sum reaches 1 before the last token
-        return jnp.where(reached, low, middle + 1), jnp.where(reached, middle, high)
+        enough = reached(bits <= middle)
+        return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
 
     infinity = jnp.int32(0x7F800000)
     limits = jnp.zeros_like(bits[:, :1]), jnp.full_like(bits[:, :1], infinity)

@@ -113,9 +113,14 @@ def apply_rules(scores: Array, written: Written, count: Array, limit: Array, rul
     return scores
 
 
+def row_key(pair: Array, purpose: str, step: Array) -> Array:
+    """The random key of a row from its seed and number ``[2]``."""
+    return jax.random.fold_in(F.purpose_key(pair[0], purpose, step), pair[1])
+
+
 def row_keys(seeds: Array, purpose: str, step: Array) -> Array:
     """A random key for each row of ``seeds [R, 2]``."""
-    return jax.vmap(lambda pair: jax.random.fold_in(F.purpose_key(pair[0], purpose, step), pair[1]))(seeds)
+    return jax.vmap(lambda pair: row_key(pair, purpose, step))(seeds)
 
 
 def is_end(token: Array, rules: Rules) -> Array:
@@ -160,7 +165,7 @@ def forward(
     return model.apply(variables, token[:, None], position_ids=position[:, None], cache=cache, method="last_logits")
 
 
-def _most_probable(scores: Array) -> Array:
+def most_probable(scores: Array) -> Array:
     """``argmax``, in a quarter of the time on a CPU: 0.3 ms instead of 1.1 for 8 x 50,257."""
     V = scores.shape[-1]
     largest = jnp.max(scores, axis=-1, keepdims=True)
@@ -178,7 +183,7 @@ def _draw(logits: Array, state: State, limit: Array, rules: Rules, numbers: Numb
             scores, top_k, options = F.exact_shape_logits(scores, top_k=top_k, **options), None, {}
         token = F.sample_token(scores, keys, top_k=top_k, **options)
     else:
-        token = _most_probable(scores)
+        token = most_probable(scores)
     token = jnp.where(state.done, rules.pad_id, token).astype(jnp.int32)
     if rules.exact:
         chosen = F.exact_token_log_probs(logits, token)

@@ -30,6 +30,8 @@ class KVCache:
         empty: True before the first call, whose tokens attend among themselves by the same program as without a cache.
             It is part of the type: a ``lax.while_loop`` takes the cache after that call.
         ring: whether the place of a token is its number modulo ``S``. After the first call tokens then come one by one.
+        by_row: whether the tokens of each row stand without gaps from place 0 on, whatever other rows hold; new tokens
+            of a row are then its first ones, before any padding. ``length`` is not used.
     """
 
     layers: Any
@@ -39,6 +41,7 @@ class KVCache:
     context: Any = None
     empty: bool = field(default=True, metadata=F.STATIC)
     ring: bool = field(default=False, metadata=F.STATIC)
+    by_row: bool = field(default=False, metadata=F.STATIC)
 
     @property
     def slot(self) -> jax.Array:
@@ -131,8 +134,8 @@ def extend_by_row(
 ) -> tuple[KVCache, F.Mask, jax.Array | None]:
     """``extend_cache`` where the tokens of each row stand without gaps from place 0 on, as exact numerics needs them.
 
-    ``real [B, T]`` is True at the first tokens of a row. Also returns the place ``[B, T]`` of each new token, past the
-    end for padding; None where the cache was empty.
+    Rows may then begin and end at different times. ``real [B, T]`` is True at the first tokens of a row. Also returns
+    the place ``[B, T]`` of each new token, past the end for padding; None where the cache was empty.
     """
     B, T = position_ids.shape
     rows, places = jnp.arange(B)[:, None], cache.valid.shape[1]

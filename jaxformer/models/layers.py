@@ -280,7 +280,7 @@ class Attention(nn.Module):
             rotary: angles of the tokens of ``x``.
             cache: of earlier tokens, to which those of ``x`` are appended; keys and values of a context are returned in
                 its dtype.
-            slot: first place of the cache for the tokens of ``x``, with exact numerics the place of each, ``[B, T]``;
+            slot: first place of the cache for the tokens of ``x``, where rows differ the place of each, ``[B, T]``;
                 None if the cache is empty.
             example_ids: numbers of the rows for dropout.
             return_weights: also return the attention weights; only without a cache and with fast numerics.

@@ -376,7 +376,7 @@ class Stack(nn.Module):
         if cache is None:
             prefix = None if inputs.prefix_mask is None else inputs.prefix_mask.astype(bool)
             mask = F.Mask(self.causal, c.window, real, segment_ids, segment_ids, key_prefix=prefix)
-        elif c.exact:
+        elif c.exact or cache.by_row:
             now = jnp.ones(inputs.shape, bool) if real is None else real
             cache, mask, slot = extend_by_row(cache, now, position_ids, c.window)
         else:

@@ -67,10 +67,14 @@ class Decoder(Stack):
         """Hidden states and output layer, as ``functional.chunked_cross_entropy`` takes them."""
         return self.for_head(self.hidden_states(Inputs(*args, **kwargs)).hidden), self.head_weights()
 
-    def last_logits(self, *args: Any, **kwargs: Any) -> tuple[jax.Array, KVCache | None]:
-        """Logits ``[B, V]`` after the last place of each row, and the cache; arguments as in ``__call__``."""
+    def last_logits(self, *args: Any, last: jax.Array | None = None, **kwargs: Any) -> tuple[jax.Array, KVCache | None]:
+        """Logits ``[B, V]`` after the place ``last [B]`` of each row, and the cache; arguments as in ``__call__``.
+
+        By default ``last`` is the row's end.
+        """
         hidden, cache, _ = self.hidden_states(Inputs(*args, **kwargs))
-        return F.head_logits(self.for_head(hidden[:, -1]), self.head_weights()), cache
+        of_last = hidden[:, -1] if last is None else jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+        return F.head_logits(self.for_head(of_last), self.head_weights()), cache
 
     def __call__(
         self, input_ids: jax.Array | None = None, attention_mask: jax.Array | None = None, **inputs: Any

@@ -21,7 +21,7 @@ from jaxformer.functional.attention import (
     ungroup_heads,
     zero_padding,
 )
-from jaxformer.functional.decoding.key_value import KeyValue
+from jaxformer.functional.decoding.key_value import KeyValue, append_by_row
 from jaxformer.functional.exact.rows import exact_rms_norm, exact_rotary
 from jaxformer.functional.exact.seal import TILE, call, sealed
 from jaxformer.functional.linear import linear
@@ -119,18 +119,6 @@ def exact_attention(
     attend = partial(_attend, scale=scale, softcap=softcap, causal=causal, dropout_rate=dropout_rate)
     args = (group_heads(query, key.shape[1]), key, value, bias)
     return ungroup_heads(sealed(attend, args, (mask, dropout_keys)))
-
-
-def append_by_row(
-    cache: KeyValue, key: Float[Array, "B T K H"], value: Float[Array, "B T K H"], slots: Int[Array, "B T"]
-) -> KeyValue:
-    """Writes keys and values to places of each row's own; what has a place past the end is not written."""
-    rows = jnp.arange(len(slots))[:, None]
-
-    def write(buffer: Array, x: Array) -> Array:
-        return buffer.at[rows, :, slots].set(x.astype(buffer.dtype), mode="drop")
-
-    return KeyValue(write(cache.key, key), write(cache.value, value))
 
 
 def exact_multi_head_attention(

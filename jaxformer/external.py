@@ -1,4 +1,4 @@
-"""Libraries that are imported when they are first used: ``transformers``, and those of the extra ``metrics``."""
+"""Libraries that are imported when they are first used: ``transformers``, and those of extras."""
 
 import os
 from importlib import import_module
@@ -7,13 +7,13 @@ from typing import Any
 from jaxformer.schema import UserError
 
 
-def need(module: str) -> Any:
-    """Imports a module of the extra ``metrics``, or raises a ``UserError`` that says how to install it."""
+def need(module: str, extra: str = "metrics") -> Any:
+    """Imports a module of an extra, or raises a ``UserError`` that says how to install it."""
     try:
         return import_module(module)
     except ImportError as error:
         name = module.partition(".")[0]
-        raise UserError(f'{name} is needed here and is not installed: pip install "jaxformer[metrics]"') from error
+        raise UserError(f'{name} is needed here and is not installed: pip install "jaxformer[{extra}]"') from error
 
 
 def import_transformers() -> Any:

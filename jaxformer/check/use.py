@@ -298,7 +298,7 @@ def frame(subject: UseSubject) -> Measured:
     for number, (item, expected) in enumerate(pairs):
         if len(expected) != 1 or len(expected[0]) >= run.config.sequence_length:
             continue  # a text that is too long is cut in training, and read in windows or refused by a pipeline
-        got = [list(row.inputs["input_ids"]) for row in asked.encode([item], asked._parse(given))[0]]
+        got = [list(row.inputs["input_ids"]) for row in asked.encode([item], asked.parse(given))[0]]
         if len(got) == 1 and got != expected:
             wrong.append(_apart(run.tokenizer, number, got[0], expected[0]))
     return Measured(f"tokens of {len(pairs)} records | in a {name} pipeline", len(wrong), 0, "; ".join(wrong[:1]))

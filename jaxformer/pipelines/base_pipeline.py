@@ -97,7 +97,7 @@ class Pipeline(ABC):
         self.given = dict(options)
         self.weights: str | None = self.given.get("weights")
         self.prepare()
-        self.options = self._parse({})
+        self.options = self.parse({})
 
     def prepare(self) -> None:
         """Refuses a model or tokenizer that the task cannot use, and lays out the parameters."""
@@ -134,7 +134,12 @@ class Pipeline(ABC):
         """The names of the model's classes."""
         return self.model.labels or tuple(f"LABEL_{number}" for number in range(self.model.num_labels))
 
-    def _parse(self, options: Mapping[str, Any]) -> Any:
+    def parse(self, options: Mapping[str, Any]) -> Any:
+        """The options of a call, with those of the pipeline and the defaults.
+
+        Raises:
+            UserError: one is not known or makes no sense.
+        """
         if "weights" in options:
             raise UserError(
                 "weights were given in a call, expected them where the pipeline is made: pipeline(weights=)"
@@ -185,7 +190,7 @@ class Pipeline(ABC):
 
     def __call__(self, inputs: Any, **options: Any) -> Any:
         """The result of one input, a list of results for a list, a generator of results for an iterator."""
-        parsed = self._parse(options)
+        parsed = self.parse(options)
         if self.is_one(inputs, parsed):
             return self.of_one(next(self._results([inputs], parsed)), inputs, options)
         if not hasattr(inputs, "__iter__"):
@@ -263,7 +268,9 @@ class Pipeline(ABC):
         try:
             # The library keeps truncation as a setting of the tokenizer, which calls of other threads would change.
             with self._lock:
-                batch = self.tokenizer(list(texts), None if pairs is None else list(pairs), padding=False, **options)
+                # Too long a text is said by the pipeline, with what to do.
+                given = {"padding": False, "verbose": False, **options}
+                batch = self.tokenizer(list(texts), None if pairs is None else list(pairs), **given)
         except Exception as error:  # the library raises plain Exception
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"the tokenizer of {self.name} cannot encode the text: {reason[:200]}") from error

@@ -140,7 +140,7 @@ class SentenceSimilarity(VectorPipeline):
             return super().__call__(inputs, **options)
         if isinstance(inputs, str):
             return super().__call__({"source_sentence": inputs, "sentences": sentences}, **options)
-        parsed, texts = self._parse(options), [*inputs, *sentences]
+        parsed, texts = self.parse(options), [*inputs, *sentences]
         found: list[np.ndarray] = []
         for start in range(0, len(texts), self.window_size):
             some = [require_text(text, "a sentence") for text in texts[start : start + self.window_size]]

@@ -50,9 +50,9 @@ class GenerationPipeline(Pipeline):
         # ``room`` may lower the default of max_new_tokens.
         return {name: value for name, value in found.items() if name != "max_new_tokens"}
 
-    def _parse(self, options: Mapping[str, Any]) -> Any:
+    def parse(self, options: Mapping[str, Any]) -> Any:
+        """The options of a call; defaults that conflict with what is given give way."""
         given = {**self.given, **options}
-        # Defaults must not conflict with the options given.
         eased: dict[str, Any] = {}
         if given.get("do_sample") and "num_beams" not in given:
             eased["num_beams"] = 1
@@ -66,7 +66,7 @@ class GenerationPipeline(Pipeline):
         if given.get("max_new_tokens") is not None and "min_new_tokens" not in given:
             eased["min_new_tokens"] = min(self.defaults.get("min_new_tokens", 0), given["max_new_tokens"])
         try:
-            return super()._parse({**options, **eased})
+            return super().parse({**options, **eased})
         except UserError as error:
             brought = {name: value for name, value in self.defaults.items() if name in self.opened.generation}
             if not brought:
@@ -124,7 +124,7 @@ class GenerationPipeline(Pipeline):
         Raises:
             UserError: as a call.
         """
-        chosen = self._parse(options)
+        chosen = self.parse(options)
         row = self.encode([item], chosen)[0][0]
         return stream(
             self.model,

@@ -61,7 +61,7 @@ class TextGeneration(GenerationPipeline):
             rows[number] = [row]
         for number, item in enumerate(items):
             if _is_chat(item):
-                rows[number] = [Row({"input_ids": self._chat_ids(item, options)})]
+                rows[number] = [Row({"input_ids": self.chat_ids(item, options)})]
         begin = options.bos_token_id or self.tokenizer.bos_token_id
         for row in (row for group in rows for row in group):
             if not len(row):
@@ -71,7 +71,7 @@ class TextGeneration(GenerationPipeline):
             self.room(row, options)
         return rows
 
-    def _chat_ids(self, item: Any, options: Any) -> list[int]:
+    def chat_ids(self, item: Any, options: Any) -> list[int]:
         """The tokens of a conversation; a ``UserError`` if the chat template cannot render it."""
         messages, own = _messages(item), _variables(item)
         go_on = _goes_on(messages, options)

@@ -36,7 +36,7 @@ def pipe(tmp_path_factory):
 
 
 def ids_of(pipe, item, **options):
-    return pipe.encode([item], pipe._parse(options))[0][0].inputs["input_ids"]
+    return pipe.encode([item], pipe.parse(options))[0][0].inputs["input_ids"]
 
 
 def test_tools_calls_and_reasoning_reach_the_template(pipe):

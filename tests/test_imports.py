@@ -43,8 +43,11 @@ MAY_USE = {
     "check": TRAINING | {"pipelines"},
     "one_file": TRAINING | {"external"},
     "demo": TRAINING | {"pipelines"},
+    "serving": TRAINING | {"external", "pipelines"},
+    "evaluation": TRAINING | {"pipelines", "report"},
     "runs": TRAINING | {"report"},
-    "commands": TRAINING | {"runs", "cost", "pipelines", "check", "demo", "one_file"},
+    "commands": TRAINING
+    | {"external", "runs", "cost", "pipelines", "check", "demo", "one_file", "serving", "evaluation"},
     "cli": {"schema", "commands"},
     "__main__": {"cli"},
 }

@@ -1,6 +1,6 @@
 """The contents of a run's page beside its records and configuration: ``report.json``."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
@@ -103,3 +103,36 @@ class Contents(Schema):
         while len(kept) > MOST_ANSWERS:
             kept = [*kept[:-1:2], kept[-1]]
         return self.model_copy(update={"answers": [answer for answer in answers if answer.step in kept]})
+
+
+class Score(NamedTuple):
+    """A result of a model on a task.
+
+    Attributes:
+        model: its name.
+        task: its name.
+        metric: its name.
+        value: of the metric.
+        error: standard error of the value, None if it is not known.
+        examples: evaluated.
+        shots: examples in the prompt.
+        higher_is_better: of the metric.
+    """
+
+    model: str
+    task: str
+    metric: str
+    value: float
+    error: float | None = None
+    examples: int | None = None
+    shots: int | None = None
+    higher_is_better: bool = True
+
+    @property
+    def shown(self) -> str:
+        """The value with its 95 % interval.
+
+        >>> Score("m", "t", "acc", 0.5, 0.05).shown
+        '0.500 ± 0.098'
+        """
+        return f"{self.value:.3f}" + ("" if self.error is None else f" ± {1.96 * self.error:.3f}")

@@ -11,7 +11,7 @@ from bokeh.models import ColumnDataSource, FactorRange, HoverTool, NumeralTickFo
 from bokeh.palettes import Colorblind
 from bokeh.plotting import figure
 
-from jaxformer.report.contents import Pictures
+from jaxformer.report.contents import Pictures, Score
 
 Record = Mapping[str, Any]
 Records = Sequence[Record]
@@ -268,3 +268,28 @@ def pictures(found: Pictures | None, records: Records) -> list[Any]:
     if found.scores:
         drawn += [reward_over_kl(records), histogram("rewards of the last evaluation", found.scores, "reward")]
     return drawn
+
+
+def leaderboard(scores: Sequence[Score]) -> list[Any]:
+    """A figure for each task: a point for each model with its 95 % interval, the best on top."""
+    figures = []
+    for task in dict.fromkeys(score.task for score in scores):
+        own = [score for score in scores if score.task == task]
+        own.sort(key=lambda score: score.value if score.higher_is_better else -score.value)
+        names = [score.model for score in own]
+        half = [1.96 * (score.error or 0.0) for score in own]
+        data = {
+            "model": names,
+            "value": [score.value for score in own],
+            "low": [score.value - width for score, width in zip(own, half, strict=True)],
+            "high": [score.value + width for score, width in zip(own, half, strict=True)],
+            "shown": [score.shown for score in own],
+        }
+        title = f"{task}: {own[0].metric}"
+        fig = blank(title, height=90 + 26 * len(own), y_range=FactorRange(*names))
+        source = ColumnDataSource(data)
+        fig.segment(x0="low", x1="high", y0="model", y1="model", source=source, line_color=TRAIN, line_width=2)
+        fig.scatter("value", "model", source=source, size=9, color=TRAIN)
+        fig.add_tools(HoverTool(tooltips=[("", "@model"), ("", "@shown")]))
+        figures.append(fig)
+    return figures

@@ -10,8 +10,8 @@ from bokeh.resources import Resources
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
-from jaxformer.report.contents import Answer, Contents
-from jaxformer.report.figures import Records, curves, pictures
+from jaxformer.report.contents import Answer, Contents, Score
+from jaxformer.report.figures import Records, curves, leaderboard, pictures
 
 # A loss of this many nats or more has the strongest colour.
 HOT = 8.0
@@ -118,3 +118,24 @@ def comparison_page(
     """
     values = {"names": list(runs), "rows": rows, "differences": differences}
     return _render("comparison.html.j2", {"curves": curves(runs)}, values)
+
+
+def leaderboard_page(scores: Sequence[Score]) -> str:
+    """One page of models and tasks: a table with the best of each task marked, and a figure of each task.
+
+    Args:
+        scores: one for each model and task.
+
+    Returns:
+        HTML, which makes no request.
+    """
+    models = list(dict.fromkeys(score.model for score in scores))
+    tasks = list(dict.fromkeys(score.task for score in scores))
+    placed = {(score.model, score.task): score for score in scores}
+    best = set()
+    for task in tasks:
+        own = [score for score in scores if score.task == task]
+        top = max(own, key=lambda score: score.value if score.higher_is_better else -score.value)
+        best.add((top.model, task))
+    values = {"models": models, "tasks": tasks, "placed": placed, "best": best}
+    return _render("leaderboard.html.j2", {"tasks": leaderboard(scores)}, values)

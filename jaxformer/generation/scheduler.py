@@ -24,8 +24,10 @@ from jaxformer.models.exact import check_exact
 from jaxformer.schema import UserError
 
 SHORTEST = 256  # places of a row, the least
-CHUNKS = (16, 64, 256)  # tokens of a prompt that are read at once
+CHUNKS = (16, 32, 64, 128, 256)  # tokens of a prompt that are read at once
+READ = 256  # tokens of prompts that are read between two steps of the texts that are written
 SCORED = 64  # the same where the prompt's own log-probabilities are asked for
+SOME = (1, 4, 16, 64)  # rows that are computed apart from the others, if no more are written
 STEPS = 4  # tokens of a row between two looks at what waits
 
 
@@ -174,6 +176,7 @@ class Scheduler:
         self.counts = Counts()
         self._attends = c.mixer == "attention"
         self._dtype, self._size = cache_dtype, slots
+        self._sizes = [*(size for size in SOME if size < slots), slots]
         self._never = dict.fromkeys(self.rules.suppress, -np.inf)
         self._all = np.full((slots, -(-c.vocabulary // 32)), -1, np.int32)
         self._waiting: deque[Job] = deque()
@@ -254,7 +257,8 @@ class Scheduler:
                 self._state, _ = self._read(row, np.zeros(size, np.int32), size, false, score=False)
             size = min(SCORED, places)
             self._state, _ = self._read(row, np.zeros(size + 1, np.int32), size, false, score=True)
-            self._state, _ = self._advance(self._all, 1)
+            for count in self._sizes:
+                self._state, _ = self._advance(range(count), self._all[:count], 1)
             self._state = device.release(self._state, row)
         for larger in reversed(sizes[:-1]):
             self._resize(larger)
@@ -297,10 +301,13 @@ class Scheduler:
     def _turn(self) -> None:
         """Ends what is to end, gives free rows away, reads one chunk and writes some tokens."""
         self._end_early()
-        self._admit()
-        reading = next((number for number, row in enumerate(self._rows) if row.reads), None)
-        if reading is not None:
-            self._read_chunk(reading)
+        left = READ
+        while left > 0:
+            self._admit()
+            reading = next((number for number, row in enumerate(self._rows) if row.reads), None)
+            if reading is None:
+                break
+            left -= self._read_chunk(reading)
         writing = [number for number, row in enumerate(self._rows) if row.job is not None and not row.reads]
         if writing:
             self._write(writing)
@@ -359,7 +366,8 @@ class Scheduler:
         best = max(range(self._size), key=lambda number: (common(number), number in free))
         return common(best), best
 
-    def _read_chunk(self, number: int) -> None:
+    def _read_chunk(self, number: int) -> int:
+        """Reads the next tokens of a row's prompt; returns the places that they took."""
         row = self._rows[number]
         job = row.job
         assert job is not None
@@ -369,8 +377,7 @@ class Scheduler:
             part = rest[: size + 1]  # with the token after the chunk
             ids = np.zeros(size + 1, np.int32)
         else:
-            sizes = self._chunks()
-            size = next((size for size in sizes if size >= len(rest)), sizes[-1])
+            size = chunk_of(len(rest), self._chunks())
             part = rest[:size]
             ids = np.zeros(size, np.int32)
         ids[: len(part)] = part
@@ -389,39 +396,45 @@ class Scheduler:
             enough = _send(job, Scores(log_probs.tolist(), list(map(_pairs, ids, top))))
         if last and (enough or not writes):
             self._free(number, "stop" if enough else "length")
+        return size
 
     def _write(self, writing: list[int]) -> None:
-        allowed, steps = self._all, STEPS
-        for number in writing:
+        size = next(size for size in self._sizes if size >= len(writing))
+        numbers = [*writing, *(number for number in range(self._size) if number not in writing)][:size]
+        numbers = sorted(numbers) if size == self._size else numbers
+        allowed, steps = self._all[:size], STEPS
+        for place, number in enumerate(numbers):
             row = self._rows[number]
-            assert row.job is not None
+            if row.job is None or row.reads:
+                continue
             if row.job.guide is not None:
-                allowed = allowed.copy() if allowed is self._all else allowed
-                allowed[number] = row.job.guide.allowed()
+                allowed = allowed if allowed.base is None else allowed.copy()
+                allowed[place] = row.job.guide.allowed()
                 steps = 1
             if not row.written:
                 steps = 1
         if any(row.reads for row in self._rows) or (self._waiting and len(writing) < self._size):
             steps = 1
-        self._state, written = self._advance(allowed, steps)
+        self._state, written = self._advance(numbers, allowed, steps)
         self.counts.calls += 1
         tokens, log_probs, active = (np.asarray(part) for part in (written.tokens, written.log_probs, written.active))
         asked = any(row.job is not None and row.job.settings.alternatives for row in self._rows)
         tops = (np.asarray(written.top_ids), np.asarray(written.top_log_probs)) if asked else None
-        for number in writing:
+        for place, number in enumerate(numbers):
             row = self._rows[number]
             job = row.job
-            assert job is not None
-            new = tokens[number][tokens[number] >= 0].tolist()
+            if number not in writing or job is None:
+                continue
+            new = tokens[place][tokens[place] >= 0].tolist()
             row.written += new
             row.held = [*job.prompt, *row.written[:-1]]
             row.used = time.monotonic()
             self.counts.written_tokens += len(new)
             top: list[dict[int, float]] = [{} for _ in new]
             if tops is not None and job.settings.alternatives:
-                top = [_pairs(tops[0][number, i], tops[1][number, i]) for i in range(len(new))]
-            enough = _send(job, Tokens(new, log_probs[number, : len(new)].tolist(), top))
-            if active[number]:
+                top = [_pairs(tops[0][place, i], tops[1][place, i]) for i in range(len(new))]
+            enough = _send(job, Tokens(new, log_probs[place, : len(new)].tolist(), top))
+            if active[place]:
                 if job.guide is not None:
                     job.guide.take(new[-1])
                 if enough:
@@ -488,9 +501,23 @@ class Scheduler:
     def _read(self, row: Any, ids: Any, count: int, last: Any, *, score: bool) -> Any:
         return device.read(self.model, self.params, self._state, row, ids, np.int32(count), last, score=score)
 
-    def _advance(self, allowed: np.ndarray, steps: int) -> Any:
-        arguments = (self.model, self.params, self._state, allowed, np.int32(steps))
+    def _advance(self, numbers: Sequence[int], allowed: np.ndarray, steps: int) -> Any:
+        rows = np.array(numbers, np.int32)
+        arguments = (self.model, self.params, self._state, rows, allowed, np.int32(steps))
         return device.advance(*arguments, rules=self.rules, most=STEPS)
+
+
+def chunk_of(count: int, sizes: Sequence[int]) -> int:
+    """The size of the chunk in which so many tokens, or the first of them, are read: little of it is empty.
+
+    >>> [chunk_of(count, (16, 32, 64)) for count in (3, 16, 20, 28, 60, 70)]
+    [16, 16, 16, 32, 64, 64]
+    """
+    larger = next((size for size in sizes if size >= count), None)
+    smaller = [size for size in sizes if size <= count]
+    if larger is None or (smaller and count < 0.75 * larger):
+        return smaller[-1]
+    return larger
 
 
 def _pairs(ids: Any, values: Any) -> dict[int, float]:

@@ -244,19 +244,40 @@ def _drawn(slots: Slots, allowed: Array, rules: Rules) -> Array:
 
 @partial(jax.jit, static_argnames=("model", "rules", "most"), donate_argnames="slots")
 def advance(
-    model: Decoder, params: Any, slots: Slots, allowed: Array, steps: Array, *, rules: Rules, most: int
+    model: Decoder,
+    params: Any,
+    slots: Slots,
+    numbers: Array,
+    allowed: Array,
+    steps: Array,
+    *,
+    rules: Rules,
+    most: int,
 ) -> tuple[Slots, Written]:
-    """Writes up to ``steps`` tokens in each active row, and stops early when a row ends.
+    """Writes up to ``steps`` tokens in some rows, those that are active, and stops early when one of them ends.
 
     Args:
         model: with a language-model head.
         params: prepared.
         slots: the rows.
-        allowed: ``[B, ceil(V / 32)]`` int32, a bit for each token that may be written.
+        numbers: ``[R]``, of the rows, each once; as many as there are: all of them, in order. Fewer are computed apart,
+            which costs a copy of theirs.
+        allowed: ``[R, ceil(V / 32)]`` int32, a bit for each token that may be written.
         steps: at most ``most``.
         rules: ``end_ids`` are read.
         most: K, places of the result.
     """
+    if len(numbers) < len(slots.logits):
+        # All but the cache's length, which rows of their own do not use, have a row for each.
+        some = jax.tree.map(lambda leaf: leaf[numbers] if leaf.ndim else leaf, slots)
+        some, written = _advance(model, params, some, allowed, steps, rules, most)
+        return jax.tree.map(lambda leaf, part: leaf.at[numbers].set(part) if leaf.ndim else leaf, slots, some), written
+    return _advance(model, params, slots, allowed, steps, rules, most)
+
+
+def _advance(
+    model: Decoder, params: Any, slots: Slots, allowed: Array, steps: Array, rules: Rules, most: int
+) -> tuple[Slots, Written]:
     B, count = len(slots.logits), min(ALTERNATIVES, slots.logits.shape[1])
 
     def unfinished(carried: tuple[Array, Slots, Written]) -> Array:
@@ -281,15 +302,11 @@ def advance(
         active = written & ~ended
         rows = jnp.arange(B)
 
-        def forward(cache: KVCache) -> tuple[Array, KVCache]:
-            ids, real = token[:, None], active[:, None]
-            logits, cache = model.apply({"params": params}, ids, real, cache=cache, method="last_logits")
-            return jnp.where(active[:, None], logits.astype(jnp.float32), now.logits), cache
-
-        logits, cache = jax.lax.cond(jnp.any(active), forward, lambda cache: (now.logits, cache), now.cache)
+        ids, real = token[:, None], active[:, None]
+        logits, cache = model.apply({"params": params}, ids, real, cache=now.cache, method="last_logits")
         now = now._replace(
             cache=cache,
-            logits=logits,
+            logits=jnp.where(real, logits.astype(jnp.float32), now.logits),
             active=active,
             step=total,
             seen=now.seen.at[rows, token].max(written),

@@ -74,8 +74,8 @@ def make_model(folder: Path, size: str) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.decoder = decoders.Fuse()
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "w0", "pad_token": "w1"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    # No token is special: every one is seen in a text, and counted there.
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "bos_token_id": None, "eos_token_id": None}))
 
@@ -141,7 +141,7 @@ async def client(session: Any, model: str, waiting: list[Ask], seen: list[Seen])
                         times.append((time.perf_counter(), piece.count("w")))
         end, count = time.perf_counter(), text.count("w")
         if count != ask.new:
-            raise SystemExit(f"{count} tokens came, expected {ask.new}: the servers would not do the same work")
+            raise SystemExit(f"{model}: {count} tokens came, expected {ask.new}: the servers would not do the same work")
         gaps = [(b[0] - a[0]) / b[1] for a, b in itertools.pairwise(times)]
         seen.append(Seen(times[0][0] - start, gaps, end - start, count))
 

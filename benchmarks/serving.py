@@ -141,7 +141,9 @@ async def client(session: Any, model: str, waiting: list[Ask], seen: list[Seen])
                         times.append((time.perf_counter(), piece.count("w")))
         end, count = time.perf_counter(), text.count("w")
         if count != ask.new:
-            raise SystemExit(f"{model}: {count} tokens came, expected {ask.new}: the servers would not do the same work")
+            raise SystemExit(
+                f"{model}: {count} tokens came, expected {ask.new}: the servers would not do the same work"
+            )
         gaps = [(b[0] - a[0]) / b[1] for a, b in itertools.pairwise(times)]
         seen.append(Seen(times[0][0] - start, gaps, end - start, count))
 

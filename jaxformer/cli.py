@@ -17,7 +17,7 @@ EXIT_BROKEN_PIPE = 141
 # Modules of jaxformer.commands, each with SUMMARY, add_arguments(parser) and run(options).
 COMMANDS = (
     *("train", "plan", "check", "verify", "runs", "compare", "sweep"),
-    *("export", "inspect", "generate", "predict", "embed", "best-of-n", "data", "demo", "serve", "evaluate"),
+    *("export", "inspect", "generate", "predict", "embed", "best-of-n", "data", "demo", "serve", "evaluate", "judge"),
 )
 
 

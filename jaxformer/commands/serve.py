@@ -1,13 +1,13 @@
 """``jaxformer serve``."""
 
 import argparse
-import contextlib
 import ipaddress
 import os
 
 from jaxformer.commands.demo import check_address
 from jaxformer.commands.options import add_options, parse_options, start_display
 from jaxformer.schema import UserError, local_path
+from jaxformer.signals import handling
 
 SUMMARY = "Serve models over HTTP with the interface of OpenAI's."
 KEY = "JAXFORMER_API_KEY"
@@ -89,7 +89,8 @@ def run(options: argparse.Namespace) -> int:
             server_header=False,
         )
     )
-    with contextlib.suppress(KeyboardInterrupt):
+    # After it has finished what runs, the server would raise the signal again.
+    with handling(lambda number, frame: None):
         server.run()
     return 0
 

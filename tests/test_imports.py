@@ -43,8 +43,8 @@ MAY_USE = {
     "check": TRAINING | {"pipelines"},
     "one_file": TRAINING | {"external"},
     "demo": TRAINING | {"pipelines"},
-    "serving": TRAINING | {"external", "pipelines"},
-    "evaluation": TRAINING | {"pipelines", "report"},
+    "serving": TRAINING | {"external", "pipelines", "demo"},
+    "evaluation": TRAINING | {"external", "pipelines", "report"},
     "runs": TRAINING | {"report"},
     "commands": TRAINING
     | {"external", "runs", "cost", "pipelines", "check", "demo", "one_file", "serving", "evaluation"},

@@ -1,8 +1,11 @@
 """``jaxformer serve``."""
 
 import argparse
+import asyncio
 import ipaddress
 import os
+from collections.abc import Iterable
+from typing import Any
 
 from jaxformer.commands.demo import check_address
 from jaxformer.commands.options import add_options, parse_options, start_display
@@ -11,6 +14,7 @@ from jaxformer.signals import handling
 
 SUMMARY = "Serve models over HTTP with the interface of OpenAI's."
 KEY = "JAXFORMER_API_KEY"
+QUIET = 20  # tenths of a second
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cors", action="append", default=[], metavar="ORIGIN", help="origin of web pages that may ask; several times"
     )
+    parser.add_argument("--demo", action="store_true", help="also a page for each model, under /demo/NAME")
     add_options(parser, "the pipelines", "weights=int8")
 
 
@@ -57,6 +62,12 @@ def run(options: argparse.Namespace) -> int:
             raise UserError(f"--{name} is {getattr(options, name)}, expected more than 0")
     key = read_key(options.api_key_file)
     check_address(options.host, options.port)
+    if options.demo:
+        from jaxformer.demo.page import load_gradio
+
+        load_gradio()  # before a model is opened
+        if key is not None:
+            raise UserError("--demo and a key are both given, expected one: the pages cannot ask for it")
     limits = Limits(options.slots, options.queue, options.timeout, options.context)
     served = open_served(
         options.model,
@@ -68,6 +79,10 @@ def run(options: argparse.Namespace) -> int:
         **parse_options(options.options),
     )
     app = build_app(served, limits, key=key, origins=options.cors)
+    if options.demo:
+        from jaxformer.serving.pages import add_pages
+
+        add_pages(app, served, options.host, options.port)
     if key is None and not is_loopback(options.host):
         display.warn(f"anyone who reaches {options.host} may ask: there is no key (--api-key-file)")
 
@@ -77,6 +92,15 @@ def run(options: argparse.Namespace) -> int:
             port = self.servers[0].sockets[0].getsockname()[1]
             models = ", ".join(f"{name} ({', '.join(one.uses)})" for name, one in served.items())
             display.say(f"{models}: http://{options.host}:{port}/v1 (Ctrl-C stops it)")
+            if options.demo:
+                display.say("\n".join(f"http://{options.host}:{port}/demo/{name}" for name in served))
+
+        async def shutdown(self, sockets: object = None) -> None:
+            # A page of the demo keeps a stream open as long as it is shown.
+            watch = asyncio.create_task(leave_when_idle(self, served.values())) if options.demo else None
+            await super().shutdown(sockets)
+            if watch is not None:
+                watch.cancel()
 
     server = Server(
         uvicorn.Config(
@@ -93,6 +117,16 @@ def run(options: argparse.Namespace) -> int:
     with handling(lambda number, frame: None):
         server.run()
     return 0
+
+
+async def leave_when_idle(server: Any, served: Iterable[Any]) -> None:
+    """Lets a server that shuts down leave connections on which nothing has been written for a while."""
+    quiet = 0
+    while quiet < QUIET:
+        await asyncio.sleep(0.1)
+        busy = any(one.scheduler is not None and one.scheduler.running + one.scheduler.waiting for one in served)
+        quiet = 0 if busy else quiet + 1
+    server.force_exit = True
 
 
 def read_key(file: str | None) -> str | None:

@@ -79,6 +79,7 @@ def alone(pair, prompt, new, seed=0, **options):
     return out.tokens[0, : out.lengths[0]].tolist(), out.log_probs[0, : out.lengths[0]], out.finish_reasons[0]
 
 
+@pytest.mark.default_cases("llama*", "mamba*")
 @pytest.mark.parametrize(
     ("family", "keys"),
     [("llama", {"num_kv_heads": 2}), ("mistral", {"window": 4}), ("bloom", {}), ("mamba", {}), ("gemma3", {})],

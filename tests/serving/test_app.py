@@ -11,6 +11,7 @@ import pytest
 import jaxformer
 from jaxformer.generation.scheduler import Job
 from jaxformer.generation.slots import NEUTRAL
+from jaxformer.serving.pages import scheduled
 from jaxformer.serving.served import Limits
 from tests.serving import models
 
@@ -365,3 +366,20 @@ def test_no_page_of_another_origin_may_ask_by_default(client):
     asked = {"Origin": "https://page.org", "Access-Control-Request-Method": "POST"}
     assert "access-control-allow-origin" not in client.options("/v1/completions", headers=asked).headers
     assert "access-control-allow-origin" not in client.get("/v1/models", headers=asked).headers
+
+
+def test_the_pages_of_the_demo_write_through_the_scheduler(client, folders):
+    """The same text as the pipeline by itself; what the scheduler does not know is left to the pipeline."""
+    served = client.served["writer"]
+    pieces, alone = scheduled(served), jaxformer.pipeline(model=folders["writer"]).pieces
+    for item, options in (
+        ("the old mill", {"do_sample": True, "temperature": 0.9, "top_p": 0.8, "seed": 3}),
+        (HELLO, {"do_sample": False}),
+        ("the old mill", {"do_sample": False, "no_repeat_ngram_size": 2}),
+    ):
+        before = served.scheduler.counts.written_tokens
+        found = list(pieces(item, max_new_tokens=12, **options))
+        expected = list(alone(item, max_new_tokens=12, **options))
+        assert "".join(piece.text for piece in found) == "".join(piece.text for piece in expected)
+        assert found[-1].finish_reason == expected[-1].finish_reason
+        assert (served.scheduler.counts.written_tokens > before) == ("no_repeat_ngram_size" not in options)

@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from jaxformer.cli import run
 from jaxformer.evaluation.harness import JaxformerLM
 from tests.evaluation import tasks
 from tests.serving import models
@@ -106,10 +107,8 @@ def test_the_openai_package_converses(client):
     whole = client.chat.completions.create(**asked, logprobs=True, top_logprobs=2)
     assert len(whole.choices[0].logprobs.content) == whole.usage.completion_tokens
     with client.chat.completions.stream(**asked) as stream:
-        for _ in stream:
-            pass
-        final = stream.get_final_completion()
-    assert final.choices[0].message.content == whole.choices[0].message.content
+        deltas = [event.delta for event in stream if event.type == "content.delta"]
+    assert "".join(deltas) == whole.choices[0].message.content
     schema = {"type": "object", "properties": {"wet": {"type": "boolean"}}, "required": ["wet"]}
     form = {"type": "json_schema", "json_schema": {"name": "sky", "schema": {**schema, "additionalProperties": False}}}
     found = client.chat.completions.create(**{**asked, "max_tokens": 40}, response_format=form)
@@ -280,12 +279,12 @@ def test_a_signal_lets_what_runs_finish(folders):
     assert got[-2 if not got[-1] else -1] == "data: [DONE]" and code == 0, said
 
 
-def test_what_is_wrong_with_the_command_is_said_in_one_line(folders, server, tmp_path):
+def test_what_is_wrong_with_the_command_is_said_in_one_line(folders, server, tmp_path, capsys):
     def failing(*arguments):
-        command = [sys.executable, "-m", "jaxformer", "serve", *arguments]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert found.returncode == 2 and found.stderr.count("\n") == 1, found.stderr
-        return found.stderr
+        assert run("serve", arguments) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1, said
+        return said
 
     model = ["--model", folders["writer"]]
     assert "is not available" in failing(*model, "--port", str(server.port))

@@ -104,9 +104,7 @@ def ask(client: Any, model: str, question: str) -> list[dict[str, Any]]:
     """The messages from a question to an answer without calls."""
     messages: list[dict[str, Any]] = [{"role": "user", "content": question}]
     for _ in range(MOST_CALLS):
-        made = client.chat.completions.create(
-            model=model, messages=messages, tools=[TOOL], temperature=0, max_tokens=64
-        )
+        made = client.chat.completions.create(model=model, messages=messages, tools=[TOOL], temperature=0)
         said = made.choices[0].message
         messages.append(said.model_dump(exclude_none=True, include={"role", "content", "tool_calls"}))
         if not said.tool_calls:

@@ -211,6 +211,11 @@ class Scheduler:
         """
         for job in jobs:
             self._check(job)
+        if len(jobs) > self.waiting_limit + self._size:
+            raise UserError(
+                f"{len(jobs)} texts are asked for at once, expected at most {self.waiting_limit + self._size}; ask for "
+                "some after the others"
+            )
         with self._changed:
             if self._closing:
                 raise QueueFullError("the model is shutting down; ask again later")

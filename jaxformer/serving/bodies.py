@@ -112,11 +112,7 @@ class Chat(Drawing):
     parallel_tool_calls: bool | None = None
     documents: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    reasoning_effort: Any = None
-    verbosity: Any = None
-    modalities: Any = None
 
     @model_validator(mode="after")
     def _asks_for_logprobs(self) -> "Chat":

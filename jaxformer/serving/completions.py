@@ -1,8 +1,11 @@
 """``/v1/completions`` and ``/v1/chat/completions``."""
 
+import inspect
 import json
+import logging
 import secrets
 import time
+import traceback
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -15,6 +18,7 @@ from jaxformer.serving.texts import Piece, Texts, Token, Whole, check_tokens, ga
 from jaxformer.serving.tools import Form, functions_of, grammar_of, parse_calls
 from jaxformer.tokenizers import special_tokens
 
+LOG = logging.getLogger("jaxformer.serving")
 NEW_TOKENS = 16  # of a completion that asks for no number, as in OpenAI's interface
 DONE = "data: [DONE]\n\n"
 
@@ -80,7 +84,10 @@ class Answer:
                 yield event({**self.head(True), "choices": [], "usage": usage_of(self.prompts, written)})
             yield DONE
         except Exception as error:
-            yield event(api_error(error).body)
+            found = api_error(error)
+            if found.status == 500:
+                LOG.error("".join(traceback.format_exception(error)))
+            yield event(found.body)
         finally:
             await pieces.aclose()  # type: ignore[attr-defined]
 
@@ -320,6 +327,11 @@ def chat_ids(served: Served, body: Any, tools: Any = None) -> list[int]:
     options["chat_template_kwargs"] = getattr(body, "chat_template_kwargs", None) or {}
     given = {name: value for name, value in options.items() if value is not None}
     pipe = served.pipe
+    # Variables of the template and no more: a template of the client's own would be executed.
+    own = inspect.signature(pipe.tokenizer.apply_chat_template).parameters
+    wrong = next((name for name in options["chat_template_kwargs"] if name in own or name == "messages"), None)
+    if wrong is not None:
+        raise ApiError(400, f"chat_template_kwargs has {wrong}, expected variables of the template alone")
     return list(pipe.chat_ids({"messages": messages}, pipe.parse(given)))
 
 

@@ -281,6 +281,10 @@ def chat(**keys):
         (chat(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), 400, "expected text alone"),
         (chat(tools=[{"type": "function"}]), 400, "tool 0 is"),
         (chat(tools=TOOLS, tool_choice={"type": "function", "function": {"name": "x"}}), 400, "tool_choice names 'x'"),
+        (chat(chat_template_kwargs={"chat_template": "{{ 1 }}"}), 400, "chat_template_kwargs has chat_template"),
+        (chat(chat_template_kwargs={"tokenize": False}), 400, "chat_template_kwargs has tokenize, expected variables"),
+        (completion(prompt=["a"] * 11), 400, "11 texts are asked for at once, expected at most 10"),
+        (chat(reasoning_effort="high"), 400, "reasoning_effort is not known here"),
         (chat(top_logprobs=2), 400, "top_logprobs is given without logprobs"),
         (("/v1/embeddings", {"model": "encoder", "input": ""}), 400, "input is ''"),
         (("/v1/embeddings", {"model": "encoder", "input": "a", "dimensions": 3}), 400, "dimensions is 3, expected"),
@@ -305,8 +309,12 @@ def test_what_is_wrong_is_said_in_one_line_as_clients_expect_it(client, asked, s
 
 
 def test_a_template_that_raises_and_a_fault_inside_leave_the_server_unharmed(client, monkeypatch):
-    found = client.post("/v1/chat/completions", json={**chat()[1], "chat_template_kwargs": {"messages": 3}})
-    assert found.status_code == 400 and "chat template" in found.json()["error"]["message"]
+    raises = [{"role": "user", "content": "rain", "tool_calls": 3}]
+    template = client.served["writer"].pipe.tokenizer.chat_template
+    client.served["writer"].pipe.tokenizer.chat_template = "{{ raise_exception('no " + "such turn') }}" + template
+    found = client.post("/v1/chat/completions", json=chat(messages=raises)[1])
+    client.served["writer"].pipe.tokenizer.chat_template = template
+    assert found.status_code == 400 and "rejects the conversation: no such turn" in found.json()["error"]["message"]
 
     def fault(*arguments, **options):
         raise RuntimeError("a secret path")

@@ -150,7 +150,7 @@ def evaluate(
     scores: dict[str, list[tuple[float, float]]] = {
         "without a passage": [],
         "with what was found": [],
-        "with the right passage": [],
+        "with a chunk that has the answer": [],
     }
     for question in questions:
         found = store.search(question.text, 2 * KEPT[-1])
@@ -162,7 +162,8 @@ def evaluate(
             firsts = list(dict.fromkeys(one.passage for one in order))
             hits[name].append([float(right in firsts[:k]) for k in KEPT])
         best = list(orders.values())[-1][0].text
-        given = (None, best, question.passage)
+        has = [one for one in chunks(question.passage) if any(answer in one for answer in question.answers)]
+        given = (None, best, has[0] if has else best)
         for name, passage in zip(scores, given, strict=True):
             said = answer(client, options.answerer, question.text, passage)
             scores[name].append(answer_scores(said, question.answers))

@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path, required=True, help="chosen and rejected in the format of HH-RLHF")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--held-out", type=Path, required=True)
+    parser.add_argument("--rubric", default=RUBRIC, help="what the judge is told to look at")
     parser.add_argument("--longest", type=int, default=1200, help="characters of a pair, at most (default: 1200)")
     options = parser.parse_args()
     opened: Any = gzip.open if options.pairs.suffix == ".gz" else open
@@ -38,7 +39,7 @@ def main() -> None:
             before, _, good = row["chosen"].rpartition(ANSWER)
             bad = row["rejected"].rpartition(ANSWER)[2]
             for first, second, verdict in ((good, bad, "A"), (bad, good, "B")):
-                asked = question(split_dialogue(before), first.strip(), second.strip(), RUBRIC)
+                asked = question(split_dialogue(before), first.strip(), second.strip(), options.rubric)
                 said = json.dumps({"verdict": verdict})
                 messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
                 file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")

@@ -64,8 +64,12 @@ def _tasks(options: argparse.Namespace) -> Any:
     """The tasks, of those that the harness knows here."""
     from jaxformer.external import need
 
-    manager = need("lm_eval.tasks", "eval").TaskManager(include_path=options.include_path)
+    make = need("lm_eval.tasks", "eval").TaskManager
     names = [name for name in options.tasks.split(",") if name]
+    # The harness's own tasks take seconds to list, and often none of them is asked for.
+    manager = make(include_path=options.include_path, include_defaults=options.include_path is None)
+    if options.include_path is not None and not set(names) <= set(manager.all_tasks):
+        manager = make(include_path=options.include_path)
     unknown = [name for name in names if name not in manager.all_tasks]
     if unknown or not names:
         raise UserError(

@@ -59,7 +59,7 @@ def test_what_cannot_be_evaluated_is_said_in_one_line(folder, include, tmp_path,
 
 
 def test_the_registered_model_is_opened_by_name(folder, include):
-    manager = TaskManager(include_path=include)
+    manager = TaskManager(include_path=include, include_defaults=False)
     found = lm_eval.simple_evaluate(
         "jaxformer", f"pretrained={folder}", tasks=["tiny_text"], task_manager=manager, limit=3, bootstrap_iters=0
     )

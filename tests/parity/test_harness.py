@@ -14,7 +14,7 @@ pytestmark = pytest.mark.parity
 
 @pytest.fixture(scope="module")
 def manager(tmp_path_factory):
-    return TaskManager(include_path=tasks.write(tmp_path_factory.mktemp("tasks")))
+    return TaskManager(include_path=tasks.write(tmp_path_factory.mktemp("tasks")), include_defaults=False)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "mistral"])

@@ -141,7 +141,7 @@ def test_the_harness_scores_over_http_as_in_the_same_process(server, folders, tm
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=tasks.write(tmp_path))
+    manager = TaskManager(include_path=tasks.write(tmp_path), include_defaults=False)
     options = {"tasks": ["tiny_choice", "tiny_letter"], "task_manager": manager, "bootstrap_iters": 0}
     ours = lm_eval.simple_evaluate(JaxformerLM(folders["writer"]), **options)
     asked = {

@@ -173,7 +173,7 @@ def kill_and_compare(tmp_path, kills, steps):
 
 @pytest.mark.slow
 def test_killed_five_times(tmp_path):
-    kill_and_compare(tmp_path, kills=5, steps=700)
+    kill_and_compare(tmp_path, kills=5, steps=300)
 
 
 @pytest.mark.slow

@@ -304,7 +304,7 @@ class Scheduler:
                 self._fail(error)
 
     def _turn(self) -> None:
-        """Ends what is to end, gives free rows away, reads one chunk and writes some tokens."""
+        """Ends what is to end, gives free rows away, reads some of the prompts and writes some tokens."""
         self._end_early()
         left = READ
         while left > 0:
@@ -345,6 +345,15 @@ class Scheduler:
             if not self._waiting:
                 return
             job = self._waiting.popleft()
+        try:
+            self._place(job, free)
+        except Exception as error:
+            # In no row yet, so that nobody else would tell its caller.
+            _send(job, End("error", error))
+            raise
+
+    def _place(self, job: Job, free: list[int]) -> None:
+        """Gives one of the free rows to a text."""
         needed = max(row.needs for row in [*self._rows, _Row(job)])
         if needed > self._places or needed * 4 <= self._places:
             self._resize(self._bucket(needed))
@@ -431,8 +440,9 @@ class Scheduler:
             if number not in writing or job is None:
                 continue
             new = tokens[place][tokens[place] >= 0].tolist()
+            # The last token is read with the next one.
+            row.held += [*row.written[-1:], *new[:-1]]
             row.written += new
-            row.held = [*job.prompt, *row.written[:-1]]
             row.used = time.monotonic()
             self.counts.written_tokens += len(new)
             top: list[dict[int, float]] = [{} for _ in new]

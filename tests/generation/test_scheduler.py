@@ -243,9 +243,10 @@ def test_a_fault_ends_the_texts_it_met_and_no_other(gpt2, scheduler, monkeypatch
         monkeypatch.undo()
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(device, "advance", fault)
-    caller, end = written(scheduler, [5, 6, 7], settings(4))
-    assert (end.reason, str(end.error), caller.ids) == ("error", "out of memory", [])
+    for program in ("begin", "read", "advance"):
+        monkeypatch.setattr(device, program, fault)
+        caller, end = written(scheduler, [5, 6, 7], settings(4))
+        assert (end.reason, str(end.error), caller.ids) == ("error", "out of memory", [])
     assert written(scheduler, [5, 6, 7], settings(4))[0].ids == alone(gpt2, [5, 6, 7], 4)[0]
 
 

@@ -21,6 +21,8 @@ def manager(tmp_path_factory):
 @pytest.mark.parametrize("shots", [0, 2])
 def test_scores_are_those_of_the_model_in_pytorch(family, shots, manager, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # Sharper models multiply the rounding of float32.
+    monkeypatch.setattr(tiny, "SHARPER", 1.5)
     folder = str(tiny.save(tmp_path / "model", "writes", family))
     options = {"tasks": list(tasks.NAMES), "num_fewshot": shots, "task_manager": manager, "bootstrap_iters": 0}
     theirs = lm_eval.simple_evaluate("hf", {"pretrained": folder, "device": "cpu", "batch_size": 1}, **options)
@@ -37,7 +39,7 @@ def test_scores_are_those_of_the_model_in_pytorch(family, shots, manager, tmp_pa
                 for (likelihood, greedy), (other, theirs_greedy) in zip(
                     [one[0] for one in found["resps"]], [one[0] for one in expected["resps"]], strict=True
                 ):
-                    assert likelihood == pytest.approx(other, abs=1e-4, rel=1e-5) and greedy == theirs_greedy
+                    assert likelihood == pytest.approx(other, abs=1e-4) and greedy == theirs_greedy
         measured = {key: value for key, value in theirs["results"][name].items() if isinstance(value, float)}
         assert measured, "nothing was measured"
         for key, value in measured.items():

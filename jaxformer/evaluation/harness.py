@@ -119,7 +119,6 @@ class JaxformerLM(TemplateLM):
         found = []
         for request in requests:
             ids = self.tok_encode(request.args[0])
-            # The last window has a whole context; it is one of the harness's windows with one token of context.
             pairs = [(None, *pair) for pair in rolling(ids, self.prefix_token_id, self.max_length)]
             found.append(sum(total for total, _ in self._loglikelihood_tokens(pairs)))
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, found[-1])

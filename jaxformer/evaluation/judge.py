@@ -199,7 +199,7 @@ class Judge:
         return points, agreed
 
     def verdict(self, said: Any, first: str, second: str) -> str:
-        """What the judge says of two answers in this order: ``A``, ``B`` or ``tie``."""
+        """The judge's verdict on two answers in this order: ``A``, ``B`` or ``tie``."""
         made = self.client.chat.completions.create(
             model=self.settings.judge,
             messages=[{"role": "user", "content": question(said, first, second, self.settings.rubric)}],
@@ -226,7 +226,7 @@ def _key() -> str:
 
 
 def question(said: Any, first: str, second: str, rubric: str) -> str:
-    """What the judge is asked."""
+    """The question that the judge is asked."""
     dialogue = said if isinstance(said, str) else "\n".join(f"{one['role']}: {one['content']}" for one in said)
     return (
         f"{rubric}\n\n[The request]\n{dialogue}\n\n[Answer A]\n{first}\n\n[Answer B]\n{second}\n\n"

@@ -2,9 +2,7 @@
 
 import asyncio
 import hmac
-import logging
 import time
-import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
@@ -21,7 +19,6 @@ from jaxformer.serving.errors import ApiError, api_error
 from jaxformer.serving.measures import Measures
 from jaxformer.serving.served import Limits, Served
 
-LOG = logging.getLogger("jaxformer.serving")
 OPEN = ("/health",)  # paths that need no key
 USED = 499  # the status, in the counts alone, of a client that went away
 
@@ -63,9 +60,9 @@ class Limiter:
         except ApiError as error:
             await self._refuse(error, scope, noted)
         except Exception as error:
-            LOG.error("%s %s\n%s", scope["method"], scope["path"], traceback.format_exc())
+            found = api_error(error)
             if status == USED:
-                await self._refuse(api_error(error), scope, noted)
+                await self._refuse(found, scope, noted)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self.measures.requests.labels(route, status).inc()
@@ -147,8 +144,6 @@ def build_app(
 
     def answer(error: Exception) -> Any:
         found = api_error(error)
-        if found.status == 500:
-            LOG.error("".join(traceback.format_exception(error)))
         return JSONResponse(found.body, found.status)
 
     @app.exception_handler(ApiError)
@@ -183,22 +178,11 @@ def build_app(
         try:
             made = make()
             if made.streams:
-                return StreamingResponse(
-                    watched(made), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
-                )
+                headers = {"Cache-Control": "no-cache"}
+                return StreamingResponse(made.stream(), media_type="text/event-stream", headers=headers)
             return JSONResponse(await unless_gone(request, made.whole()))
         except Exception as error:
             return answer(error)
-
-    async def watched(made: Any) -> AsyncIterator[str]:
-        """A stream whose tokens are timed."""
-        before, first = time.monotonic(), True
-        async for chunk in made.stream():
-            now = time.monotonic()
-            which = measures.first_token if first else measures.next_token
-            which.labels(made.served.name).observe(now - before)
-            before, first = now, False
-            yield chunk
 
     @app.get("/health")
     async def health() -> Any:
@@ -227,13 +211,13 @@ def build_app(
     async def completions(request: Request, body: bodies.Completion) -> Any:
         one = find(body.model, "completions")
         if one.scheduler is None:
-            return await unless_gone(request, by_batch(one, body))
-        return await texts(request, lambda: CompletionAnswer(one, body, limits))
+            return await batched(request, by_batch(one, body))
+        return await texts(request, lambda: CompletionAnswer(one, body, limits, measures.note(one.name)))
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request, body: bodies.Chat) -> Any:
         one = find(body.model, "chat")
-        return await texts(request, lambda: ChatAnswer(one, body, limits))
+        return await texts(request, lambda: ChatAnswer(one, body, limits, measures.note(one.name)))
 
     async def batched(request: Any, work: Awaitable[Any]) -> Any:
         try:

@@ -2,10 +2,8 @@
 
 import inspect
 import json
-import logging
 import secrets
 import time
-import traceback
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -14,11 +12,10 @@ from jaxformer.schema import UserError
 from jaxformer.serving.bodies import Chat, Completion
 from jaxformer.serving.errors import ApiError, api_error
 from jaxformer.serving.served import Limits, Served
-from jaxformer.serving.texts import Piece, Texts, Token, Whole, check_tokens, gather, wanted
+from jaxformer.serving.texts import Note, Piece, Texts, Token, Whole, gather, wanted
 from jaxformer.serving.tools import Form, functions_of, grammar_of, parse_calls
 from jaxformer.tokenizers import special_tokens
 
-LOG = logging.getLogger("jaxformer.serving")
 NEW_TOKENS = 16  # of a completion that asks for no number, as in OpenAI's interface
 DONE = "data: [DONE]\n\n"
 
@@ -42,8 +39,11 @@ class Answer:
         streams: True if it is sent while they are.
     """
 
+    kind: str
+    prefix: str  # of the answer's id
+
     def __init__(
-        self, served: Served, body: Completion | Chat, prompts: list[list[int]], want: Any, limits: Limits, kind: str
+        self, served: Served, body: Completion | Chat, prompts: list[list[int]], want: Any, limits: Limits, note: Note
     ) -> None:
         assert served.scheduler is not None and served.guides is not None, "of a decoder"
         self.served, self.body, self.prompts, self.streams = served, body, prompts, bool(body.stream)
@@ -51,14 +51,14 @@ class Answer:
             served.guides.check(want.grammar)
         guide = partial(served.guides.make, want.grammar)
         self.copies = body.n or 1
-        self.texts = Texts(served.scheduler, served.pipe.tokenizer, prompts, want, self.copies, guide, limits.seconds)
-        prefix = "chatcmpl" if kind.startswith("chat") else "cmpl"
-        self._head = {"id": f"{prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": served.name}
-        self._kind = kind
+        self.texts = Texts(
+            served.scheduler, served.pipe.tokenizer, prompts, want, self.copies, guide, limits.seconds, note
+        )
+        self._head = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": served.name}
 
     def head(self, chunk: bool = False) -> dict[str, Any]:
-        """What every answer and every chunk of one begins with."""
-        return {**self._head, "object": f"{self._kind}.chunk" if chunk else self._kind}
+        """The keys with which every answer and every chunk of one begins."""
+        return {**self._head, "object": f"{self.kind}.chunk" if chunk else self.kind}
 
     async def whole(self) -> dict[str, Any]:
         """The answer at once."""
@@ -84,10 +84,7 @@ class Answer:
                 yield event({**self.head(True), "choices": [], "usage": usage_of(self.prompts, written)})
             yield DONE
         except Exception as error:
-            found = api_error(error)
-            if found.status == 500:
-                LOG.error("".join(traceback.format_exception(error)))
-            yield event(found.body)
+            yield event(api_error(error).body)
         finally:
             await pieces.aclose()  # type: ignore[attr-defined]
 
@@ -108,8 +105,9 @@ class CompletionAnswer(Answer):
     """The answer to ``/v1/completions``."""
 
     body: Completion
+    kind, prefix = "text_completion", "cmpl"
 
-    def __init__(self, served: Served, body: Completion, limits: Limits) -> None:
+    def __init__(self, served: Served, body: Completion, limits: Limits, note: Note) -> None:
         assert served.scheduler is not None and served.guides is not None, "of a decoder"
         prompts = prompts_of(served, body)
         new = NEW_TOKENS if body.max_tokens is None else body.max_tokens
@@ -119,7 +117,7 @@ class CompletionAnswer(Answer):
         want.settings = want.settings._replace(alternatives=bool(body.logprobs))
         self._given = body.prompt if isinstance(body.prompt, list) else [body.prompt]
         self._offsets: dict[int, int] = {}
-        super().__init__(served, body, prompts, want, limits, "text_completion")
+        super().__init__(served, body, prompts, want, limits, note)
 
     def choice(self, index: int, text: Whole) -> dict[str, Any]:
         """The text, after its prompt if that is asked for."""
@@ -203,7 +201,6 @@ def prompts_of(served: Served, body: Completion) -> list[list[int]]:
         ids = list(next(found).inputs["input_ids"]) if isinstance(prompt, str) else prompt
         if not ids and begin is None:
             raise ApiError(400, "the prompt is empty and no token of the model begins a text", "prompt")
-        check_tokens(ids, pipe.model.config.vocabulary)
         prompts.append(ids or [begin])
     return prompts
 
@@ -212,8 +209,9 @@ class ChatAnswer(Answer):
     """The answer to ``/v1/chat/completions``."""
 
     body: Chat
+    kind, prefix = "chat.completion", "chatcmpl"
 
-    def __init__(self, served: Served, body: Chat, limits: Limits) -> None:
+    def __init__(self, served: Served, body: Chat, limits: Limits, note: Note) -> None:
         assert served.scheduler is not None and served.guides is not None, "of a decoder"
         tokenizer = served.pipe.tokenizer
         tools = None if body.tool_choice == "none" else body.tools
@@ -240,7 +238,7 @@ class ChatAnswer(Answer):
             want.grammar = grammar_of(some, self._form, special, several)
         want.settings = want.settings._replace(alternatives=bool(body.logprobs and body.top_logprobs))
         self._held: dict[int, str] = {}
-        super().__init__(served, body, [ids], want, limits, "chat.completion")
+        super().__init__(served, body, [ids], want, limits, note)
 
     def choice(self, index: int, text: Whole) -> dict[str, Any]:
         """The message, with the calls it makes."""
@@ -264,7 +262,7 @@ class ChatAnswer(Answer):
             yield self._chunk(index, {"role": "assistant", "content": ""}, [], None)
 
     def chunks(self, piece: Piece) -> Iterator[dict[str, Any]]:
-        """What may be shown of a piece; where functions may be called, a call is sent when it is whole."""
+        """The chunks of what may be shown; where functions may be called, a call is sent when it is whole."""
         index, text, reason = piece.index, piece.text, piece.reason
         calls: list[Any] = []
         if self._functions:

@@ -1,10 +1,13 @@
 """Errors with the status and the body that clients of OpenAI's interface expect."""
 
+import logging
+import traceback
 from typing import Any
 
 from jaxformer.generation.scheduler import QueueFullError
 from jaxformer.schema import UserError
 
+LOG = logging.getLogger("jaxformer.serving")
 TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -36,11 +39,12 @@ class ApiError(Exception):
 
 
 def api_error(error: Exception) -> ApiError:
-    """The answer to an exception; what is no fault of the request says nothing of the inside."""
+    """The answer to an exception; one that is no fault of the request is logged, and its answer says nothing of it."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, QueueFullError):
         return ApiError(429, str(error), code="queue_full")
     if isinstance(error, UserError):
         return ApiError(400, str(error))
+    LOG.error("".join(traceback.format_exception(error)))
     return ApiError(500, "the server failed on this request; its log says why", code="internal_error")

@@ -1,6 +1,6 @@
 """What a server counts, in Prometheus' format."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxformer.external import need
@@ -51,6 +51,11 @@ class Measures:
                 return [running, waiting, tokens]
 
         self.registry.register(FromModels())
+
+    def note(self, model: str) -> Callable[[bool, float], None]:
+        """A function that counts the seconds before a token of a model's text, the first one apart."""
+        first, later = self.first_token.labels(model), self.next_token.labels(model)
+        return lambda is_first, seconds: (first if is_first else later).observe(seconds)
 
     def page(self) -> tuple[bytes, str]:
         """The page and its content type."""

@@ -11,9 +11,10 @@ from jaxformer.generation.slots import NEUTRAL
 from jaxformer.serving.served import Served
 from jaxformer.serving.texts import Writing
 
-# Options that the scheduler has; with others a text is written by the pipeline itself.
+# Options that the scheduler has; a text with others is written by the pipeline itself.
 KNOWN = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-ELSEWHERE = ("num_beams", "no_repeat_ngram_size", "bad_words_ids", "typical_p", "sequence_bias", "forced_bos_token_id")
+TOKENS = ("eos_token_id", "pad_token_id", "bos_token_id", "suppress_tokens")  # the model's, as the scheduler has them
+HANDLED = (*KNOWN, *TOKENS, "do_sample", "max_new_tokens", "min_new_tokens", "stop_strings")
 
 
 def scheduled(served: Served) -> Callable[..., Iterator[Piece]]:
@@ -26,7 +27,7 @@ def scheduled(served: Served) -> Callable[..., Iterator[Piece]]:
         row = pipe.encode([item], chosen)[0][0]
         config = pipe.config(row, chosen)
         fields = type(config).model_fields
-        if any(getattr(config, name) not in (None, fields[name].default) for name in ELSEWHERE):
+        if any(getattr(config, name) != field.default for name, field in fields.items() if name not in HANDLED):
             yield from alone(item, **options)
             return
         numbers = {name: value for name in KNOWN if (value := getattr(config, name)) is not None}

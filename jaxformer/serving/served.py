@@ -15,6 +15,12 @@ from jaxformer.serving.batcher import Batcher
 from jaxformer.serving.guide import Guides
 from jaxformer.serving.tools import Form, form_of
 
+# Settings of a model's generation_config.json that requests follow, or that say nothing here.
+KNOWN = {
+    *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
+    *("eos_token_id", "pad_token_id", "bos_token_id", "suppress_tokens", "do_sample", "max_new_tokens", "max_length"),
+}
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -73,7 +79,7 @@ class Served:
 
 
 def uses_of(pipe: Pipeline) -> tuple[str, ...]:
-    """What a server can do with a pipeline.
+    """The uses that a server has for a pipeline.
 
     Raises:
         UserError: nothing.
@@ -97,6 +103,9 @@ def serve_pipeline(name: str, pipe: Any, limits: Limits, **options: Any) -> Serv
     uses = uses_of(pipe)
     if pipe.task != "text-generation":
         return Served(name, pipe, uses, batcher=Batcher(pipe, limits.waiting))
+    unknown = sorted(pipe.opened.generation.keys() - KNOWN)
+    if unknown:
+        pipe.say_once("settings", f"{name}: the server leaves out {', '.join(unknown)} of {pipe.opened.settings_from}")
     given = {key: pipe.opened.generation.get(key) for key in ("eos_token_id", "suppress_tokens")}
     config = GenerationConfig(**{key: value for key, value in given.items() if value is not None})
     scheduler = Scheduler(

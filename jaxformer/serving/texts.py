@@ -10,10 +10,12 @@ from typing import Any
 from jaxformer.generation.scheduler import End, Event, Guide, Job, Scheduler, Scores, Tokens
 from jaxformer.generation.slots import NEUTRAL, Settings
 from jaxformer.generation.text_stream import TextStream, find_stop, held_back
-from jaxformer.schema import UserError
 from jaxformer.serving.bodies import Drawing
 from jaxformer.serving.errors import ApiError
 from jaxformer.tokenizers import decode
+
+# Takes whether a token is the first of its text, and the seconds before it.
+Note = Callable[[bool, float], None]
 
 
 @dataclass
@@ -191,6 +193,7 @@ class Texts:
         copies: texts for each prompt.
         guide: makes the guide of a text; None: no text has one.
         seconds: that a text may take.
+        note: called for each piece with tokens.
     """
 
     def __init__(
@@ -202,7 +205,9 @@ class Texts:
         copies: int,
         guide: Callable[[], Guide | None],
         seconds: float,
+        note: Note,
     ) -> None:
+        self._note, self._start = note, time.monotonic()
         self._scheduler, loop = scheduler, asyncio.get_running_loop()
         self._arrived: asyncio.Queue[Any] = asyncio.Queue()
 
@@ -237,13 +242,18 @@ class Texts:
             ApiError: a text took too long or the server stops.
             Exception: the model failed.
         """
-        open_texts = len(self.jobs)
+        open_texts, before = len(self.jobs), dict[int, float]()
         try:
             while open_texts:
                 item = await self._arrived.get()
                 if isinstance(item, Exception):
                     raise item
                 open_texts -= item.reason is not None
+                if item.tokens:
+                    now, last = time.monotonic(), before.get(item.index)
+                    passed = now - self._start if last is None else (now - last) / len(item.tokens)
+                    self._note(last is None, passed)
+                    before[item.index] = now
                 yield item
         finally:
             if open_texts:
@@ -273,9 +283,3 @@ async def gather(texts: Texts) -> list[Whole]:
     async for piece in texts.pieces():
         whole[piece.index].add(piece)
     return whole
-
-
-def check_tokens(ids: Sequence[int], vocabulary: int) -> None:
-    """Refuses tokens that the model does not have."""
-    if ids and max(ids) >= vocabulary:
-        raise UserError(f"the prompt has token {max(ids)}, expected 0 to {vocabulary - 1}")

@@ -12,7 +12,7 @@ import jaxformer
 from jaxformer.generation.scheduler import Job
 from jaxformer.generation.slots import NEUTRAL
 from jaxformer.serving.pages import scheduled
-from jaxformer.serving.served import Limits
+from jaxformer.serving.served import Limits, open_served
 from tests.serving import models
 
 HELLO = [{"role": "user", "content": "rain"}]
@@ -391,3 +391,23 @@ def test_the_pages_of_the_demo_write_through_the_scheduler(client, folders):
         assert "".join(piece.text for piece in found) == "".join(piece.text for piece in expected)
         assert found[-1].finish_reason == expected[-1].finish_reason
         assert (served.scheduler.counts.written_tokens > before) == ("no_repeat_ngram_size" not in options)
+
+
+def test_settings_of_the_model_that_the_server_does_not_follow_are_said(tmp_path):
+    folder = models.tiny.save(tmp_path / "writer", "writes")
+    (folder / "generation_config.json").write_text(json.dumps({"no_repeat_ngram_size": 2, "temperature": 0.5}))
+    with pytest.warns(UserWarning, match="the server leaves out no_repeat_ngram_size"):
+        served = open_served([str(folder)], models.LIMITS)
+    served["writer"].close(finish=False)
+
+
+def test_the_time_to_the_first_token_and_between_tokens_is_counted(client):
+    def counts():
+        lines = client.get("/metrics").text.splitlines()
+        found = [line for line in lines if "_token_seconds_count" in line and 'model="writer"' in line]
+        return {line.split("{")[0]: float(line.split()[-1]) for line in found}
+
+    before = counts()
+    chunks(client, "/v1/chat/completions", model="writer", messages=HELLO, max_tokens=9, ignore_eos=True)
+    first, later = "jaxformer_first_token_seconds_count", "jaxformer_next_token_seconds_count"
+    assert counts()[first] - before.get(first, 0) == 1 and counts()[later] - before.get(later, 0) >= 2
